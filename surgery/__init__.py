@@ -1,0 +1,68 @@
+"""Model surgery on checkpoints, offline: on safetensors shards and index files, without the model.
+
+    checkpoint = surgery.open_checkpoint("path")
+    adapter = surgery.open_adapter("adapter")
+    checkpoint = surgery.merge(surgery.split_qkv(checkpoint), adapter)
+    report = surgery.write(checkpoint, "out", max_shard_size="5GB")
+
+A checkpoint maps names to lazy tensors; a surgery is a pure function from checkpoint to checkpoint; only `write` touches
+data, in one pass. Importing this package imports neither torch, transformers, numpy nor huggingface_hub.
+"""
+
+from .checkpoint import Checkpoint, Input, open_checkpoint
+from .errors import (
+    AdapterError,
+    DestinationError,
+    FormatError,
+    LayoutError,
+    NoSpace,
+    NotACheckpoint,
+    NothingMatched,
+    NotPlaced,
+    NotSupported,
+    PlanError,
+    SourceChanged,
+    SurgeryError,
+    VerificationFailed,
+)
+from .execute import Report, Step, execute, write
+from .formats.peft import Adapter, open_adapter
+from .plan import Plan, plan
+from .stage import clean
+from .surgeries.merge import merge
+from .surgeries.rename import drop, rename
+from .surgeries.split import split_qkv
+from .version import __version__
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "Checkpoint",
+    "DestinationError",
+    "FormatError",
+    "Input",
+    "LayoutError",
+    "NoSpace",
+    "NotACheckpoint",
+    "NotPlaced",
+    "NotSupported",
+    "NothingMatched",
+    "Plan",
+    "PlanError",
+    "Report",
+    "SourceChanged",
+    "Step",
+    "SurgeryError",
+    "VerificationFailed",
+    "__version__",
+    "clean",
+    "drop",
+    "execute",
+    "merge",
+    "open_adapter",
+    "open_checkpoint",
+    "plan",
+    "rename",
+    "split_qkv",
+    "write",
+]

@@ -1,0 +1,101 @@
+"""LoRA on nn.Linear and Conv1D: W + scale * B @ A.
+
+    lora_A.weight (r, in), lora_B.weight (out, r), for a weight (out, in); a Conv1D's weight is (in, out), and its delta
+    is transposed. scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and alpha per module by patterns.
+
+Source: peft 0.21.2, tuners/lora/layer.py `Linear.get_delta_weight`, `update_layer`, and utils/other.py `get_pattern_key`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..dtypes import ARITHMETIC
+from ..errors import AdapterError, NotSupported, SurgeryError
+from ..families import is_conv1d
+from ..formats.peft import Adapter
+from ..tensor import LowRank, Shape, permute
+
+# Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
+_TRAINING = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
+    "exclude_modules lora_dropout bias modules_to_save layers_to_transform layers_pattern megatron_core loftq_config "
+    "eva_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying".split()
+)
+_USED = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights"})
+# Initialisations that leave the base as it is. The others move a part of the base into A and B, so that the adapter
+# belongs to a changed base.
+_KEEP_BASE = (True, False, "gaussian", "eva", "orthogonal", None)
+
+
+def check_config(adapter: Adapter) -> None:
+    """Raise NotSupported, naming the option, unless all that the config asks for is supported."""
+    config, where = adapter.config, [f"{adapter.path}/adapter_config.json"]
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise NotSupported(f"adapters of kind {kind} are not supported", where=where, help="supported: LORA")
+    for key, value in config.items():
+        if key in _TRAINING or key in _USED or value in (None, False, [], {}, ""):
+            continue
+        raise NotSupported(f"the option `{key}` is not supported", where=[*where, f"{key} = {value!r}"], help="merge it with PEFT")
+    init = config.get("init_lora_weights", True)
+    if init not in _KEEP_BASE:
+        raise NotSupported(
+            f"the adapter was initialised by {init!r}, which changes the base it belongs to",
+            where=where,
+            help="save it once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
+        )
+
+
+def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config: Mapping[str, Any]) -> LowRank:
+    """What the adapter adds to the base tensor `weight` of `shape`, for its module `module`.
+
+    Raises AdapterError where shapes, rank or dtypes contradict each other or the base.
+    """
+    parts = adapter.lora[module]
+
+    def bad(what: str, help: str | None = None, kind: type[SurgeryError] = AdapterError) -> SurgeryError:
+        return kind(what, where=[f"{adapter.path}: {adapter.names[f'{module}.{next(iter(parts))}']}", f"base: {weight} {shape}"], help=help)
+
+    unknown = sorted(set(parts) - {"lora_A.weight", "lora_B.weight"})
+    if unknown:
+        raise bad(f"LoRA with {', '.join(unknown)} is not supported", "merge it with PEFT", NotSupported)
+    if len(parts) != 2:
+        missing = ({"lora_A.weight", "lora_B.weight"} - set(parts)).pop()
+        raise bad(f"the module has no {missing}", "the adapter file is incomplete: save it again")
+    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+    for factor in (a, b):
+        if factor.dtype not in ARITHMETIC:
+            raise bad(f"adapter tensors of {factor.dtype} are not supported", "save the adapter in float32, float16 or bfloat16", NotSupported)
+    if len(a.shape) != 2 or len(b.shape) != 2 or 0 in a.shape or 0 in b.shape:
+        raise bad(f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", "an ungathered ZeRO-3 or FSDP save looks like this", NotSupported)
+    rank = pattern(adapter.config.get("rank_pattern"), module, adapter.config.get("r", 8))
+    if a.shape[0] != rank or b.shape[1] != rank:
+        raise bad(
+            f"adapter_config.json says rank {rank}, but lora_A is {a.shape} and lora_B {b.shape}",
+            "r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed",
+        )
+    alpha = pattern(adapter.config.get("alpha_pattern"), module, adapter.config.get("lora_alpha", 8))
+    scale = alpha / math.sqrt(rank) if adapter.config.get("use_rslora") else alpha / rank
+    linear, conv1d = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
+    if shape not in (linear, conv1d):
+        raise bad(f"the delta would be {linear}, the base tensor is {shape}", "the adapter belongs to another base, or to a resized one")
+    if linear == conv1d:
+        known = base_config.get("model_type")
+        transposed = is_conv1d(base_config, module) if known else bool(adapter.config.get("fan_in_fan_out"))
+    else:
+        transposed = shape == conv1d
+    if transposed:
+        return LowRank(permute(a, (1, 0)), permute(b, (1, 0)), scale)
+    return LowRank(b, a, scale)
+
+
+def pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """The value of the first pattern that matches the end of the module's name, as PEFT looks it up."""
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

@@ -1,0 +1,316 @@
+"""A checkpoint as a value: names -> lazy tensors, and the files beside them.
+
+`open_checkpoint` reads headers and the index, nothing else, and executes nothing. A `Checkpoint` is never changed: a
+surgery returns another one. Invariants: every tensor has a shard in `weight_map`; `files` hold no weights of any format;
+`inputs` list all tensors that were opened, so that a plan can prove that each of them arrived or was dropped by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
+from .formats.index import parse_index
+from .formats.safetensors import Header, read_header, tensors_of
+from .formats.strict import parse_object
+from .names import natural
+from .tensor import File, Stored, Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+# Weights of other formats, or of the same ones under another name: carried along, they would still be the old weights.
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml")
+OTHER_WEIGHTS += ("*.tflite", "*.ot", "*.npz", "*.pkl", "*.pickle", "*.nemo", "*.mlmodel", "*.bin.index.json", "*.h5.index.json")
+LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What was opened: its place, its files, and all its tensors by name."""
+
+    role: str  # "base" or "adapter"
+    path: str
+    files: tuple[File, ...]
+    tensors: Mapping[str, Stored]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Names -> lazy tensors, with the files that belong to them. Made by `open_checkpoint`, changed by surgeries."""
+
+    path: str
+    tensors: Mapping[str, Tensor]
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, Mapping[str, str] | None]  # `__metadata__` by shard
+    files: Mapping[str, File | bytes]  # carried files: as they are, or with edited content
+    inputs: tuple[Input, ...]
+    stem: str = "model"  # shards are called stem-00001-of-00002.safetensors
+    index_name: str = "model.safetensors.index.json"
+    index_metadata: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, Tensor] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()  # what was done, oldest first
+    notes: tuple[str, ...] = ()  # what a user should know, for the report
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The content of config.json; empty where there is none."""
+        return json_file(self, "config.json")
+
+    def load(self, name: str) -> torch.Tensor:
+        """The value of one tensor, computed by the code that writes it. Loads torch."""
+        from .evaluate import load
+
+        return load(self[name])
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            close = nearest(name, self.tensors)
+            raise SurgeryError(
+                f"no tensor is called {name}", where=[self.path], help=f"the nearest names are {', '.join(close)}" if close else None
+            )
+        return self.tensors[name]
+
+    def with_step(self, step: Mapping[str, Any], **changes: Any) -> Checkpoint:
+        """The checkpoint with `changes`, and `step` added to its history."""
+        return replace(self, history=(*self.history, step), **changes)
+
+
+def json_file(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The JSON object in one of the checkpoint's files; empty where there is none."""
+    match checkpoint.files.get(name):
+        case None:
+            return {}
+        case bytes(raw):
+            where = name
+        case File(path):
+            where = path
+            with open(path, "rb") as stream:
+                raw = stream.read()
+    return parse_object(raw, lambda what: FormatError(what, where=[where]))
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
+
+    Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or the
+    index and the shards disagree.
+    """
+    path = os.path.abspath(os.fspath(path))
+    if os.path.isdir(path):
+        folder, weights = path, _choose(path)
+    elif os.path.isfile(path):
+        folder, weights = os.path.dirname(path), os.path.basename(path)
+        if not weights.endswith((".safetensors", ".json")):
+            raise NotACheckpoint("not a safetensors file", where=[path], help=_pickle_help(weights))
+    else:
+        raise NotACheckpoint("no such file or folder", where=[path])
+
+    if isinstance(weights, str) and weights.endswith(".json"):
+        index_name, shards = weights, None
+    else:
+        index_name, shards = None, [weights] if isinstance(weights, str) else weights
+    checkpoint = _indexed(folder, index_name) if shards is None and index_name else _bare(folder, shards or [])
+    alone = os.path.isfile(path) and not os.path.exists(os.path.join(folder, "config.json"))
+    return checkpoint if alone else _with_files(checkpoint, folder)
+
+
+def _choose(folder: str) -> str | list[str]:
+    """Which weights of a folder are meant: an index, one file, or a bare set of shards."""
+    here = sorted(os.listdir(folder), key=natural)
+    shards = [f for f in here if f.endswith(".safetensors")]
+    indices = [f for f in here if fnmatch(f, "*.safetensors.index*.json")]
+    single = next((f for f in ("model.safetensors", "diffusion_pytorch_model.safetensors") if f in shards), None)
+    plain = [i for i in indices if i.endswith(".safetensors.index.json") and not i.startswith("consolidated")]
+    chosen = plain if len(plain) == 1 else indices
+    if len(chosen) > 1 or (chosen and single and single not in _read_index(folder, chosen[0]).weight_map.values()):
+        found = [*chosen, *([single] if single else [])]
+        raise NotACheckpoint(
+            f"the folder holds more than one set of weights: {', '.join(found)}",
+            where=[folder],
+            help=f"loaders prefer one of them in silence; pass the one that you mean: {os.path.join(folder, found[0])}",
+        )
+    if chosen:
+        return chosen[0]
+    if single:
+        return single
+    bare = [f for f in shards if f != ADAPTER_WEIGHTS and not f.startswith("consolidated")] or [
+        f for f in shards if f.startswith("consolidated")
+    ]
+    return bare or _nothing(folder, here)
+
+
+def _nothing(folder: str, here: list[str]) -> list[str]:
+    """Say why a folder without safetensors is not a checkpoint, and what to do."""
+    nested = [d for d in here if os.path.isdir(os.path.join(folder, d)) and _has_safetensors(os.path.join(folder, d))]
+    pickles = [f for f in here if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if ADAPTER_CONFIG in here:
+        what, tip = "this is an adapter, not a base model", "pass the base first: surgery merge BASE ADAPTER -o OUT"
+    elif "snapshots" in here:
+        names = os.listdir(os.path.join(folder, "snapshots"))
+        what = "this is the root of a Hub cache entry"
+        tip = "pass one of its snapshots: " + ", ".join(os.path.join(folder, "snapshots", n) for n in names)
+    elif nested:
+        what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(os.path.join(folder, d) for d in nested)
+    elif pickles:
+        what, tip = f"only pickled weights are here: {', '.join(listed(pickles))}", _pickle_help(pickles[0])
+    else:
+        what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
+    raise NotACheckpoint(what, where=[folder], help=tip)
+
+
+def _pickle_help(name: str) -> str:
+    if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
+        return "a pickle can run code, so we do not open it; load it once with transformers and save_pretrained() it"
+    return "pass a folder, a .safetensors file or an .index.json file"
+
+
+def _has_safetensors(folder: str) -> bool:
+    return any(f.endswith(".safetensors") for f in os.listdir(folder))
+
+
+def _read_index(folder: str, name: str) -> Any:
+    path = os.path.join(folder, name)
+    try:
+        with open(path, "rb") as stream:
+            return parse_index(stream.read(), path)
+    except OSError as error:
+        raise FormatError(f"cannot read the index: {error.strerror}", where=[path]) from error
+
+
+def _indexed(folder: str, index_name: str) -> Checkpoint:
+    index = _read_index(folder, index_name)
+    where = os.path.join(folder, index_name)
+    shards = sorted(set(index.weight_map.values()), key=natural)
+    missing = [s for s in shards if not os.path.isfile(os.path.join(folder, s))]
+    if missing:
+        raise FormatError(
+            f"the index names {len(missing)} files that are not there",
+            where=[where, *listed(missing)],
+            help="the download is incomplete; fetch the missing files",
+        )
+    headers = _headers(folder, shards)
+    holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}
+    wrong = [(n, s) for n, s in index.weight_map.items() if n not in headers[s][1].entries]
+    if wrong:
+        rows = [f"{n}: the index says {s}, it is in {holder.get(n, 'no shard')}" for n, s in wrong]
+        raise FormatError(
+            f"the index and the shards disagree about {len(wrong)} tensors",
+            where=[where, *listed(rows)],
+            help="move the index away and open the folder as a bare set of shards, or fetch the checkpoint again",
+        )
+    stem, _, _ = index_name.partition(".safetensors.index")
+    variant = index_name.removeprefix(f"{stem}.safetensors.index").removesuffix(".json")
+    checkpoint = _made(folder, headers, f"{stem}{variant}", index_name)
+    extra = len(holder) - len(index.weight_map)
+    notes = (f"{extra} tensors are in the shards but not in the index: kept, and indexed from now on",) if extra else ()
+    return replace(checkpoint, index_metadata=index.metadata, notes=notes)
+
+
+def _bare(folder: str, shards: list[str]) -> Checkpoint:
+    """Shards without an index. Numbered ones must be complete."""
+    for shard in shards:
+        head, mark, tail = shard.removesuffix(".safetensors").rpartition("-of-")
+        if mark and tail.isdigit():
+            prefix = head.rpartition("-")[0]
+            count = sum(fnmatch(s, f"{prefix}-*-of-{tail}.safetensors") for s in shards)
+            if count != int(tail) and len(shards) > 1 or int(tail) > 1 == len(shards):
+                raise NotACheckpoint(
+                    f"{count} of {int(tail)} shards are here, and no index",
+                    where=[os.path.join(folder, shard)],
+                    help="fetch the missing shards, or the index",
+                )
+    first = shards[0].removesuffix(".safetensors")
+    stem = first.rpartition("-of-")[0].rpartition("-")[0] or first if len(shards) == 1 or "-of-" in first else "model"
+    return _made(folder, _headers(folder, shards), stem, f"{stem}.safetensors.index.json")
+
+
+def _headers(folder: str, shards: list[str]) -> dict[str, tuple[File, Header]]:
+    headers = {s: read_header(os.path.join(folder, s)) for s in shards}
+    seen: dict[str, str] = {}
+    for shard, (_, header) in headers.items():
+        double = [n for n in header.entries if n in seen]
+        if double:
+            raise FormatError(
+                f"{len(double)} tensors are in two shards",
+                where=[folder, *listed([f"{n}: {seen[n]} and {shard}" for n in double])],
+                help="remove the stale shard, or pass the one file that you mean",
+            )
+        seen.update(dict.fromkeys(header.entries, shard))
+    return headers
+
+
+def _made(folder: str, headers: Mapping[str, tuple[File, Header]], stem: str, index_name: str) -> Checkpoint:
+    tensors: dict[str, Stored] = {}
+    weight_map: dict[str, str] = {}
+    for shard, (file, header) in headers.items():
+        tensors |= tensors_of(file, header)
+        weight_map |= dict.fromkeys(header.entries, shard)
+    return Checkpoint(
+        path=folder,
+        tensors=tensors,
+        weight_map=weight_map,
+        metadata={shard: header.metadata for shard, (_, header) in headers.items()},
+        files={},
+        inputs=(Input("base", folder, tuple(file for file, _ in headers.values()), tensors),),
+        stem=stem,
+        index_name=index_name,
+    )
+
+
+def _with_files(checkpoint: Checkpoint, folder: str) -> Checkpoint:
+    """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones."""
+    files: dict[str, File | bytes] = {}
+    left: list[str] = []
+    nested: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(here)
+        relative = os.path.relpath(here, folder)
+        top = relative == "."
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above: already carried
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if top:
+            left += [f"{f}/" for f in folders if f in LEFT_FOLDERS and f != ".surgery"]
+            folders[:] = [f for f in folders if f not in LEFT_FOLDERS]
+        folders.sort()
+        own = not top and any(n.endswith(".safetensors") for n in names)
+        nested += [relative] if own else []
+        inside = any(relative == n or relative.startswith(n + os.sep) for n in nested)
+        for name in sorted(names):
+            path = name if top else os.path.join(relative, name)
+            if path in shards:
+                continue
+            stale = any(fnmatch(name, p) for p in OTHER_WEIGHTS) or name.startswith("consolidated.")
+            if not inside and (stale or name.endswith(".safetensors") or fnmatch(name, "*.safetensors.index*.json")):
+                left.append(path)
+                continue
+            full = os.path.join(here, name)
+            if not os.path.isfile(full):
+                raise FormatError("neither a file nor a folder: a broken link?", where=[full], help="remove it, or mend the link")
+            info = os.stat(full)
+            files[path] = File(full, info.st_size, info.st_mtime_ns)
+    notes = list(checkpoint.notes)
+    if left:
+        notes.append("left out, since they would still hold the old weights: " + ", ".join(listed(left)))
+    if nested:
+        notes.append("carried untouched, with checkpoints of their own: " + ", ".join(f"{n}/" for n in nested))
+    return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))
+
+
+def _earlier(folder: str) -> tuple[Mapping[str, Any], ...]:
+    """The history in the manifest of a folder that surgery wrote, so that the next manifest continues it."""
+    from .formats.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    return tuple(manifest.history) if manifest else ()

@@ -1,0 +1,112 @@
+"""The error tree. Each error says what is wrong, where, and how to mend it.
+
+    SurgeryError
+    ├── FormatError           bytes that are not what their format demands (safetensors, index, config)
+    ├── NotACheckpoint        a path that holds nothing we can open
+    ├── NothingMatched        a pattern or a surgery that found no tensor
+    ├── LayoutError           a fused tensor that does not fit its layout, or whose layout is unknown
+    ├── AdapterError          an adapter that cannot be applied
+    │   ├── NotPlaced         its tensors have no place in the base
+    │   └── NotSupported      its kind or one of its options is not supported
+    ├── PlanError             names collide, tensors are unaccounted for, metadata contradicts itself
+    ├── DestinationError      the output may not be written there
+    ├── NoSpace               the disk is, or would be, full
+    ├── SourceChanged         an input changed after it was opened
+    └── VerificationFailed    a checkpoint that is not what it should be
+
+What, where and help are lower case, without a full stop, with real values in them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+SHOWN = 5
+
+
+class SurgeryError(Exception):
+    """`what` went wrong, `where` (one line each), and the `help` that mends it."""
+
+    def __init__(self, what: str, *, where: Iterable[str] = (), help: str | None = None) -> None:
+        self.what = what
+        self.where = tuple(where)
+        self.help = help
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        lines += [f"  --> {self.where[0]}"] if self.where else []
+        lines += [f"      {line}" for line in self.where[1:]]
+        lines += [f"help: {self.help}"] if self.help else []
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.help)
+
+
+def _rebuild(kind: type[SurgeryError], what: str, where: tuple[str, ...], help: str | None) -> SurgeryError:
+    return kind(what, where=where, help=help)
+
+
+class FormatError(SurgeryError):
+    """Bytes that break a rule of their file format."""
+
+
+class NotACheckpoint(SurgeryError):
+    """A path that holds neither a checkpoint nor an adapter."""
+
+
+class NothingMatched(SurgeryError):
+    """A pattern, or a surgery, that matched no tensor."""
+
+
+class LayoutError(SurgeryError):
+    """A fused tensor that does not fit its layout, or whose layout is not known."""
+
+
+class AdapterError(SurgeryError):
+    """An adapter that cannot be applied."""
+
+
+class NotPlaced(AdapterError):
+    """Adapter tensors that have no place in the base."""
+
+
+class NotSupported(AdapterError):
+    """An adapter kind, option or dtype that is not supported."""
+
+
+class PlanError(SurgeryError):
+    """A checkpoint that cannot be written as it stands."""
+
+
+class DestinationError(SurgeryError):
+    """An output that may not be written where it was asked for."""
+
+
+class NoSpace(SurgeryError):
+    """Too little disk space."""
+
+
+class SourceChanged(SurgeryError):
+    """An input that changed after it was opened."""
+
+
+class VerificationFailed(SurgeryError):
+    """A checkpoint that is not what it should be."""
+
+
+def listed(items: Sequence[str], shown: int = SHOWN) -> list[str]:
+    """The first `shown` items, then a count of the rest."""
+    rest = len(items) - shown
+    return [*items[:shown], *([f"(+{rest} more)"] if rest > 0 else [])]
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that look most like `name`, best first."""
+    known = list(known)
+    if len(known) > 5000:  # difflib is quadratic: compare within the names that share an ending
+        tail = name.rsplit(".", 2)[-2:]
+        known = [k for k in known if k.rsplit(".", 2)[-2:] == tail][:5000] or known[:5000]
+    return difflib.get_close_matches(name, known, n=count, cutoff=0.5)

@@ -1,0 +1,292 @@
+"""The one evaluator: any lazy tensor -> its bytes, in windows of bounded size.
+
+Movement is gathered (`read.py`), without torch. A `Sum` is computed in torch by the block law:
+
+    float32 tiles of 64 rows (a shorter tail is padded) and at most 4096 columns; the inner dimension in chunks of at
+    most 256, in order; one torch thread per worker; full float32 precision
+
+`torch.mm` of a part of a matrix is in general not bit-equal to the same part of the whole; tiles of constant shape are, so
+the bytes depend neither on the number of workers, nor on the memory budget, nor on which rows are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .dtypes import F64, Dtype
+from .errors import NotSupported
+from .read import SPAN, Reader
+from .runs import Piece, lower, to_bytes, window
+from .tensor import File, LowRank, Stored, Sum, Tensor, children, narrow, substitute
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS, COLUMNS, INNER = 64, 4096, 256
+TILE = ROWS * COLUMNS  # elements of a float32 tile: 64 rows of 4096 columns, or more rows of fewer
+LEAST_BUDGET = 20_000_000  # bytes that one worker with sums to compute cannot do without
+DEFAULT_MEMORY = 96_000_000  # bytes of buffers, all workers together
+SCRATCH = "scratch"  # the path under which a plan names the file of its scratch tensors
+
+_TORCH_NAMES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+
+
+class Workspace:
+    """What one worker needs: open files and buffers, together at most `budget` bytes."""
+
+    def __init__(self, budget: int, aliases: dict[str, str] | None = None) -> None:
+        self.reader = Reader(aliases)
+        self.window = min(8 << 20, budget // 8)  # bytes of a value that are made at once
+        self.depth = 0  # of sums within sums, each with a buffer of its own for its base
+        self._rights_budget = budget // 4
+        self._buffers: dict[str, bytearray] = {}
+        self._rights: dict[int, tuple[LowRank, torch.Tensor]] = {}
+        self._lowered: dict[int, tuple[Tensor, list[Piece]]] = {}
+
+    def buffer(self, use: str, size: int) -> memoryview:
+        """`size` bytes for `use`, the same memory at each call: fresh pages cost more than the arithmetic."""
+        if len(self._buffers.get(use, b"")) < size:
+            self._buffers[use] = bytearray(size)
+        return memoryview(self._buffers[use])[:size]
+
+    def pieces(self, tensor: Tensor) -> list[Piece]:
+        """`lower(tensor)`, remembered for the next windows of the same tensor."""
+        if id(tensor) not in self._lowered:
+            if len(self._lowered) >= 64:
+                self._lowered.clear()
+            self._lowered[id(tensor)] = (tensor, lower(tensor))
+        return self._lowered[id(tensor)][1]
+
+    def right(self, delta: LowRank, first: int, stop: int, left_column: int, right_column: int, kind: Any) -> torch.Tensor:
+        """Rows [first, stop) and columns [left_column, right_column) of a delta's right factor, as float32 or float64."""
+        rank, columns = delta.right.shape
+        item = kind.itemsize
+        if rank * columns * item <= self._rights_budget:
+            found = self._rights.get(id(delta))
+            if found is None:
+                if sum(t.nbytes for _, t in self._rights.values()) + rank * columns * item > self._rights_budget:
+                    self._rights.clear()
+                found = (delta, _floats(delta.right, kind, self, "", None))
+                self._rights[id(delta)] = found
+            return found[1][first:stop, left_column:right_column]
+        part = narrow(narrow(delta.right, 0, first, stop - first), 1, left_column, right_column - left_column)
+        return _floats(part, kind, self, "right", None)
+
+    def close(self) -> None:
+        """Close files, free buffers."""
+        self.reader.close()
+        self._buffers.clear()
+        self._rights.clear()
+
+
+def blocks(tensor: Tensor, start: int, stop: int, work: Workspace) -> Iterator[tuple[int, memoryview]]:
+    """The bytes of elements [start, stop) of `tensor`, window by window: (byte offset from `start`, bytes).
+
+    A window is valid until the next. Windows hold whole bytes, and whole tiles of a sum where they fit.
+    """
+    bits = tensor.dtype.bits
+    step = max(8, work.window * 8 // bits // 8 * 8)
+    columns = next((leaf.shape[-1] for leaf in _sums(tensor) if leaf.shape), 1)
+    for whole in (ROWS * columns, columns):
+        if columns > 1 and step >= whole:
+            step = step // whole * whole
+            break
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        out = work.buffer("window", (end - at) * bits // 8)
+        into(tensor, at, end, out, work)
+        yield (at - start) * bits // 8, out
+
+
+def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Fill `out` with elements [start, stop) of `tensor`."""
+    item = tensor.dtype.bits // 8
+    if isinstance(tensor, Sum):
+        columns = tensor.shape[-1] if tensor.shape else 1
+        for at, end in _rows(start, stop, columns):
+            _compute(tensor, at, end, out[(at - start) * item : (end - start) * item], work)
+        return
+    if isinstance(tensor, Stored) and item:
+        work.reader.read(tensor.file, tensor.offset + start * item, out)
+        return
+    pieces = window(work.pieces(tensor), start, stop, tensor.size)
+    work.reader.gather([to_bytes(p) for p in pieces if not isinstance(p.leaf, Sum)], out)
+    for piece in pieces:
+        if isinstance(piece.leaf, Sum):
+            for at, to in piece.runs():
+                into(piece.leaf, at, at + piece.run, out[to * item : (to + piece.run) * item], work)
+
+
+def scratch_of(tensor: Tensor) -> Tensor | None:
+    """A tensor inside `tensor` that must be computed as a whole, before it is used: what is not row-local."""
+    for piece in lower(tensor) if any(map(_has_sum, children(tensor))) or isinstance(tensor, Sum) else []:
+        leaf = piece.leaf
+        if not isinstance(leaf, Sum):
+            continue
+        for child in children(leaf):
+            if inner := scratch_of(child):
+                return inner
+        for factor in (f for d in leaf.deltas for f in (d.left, d.right)):
+            if _has_sum(factor):
+                return next(t for t in _sums(factor))
+        columns = leaf.shape[-1] if leaf.shape else 1
+        whole = piece.size == leaf.size and piece.run == leaf.size
+        strides = (piece.at, piece.run, *(d.at for d in (piece.dims[:-1] if piece.run > 1 else piece.dims)))
+        if not whole and any(n % columns for n in strides):
+            return leaf
+    return None
+
+
+def load(tensor: Tensor) -> torch.Tensor:
+    """The value of a lazy tensor, as a torch tensor of its shape and dtype."""
+    import torch
+
+    name = _TORCH_NAMES.get(tensor.dtype.name)
+    if name is None:
+        raise NotSupported(f"torch has no dtype for {tensor.dtype}", help="read the bytes with surgery.evaluate.blocks")
+    if not tensor.nbytes:
+        return torch.empty(tensor.shape, dtype=getattr(torch, name))
+    raw, work = bytearray(tensor.nbytes), Workspace(DEFAULT_MEMORY)
+    with tempfile.TemporaryDirectory() as folder, exact():
+        try:
+            while (inner := scratch_of(tensor)) is not None:
+                path = os.path.join(folder, str(len(os.listdir(folder))))
+                with open(path, "wb") as stream:
+                    for _, data in blocks(inner, 0, inner.size, work):
+                        stream.write(data)
+                status = os.stat(path)
+                file = File(path, status.st_size, status.st_mtime_ns)
+                tensor = substitute(tensor, inner, Stored(inner.dtype, inner.shape, file, 0))
+            for at, data in blocks(tensor, 0, tensor.size, work):
+                raw[at : at + len(data)] = data
+        finally:
+            work.close()
+    return torch.frombuffer(raw, dtype=getattr(torch, name)).view(tensor.shape)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """One torch thread, full float32 precision: part of the block law. Restored afterwards."""
+    import torch
+
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def arithmetic_identity() -> str:
+    """What computed bytes depend on besides their inputs: torch's version and the CPU's capability."""
+    import torch
+
+    return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Elements [start, stop) of a sum: whole rows, or a part of one row."""
+    import torch
+
+    columns = total.shape[-1] if total.shape else 1
+    first, begin = divmod(start, columns)
+    rows = max(1, (stop - start) // columns)
+    width = (stop - start) // rows
+    kind = torch.float64 if F64 in (total.dtype, total.base.dtype) else torch.float32
+
+    same = total.base.dtype == total.dtype
+    raw = out if same else work.buffer(f"base {work.depth}", (stop - start) * total.base.dtype.bits // 8)
+    work.depth += 1
+    into(total.base, start, stop, raw, work)
+    work.depth -= 1
+    base = torch.frombuffer(raw, dtype=_torch(total.base.dtype)).view(rows, width)
+    result = torch.frombuffer(out, dtype=_torch(total.dtype)).view(rows, width)
+
+    high = min(1024, TILE // min(width, COLUMNS) // ROWS * ROWS)
+    tile = torch.frombuffer(work.buffer("tile", TILE * kind.itemsize), dtype=kind)
+    for c in range(0, width, COLUMNS):
+        wide = min(COLUMNS, width - c)
+        for r in range(0, rows, high):
+            tall = min(high, rows - r)
+            values = tile[: _padded(tall) * wide].view(-1, wide)
+            values[:tall].copy_(base[r : r + tall, c : c + wide])
+            for delta in total.deltas:
+                _accumulate(values, delta, first + r, tall, begin + c, kind, work)
+            result[r : r + tall, c : c + wide].copy_(values[:tall])
+
+
+def _accumulate(values: torch.Tensor, delta: LowRank, row: int, tall: int, column: int, kind: Any, work: Workspace) -> None:
+    """Add `scale * left @ right` to a tile that begins at (row, column), by the block law."""
+    rank, wide = delta.right.shape[0], values.shape[1]
+    for k in range(0, rank, INNER):
+        stop = min(k + INNER, rank)
+        right = work.right(delta, k, stop, column, column + wide, kind)
+        left = _floats(delta.left, kind, work, "left", (row, row + tall, k, stop))
+        for r in range(0, values.shape[0], ROWS):
+            values[r : r + ROWS].addmm_(left[r : r + ROWS], right, alpha=delta.scale)
+
+
+def _floats(tensor: Tensor, kind: Any, work: Workspace, use: str, part: tuple[int, int, int, int] | None) -> torch.Tensor:
+    """A factor as float32 or float64: all of it, or `part` = rows [0, 1) and columns [2, 3) padded to whole tiles.
+
+    With `use` it lies in that buffer of the workspace, until the next call; without, in memory of its own.
+    """
+    import torch
+
+    columns = tensor.shape[-1]
+    first, last, begin, end = part or (0, tensor.size // columns, 0, columns)
+    tall = _padded(last - first) if part else last - first
+    size = tall * (end - begin)
+    flat = torch.frombuffer(work.buffer(use, size * kind.itemsize), dtype=kind) if use else torch.empty(size, dtype=kind)
+    value = flat.view(tall, end - begin)
+    value[last - first :].zero_()
+    item = tensor.dtype.bits // 8
+    step = max(1, SPAN // (columns * item))
+    for r in range(first, last, step):
+        stop = min(r + step, last)
+        raw = work.buffer("factor", (stop - r) * columns * item)
+        into(tensor, r * columns, stop * columns, raw, work)
+        rows = torch.frombuffer(raw, dtype=_torch(tensor.dtype)).view(-1, columns)
+        value[r - first : stop - first].copy_(rows[:, begin:end])
+    return value
+
+
+def _torch(dtype: Dtype) -> torch.dtype:
+    import torch
+
+    return getattr(torch, _TORCH_NAMES[dtype.name])
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // ROWS) * ROWS
+
+
+def _rows(start: int, stop: int, columns: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) cut into a part of a row, whole rows, and a part of a row, as far as there are any."""
+    head = min(-(-start // columns) * columns, stop)
+    tail = max(stop // columns * columns, head)
+    yield from ((a, b) for a, b in ((start, head), (head, tail), (tail, stop)) if a < b)
+
+
+def _sums(tensor: Tensor) -> Iterator[Sum]:
+    if isinstance(tensor, Sum):
+        yield tensor
+        return
+    for child in children(tensor):
+        yield from _sums(child)
+
+
+def _has_sum(tensor: Tensor) -> bool:
+    return next(_sums(tensor), None) is not None
+

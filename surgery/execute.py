@@ -1,0 +1,399 @@
+"""The executor: a plan -> files. Boring on purpose.
+
+Per shard: header, truncate to the final size, fill at known offsets by several workers in any order, fsync, re-open with
+our own parser, compare with the plan, rename. Then the carried files, the index, the manifest; then the stage is
+published by one rename. A shard under its final name is complete, which is the whole resume rule.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .checkpoint import Checkpoint
+from .errors import FormatError, NoSpace, SurgeryError
+from .evaluate import DEFAULT_MEMORY, LEAST_BUDGET, ROWS, SCRATCH, Workspace, blocks, exact
+from .formats.manifest import MANIFEST
+from .formats.safetensors import read_header
+from .plan import Copy, Fill, Plan, ShardPlan, plan
+from .read import Reader
+from .sharding import parse_size
+from .stage import Stage, as_ours, size_of, staged, sync
+from .tensor import File, Sum
+
+COPY_CHUNK = 64 << 20  # bytes of one kernel copy: a unit of work and of progress
+FILL_CHUNK = 16 << 20  # bytes of one evaluation
+PIECE = 1 << 20  # bytes of the read/write loop where the kernel cannot copy
+NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the executor has just done; `nbytes` were written by it. `name` is the shard, file or folder."""
+
+    kind: Literal["resumed", "begun", "filled", "synced", "finished", "file", "staged", "published"]
+    name: str
+    nbytes: int = 0
+    tensor: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did. Sizes are bytes, `seconds` wall time."""
+
+    output: str
+    shards: int
+    tensors: int
+    copied: int
+    computed: int
+    dropped: int
+    added: int
+    files: int
+    nbytes: int
+    resumed: int
+    seconds: float
+    history: tuple[object, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def write(
+    checkpoint: Checkpoint,
+    dest: str | os.PathLike[str],
+    max_shard_size: int | str | None = None,
+    *,
+    balanced: bool = False,
+    drop_metadata: Sequence[str] = (),
+    memory: int | str = DEFAULT_MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> Report:
+    """Plan and execute: afterwards `dest` holds the whole checkpoint, or, after an error, what it held before."""
+    made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
+    return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, on_step=on_step)
+
+
+def execute(
+    plan: Plan,
+    dest: str | os.PathLike[str],
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> Report:
+    """Carry out `plan` at `dest`. `memory` (bytes, or "512MB") bounds the buffers of all `workers` together.
+
+    Bytes do not depend on `workers` or `memory`. `on_step` is called after each step, from any worker, never by two at
+    once. Raises DestinationError, NoSpace, SourceChanged; the finished shards stay staged, and a rerun resumes them.
+    """
+    begun = time.monotonic()
+    emit = _serial(on_step)
+    count, budget = _share(plan, parse_size(memory), workers)
+    inputs = [i.path for i in plan.inputs]
+    with staged(os.fspath(dest), plan.identity, overwrite=overwrite, inputs=inputs) as stage:
+        todo, resumed = _resume(plan, stage, emit)
+        _check_space(plan, stage, resumed)
+        notes = [*plan.notes]
+        notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
+        notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
+        try:
+            with ExitStack() as stack:
+                if plan.computed or plan.scratch:
+                    stack.enter_context(exact())
+                scratch = os.path.join(stage.path, f"{SCRATCH}.part")
+                if plan.scratch and todo:
+                    _fill_all([plan.scratch], stage, count, budget, {}, emit, keep_parts=True)
+                _fill_all(todo, stage, count, budget, {SCRATCH: scratch}, emit)
+            _write_files(plan, stage, emit)
+            _remove_strays(plan, stage)
+            emit(Step("staged", stage.path))
+            stage.publish(overwrite=overwrite)
+        except OSError as error:
+            raise as_ours(error, stage.path) from error
+        emit(Step("published", stage.dest))
+    return Report(
+        output=os.path.abspath(os.fspath(dest)),
+        shards=len(plan.shards),
+        tensors=plan.tensors,
+        copied=plan.tensors - len(plan.computed),
+        computed=len(plan.computed),
+        dropped=len(plan.dropped),
+        added=len(plan.added),
+        files=len(plan.files),
+        nbytes=plan.nbytes + plan.file_bytes,
+        resumed=resumed,
+        seconds=time.monotonic() - begun,
+        history=plan.history,
+        notes=tuple(notes),
+    )
+
+
+def _serial(on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
+    lock = threading.Lock()
+
+    def emit(step: Step) -> None:
+        if on_step:
+            with lock:
+                on_step(step)
+
+    return emit
+
+
+def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
+    """(workers, bytes of buffers for each): fewer workers where the memory does not do for all."""
+    least = LEAST_BUDGET if plan.computed else 4 * PIECE
+    if memory < least:
+        raise SurgeryError(f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more")
+    wanted = workers if workers is not None else min(4, len(os.sched_getaffinity(0)))
+    if wanted < 1:
+        raise SurgeryError(f"{wanted} workers can do nothing", help="pass --workers 1 or more")
+    count = max(1, min(wanted, memory // least))
+    return count, memory // count
+
+
+def _resume(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> tuple[list[ShardPlan], int]:
+    """The shards that are still to be made, and the bytes of those that a broken run of this plan finished."""
+    todo, resumed = [], 0
+    for shard in plan.shards:
+        path = os.path.join(stage.path, shard.name)
+        if os.path.isfile(path) and _is_as_planned(path, shard):
+            resumed += shard.nbytes
+            emit(Step("resumed", shard.name, shard.nbytes))
+        else:
+            todo.append(shard)
+    return todo, resumed
+
+
+def _is_as_planned(path: str, shard: ShardPlan) -> bool:
+    try:
+        _compare(path, shard)
+    except FormatError:
+        return False
+    return True
+
+
+def _compare(path: str, shard: ShardPlan) -> None:
+    """Re-read a written shard with our own parser and compare it with the plan."""
+    read_header(path)
+    with open(path, "rb") as stream:
+        same = stream.read(len(shard.header)) == shard.header
+    if not same or os.path.getsize(path) != shard.nbytes:
+        raise FormatError("a written shard is not what was planned", where=[path], help="a fault of the disk, or of surgery: report it")
+
+
+def _check_space(plan: Plan, stage: Stage, resumed: int) -> None:
+    free = shutil.disk_usage(stage.path).free + sum(
+        os.stat(os.path.join(stage.path, f)).st_blocks * 512 for f in os.listdir(stage.path) if f.endswith(".part")
+    )
+    needed = plan.needed - resumed
+    if needed > free:
+        if not os.listdir(stage.path):
+            os.rmdir(stage.path)
+        raise NoSpace(
+            f"the output needs {needed} bytes, and {free} are free",
+            where=[os.path.dirname(stage.dest)],
+            help="make room, or write to another disk with -o",
+        )
+
+
+class _Shard:
+    """A shard at work: its file, and how many of its parts are still being filled."""
+
+    def __init__(self, shard: ShardPlan, path: str) -> None:
+        self.plan, self.path = shard, path
+        self.pending, self.issued = 0, False
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.fd = os.open(f"{path}.part", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        _write(self.fd, memoryview(shard.header), 0)
+        os.truncate(self.fd, shard.nbytes)
+
+
+def _fill_all(
+    shards: Sequence[ShardPlan],
+    stage: Stage,
+    workers: int,
+    budget: int,
+    aliases: dict[str, str],
+    emit: Callable[[Step], None],
+    *,
+    keep_parts: bool = False,
+) -> None:
+    """Fill `shards`, several parts at a time. The first error stops all workers and is raised."""
+    lock, stop = threading.Lock(), threading.Event()
+    errors: list[BaseException] = []
+    opened: list[_Shard] = []
+
+    def parts() -> Iterator[tuple[_Shard, Copy | Fill | None]]:
+        for shard in shards:
+            state = _Shard(shard, os.path.join(stage.path, shard.name))
+            opened.append(state)
+            emit(Step("begun", shard.name, len(shard.header)))
+            for step in shard.steps():
+                yield from ((state, part) for part in _cut(step))
+            state.issued = True
+            yield state, None
+
+    queue = parts()
+
+    def take() -> tuple[_Shard, Copy | Fill | None] | None:
+        with lock:
+            if stop.is_set():
+                return None
+            item = next(queue, None)
+            if item:
+                item[0].pending += 1
+            return item
+
+    def work() -> None:
+        space = Workspace(budget, aliases)
+        try:
+            while item := take():
+                state, part = item
+                if part is not None:
+                    nbytes = _fill(state.fd, part, space)
+                    emit(Step("filled", state.plan.name, nbytes, _tensor_at(state.plan, part.to)))
+                with lock:
+                    state.pending -= 1
+                    done = state.issued and not state.pending
+                if done:
+                    _finish(state, keep_parts, emit)
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            errors.append(error)
+            stop.set()
+        finally:
+            space.close()
+
+    threads = [threading.Thread(target=work, name=f"surgery-{i}", daemon=True) for i in range(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # in short waits, so that Ctrl-C is heard at once
+                thread.join(0.1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for state in opened:
+            if state.fd >= 0:
+                os.close(state.fd)
+    if errors:
+        raise errors[0]
+
+
+def _cut(step: Copy | Fill) -> Iterator[Copy | Fill]:
+    """A step as parts of bounded size, so that workers share a large tensor."""
+    if isinstance(step, Copy):
+        for at in range(0, step.nbytes, COPY_CHUNK):
+            yield Copy(step.file, step.at + at, step.to + at, min(COPY_CHUNK, step.nbytes - at))
+        return
+    bits = step.tensor.dtype.bits
+    unit = 8 * (ROWS * step.tensor.shape[-1] if isinstance(step.tensor, Sum) and step.tensor.shape else 1)
+    elements = max(1, FILL_CHUNK * 8 // bits // unit) * unit
+    for start in range(step.start, step.stop, elements):
+        yield Fill(step.tensor, start, min(start + elements, step.stop), step.to + (start - step.start) * bits // 8)
+
+
+def _fill(fd: int, part: Copy | Fill, space: Workspace) -> int:
+    """Write one part; returns its bytes."""
+    match part:
+        case Copy(file, at, to, nbytes):
+            copy_range(space.reader, file, at, fd, to, nbytes, space)
+            return nbytes
+        case Fill(tensor, start, stop, to):
+            for offset, data in blocks(tensor, start, stop, space):
+                _write(fd, data, to + offset)
+            return (stop - start) * tensor.dtype.bits // 8
+
+
+def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int, space: Workspace) -> None:
+    """Copy bytes between files: in the kernel where it can, else through a buffer."""
+    done = 0
+    source = reader.fd(file)
+    while done < nbytes:
+        try:
+            got = os.copy_file_range(source, fd, nbytes - done, at + done, to + done)
+        except OSError as error:
+            if error.errno not in NO_KERNEL_COPY:
+                raise
+            break
+        if got == 0:
+            break
+        done += got
+    while done < nbytes:
+        data = space.buffer("window", min(PIECE, nbytes - done))
+        reader.read(file, at + done, data)
+        _write(fd, data, to + done)
+        done += len(data)
+
+
+def _write(fd: int, data: memoryview, to: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], to + done)
+
+
+def _tensor_at(shard: ShardPlan, to: int) -> str:
+    """The name of the tensor that holds byte `to` of the shard."""
+    low, high = 0, len(shard.slots)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if shard.slots[middle].to <= to else (low, middle)
+    return shard.slots[low].name if shard.slots else ""
+
+
+def _finish(state: _Shard, keep_part: bool, emit: Callable[[Step], None]) -> None:
+    """Make a filled shard durable, prove that it is what was planned, and give it its name."""
+    fd, state.fd = state.fd, -1
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    emit(Step("synced", state.plan.name))
+    if keep_part:
+        return
+    _compare(f"{state.path}.part", state.plan)
+    os.rename(f"{state.path}.part", state.path)
+    sync(os.path.dirname(state.path))
+    emit(Step("finished", state.plan.name))
+
+
+def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> None:
+    """Carried files, then the index, then the manifest, which declares the stage complete."""
+    space = Workspace(4 * PIECE)
+    try:
+        for path in sorted(plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
+            file, target = plan.files[path], os.path.join(stage.path, path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                if isinstance(file, bytes):
+                    _write(fd, memoryview(file), 0)
+                else:
+                    copy_range(space.reader, file, 0, fd, 0, file.size, space)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            emit(Step("file", path, len(file) if isinstance(file, bytes) else file.size))
+    finally:
+        space.close()
+
+
+def _remove_strays(plan: Plan, stage: Stage) -> None:
+    """Leave in the stage just what the plan names: half-written parts and scratch go."""
+    wanted = {s.name for s in plan.shards} | set(plan.files)
+    for here, _, names in os.walk(stage.path):
+        for name in names:
+            path = os.path.join(here, name)
+            if os.path.relpath(path, stage.path) not in wanted:
+                os.unlink(path)
+        if here != stage.path:
+            sync(here)

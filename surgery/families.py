@@ -1,0 +1,54 @@
+"""What must be known of model classes without importing them. A test checks each table against transformers.
+
+Facts that follow from names, shapes and config.json are not here; this is only what those do not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Types whose class ties the output head to the input embedding where config.json does not say.
+TIED_BY_DEFAULT = frozenset(
+    """
+    albert aya_vision bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small blip
+    blip_text_model bloom camembert canary cohere cohere2 cohere2_moe cohere2_vision cohere_compass_text convbert
+    cpmant csm ctrl d_fine dab-detr data2vec-text deberta deberta-v2 deepseek_vl deepseek_vl_hybrid deformable_detr
+    deimv2 diffusion_gemma diffusion_gemma_text distilbert electra ernie ernie4_5 ernie4_5_moe ernie4_5_vl_moe
+    ernie4_5_vl_moe_text esm falcon falcon_mamba flaubert flava florence2 fnet fun_asr_nano funnel gemma gemma2
+    gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_assistant
+    gemma4_unified_text glmasr got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox_japanese granite_docling
+    granite_docling_text granite_speech granite_speech5_ctc granite_speech_plus granite_swa grounding-dino gte
+    hunyuan_vl hunyuan_vl_text hyperclovax_vision_v2 ibert internvl janus jetmoe jina_embeddings_v3 kimi_k25
+    kosmos-2 kosmos-2.5 kosmos_2_5_text_model kosmos_2_text_model layoutlm led lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl
+    lighton_ocr longformer longt5 luke lxmert m2m_100 mamba marian mbart megatron-bert mimi mimi_decoder
+    mimi_encoder minicpm3 minicpm_ocr mistral3 mm-grounding-dino mobilebert modernbert modernbert-decoder moonshine
+    moss_transcribe_diarize mpnet mpt mra mt5 mvp neomme nllb-moe nomic_bert nystromformer openai-gpt opt ovis2
+    paddleocr_vl paddleocr_vl_text paligemma pe_audio_video pegasus pegasus_x plbart pop2piano pp_chart2table
+    pp_doclayout_v3 pp_doclayout_v4 prophetnet qwen2_5_omni_text qwen3_asr qwen3_vl_moe_text recurrent_gemma roberta
+    roberta-prelayernorm roc_bert roformer rt_detr_v2 sam sam_hq seamless_m4t seamless_m4t_v2 shieldgemma2 smollm3
+    speech_to_text speecht5 squeezebert starcoder2 switch_transformers t5 t5_gemma_module t5gemma t5gemma2
+    t5gemma2_decoder t5gemma2_encoder t5gemma2_text tapas trocr udop umt5 vaultgemma vilt visual_bert
+    voxtral_realtime whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xmod yoso youtu zamba zamba2 zaya
+    """.split()
+)
+
+# Types that use transformers' Conv1D, whose weight is (in, out), and the modules in which they do.
+CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
+CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+# Last names of the modules that weight tying joins.
+EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"})
+HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection"})
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether the model shares one tensor between its input embedding and its output head."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else None
+    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if text else None)
+    return bool(said) if said is not None else config.get("model_type") in TIED_BY_DEFAULT
+
+
+def is_conv1d(config: Mapping[str, Any], module: str) -> bool:
+    """Whether `module` is a Conv1D, with a weight of (in, out) instead of (out, in)."""
+    return config.get("model_type") in CONV1D_TYPES and module.rpartition(".")[2] in CONV1D_MODULES

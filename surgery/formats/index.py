@@ -1,0 +1,50 @@
+"""`*.safetensors.index.json`: which shard holds which tensor.
+
+Invariants of a parsed index: names and shards are strings, no name comes twice, and a shard is a path inside the folder.
+Written as transformers writes it: two spaces, sorted keys, a newline at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..errors import FormatError
+from .strict import parse_object
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A parsed index: `metadata` as it stood there, `weight_map` from tensor to shard."""
+
+    metadata: Mapping[str, Any]
+    weight_map: Mapping[str, str]
+
+
+def parse_index(raw: bytes, where: str) -> Index:
+    """The index in `raw`, the content of the file called `where`."""
+    content = parse_object(raw, lambda what: FormatError(what, where=[where]))
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(s, str) and s for s in weight_map.values()):
+        raise FormatError("`weight_map` must map tensor names to shard files", where=[where])
+    metadata = content.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise FormatError("`metadata` must be an object", where=[where])
+    for name, shard in weight_map.items():
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or "\\" in shard or ":" in shard:
+            raise FormatError(
+                f"the index points outside the checkpoint: {shard}",
+                where=[f"{where}: {name}"],
+                help="a shard is named relative to the index, inside its folder",
+            )
+    return Index(metadata, weight_map)
+
+
+def encode_index(metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> bytes:
+    """The bytes that transformers writes for this index."""
+    content = {"metadata": dict(metadata), "weight_map": dict(weight_map)}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8")

@@ -1,0 +1,106 @@
+"""PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
+
+`open_adapter` reads headers, and each file once for its digest; it executes nothing. Names lose what PEFT puts around
+them: the prefix `base_model.model.`, the adapter's own name (`.default.`), `base_layer.` and `modules_to_save.` inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AdapterError, FormatError, NotACheckpoint
+from ..tensor import File, Stored
+from .safetensors import read_header, tensors_of
+from .strict import read_object
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?")
+_WRAPPERS = re.compile(r"\.(?:base_layer|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An opened adapter.
+
+    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of a base
+    tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name in the file.
+    """
+
+    path: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Stored]
+    lora: Mapping[str, Mapping[str, Stored]]
+    whole: Mapping[str, Stored]
+    names: Mapping[str, str]
+    files: tuple[File, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over config and weights, to the last bit."""
+        return hashlib.sha256("".join(f.digest for f in self.files).encode()).hexdigest()
+
+
+def open_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """The adapter in the folder `path`. Raises NotACheckpoint, FormatError."""
+    path = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(path) or not os.path.isfile(os.path.join(path, CONFIG)):
+        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[path], help=_nearby(path))
+    weights = os.path.join(path, WEIGHTS)
+    if not os.path.isfile(weights):
+        pickled = os.path.isfile(os.path.join(path, "adapter_model.bin"))
+        tip = "a pickle can run code, so we do not open it; load and save the adapter once with PEFT" if pickled else None
+        raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[path], help=tip)
+    config_path = os.path.join(path, CONFIG)
+    config = read_object(config_path)
+    file, header = read_header(weights)
+    file = File(file.path, file.size, file.mtime_ns, digest_of(weights))
+    status = os.stat(config_path)
+    files = (File(config_path, status.st_size, status.st_mtime_ns, digest_of(config_path)), file)
+    return parse_adapter(path, config, tensors_of(file, header), files)
+
+
+def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Stored], files: tuple[File, ...]) -> Adapter:
+    """An adapter from its config and its tensors, by name in the file."""
+    lora: dict[str, dict[str, Stored]] = {}
+    whole: dict[str, Stored] = {}
+    names: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        found = _LORA.fullmatch(name)
+        if found:
+            module = base_name(found["module"])
+            part = f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]
+            place, key = lora.setdefault(module, {}), f"{module}.{part}"
+        else:
+            place, key = whole, base_name(name)
+            part = key
+        if part in place:
+            raise FormatError("two adapter tensors mean the same", where=[f"{path}: {names[key]}", name], help="keep one of them")
+        place[part], names[key] = tensor, name
+    if not tensors:
+        raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
+    return Adapter(path, config, tensors, lora, whole, names, files)
+
+
+def base_name(name: str) -> str:
+    """A name in an adapter file as the base calls it: without PEFT's prefix and wrappers."""
+    return _WRAPPERS.sub("", "." + name.removeprefix(PREFIX)).removeprefix(".")
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of a whole file: the one place where adapter-sized data is read at plan time."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _nearby(path: str) -> str | None:
+    """Adapters in subfolders, which PEFT writes for several adapters and trainers for checkpoints."""
+    if not os.path.isdir(path):
+        return None
+    inside = sorted(d for d in os.listdir(path) if os.path.isfile(os.path.join(path, d, CONFIG)))
+    return f"adapters are in {', '.join(os.path.join(path, d) for d in inside)}" if inside else None

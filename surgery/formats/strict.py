@@ -1,0 +1,44 @@
+"""JSON that means one thing: UTF-8, an object, no key twice, no NaN."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import FormatError
+
+
+def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, Any]:
+    """The JSON object in `raw`. `fail` makes the error to raise from what is wrong."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            double = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise fail(f"the key {double!r} comes twice")
+        return found
+
+    def constant(text: str) -> Any:
+        raise fail(f"{text} is not JSON")
+
+    try:
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise fail(f"not UTF-8 JSON: {error}") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise fail(f"not JSON that can be read: {error}") from error
+    if not isinstance(content, dict):
+        raise fail("not a JSON object")
+    return content
+
+
+def read_object(path: str, where: str | None = None) -> dict[str, Any]:
+    """The JSON object in the file at `path`."""
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read()
+    except OSError as error:
+        raise FormatError(f"cannot read the file: {error.strerror}", where=[where or path]) from error
+    return parse_object(raw, lambda what: FormatError(what, where=[where or path]))

@@ -1,0 +1,45 @@
+"""Patterns over tensor names. "Matched nothing" is an error, and lives here.
+
+A pattern is a Python regular expression. To select tensors it must match the *whole* name, so that `layers\\.1\\.` does
+not take layer 10 along by accident; to rewrite names (`rename`) it is replaced wherever it occurs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .errors import NothingMatched, SurgeryError, nearest
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+def natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """A sort key under which layer 2 comes before layer 10."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in _DIGITS.split(name) if part)
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The pattern, or an error that says what is wrong with it."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise SurgeryError(
+            f"`{pattern}` is not a regular expression: {error}", help="a literal dot is written \\. and a literal ( is \\("
+        ) from error
+
+
+def select(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that `pattern` matches as a whole, in natural order. Raises NothingMatched."""
+    names = list(names)
+    rule = compiled(pattern)
+    found = sorted((n for n in names if rule.fullmatch(n)), key=natural)
+    if not found:
+        inside = [n for n in names if rule.search(n)]
+        if inside:
+            tip = f"it occurs inside {len(inside)} names, such as {inside[0]}; try '.*{pattern}.*'"
+        else:
+            close = nearest(pattern.replace("\\", ""), names)
+            tip = "the nearest names are " + ", ".join(close) if close else "`surgery inspect` lists the names"
+        raise NothingMatched(f"no tensor's whole name matches `{pattern}`", help=tip)
+    return found

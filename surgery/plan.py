@@ -1,0 +1,358 @@
+"""A plan: what will be written where, decided and verified before the first byte.
+
+`plan` is pure but for the disk's free space, which the executor checks. What it proves, or refuses:
+
+    every tensor that was opened reaches an output in full, or was dropped by name     (conservation)
+    no two outputs share a path                                                          (names)
+    shards that are joined agree on their `__metadata__`                                 (metadata)
+    packed dtypes are cut at whole bytes                                                 (bytes)
+
+A plan can be pickled, and split by output shard. Its `identity` changes with anything that its bytes depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .checkpoint import Checkpoint, Input
+from .dtypes import Dtype
+from .errors import PlanError, listed
+from .evaluate import SCRATCH, arithmetic_identity, scratch_of
+from .formats.index import encode_index
+from .formats.manifest import MANIFEST, Manifest, encode_manifest
+from .formats.safetensors import encode_header, in_file_order
+from .names import natural
+from .runs import lower, to_bytes
+from .sharding import assign, in_order
+from .tensor import File, Shape, Stored, Sum, Tensor, Zeros, is_computed, stored, substitute
+from .version import __version__
+
+COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor and the byte of the shard file from which it is written."""
+
+    name: str
+    tensor: Tensor
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes [at, at + nbytes) of `file` -> bytes from `to` on."""
+
+    file: File
+    at: int
+    to: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Elements [start, stop) of `tensor`, evaluated -> bytes from `to` on."""
+
+    tensor: Tensor
+    start: int
+    stop: int
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """A shard file: its header, and its tensors in the order of their offsets."""
+
+    name: str
+    header: bytes
+    slots: tuple[Slot, ...]
+    nbytes: int
+
+    def steps(self) -> Iterator[Copy | Fill]:
+        """What fills the shard after its header; copies that continue each other are one."""
+        last: Copy | None = None
+        for slot in self.slots:
+            for step in steps(slot.tensor, slot.to):
+                match last, step:
+                    case Copy(file, at, to, n), Copy(same, at2, to2, m) if same is file and at + n == at2 and to + n == to2:
+                        last = Copy(file, at, to, n + m)
+                    case Copy(), _:
+                        yield last
+                        last = step if isinstance(step, Copy) else None
+                        if last is None:
+                            yield step
+                    case _, Copy():
+                        last = step
+                    case _:
+                        yield step
+        if last:
+            yield last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `execute` needs. Sizes are bytes."""
+
+    identity: str
+    shards: tuple[ShardPlan, ...]
+    scratch: ShardPlan | None
+    files: Mapping[str, File | bytes]  # carried files, the index and the manifest
+    inputs: tuple[Input, ...]
+    options: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+    dropped: tuple[str, ...]
+    added: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def computed(self) -> tuple[str, ...]:
+        """Names of the tensors that arithmetic makes; all others are copied byte for byte."""
+        return tuple(s.name for shard in self.shards for s in shard.slots if is_computed(s.tensor))
+
+    @property
+    def tensors(self) -> int:
+        """Number of tensors written."""
+        return sum(len(shard.slots) for shard in self.shards)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @cached_property
+    def computed_bytes(self) -> int:
+        """Bytes of the tensors that arithmetic makes."""
+        names = set(self.computed)
+        return sum(s.tensor.nbytes for shard in self.shards for s in shard.slots if s.name in names)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the carried files, the index and the manifest."""
+        return sum(len(f) if isinstance(f, bytes) else f.size for f in self.files.values())
+
+    @property
+    def needed(self) -> int:
+        """Bytes of disk that a run needs, scratch included."""
+        return self.nbytes + self.file_bytes + (self.scratch.nbytes if self.scratch else 0)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    max_shard_size: int | str | None = None,
+    *,
+    balanced: bool = False,
+    drop_metadata: Sequence[str] = (),
+) -> Plan:
+    """The plan that writes `checkpoint`. Reads no tensor. Raises PlanError where something would be lost or collide.
+
+    Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names the
+    `__metadata__` keys to leave out, such as those on which joined shards disagree.
+    """
+    _check_accounts(checkpoint)
+    scratch: list[Tensor] = []
+    tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}
+    layout = assign(checkpoint, max_shard_size, balanced=balanced)
+    if not layout:
+        raise PlanError("no tensor is left to write", where=[checkpoint.path])
+    shards = _shards(checkpoint, tensors, layout, drop_metadata)
+    options = {"max_shard_size": max_shard_size, "balanced": balanced, "drop_metadata": list(drop_metadata)}
+    files = dict(checkpoint.files)
+    if len(shards) > 1:
+        files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
+    _check_paths(shards, files)
+    spare = _shard(SCRATCH, {str(i): t for i, t in enumerate(scratch)}, None, in_order=True) if scratch else None
+    identity = _identity(shards, spare, files, options, checkpoint.inputs, checkpoint.history)
+    written = {s.name: s.nbytes for s in shards} | {p: len(f) if isinstance(f, bytes) else f.size for p, f in files.items()}
+    manifest = Manifest(
+        __version__, identity, checkpoint.history, tuple(_described(i) for i in checkpoint.inputs), options, dict(sorted(written.items()))
+    )
+    files[MANIFEST] = encode_manifest(manifest)
+    opened = {name for i in checkpoint.inputs if i.role == "base" for name in i.tensors}
+    return Plan(
+        identity,
+        shards,
+        spare,
+        files,
+        checkpoint.inputs,
+        options,
+        checkpoint.history,
+        dropped=tuple(sorted(checkpoint.dropped, key=natural)),
+        added=tuple(n for n in layout if n not in opened),
+        notes=checkpoint.notes,
+    )
+
+
+def steps(tensor: Tensor, to: int) -> Iterator[Copy | Fill]:
+    """What writes `tensor` from byte `to` on: kernel copies where all runs are long, one evaluation otherwise.
+
+    Zeros take no step: a new file is zero.
+    """
+    if isinstance(tensor, Stored):
+        if tensor.nbytes:
+            yield Copy(tensor.file, tensor.offset, to, tensor.nbytes)
+        return
+    if isinstance(tensor, Zeros):
+        return
+    pieces = [] if is_computed(tensor) else [to_bytes(p) for p in lower(tensor)]
+    if not pieces or min(p.run for p in pieces) < COPY_RUN:
+        if tensor.nbytes:
+            yield Fill(tensor, 0, tensor.size, to)
+        return
+    copies = [
+        Copy(p.leaf.file, p.leaf.offset + at, to + there, p.run)
+        for p in pieces
+        if isinstance(p.leaf, Stored)
+        for at, there in p.runs()
+    ]
+    yield from sorted(copies, key=lambda c: c.to)
+
+
+def _settled(tensor: Tensor, scratch: list[Tensor]) -> Tensor:
+    """The tensor with all that is not row-local read from the scratch file, which `scratch` becomes, in that order."""
+    while (inner := scratch_of(tensor)) is not None:
+        if inner not in scratch:
+            scratch.append(inner)
+        at = sum(t.nbytes for t in scratch[: scratch.index(inner)])
+        tensor = substitute(tensor, inner, Stored(inner.dtype, inner.shape, File(SCRATCH, 0, 0), at))
+    return tensor
+
+
+def _shards(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str]
+) -> tuple[ShardPlan, ...]:
+    members: dict[str, list[str]] = {}
+    for name in in_order(checkpoint):
+        members.setdefault(layout[name], []).append(name)
+    return tuple(
+        _shard(shard, {n: tensors[n] for n in members[shard]}, _metadata(checkpoint, members[shard], shard, drop))
+        for shard in sorted(members, key=natural)
+    )
+
+
+def _shard(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, *, in_order: bool = False) -> ShardPlan:
+    shapes: dict[str, tuple[Dtype, Shape]] = {n: (t.dtype, t.shape) for n, t in tensors.items()}
+    header = b"" if in_order else encode_header(shapes, metadata)
+    slots, at = [], len(header)
+    for tensor_name in shapes if in_order else in_file_order(shapes):
+        slots.append(Slot(tensor_name, tensors[tensor_name], at))
+        at += tensors[tensor_name].nbytes
+    return ShardPlan(name, header, tuple(slots), at)
+
+
+def _metadata(checkpoint: Checkpoint, names: Sequence[str], shard: str, drop: Sequence[str]) -> dict[str, str]:
+    """`__metadata__` of the shards that `names` came from, joined; `{"format": "pt"}` where there was none."""
+    joined: dict[str, str] = {}
+    found = False
+    for source in dict.fromkeys(checkpoint.weight_map[n] for n in names):
+        metadata = checkpoint.metadata.get(source)
+        found |= metadata is not None
+        for key, value in (metadata or {}).items():
+            if key not in drop and joined.setdefault(key, value) != value:
+                raise PlanError(
+                    f"shards that are to be joined disagree on the metadata `{key}`",
+                    where=[shard, f"{joined[key]!r} against {value!r} in {source}"],
+                    help=f"leave it out with --drop-metadata {key}",
+                )
+    return joined if found else {"format": "pt"}
+
+
+def _index_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The source index's metadata with `total_size` anew, and `total_parameters` adjusted where it was there."""
+    metadata = dict(checkpoint.index_metadata)
+    metadata["total_size"] = sum(t.nbytes for t in checkpoint.tensors.values())
+    before = metadata.get("total_parameters")
+    if isinstance(before, int):
+        opened = sum(t.size for i in checkpoint.inputs if i.role == "base" for t in i.tensors.values())
+        metadata["total_parameters"] = before + sum(t.size for t in checkpoint.tensors.values()) - opened
+    return metadata
+
+
+def _check_accounts(checkpoint: Checkpoint) -> None:
+    """Every element that was opened reaches an output, or its tensor was dropped by name."""
+    reached: Counter[tuple[str, int, Shape]] = Counter()
+
+    def count(tensor: Tensor) -> None:
+        if isinstance(tensor, Stored):
+            reached[_key(tensor)] += tensor.size
+            return
+        for piece in lower(tensor):
+            match piece.leaf:
+                case Stored():
+                    reached[_key(piece.leaf)] += piece.size
+                case Sum(_, base, deltas):
+                    for child in (base, *(f for d in deltas for f in (d.left, d.right))):
+                        count(child)
+
+    for tensor in checkpoint.tensors.values():
+        count(tensor)
+    excused = {_key(leaf) for tensor in checkpoint.dropped.values() for leaf in stored(tensor)}
+    for source in checkpoint.inputs:
+        lost = [n for n, t in source.tensors.items() if reached[_key(t)] < t.size and _key(t) not in excused]
+        if lost:
+            raise PlanError(
+                f"{len(lost)} tensors of the {source.role} reach no output",
+                where=[source.path, *listed(sorted(lost, key=natural))],
+                help="a surgery lost them; drop them by name if that is meant: surgery drop --pattern REGEX",
+            )
+
+
+def _key(leaf: Stored) -> tuple[str, int, Shape]:
+    return leaf.file.path, leaf.offset, leaf.shape
+
+
+def _check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes]) -> None:
+    both = [s.name for s in shards if s.name in files]
+    if both:
+        raise PlanError(
+            "a shard and a carried file would have the same path", where=both, help="rename the file in the source folder"
+        )
+
+
+def _described(source: Input) -> dict[str, Any]:
+    """An input as the manifest names it: by digests, without the machine's paths."""
+    files = {f.path.rsplit("/", 1)[-1]: {"size": f.size, "sha256": f.digest} for f in source.files}
+    what = "sha256 of the whole file" if source.role == "adapter" else "sha256 of the header"
+    return {"role": source.role, "name": source.path.rstrip("/").rsplit("/", 1)[-1], "digest": what, "files": files}
+
+
+def _identity(
+    shards: Sequence[ShardPlan],
+    scratch: ShardPlan | None,
+    files: Mapping[str, File | bytes],
+    options: Mapping[str, Any],
+    inputs: Sequence[Input],
+    history: Sequence[Mapping[str, Any]],
+) -> str:
+    """SHA-256 over all that the output's bytes depend on."""
+    digest = hashlib.sha256(f"surgery {__version__}".encode())
+    for source in inputs:
+        for file in source.files:
+            digest.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\0{file.digest}\n".encode())
+    digest.update(json.dumps([options, list(history)], sort_keys=True).encode())
+    names: dict[int, str] = {}
+    for shard in [*shards, *([scratch] if scratch else [])]:
+        digest.update(shard.name.encode() + b"\0" + shard.header)
+        for slot in shard.slots:
+            digest.update(_recipe(slot.tensor, names).encode())
+    for path, file in files.items():
+        content = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else f"{file.size} {file.mtime_ns}"
+        digest.update(f"{path}\0{content}\n".encode())
+    if any(is_computed(s.tensor) for shard in shards for s in shard.slots):
+        digest.update(arithmetic_identity().encode())
+    return digest.hexdigest()
+
+
+def _recipe(tensor: Tensor, names: dict[int, str]) -> str:
+    """A text that two tensors share only if they are made the same way."""
+    if isinstance(tensor, Stored):
+        file = names.setdefault(id(tensor.file), f"{tensor.file.path} {tensor.file.digest}")
+        return f"{tensor.dtype}{tensor.shape}@{tensor.offset} {file}\n"
+    return repr(tensor)
+
+

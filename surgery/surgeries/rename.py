@@ -1,0 +1,68 @@
+"""Rename and drop tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..checkpoint import Checkpoint
+from ..errors import NothingMatched, PlanError, listed
+from ..names import compiled, select
+
+Rule = tuple[str, str]
+
+
+def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
+    r"""Rewrite names: each rule (regular expression, replacement) in turn, wherever it occurs in a name.
+
+        rename(checkpoint, [(r"^transformer\.", "model.")])
+
+    A tensor keeps its shard. Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide.
+    """
+    new = renamed(list(checkpoint.tensors), rules)
+    back: dict[str, str] = {}
+    for old, name in new.items():
+        if name in back:
+            raise PlanError(
+                "two tensors would get one name",
+                where=[f"{back[name]} -> {name}", f"{old} -> {name}"],
+                help="make the pattern more precise, or drop one of them first",
+            )
+        back[name] = old
+    step = {"surgery": "rename", "rules": [list(r) for r in rules], "renamed": sum(o != n for o, n in new.items())}
+    return checkpoint.with_step(
+        step,
+        tensors={new[n]: t for n, t in checkpoint.tensors.items()},
+        weight_map={new[n]: s for n, s in checkpoint.weight_map.items()},
+    )
+
+
+def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """Old name -> new name under the rules, in turn. Raises NothingMatched for a rule that occurs in none."""
+    current = {n: n for n in names}
+    for pattern, replacement in rules:
+        rule = compiled(pattern)
+        if not any(rule.search(n) for n in current.values()):
+            raise NothingMatched(
+                f"`{pattern}` occurs in no name",
+                where=[f"names are such as {', '.join(listed(sorted(current.values()), 3))}"],
+                help="a literal dot is written \\. ; `surgery inspect --tensors '.*'` lists the names",
+            )
+        try:
+            current = {old: rule.sub(replacement, name) for old, name in current.items()}
+        except (re.error, IndexError) as error:
+            raise NothingMatched(f"`{replacement}` is no replacement for `{pattern}`: {error}") from error
+        if empty := [old for old, name in current.items() if not name]:
+            raise PlanError("a tensor would lose its whole name", where=listed(empty))
+    return current
+
+
+def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
+    """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does."""
+    gone = select(checkpoint.tensors, pattern)
+    return checkpoint.with_step(
+        {"surgery": "drop", "pattern": pattern, "dropped": gone},
+        tensors={n: t for n, t in checkpoint.tensors.items() if n not in set(gone)},
+        weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in set(gone)},
+        dropped={**checkpoint.dropped, **{n: checkpoint.tensors[n] for n in gone}},
+    )

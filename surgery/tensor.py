@@ -1,0 +1,316 @@
+"""Lazy tensors: what a value is and where it comes from, never the value.
+
+A closed sum type of frozen dataclasses, handled with `match`:
+
+    leaves       Stored | Zeros                        bytes of a file; nothing at all
+    movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
+    arithmetic   Sum                                   base + deltas in float32, rounded once; `evaluate.py` computes it
+
+Build nodes with the functions below, not with the classes: they check shapes, and they move movement under arithmetic,
+so that a row block of a sliced sum is the same row block of the sum. Elements are in row-major order everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from .dtypes import ARITHMETIC, Dtype
+from .errors import LayoutError, NotSupported
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A local file as it was when it was opened.
+
+    `digest` names its content for the identity of a plan: the SHA-256 of a checkpoint shard's header, or of an adapter
+    file's whole content (a retrained adapter has the same header, size and perhaps time).
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str = ""
+
+
+class _Sized:
+    """Sizes that follow from dtype and shape."""
+
+    __slots__ = ()
+    dtype: Dtype
+    shape: Shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when written."""
+        return self.size * self.dtype.bits // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(_Sized):
+    """Elements that lie in `file` from byte `offset` on."""
+
+    dtype: Dtype
+    shape: Shape
+    file: File
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros(_Sized):
+    """All-zero bits: needs no source, and no torch to write."""
+
+    dtype: Dtype
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(_Sized):
+    """The same elements in the same order under another shape."""
+
+    base: Tensor
+    shape: Shape
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.base.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow(_Sized):
+    """`length` entries of `axis` from `start` on."""
+
+    base: Tensor
+    axis: int
+    start: int
+    length: int
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.base.dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return _with(self.base.shape, self.axis, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Permute(_Sized):
+    """Axis i of the result is axis `axes[i]` of the base."""
+
+    base: Tensor
+    axes: Shape
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.base.dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return tuple(self.base.shape[a] for a in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(_Sized):
+    """The parts one after another along `axis`."""
+
+    parts: tuple[Tensor, ...]
+    axis: int
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return _with(self.parts[0].shape, self.axis, sum(p.shape[self.axis] for p in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The delta `scale * left @ right`: left (*rows, r), right (r, columns), for a tensor (*rows, columns)."""
+
+    left: Tensor
+    right: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(_Sized):
+    """`base + sum(deltas)`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a cast."""
+
+    dtype: Dtype
+    base: Tensor
+    deltas: tuple[LowRank, ...] = ()
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.base.shape
+
+
+Leaf = Stored | Zeros | Sum
+Tensor = Stored | Zeros | Reshape | Narrow | Permute | Concat | Sum
+
+
+def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same elements under `shape`, whose product must be the tensor's size."""
+    shape = tuple(shape)
+    if math.prod(shape) != tensor.size:
+        raise LayoutError(f"cannot reshape {tensor.shape} to {shape}: {tensor.size} elements, not {math.prod(shape)}")
+    match tensor:
+        case _ if shape == tensor.shape:
+            return tensor
+        case Reshape(base):
+            return reshape(base, shape)
+        case Sum(dtype, base, deltas) if _keeps_columns(tensor.shape, shape):
+            moved = [LowRank(reshape(d.left, (*shape[:-1], d.left.shape[-1])), d.right, d.scale) for d in deltas]
+            return Sum(dtype, reshape(base, shape), tuple(moved))
+    return Reshape(tensor, shape)
+
+
+def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
+    """Entries [start, start + length) of `axis`."""
+    size = tensor.shape[axis]
+    axis %= len(tensor.shape)
+    if not (0 <= start and 0 <= length and start + length <= size):
+        raise LayoutError(f"cannot take [{start}, {start + length}) of axis {axis} of {tensor.shape}")
+    match tensor:
+        case _ if length == size:
+            return tensor
+        case Zeros(dtype, shape):
+            return Zeros(dtype, _with(shape, axis, length))
+        case Narrow(base, same, first, _) if same == axis:
+            return narrow(base, axis, first + start, length)
+        case Concat(parts, same) if same == axis and (found := _within(parts, axis, start, length)):
+            part, first = found
+            return narrow(part, axis, first, length)
+        case Sum(dtype, base, deltas) if axis < len(tensor.shape) - 1:
+            moved = [LowRank(narrow(d.left, axis, start, length), d.right, d.scale) for d in deltas]
+            return Sum(dtype, narrow(base, axis, start, length), tuple(moved))
+        case Sum(dtype, base, deltas):
+            moved = [LowRank(d.left, narrow(d.right, 1, start, length), d.scale) for d in deltas]
+            return Sum(dtype, narrow(base, axis, start, length), tuple(moved))
+    return Narrow(tensor, axis, start, length)
+
+
+def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """Axis i of the result is axis `axes[i]` of the tensor."""
+    axes, rank = tuple(axes), len(tensor.shape)
+    if sorted(axes) != list(range(rank)):
+        raise LayoutError(f"{axes} is not an order of the axes of {tensor.shape}")
+    match tensor:
+        case _ if axes == tuple(range(rank)):
+            return tensor
+        case Permute(base, before):
+            return permute(base, [before[a] for a in axes])
+        case Sum(dtype, base, deltas) if axes[-1] == rank - 1:
+            moved = [LowRank(permute(d.left, axes), d.right, d.scale) for d in deltas]
+            return Sum(dtype, permute(base, axes), tuple(moved))
+        case Sum(dtype, base, deltas) if rank == 2:
+            moved = [LowRank(permute(d.right, axes), permute(d.left, axes), d.scale) for d in deltas]
+            return Sum(dtype, permute(base, axes), tuple(moved))
+    return Permute(tensor, axes)
+
+
+def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """The parts one after another along `axis`; dtypes and all other axes must agree."""
+    first = parts[0]
+    axis %= len(first.shape)
+    for part in parts[1:]:
+        if part.dtype != first.dtype or _with(part.shape, axis, 0) != _with(first.shape, axis, 0):
+            raise LayoutError(
+                f"cannot join {part.dtype} {part.shape} to {first.dtype} {first.shape} along axis {axis}",
+                help="all parts need one dtype, and equal shapes but for that axis",
+            )
+    if len(parts) == 1:
+        return first
+    return Concat(tuple(parts), axis)
+
+
+def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None) -> Tensor:
+    """`base + sum(deltas)`, rounded once to `dtype` (the base's when not given). No deltas: a cast, or the base itself."""
+    dtype = dtype or base.dtype
+    for kind in (base.dtype, dtype):
+        if kind not in ARITHMETIC:
+            raise NotSupported(f"cannot compute on {kind} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed")
+    for d in deltas:
+        if (*d.left.shape[:-1], d.right.shape[1]) != base.shape or d.left.shape[-1] != d.right.shape[0]:
+            raise LayoutError(f"a delta of {d.left.shape} x {d.right.shape} does not fit {base.shape}")
+    if not deltas and dtype == base.dtype:
+        return base
+    return Sum(dtype, base, tuple(deltas))
+
+
+def children(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that a node is made of."""
+    match tensor:
+        case Reshape(base) | Narrow(base) | Permute(base):
+            return (base,)
+        case Concat(parts):
+            return parts
+        case Sum(_, base, deltas):
+            return (base, *(t for d in deltas for t in (d.left, d.right)))
+    return ()
+
+
+def stored(tensor: Tensor) -> Iterator[Stored]:
+    """Every `Stored` leaf that the tensor is made of, deltas included."""
+    if isinstance(tensor, Stored):
+        yield tensor
+    for child in children(tensor):
+        yield from stored(child)
+
+
+def is_computed(tensor: Tensor) -> bool:
+    """Whether any arithmetic is in it: copied or computed, exactly reversible or not, without or with torch."""
+    return isinstance(tensor, Sum) or any(is_computed(child) for child in children(tensor))
+
+
+def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The tensor with `new` wherever `old` stood."""
+    if tensor == old:
+        return new
+
+    def inner(child: Tensor) -> Tensor:
+        return substitute(child, old, new)
+
+    match tensor:
+        case Reshape(base, shape):
+            return Reshape(inner(base), shape)
+        case Narrow(base, axis, start, length):
+            return Narrow(inner(base), axis, start, length)
+        case Permute(base, axes):
+            return Permute(inner(base), axes)
+        case Concat(parts, axis):
+            return Concat(tuple(inner(p) for p in parts), axis)
+        case Sum(dtype, base, deltas):
+            return Sum(dtype, inner(base), tuple(LowRank(inner(d.left), inner(d.right), d.scale) for d in deltas))
+    return tensor
+
+
+def _with(shape: Shape, axis: int, size: int) -> Shape:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _keeps_columns(old: Shape, new: Shape) -> bool:
+    return bool(old) and bool(new) and old[-1] == new[-1]
+
+
+def _within(parts: tuple[Tensor, ...], axis: int, start: int, length: int) -> tuple[Tensor, int] | None:
+    """The part that holds all of [start, start + length), and where in it that begins."""
+
+    def step(seen: tuple[int, tuple[Tensor, int] | None], part: Tensor) -> tuple[int, tuple[Tensor, int] | None]:
+        at, found = seen
+        end = at + part.shape[axis]
+        return end, (part, start - at) if found is None and at <= start and start + length <= end else found
+
+    return reduce(step, parts, (0, None))[1] if length else None
