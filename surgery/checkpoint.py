@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 # Weights of other formats, or of the same ones under another name: carried along, they would still be the old weights.
-OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml")
-OTHER_WEIGHTS += ("*.tflite", "*.ot", "*.npz", "*.pkl", "*.pickle", "*.nemo", "*.mlmodel", "*.bin.index.json", "*.h5.index.json")
+OTHER_WEIGHTS = tuple(
+    "*.bin *.pt *.pth *.ckpt *.h5 *.msgpack *.onnx *.onnx_data *.gguf *.ggml *.tflite *.ot *.npz *.pkl *.pickle *.nemo "
+    "*.mlmodel *.bin.index.json *.h5.index.json".split()
+)
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -221,7 +223,7 @@ def _bare(folder: str, shards: list[str]) -> Checkpoint:
         if mark and tail.isdigit():
             prefix = head.rpartition("-")[0]
             count = sum(fnmatch(s, f"{prefix}-*-of-{tail}.safetensors") for s in shards)
-            if count != int(tail) and len(shards) > 1 or int(tail) > 1 == len(shards):
+            if (count != int(tail) and len(shards) > 1) or int(tail) > 1 == len(shards):
                 raise NotACheckpoint(
                     f"{count} of {int(tail)} shards are here, and no index",
                     where=[os.path.join(folder, shard)],

@@ -289,4 +289,3 @@ def _sums(tensor: Tensor) -> Iterator[Sum]:
 
 def _has_sum(tensor: Tensor) -> bool:
     return next(_sums(tensor), None) is not None
-

@@ -205,10 +205,7 @@ def steps(tensor: Tensor, to: int) -> Iterator[Copy | Fill]:
             yield Fill(tensor, 0, tensor.size, to)
         return
     copies = [
-        Copy(p.leaf.file, p.leaf.offset + at, to + there, p.run)
-        for p in pieces
-        if isinstance(p.leaf, Stored)
-        for at, there in p.runs()
+        Copy(p.leaf.file, p.leaf.offset + at, to + there, p.run) for p in pieces if isinstance(p.leaf, Stored) for at, there in p.runs()
     ]
     yield from sorted(copies, key=lambda c: c.to)
 
@@ -223,9 +220,7 @@ def _settled(tensor: Tensor, scratch: list[Tensor]) -> Tensor:
     return tensor
 
 
-def _shards(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str]
-) -> tuple[ShardPlan, ...]:
+def _shards(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str]) -> tuple[ShardPlan, ...]:
     members: dict[str, list[str]] = {}
     for name in in_order(checkpoint):
         members.setdefault(layout[name], []).append(name)
@@ -309,9 +304,7 @@ def _key(leaf: Stored) -> tuple[str, int, Shape]:
 def _check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes]) -> None:
     both = [s.name for s in shards if s.name in files]
     if both:
-        raise PlanError(
-            "a shard and a carried file would have the same path", where=both, help="rename the file in the source folder"
-        )
+        raise PlanError("a shard and a carried file would have the same path", where=both, help="rename the file in the source folder")
 
 
 def _described(source: Input) -> dict[str, Any]:
@@ -340,8 +333,8 @@ def _identity(
         digest.update(shard.name.encode() + b"\0" + shard.header)
         for slot in shard.slots:
             digest.update(_recipe(slot.tensor, names).encode())
-    for path, file in files.items():
-        content = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else f"{file.size} {file.mtime_ns}"
+    for path, carried in files.items():
+        content = hashlib.sha256(carried).hexdigest() if isinstance(carried, bytes) else f"{carried.size} {carried.mtime_ns}"
         digest.update(f"{path}\0{content}\n".encode())
     if any(is_computed(s.tensor) for shard in shards for s in shard.slots):
         digest.update(arithmetic_identity().encode())
@@ -354,5 +347,3 @@ def _recipe(tensor: Tensor, names: dict[int, str]) -> str:
         file = names.setdefault(id(tensor.file), f"{tensor.file.path} {tensor.file.digest}")
         return f"{tensor.dtype}{tensor.shape}@{tensor.offset} {file}\n"
     return repr(tensor)
-
-

@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 from .errors import SourceChanged
 from .runs import Dim, Piece
@@ -19,7 +20,7 @@ from .tensor import File, Stored, Zeros
 OPEN_FILES = 16
 SPAN = 1 << 18  # bytes of the source that are read at once to pick short runs from
 LONG = 1024  # bytes from which a run gets a read of its own: no byte is read that is not needed
-_FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 class Reader:
@@ -119,8 +120,8 @@ def _place(span: memoryview, dims: tuple[Dim, ...], out: memoryview, to: int) ->
         return
     inner = max(outer, key=lambda d: d.count)
     words = _FORMATS.get(run)
-    aligned = words and all(n % run == 0 for d in outer for n in (d.at, d.to)) and (to % run == 0)
-    if not aligned:
+    aligned = all(n % run == 0 for d in outer for n in (d.at, d.to)) and (to % run == 0)
+    if words is None or not aligned:
         for index in product(*(range(d.count) for d in outer)):
             a = sum(i * d.at for i, d in zip(index, outer, strict=True))
             b = to + sum(i * d.to for i, d in zip(index, outer, strict=True))

@@ -87,13 +87,13 @@ def _lower(tensor: Tensor) -> list[Piece]:
                 begin += window
             return pieces
         case Permute(base, axes):
-            inner = [math.prod(base.shape[a + 1 :]) for a in range(len(base.shape))]
+            inners = [math.prod(base.shape[a + 1 :]) for a in range(len(base.shape))]
             outer = [math.prod(tensor.shape[i + 1 :]) for i in range(len(axes))]
             moved = {a: outer[i] for i, a in enumerate(axes)}
             pieces = _lower(base)
-            for border in sorted({*inner} - {1}):
+            for border in sorted({*inners} - {1}):
                 pieces = [q for p in pieces for q in _align(p, border)]
-            return [_permuted(p, base.shape, inner, moved) for p in pieces]
+            return [_permuted(p, base.shape, inners, moved) for p in pieces]
 
 
 def window(pieces: Sequence[Piece], start: int, stop: int, size: int) -> list[Piece]:

@@ -14,7 +14,9 @@ from .errors import SurgeryError
 from .hub import split_into_shards
 from .names import natural
 
-_UNITS = {"": 1, "B": 1} | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")} | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
+_UNITS = (
+    {"": 1, "B": 1} | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")} | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
+)
 
 
 def parse_size(text: int | str) -> int:
@@ -64,5 +66,3 @@ def _even(sizes: Mapping[str, int], limit: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if shards(middle) <= fewest else (middle + 1, high)
     return high
-
-

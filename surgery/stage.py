@@ -98,9 +98,7 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
 
 def size_of(folder: str) -> int:
     """Bytes that the files of a folder take on disk."""
-    return sum(
-        os.lstat(os.path.join(here, name)).st_blocks * 512 for here, _, names in os.walk(folder) for name in names
-    )
+    return sum(os.lstat(os.path.join(here, name)).st_blocks * 512 for here, _, names in os.walk(folder) for name in names)
 
 
 def sync(path: str) -> None:
@@ -265,5 +263,3 @@ def exchange(a: str, b: str) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), b)
-
-

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from .dtypes import ARITHMETIC, Dtype
 from .errors import LayoutError, NotSupported
@@ -181,7 +180,7 @@ def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
     """Entries [start, start + length) of `axis`."""
     size = tensor.shape[axis]
     axis %= len(tensor.shape)
-    if not (0 <= start and 0 <= length and start + length <= size):
+    if not (start >= 0 and length >= 0 and start + length <= size):
         raise LayoutError(f"cannot take [{start}, {start + length}) of axis {axis} of {tensor.shape}")
     match tensor:
         case _ if length == size:
@@ -308,9 +307,10 @@ def _keeps_columns(old: Shape, new: Shape) -> bool:
 def _within(parts: tuple[Tensor, ...], axis: int, start: int, length: int) -> tuple[Tensor, int] | None:
     """The part that holds all of [start, start + length), and where in it that begins."""
 
-    def step(seen: tuple[int, tuple[Tensor, int] | None], part: Tensor) -> tuple[int, tuple[Tensor, int] | None]:
-        at, found = seen
+    at = 0
+    for part in parts:
         end = at + part.shape[axis]
-        return end, (part, start - at) if found is None and at <= start and start + length <= end else found
-
-    return reduce(step, parts, (0, None))[1] if length else None
+        if length and at <= start and start + length <= end:
+            return part, start - at
+        at = end
+    return None

@@ -21,9 +21,11 @@ from ..tensor import LowRank, Shape, permute
 
 # Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
 _TRAINING = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
-    "exclude_modules lora_dropout bias modules_to_save layers_to_transform layers_pattern megatron_core loftq_config "
-    "eva_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying".split()
+    """
+    task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules
+    exclude_modules lora_dropout bias modules_to_save layers_to_transform layers_pattern megatron_core loftq_config
+    eva_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying
+    """.split()
 )
 _USED = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights"})
 # Initialisations that leave the base as it is. The others move a part of the base into A and B, so that the adapter
@@ -69,9 +71,13 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
     a, b = parts["lora_A.weight"], parts["lora_B.weight"]
     for factor in (a, b):
         if factor.dtype not in ARITHMETIC:
-            raise bad(f"adapter tensors of {factor.dtype} are not supported", "save the adapter in float32, float16 or bfloat16", NotSupported)
+            raise bad(
+                f"adapter tensors of {factor.dtype} are not supported", "save the adapter in float32, float16 or bfloat16", NotSupported
+            )
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in a.shape or 0 in b.shape:
-        raise bad(f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", "an ungathered ZeRO-3 or FSDP save looks like this", NotSupported)
+        raise bad(
+            f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", "an ungathered ZeRO-3 or FSDP save looks like this", NotSupported
+        )
     rank = pattern(adapter.config.get("rank_pattern"), module, adapter.config.get("r", 8))
     if a.shape[0] != rank or b.shape[1] != rank:
         raise bad(

@@ -65,9 +65,7 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
         raise bad("the header does not begin with `{`")
     content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"))
     metadata = content.pop(METADATA, None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    ):
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise bad("`__metadata__` may only map strings to strings")
 
     entries = {}

@@ -54,7 +54,10 @@ def _parts(checkpoint: Checkpoint, name: str, tensor: Tensor, fused: Fused) -> l
     if len(tensor.shape) <= axis or tensor.shape[axis] != fused.layout.rows:
         raise LayoutError(
             f"the fused qkv does not fit the layout of model type `{fused.model_type}`",
-            where=[f"{checkpoint.weight_map[name]}: {name}", f"{tensor.shape} along axis {axis} is not {fused.layout.rows} = {fused.layout}"],
+            where=[
+                f"{checkpoint.weight_map[name]}: {name}",
+                f"{tensor.shape} along axis {axis} is not {fused.layout.rows} = {fused.layout}",
+            ],
             help="the head counts in config.json and the tensor's shape contradict each other; one of them is not this model's",
         )
     return split_axis(tensor, axis, fused.layout)
