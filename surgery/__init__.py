@@ -27,20 +27,24 @@ from .errors import (
 )
 from .execute import Report, Step, execute, write
 from .formats.peft import Adapter, open_adapter
+from .inspection import Inspection, inspect
 from .plan import Plan, plan
 from .stage import clean
 from .surgeries.merge import merge
 from .surgeries.rename import drop, rename
 from .surgeries.split import split_qkv
+from .verify import Check, Verification, verify
 from .version import __version__
 
 __all__ = [
     "Adapter",
     "AdapterError",
+    "Check",
     "Checkpoint",
     "DestinationError",
     "FormatError",
     "Input",
+    "Inspection",
     "LayoutError",
     "NoSpace",
     "NotACheckpoint",
@@ -53,16 +57,19 @@ __all__ = [
     "SourceChanged",
     "Step",
     "SurgeryError",
+    "Verification",
     "VerificationFailed",
     "__version__",
     "clean",
     "drop",
     "execute",
+    "inspect",
     "merge",
     "open_adapter",
     "open_checkpoint",
     "plan",
     "rename",
     "split_qkv",
+    "verify",
     "write",
 ]

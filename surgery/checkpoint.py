@@ -8,6 +8,8 @@ surgery returns another one. Invariants: every tensor has a shard in `weight_map
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -30,7 +32,9 @@ OTHER_WEIGHTS = tuple(
     "*.mlmodel *.bin.index.json *.h5.index.json".split()
 )
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
+SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _choose(folder: str) -> str | list[str]:
     here = sorted(os.listdir(folder), key=natural)
     shards = [f for f in here if f.endswith(".safetensors")]
     indices = [f for f in here if fnmatch(f, "*.safetensors.index*.json")]
-    single = next((f for f in ("model.safetensors", "diffusion_pytorch_model.safetensors") if f in shards), None)
+    single = next((f for f in SINGLE if f in shards), None)
     plain = [i for i in indices if i.endswith(".safetensors.index.json") and not i.startswith("consolidated")]
     chosen = plain if len(plain) == 1 else indices
     if len(chosen) > 1 or (chosen and single and single not in _read_index(folder, chosen[0]).weight_map.values()):
@@ -156,7 +160,7 @@ def _nothing(folder: str, here: list[str]) -> list[str]:
     if ADAPTER_CONFIG in here:
         what, tip = "this is an adapter, not a base model", "pass the base first: surgery merge BASE ADAPTER -o OUT"
     elif "snapshots" in here:
-        names = os.listdir(os.path.join(folder, "snapshots"))
+        names = sorted(os.listdir(os.path.join(folder, "snapshots")))
         what = "this is the root of a Hub cache entry"
         tip = "pass one of its snapshots: " + ", ".join(os.path.join(folder, "snapshots", n) for n in names)
     elif nested:
@@ -208,9 +212,8 @@ def _indexed(folder: str, index_name: str) -> Checkpoint:
             where=[where, *listed(rows)],
             help="move the index away and open the folder as a bare set of shards, or fetch the checkpoint again",
         )
-    stem, _, _ = index_name.partition(".safetensors.index")
-    variant = index_name.removeprefix(f"{stem}.safetensors.index").removesuffix(".json")
-    checkpoint = _made(folder, headers, f"{stem}{variant}", index_name)
+    stem, mark, variant = index_name.partition(".safetensors.index")
+    checkpoint = _made(folder, headers, f"{stem}{variant.removesuffix('.json')}" if mark else "model", index_name)
     extra = len(holder) - len(index.weight_map)
     notes = (f"{extra} tensors are in the shards but not in the index: kept, and indexed from now on",) if extra else ()
     return replace(checkpoint, index_metadata=index.metadata, notes=notes)
@@ -218,20 +221,25 @@ def _indexed(folder: str, index_name: str) -> Checkpoint:
 
 def _bare(folder: str, shards: list[str]) -> Checkpoint:
     """Shards without an index. Numbered ones must be complete."""
-    for shard in shards:
-        head, mark, tail = shard.removesuffix(".safetensors").rpartition("-of-")
-        if mark and tail.isdigit():
-            prefix = head.rpartition("-")[0]
-            count = sum(fnmatch(s, f"{prefix}-*-of-{tail}.safetensors") for s in shards)
-            if (count != int(tail) and len(shards) > 1) or int(tail) > 1 == len(shards):
-                raise NotACheckpoint(
-                    f"{count} of {int(tail)} shards are here, and no index",
-                    where=[os.path.join(folder, shard)],
-                    help="fetch the missing shards, or the index",
-                )
-    first = shards[0].removesuffix(".safetensors")
-    stem = first.rpartition("-of-")[0].rpartition("-")[0] or first if len(shards) == 1 or "-of-" in first else "model"
-    return _made(folder, _headers(folder, shards), stem, f"{stem}.safetensors.index.json")
+    numbered = [found for shard in shards if (found := _NUMBERED.fullmatch(shard))]
+    here = Counter(found.groups() for found in numbered)
+    for shard in numbered:
+        if here[shard.groups()] != int(shard["count"]):
+            raise NotACheckpoint(
+                f"{here[shard.groups()]} of {int(shard['count'])} shards were given, and no index",
+                where=[os.path.join(folder, shard[0])],
+                help="pass the folder with all of them; if some are missing there, fetch them, or the index",
+            )
+    stem = shards[0].removesuffix(".safetensors") if len(shards) == 1 else "model"
+    if numbered:
+        stem = numbered[0]["stem"].removesuffix(".safetensors")  # some tools write model.safetensors-00001-of-00002.safetensors
+    return _made(folder, _headers(folder, shards), stem, _index_name(stem))
+
+
+def _index_name(stem: str) -> str:
+    """What loaders call the index of shards called `stem`: the variant of model.fp16 comes after `.index`."""
+    head, _, variant = stem.partition(".")
+    return f"{head}.safetensors.index.{variant}.json" if variant and f"{head}.safetensors" in SINGLE else f"{stem}.safetensors.index.json"
 
 
 def _headers(folder: str, shards: list[str]) -> dict[str, tuple[File, Header]]:
@@ -272,21 +280,22 @@ def _with_files(checkpoint: Checkpoint, folder: str) -> Checkpoint:
     files: dict[str, File | bytes] = {}
     left: list[str] = []
     nested: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    above: dict[str, frozenset[tuple[int, int]]] = {}
     shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         status = os.stat(here)
         relative = os.path.relpath(here, folder)
         top = relative == "."
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above: already carried
+        parents = above.get(os.path.dirname(here), frozenset())
+        if (status.st_dev, status.st_ino) in parents:  # a link to a folder above: carried there
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        above[here] = parents | {(status.st_dev, status.st_ino)}
         if top:
             left += [f"{f}/" for f in folders if f in LEFT_FOLDERS and f != ".surgery"]
             folders[:] = [f for f in folders if f not in LEFT_FOLDERS]
         folders.sort()
-        own = not top and any(n.endswith(".safetensors") for n in names)
+        own = not top and any(n.endswith(".safetensors") and os.path.join(relative, n) not in shards for n in names)
         nested += [relative] if own else []
         inside = any(relative == n or relative.startswith(n + os.sep) for n in nested)
         for name in sorted(names):
@@ -308,6 +317,10 @@ def _with_files(checkpoint: Checkpoint, folder: str) -> Checkpoint:
     if nested:
         notes.append("carried untouched, with checkpoints of their own: " + ", ".join(f"{n}/" for n in nested))
     return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))
+
+
+def _unreadable(error: OSError) -> None:
+    raise FormatError(f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions") from error
 
 
 def _earlier(folder: str) -> tuple[Mapping[str, Any], ...]:

@@ -2,11 +2,11 @@
 
 Movement is gathered (`read.py`), without torch. A `Sum` is computed in torch by the block law:
 
-    float32 tiles of 64 rows (a shorter tail is padded) and at most 4096 columns; the inner dimension in chunks of at
+    float32 tiles of 64 rows and 1024 columns, of which a smaller rest is padded; the inner dimension in chunks of at
     most 256, in order; one torch thread per worker; full float32 precision
 
 `torch.mm` of a part of a matrix is in general not bit-equal to the same part of the whole; tiles of constant shape are, so
-the bytes depend neither on the number of workers, nor on the memory budget, nor on which rows are asked for.
+the bytes depend neither on the number of workers, nor on the memory budget, nor on which rows and columns are asked for.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from .tensor import File, LowRank, Stored, Sum, Tensor, children, narrow, substi
 if TYPE_CHECKING:
     import torch
 
-ROWS, COLUMNS, INNER = 64, 4096, 256
-TILE = ROWS * COLUMNS  # elements of a float32 tile: 64 rows of 4096 columns, or more rows of fewer
+ROWS, COLUMNS, INNER = 64, 1024, 256
+BAND = 4 * COLUMNS  # columns that are worked on at once
+TILES = ROWS * BAND  # elements that are worked on at once, in float32: 64 rows of 4096 columns, or more rows of fewer
 LEAST_BUDGET = 20_000_000  # bytes that one worker with sums to compute cannot do without
 DEFAULT_MEMORY = 96_000_000  # bytes of buffers, all workers together
 SCRATCH = "scratch"  # the path under which a plan names the file of its scratch tensors
 
-_TORCH_NAMES = {
+TORCH_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
     "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "C64": "complex64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
@@ -66,20 +67,20 @@ class Workspace:
             self._lowered[id(tensor)] = (tensor, lower(tensor))
         return self._lowered[id(tensor)][1]
 
-    def right(self, delta: LowRank, first: int, stop: int, left_column: int, right_column: int, kind: Any) -> torch.Tensor:
-        """Rows [first, stop) and columns [left_column, right_column) of a delta's right factor, as float32 or float64."""
+    def right(self, delta: LowRank, first: int, stop: int, begin: int, end: int, kind: Any) -> torch.Tensor:
+        """Rows [first, stop) and columns [begin, end) of a delta's right factor; there may be up to a tile beyond its last."""
         rank, columns = delta.right.shape
-        item = kind.itemsize
-        if rank * columns * item <= self._rights_budget:
+        size = rank * (columns + COLUMNS) * kind.itemsize
+        if size <= self._rights_budget:
             found = self._rights.get(id(delta))
             if found is None:
-                if sum(t.nbytes for _, t in self._rights.values()) + rank * columns * item > self._rights_budget:
+                if sum(t.nbytes for _, t in self._rights.values()) + size > self._rights_budget:
                     self._rights.clear()
-                found = (delta, _floats(delta.right, kind, self, "", None))
+                found = (delta, _floats(delta.right, (0, rank, 0, columns), (rank, columns + COLUMNS), kind, self, ""))
                 self._rights[id(delta)] = found
-            return found[1][first:stop, left_column:right_column]
-        part = narrow(narrow(delta.right, 0, first, stop - first), 1, left_column, right_column - left_column)
-        return _floats(part, kind, self, "right", None)
+            return found[1][first:stop, begin:end]
+        part = narrow(narrow(delta.right, 0, first, stop - first), 1, begin, min(end, columns) - begin)
+        return _floats(part, (0, *part.shape[:1], 0, *part.shape[1:]), (stop - first, end - begin), kind, self, "right")
 
     def close(self) -> None:
         """Close files, free buffers."""
@@ -150,7 +151,7 @@ def load(tensor: Tensor) -> torch.Tensor:
     """The value of a lazy tensor, as a torch tensor of its shape and dtype."""
     import torch
 
-    name = _TORCH_NAMES.get(tensor.dtype.name)
+    name = TORCH_NAMES.get(tensor.dtype.name)
     if name is None:
         raise NotSupported(f"torch has no dtype for {tensor.dtype}", help="read the bytes with surgery.evaluate.blocks")
     if not tensor.nbytes:
@@ -213,63 +214,65 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
     base = torch.frombuffer(raw, dtype=_torch(total.base.dtype)).view(rows, width)
     result = torch.frombuffer(out, dtype=_torch(total.dtype)).view(rows, width)
 
-    high = min(1024, TILE // min(width, COLUMNS) // ROWS * ROWS)
-    tile = torch.frombuffer(work.buffer("tile", TILE * kind.itemsize), dtype=kind)
-    for c in range(0, width, COLUMNS):
-        wide = min(COLUMNS, width - c)
+    high = min(1024, TILES // _padded(min(width, BAND), COLUMNS) // ROWS * ROWS)
+    buffer = torch.frombuffer(work.buffer("tiles", TILES * kind.itemsize), dtype=kind)
+    for c in range(0, width, BAND):
+        wide = min(BAND, width - c)
         for r in range(0, rows, high):
             tall = min(high, rows - r)
-            values = tile[: _padded(tall) * wide].view(-1, wide)
-            values[:tall].copy_(base[r : r + tall, c : c + wide])
+            shape = _padded(tall, ROWS), _padded(wide, COLUMNS)
+            values = buffer[: shape[0] * shape[1]].view(shape)
+            values[:tall, :wide].copy_(base[r : r + tall, c : c + wide])
             for delta in total.deltas:
                 _accumulate(values, delta, first + r, tall, begin + c, kind, work)
-            result[r : r + tall, c : c + wide].copy_(values[:tall])
+            result[r : r + tall, c : c + wide].copy_(values[:tall, :wide])
 
 
 def _accumulate(values: torch.Tensor, delta: LowRank, row: int, tall: int, column: int, kind: Any, work: Workspace) -> None:
-    """Add `scale * left @ right` to a tile that begins at (row, column), by the block law."""
-    rank, wide = delta.right.shape[0], values.shape[1]
+    """Add `scale * left @ right` to the tiles that begin at (row, column), by the block law."""
+    rank, (height, width) = delta.right.shape[0], values.shape
     for k in range(0, rank, INNER):
         stop = min(k + INNER, rank)
-        right = work.right(delta, k, stop, column, column + wide, kind)
-        left = _floats(delta.left, kind, work, "left", (row, row + tall, k, stop))
-        for r in range(0, values.shape[0], ROWS):
-            values[r : r + ROWS].addmm_(left[r : r + ROWS], right, alpha=delta.scale)
+        right = work.right(delta, k, stop, column, column + width, kind)
+        left = _floats(delta.left, (row, row + tall, k, stop), (height, stop - k), kind, work, "left")
+        for r in range(0, height, ROWS):
+            for c in range(0, width, COLUMNS):
+                tile = values[r : r + ROWS, c : c + COLUMNS]
+                tile.addmm_(left[r : r + ROWS], right[:, c : c + COLUMNS], alpha=delta.scale)
 
 
-def _floats(tensor: Tensor, kind: Any, work: Workspace, use: str, part: tuple[int, int, int, int] | None) -> torch.Tensor:
-    """A factor as float32 or float64: all of it, or `part` = rows [0, 1) and columns [2, 3) padded to whole tiles.
+def _floats(tensor: Tensor, part: tuple[int, int, int, int], shape: tuple[int, int], kind: Any, work: Workspace, use: str) -> torch.Tensor:
+    """`part` = rows [0, 1) and columns [2, 3) of a factor, as float32 or float64 in the corner of zeros of `shape`.
 
     With `use` it lies in that buffer of the workspace, until the next call; without, in memory of its own.
     """
     import torch
 
     columns = tensor.shape[-1]
-    first, last, begin, end = part or (0, tensor.size // columns, 0, columns)
-    tall = _padded(last - first) if part else last - first
-    size = tall * (end - begin)
+    first, last, begin, end = part
+    size = shape[0] * shape[1]
     flat = torch.frombuffer(work.buffer(use, size * kind.itemsize), dtype=kind) if use else torch.empty(size, dtype=kind)
-    value = flat.view(tall, end - begin)
+    value = flat.view(shape)
     value[last - first :].zero_()
-    item = tensor.dtype.bits // 8
-    step = max(1, SPAN // (columns * item))
+    value[:, end - begin :].zero_()
+    step = max(1, SPAN // (columns * tensor.dtype.bits // 8))
     for r in range(first, last, step):
         stop = min(r + step, last)
-        raw = work.buffer("factor", (stop - r) * columns * item)
+        raw = work.buffer("factor", (stop - r) * columns * tensor.dtype.bits // 8)
         into(tensor, r * columns, stop * columns, raw, work)
         rows = torch.frombuffer(raw, dtype=_torch(tensor.dtype)).view(-1, columns)
-        value[r - first : stop - first].copy_(rows[:, begin:end])
+        value[r - first : stop - first, : end - begin].copy_(rows[:, begin:end])
     return value
 
 
 def _torch(dtype: Dtype) -> torch.dtype:
     import torch
 
-    return getattr(torch, _TORCH_NAMES[dtype.name])
+    return getattr(torch, TORCH_NAMES[dtype.name])
 
 
-def _padded(rows: int) -> int:
-    return -(-rows // ROWS) * ROWS
+def _padded(size: int, tile: int) -> int:
+    return -(-size // tile) * tile
 
 
 def _rows(start: int, stop: int, columns: int) -> Iterator[tuple[int, int]]:

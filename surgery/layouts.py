@@ -33,7 +33,7 @@ class Layout:
         return self.groups * sum(self.slots) * self.head_dim
 
     def __str__(self) -> str:
-        return f"{self.groups} groups × {'+'.join(map(str, self.slots))} slots × {self.head_dim} head_dim"
+        return f"{self.groups} × [{'|'.join(str(n * self.head_dim) for n in self.slots)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +160,16 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def sections(config: Config) -> list[Config]:
-    """config.json and the configs nested in it, such as `vision_config`, each under its model type."""
+    """config.json and the configs nested in it, such as `vision_config`, each under its model type.
+
+    Early checkpoints of composite models give their parts no type, or an empty one: SAM's `vision_config` is then a
+    `sam_vision_model`, as transformers has called it since.
+    """
     found: list[Config] = [config] if config else []
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, Mapping) and key != "quantization_config":
-            inherited = {} if "model_type" in value else {"model_type": config.get("model_type")}
-            found += sections({**value, **inherited})
+            kind = value.get("model_type") or f"{config.get('model_type')}_{key.removesuffix('_config')}_model"
+            found += sections({**value, "model_type": kind})
     return found
 
 

@@ -22,18 +22,19 @@ from typing import Any
 
 from .checkpoint import Checkpoint, Input
 from .dtypes import Dtype
-from .errors import PlanError, listed
+from .errors import NothingMatched, PlanError, listed
 from .evaluate import SCRATCH, arithmetic_identity, scratch_of
 from .formats.index import encode_index
 from .formats.manifest import MANIFEST, Manifest, encode_manifest
 from .formats.safetensors import encode_header, in_file_order
 from .names import natural
-from .runs import lower, to_bytes
+from .runs import Piece, lower, to_bytes
 from .sharding import assign, in_order
 from .tensor import File, Shape, Stored, Sum, Tensor, Zeros, is_computed, stored, substitute
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
+_PRIME, _POINT = 2**127 - 1, 3**79
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ def plan(
     `__metadata__` keys to leave out, such as those on which joined shards disagree.
     """
     _check_accounts(checkpoint)
+    _check_metadata(checkpoint, drop_metadata)
     scratch: list[Tensor] = []
     tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}
     layout = assign(checkpoint, max_shard_size, balanced=balanced)
@@ -269,36 +271,74 @@ def _index_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _check_accounts(checkpoint: Checkpoint) -> None:
-    """Every element that was opened reaches an output, or its tensor was dropped by name."""
-    reached: Counter[tuple[str, int, Shape]] = Counter()
+    """Every element that was opened reaches an output, or its tensor was dropped by name.
+
+    Of a tensor that outputs share among them, each element must come as often as every other: `_mark` tells.
+    """
+    whole: Counter[tuple[str, int, Shape]] = Counter()  # how often a tensor is used in one piece
+    parts: dict[tuple[str, int, Shape], tuple[int, int]] = {}  # elements used in pieces, and their mark
 
     def count(tensor: Tensor) -> None:
         if isinstance(tensor, Stored):
-            reached[_key(tensor)] += tensor.size
+            whole[_key(tensor)] += 1
             return
+        whole.update(_key(leaf) for leaf in stored(tensor) if not leaf.size)  # lowering leaves nothing of them
         for piece in lower(tensor):
             match piece.leaf:
-                case Stored():
-                    reached[_key(piece.leaf)] += piece.size
+                case Stored() as leaf:
+                    used, mark = parts.get(_key(leaf), (0, 0))
+                    parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
                 case Sum(_, base, deltas):
                     for child in (base, *(f for d in deltas for f in (d.left, d.right))):
                         count(child)
+
+    def arrives(tensor: Stored, copies: int) -> bool:
+        if whole[_key(tensor)] >= copies:
+            return True
+        if _key(tensor) not in parts:
+            return False
+        used, mark = parts[_key(tensor)]
+        times, rest = divmod(used, tensor.size)
+        return not rest and mark == times * _mark(lower(tensor)[0]) % _PRIME
 
     for tensor in checkpoint.tensors.values():
         count(tensor)
     excused = {_key(leaf) for tensor in checkpoint.dropped.values() for leaf in stored(tensor)}
     for source in checkpoint.inputs:
-        lost = [n for n, t in source.tensors.items() if reached[_key(t)] < t.size and _key(t) not in excused]
+        copies = Counter(map(_key, source.tensors.values()))  # empty tensors may lie at one place
+        lost = [n for n, t in source.tensors.items() if _key(t) not in excused and not arrives(t, copies[_key(t)])]
         if lost:
+            cut = {n for n in lost if _key(source.tensors[n]) in parts}
             raise PlanError(
-                f"{len(lost)} tensors of the {source.role} reach no output",
-                where=[source.path, *listed(sorted(lost, key=natural))],
+                f"{len(lost)} tensors of the {source.role} reach no output, or not in full",
+                where=[source.path, *listed([f"{n} (in part)" if n in cut else n for n in sorted(lost, key=natural)])],
                 help="a surgery lost them; drop them by name if that is meant: surgery drop --pattern REGEX",
             )
 
 
 def _key(leaf: Stored) -> tuple[str, int, Shape]:
     return leaf.file.path, leaf.offset, leaf.shape
+
+
+def _check_metadata(checkpoint: Checkpoint, drop: Sequence[str]) -> None:
+    known = sorted({key for metadata in checkpoint.metadata.values() for key in metadata or {}})
+    unknown = [key for key in drop if key not in known]
+    if unknown:
+        raise NothingMatched(
+            f"no shard has the metadata {', '.join(unknown)}", where=[checkpoint.path], help=f"they have {', '.join(known) or 'none'}"
+        )
+
+
+def _mark(piece: Piece) -> int:
+    """The sum of `_POINT` to the power of each of the leaf's elements in the piece, modulo a prime.
+
+    Like a checksum of a set: equal for pieces of the same elements, in whatever order and however cut.
+    """
+    mark = pow(_POINT, piece.at, _PRIME)
+    for dim in piece.dims:
+        step = pow(_POINT, dim.at, _PRIME)
+        mark = mark * (pow(step, dim.count, _PRIME) - 1) * pow(step - 1, -1, _PRIME) % _PRIME
+    return mark
 
 
 def _check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes]) -> None:

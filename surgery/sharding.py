@@ -1,13 +1,14 @@
 """Which tensor goes into which shard.
 
-Order of tensors: shards in natural order of their names, within a shard natural order of tensor names (layer 2 before
-10), so that a layer stays together. Sizes: GB is 10^9 bytes, GiB is 2^30.
+Tensors fill shards in natural order of their names (layer 2 before 10), so that a layer stays together, and the shards
+of a size depend on the tensors alone, not on how they were sharded before. Sizes: GB is 10^9 bytes, GiB is 2^30.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 
 from .checkpoint import Checkpoint
 from .errors import SurgeryError
@@ -23,7 +24,7 @@ def parse_size(text: int | str) -> int:
     """Bytes: `5GB` is 5 * 10^9, `5GiB` is 5 * 2^30, a plain number is bytes."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = _UNITS.get(found.group(2).upper()) if found else None
-    size = int(float(found.group(1)) * unit) if found and unit else 0
+    size = int(Fraction(found.group(1)) * unit) if found and unit else 0
     if size <= 0:
         raise SurgeryError(f"`{text}` is not a size", help="write 5GB (5 * 10^9 bytes), 5GiB (5 * 2^30 bytes) or a number of bytes")
     return size
@@ -31,8 +32,7 @@ def parse_size(text: int | str) -> int:
 
 def in_order(checkpoint: Checkpoint) -> list[str]:
     """All tensor names in the order in which shards are filled."""
-    shard_rank = {s: i for i, s in enumerate(sorted(set(checkpoint.weight_map.values()), key=natural))}
-    return sorted(checkpoint.tensors, key=lambda n: (shard_rank[checkpoint.weight_map[n]], natural(n), n))
+    return sorted(checkpoint.tensors, key=lambda n: (natural(n), n))
 
 
 def assign(checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, balanced: bool = False) -> dict[str, str]:

@@ -211,11 +211,8 @@ def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
             return tensor
         case Permute(base, before):
             return permute(base, [before[a] for a in axes])
-        case Sum(dtype, base, deltas) if axes[-1] == rank - 1:
+        case Sum(dtype, base, deltas) if axes[-1] == rank - 1 or not deltas:
             moved = [LowRank(permute(d.left, axes), d.right, d.scale) for d in deltas]
-            return Sum(dtype, permute(base, axes), tuple(moved))
-        case Sum(dtype, base, deltas) if rank == 2:
-            moved = [LowRank(permute(d.right, axes), permute(d.left, axes), d.scale) for d in deltas]
             return Sum(dtype, permute(base, axes), tuple(moved))
     return Permute(tensor, axes)
 

@@ -1,6 +1,7 @@
 """`*.safetensors.index.json`: which shard holds which tensor.
 
-Invariants of a parsed index: names and shards are strings, no name comes twice, and a shard is a path inside the folder.
+Invariants of a parsed index: names and shards are strings, no name comes twice, and a shard is a path inside the folder,
+without `.` and double slashes.
 Written as transformers writes it: two spaces, sorted keys, a newline at the end.
 """
 
@@ -30,18 +31,19 @@ def parse_index(raw: bytes, where: str) -> Index:
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) and s for s in weight_map.values()):
         raise FormatError("`weight_map` must map tensor names to shard files", where=[where])
-    metadata = content.get("metadata") or {}
-    if not isinstance(metadata, dict):
+    metadata = content.get("metadata")
+    if not isinstance(metadata, dict | None):
         raise FormatError("`metadata` must be an object", where=[where])
-    for name, shard in weight_map.items():
-        path = PurePosixPath(shard)
+    paths = {name: PurePosixPath(shard) for name, shard in weight_map.items()}
+    for name, path in paths.items():
+        shard = weight_map[name]
         if path.is_absolute() or ".." in path.parts or "\\" in shard or ":" in shard:
             raise FormatError(
                 f"the index points outside the checkpoint: {shard}",
                 where=[f"{where}: {name}"],
                 help="a shard is named relative to the index, inside its folder",
             )
-    return Index(metadata, weight_map)
+    return Index(metadata or {}, {name: str(path) for name, path in paths.items()})
 
 
 def encode_index(metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> bytes:

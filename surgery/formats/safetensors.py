@@ -19,6 +19,8 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from ..dtypes import DTYPES, Dtype
@@ -97,7 +99,7 @@ def _parse_entry(value: Any, bad: Any) -> Entry:
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
         raise bad(f"the offsets {offsets!r} are not two non-negative integers")
     bits = math.prod(shape) * dtype.bits
-    if bits >= 2**64:
+    if max(bits, *shape, *accumulate(shape, mul), 0) >= 2**64:  # the product from left to right, as safetensors multiplies
         raise bad(f"the shape {shape} overflows 64 bits")
     if bits % 8:
         raise bad(f"{dtype} {shape} does not fill whole bytes")
@@ -111,6 +113,8 @@ def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[
 
     Several metadata keys come in random order from the library; here they are sorted.
     """
+    if METADATA in tensors:
+        raise FormatError(f"no tensor can be called {METADATA}", help="rename it: the format keeps this name for itself")
     parts, offset = [], 0
     if metadata is not None:
         parts.append(f'"{METADATA}":{_dumps(dict(sorted(metadata.items())))}')

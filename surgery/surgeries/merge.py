@@ -10,6 +10,7 @@ from ..checkpoint import Checkpoint, Input
 from ..errors import AdapterError, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_tied
 from ..formats.peft import Adapter
+from ..layouts import detect
 from ..names import natural
 from ..tensor import LowRank, Stored, Tensor, add
 from .rename import Rule, renamed
@@ -139,8 +140,11 @@ def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str], c
     first = called[lost[0]]
     near = nearest(first, bases)
     rule = _mending(first, bases)
+    parts = {p for f in detect(checkpoint.config, sorted(bases)) for p in f.family.parts}
+    fused = parts & {called[key].rpartition(".")[2] for key in lost}
     rows = [f"{key} -> {called[key]}" if called[key] != key else key for key in lost]
-    tips = [f"--map '{rule}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
+    tips = ["the base stores them fused: split it first with surgery split-qkv" if fused else ""]
+    tips += [f"--map '{rule}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
     total = len(adapter.lora) + len(adapter.whole)
     return NotPlaced(
         f"{len(lost)} of the adapter's {total} modules have no place in the base",

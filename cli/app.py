@@ -1,0 +1,209 @@
+"""The commands. Each one opens, applies pure surgeries, and hands the result to `writing.run`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import surgery
+
+from . import output
+from .options import Debug, Json, Maps, Model, Quiet, Writing, parse_map, writing_options
+
+app = typer.Typer(
+    name="surgery",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Edit checkpoints offline: safetensors shards and index files, without loading the model.",
+    epilog="Sizes: 5GB is 5·10⁹ bytes, 5GiB is 5·2³⁰. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.",
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def guarded(command: Callable[[], Any], *, json: bool, debug: bool) -> Any:
+    """Run a command's body: an error of ours, or Ctrl-C, ends the process with a clear word and the right status."""
+    try:
+        return command()
+    except surgery.SurgeryError as error:
+        if debug:
+            raise
+        output.show_error(error, json=json)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        output.show_interrupt(json=json)
+        raise typer.Exit(130) from error
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"surgery {surgery.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    pass
+
+
+def _written(surgeries: Callable[[], surgery.Checkpoint], options: Writing) -> None:
+    """The one way in which commands write: plan, show or execute, report."""
+    from .writing import run
+
+    guarded(partial(run, surgeries, options), json=options.json, debug=options.debug)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")] = "",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
+
+    def body() -> None:
+        if tensors:
+            output.show_tensors(surgery.open_checkpoint(model), tensors, json=json)
+        else:
+            output.show_inspection(surgery.inspect(model), json=json)
+
+    guarded(body, json=json, debug=debug)
+
+
+@app.command()
+@writing_options
+def reshard(model: Model, *, options: Writing) -> None:
+    """Write the same tensors into other shards: [bold]--max-shard-size 5GB[/bold], [bold]--balanced[/bold]."""
+    if not options.max_shard_size:
+        raise typer.BadParameter("reshard needs it", param_hint="--max-shard-size")
+    _written(lambda: surgery.open_checkpoint(model), options)
+
+
+@app.command("split-qkv")
+@writing_options
+def split_qkv(model: Model, *, options: Writing) -> None:
+    """Replace each fused qkv projection by q, k and v, byte for byte."""
+    _written(lambda: surgery.split_qkv(surgery.open_checkpoint(model)), options)
+
+
+@app.command()
+@writing_options
+def merge(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The base checkpoint: a folder, or one file.", show_default=False)],
+    adapters: Annotated[
+        list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders, summed in one pass.", show_default=False)
+    ],
+    weights: Annotated[str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.")] = "",
+    maps: Maps = None,
+    *,
+    options: Writing,
+) -> None:
+    """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
+    factors = _factors(weights)
+    rules = [parse_map(text) for text in maps or []]
+
+    def made() -> surgery.Checkpoint:
+        return surgery.merge(surgery.open_checkpoint(base), [surgery.open_adapter(a) for a in adapters], factors, names=rules)
+
+    _written(made, options)
+
+
+@app.command()
+@writing_options
+def rename(model: Model, maps: Maps = None, *, options: Writing) -> None:
+    r"""Rewrite tensor names, wherever the pattern occurs: [bold]--map '^transformer\\.=model.'[/bold]."""
+    if not maps:
+        raise typer.BadParameter("rename needs at least one", param_hint="--map")
+    rules = [parse_map(text) for text in maps]
+    _written(lambda: surgery.rename(surgery.open_checkpoint(model), rules), options)
+
+
+@app.command()
+@writing_options
+def drop(
+    model: Model,
+    pattern: Annotated[str, typer.Option("--pattern", metavar="REGEX", help="Leave out tensors whose whole name matches.")] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Leave tensors out, by name."""
+    if not pattern:
+        raise typer.BadParameter("drop needs it", param_hint="--pattern")
+    _written(lambda: surgery.drop(surgery.open_checkpoint(model), pattern), options)
+
+
+@app.command()
+def verify(
+    model: Model,
+    values: Annotated[bool, typer.Option("--values", help="Read every tensor and look for NaN and infinity.")] = False,
+    check_class: Annotated[
+        bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
+    ] = True,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check headers, index and files against each other, the values, and what the model's class says."""
+
+    def body() -> None:
+        with output.counting(values and not json and not quiet) as on_tensor:
+            found = surgery.verify(model, values=values, check_class=check_class, on_tensor=on_tensor)
+        if json:
+            output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks})
+            if not found.ok:
+                raise typer.Exit(1)
+            return
+        if not quiet:
+            output.show_verification(found)
+        found.require()
+
+    guarded(body, json=json, debug=debug)
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An output, or the folder that holds outputs.", show_default=False)],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what broken runs left beside DIR, or beside the outputs inside it."""
+
+    def body() -> None:
+        output.show_cleaned(surgery.clean(folder), json=json)
+
+    guarded(body, json=json, debug=debug)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to work; a temporary folder if not given.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a small Phi-3 and an adapter; split, merge, reshard and verify it; show that it computes the same."""
+    from .demo import run
+
+    guarded(lambda: run(folder), json=False, debug=debug)
+
+
+def _factors(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError as error:
+        raise typer.BadParameter(f"`{text}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""What a user sees: tables and errors for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import surgery
+from surgery.names import select
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on standard output."""
+
+    def plain(item: Any) -> Any:
+        return asdict(item) if is_dataclass(item) and not isinstance(item, type) else str(item)
+
+    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=plain))
+
+
+def show_error(error: surgery.SurgeryError, *, json: bool) -> None:
+    """What, where and how to mend: on standard error, or as the one JSON object."""
+    if json:
+        show_json({"error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "help": error.help}})
+    else:
+        _styled(f"error: {error}", stderr=True)
+
+
+def show_interrupt(*, json: bool) -> None:
+    """After Ctrl-C: what is left."""
+    what = "interrupted: the destination is as it was"
+    tip = "finished shards are kept beside it; the same command resumes them, and `surgery clean DIR` removes them"
+    if json:
+        show_json({"error": {"kind": "Interrupted", "what": what, "where": [], "help": tip}})
+    else:
+        _styled(f"{what}\nhelp: {tip}", stderr=True)
+
+
+def show_plan(plan: surgery.Plan, memory: str, *, json: bool) -> None:
+    """The plan of a dry run."""
+    if json:
+        show_json(
+            {
+                "identity": plan.identity,
+                "shards": [{"name": s.name, "tensors": len(s.slots), "nbytes": s.nbytes} for s in plan.shards],
+                "tensors": plan.tensors,
+                "computed": plan.computed,
+                "computed_bytes": plan.computed_bytes,
+                "copied_bytes": plan.nbytes - plan.computed_bytes,
+                "dropped": plan.dropped,
+                "added": plan.added,
+                "files": sorted(plan.files),
+                "nbytes": plan.needed,
+                "notes": plan.notes,
+            }
+        )
+        return
+    copied = plan.tensors - len(plan.computed)
+    rows = [
+        ("shards", f"{len(plan.shards)}, {size(plan.nbytes)}: {_some([f'{s.name} ({size(s.nbytes)})' for s in plan.shards])}"),
+        ("copied", f"{copied} tensors, {size(plan.nbytes - plan.computed_bytes)}, byte for byte"),
+        ("computed", f"{len(plan.computed)} tensors, {size(plan.computed_bytes)}: {_some(plan.computed)}" if plan.computed else "nothing"),
+    ]
+    rows += [("added", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
+    rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []
+    rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(plan.needed))]
+    torch = ", and torch itself (about 220 MB)" if plan.computed else ""
+    rows += [("memory", f"at most {memory} of buffers{torch}")]
+    rows += [("note", note) for note in plan.notes]
+    _table(rows, "dry run: nothing was written")
+
+
+def show_report(report: surgery.Report) -> None:
+    """The end of a run."""
+    rate = report.nbytes / max(report.seconds, 1e-9)
+    rows = [
+        ("output", report.output),
+        ("shards", f"{report.shards}, {report.tensors} tensors"),
+        ("tensors", _tensors(report)),
+        ("files", f"{report.files} carried or written"),
+        ("bytes", f"{size(report.nbytes)} in {report.seconds:.1f} s, {size(int(rate))}/s"),
+        *(("note", note) for note in report.notes),
+    ]
+    _table(rows, "done")
+
+
+def _tensors(report: surgery.Report) -> str:
+    parts = [f"{report.copied} copied byte for byte"]
+    for count, what in ((report.computed, "computed"), (report.added, "with new names"), (report.dropped, "dropped")):
+        parts += [f"{count} {what}"] if count else []
+    return ", ".join(parts)
+
+
+def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
+    """What a checkpoint or an adapter is."""
+    if json:
+        show_json(asdict(found))
+        return
+    total = found.total
+    rows = [("path", found.path), ("kind", found.kind)]
+    rows += [("model", " ".join([found.model_type, *(f"({a})" for a in found.architectures)]))] if found.model_type else []
+    rows += [("tensors", f"{total.tensors}, {total.parameters:,} parameters, {size(total.nbytes)}")]
+    rows += [("dtype", f"{name}: {c.tensors} tensors, {size(c.nbytes)}") for name, c in found.dtypes.items()]
+    rows += [("shards", f"{len(found.shards)}: {_some([f'{n} ({size(c.nbytes)})' for n, c in found.shards.items()])}")]
+    rows += [(key, _plain(value)) for key, value in found.adapter.items()]
+    rows += [("fused", text) for text in found.fused]
+    rows += [("tied", text) for text in found.ties]
+    rows += [("quantised", found.quantization)] if found.quantization else []
+    rows += [("targets", _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in found.targets], 12))] if found.targets else []
+    rows += [("files", f"{len(found.files)}: {_some(found.files, 8)}")] if found.files else []
+    rows += [("history", _step(step)) for step in found.history]
+    rows += [("note", note) for note in found.notes]
+    _table(rows)
+
+
+def show_tensors(checkpoint: surgery.Checkpoint, pattern: str, *, json: bool) -> None:
+    """The tensors whose whole name matches."""
+    names = select(checkpoint.tensors, pattern)
+    found = [
+        {
+            "name": n,
+            "dtype": checkpoint.tensors[n].dtype.name,
+            "shape": list(checkpoint.tensors[n].shape),
+            "nbytes": checkpoint.tensors[n].nbytes,
+            "shard": checkpoint.weight_map[n],
+        }
+        for n in names
+    ]
+    if json:
+        show_json({"path": checkpoint.path, "tensors": found})
+        return
+    keys = ("name", "dtype", "shape", "nbytes", "shard")
+    _grid(keys, [[str(row[key]) for key in keys] for row in found])
+
+
+def show_verification(found: surgery.Verification) -> None:
+    """Each check with its answer."""
+    marks = {True: "ok", False: "FAILED", None: "not checked"}
+    rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
+    _table(rows, found.path)
+
+
+def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
+    """What was removed, and how much room that made."""
+    if json:
+        show_json({"removed": [{"path": path, "nbytes": nbytes} for path, nbytes in removed]})
+        return
+    for path, nbytes in removed:
+        print(f"removed {path} ({size(nbytes)})")
+    if not removed:
+        print("nothing to clean")
+
+
+@contextmanager
+def counting(shown: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """A callback that shows the tensor at hand on a terminal."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda name, nbytes: status.update(f"{name} ({size(nbytes)})")
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people, in powers of ten: 4.9 GB."""
+    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{nbytes} B" if units[0] == "B" else f"{value:.3g} {units[0]}"
+
+
+def _some(items: Sequence[str], shown: int = 4) -> str:
+    rest = len(items) - shown
+    return ", ".join([*items[:shown], *([f"(+{rest} more)"] if rest > 0 else [])])
+
+
+def _shapes(shapes: Sequence[Sequence[int]]) -> str:
+    texts = ["×".join(map(str, s)) for s in shapes]
+    return f"({_some(texts, 2)})"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    rest = {k: v for k, v in step.items() if k != "surgery" and v not in ((), [], 0)}
+    return f"{step.get('surgery')}: " + "; ".join(f"{k} {_short(v)}" for k, v in rest.items())
+
+
+def _short(value: Any) -> str:
+    text = json_module.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | tuple) else str(value)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def _table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
+    if title:
+        _styled(title)
+    width = max((len(k) for k, _ in rows), default=0)
+    for key, value in rows:
+        _styled(f"  {key:<{width}}  {value}")
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+_STYLES = {"error:": "bold red", "help:": "bold green", "-->": "blue", "ok": "green", "FAILED": "bold red", "note": "yellow"}
+
+
+def _styled(text: str, *, stderr: bool = False) -> None:
+    """Print text; where people look, the first word of each line in colour. Names and paths are never taken for markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    if not stream.isatty():
+        print(text, file=stream)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    for line in text.split("\n"):
+        styled, first = Text(line), line.split(None, 1)[0] if line.strip() else ""
+        indent = len(line) - len(line.lstrip())
+        style = _STYLES.get(first) or ("cyan" if indent == 2 else "")
+        styled.stylize(style, indent, indent + len(first))
+        console.print(styled)

@@ -1,0 +1,164 @@
+"""Inspect: what is this checkpoint, or this adapter? Answered from headers and config alone."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import LayoutError
+from .families import EMBEDDINGS, HEADS, is_tied
+from .formats.peft import CONFIG as ADAPTER_CONFIG
+from .formats.peft import Adapter, open_adapter
+from .layouts import detect
+from .names import natural
+from .tensor import Shape, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """So many tensors, elements and bytes."""
+
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Modules that an adapter can be put on, by last name: how many there are, and the shapes of their weights."""
+
+    name: str
+    modules: int
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect` found. Empty fields mean that there is nothing of the kind."""
+
+    path: str
+    kind: str  # "checkpoint" or "adapter"
+    model_type: str
+    architectures: tuple[str, ...]
+    total: Count
+    dtypes: Mapping[str, Count]
+    shards: Mapping[str, Count]
+    ties: tuple[str, ...]
+    fused: tuple[str, ...]
+    targets: tuple[Target, ...]
+    quantization: str
+    adapter: Mapping[str, Any]
+    files: tuple[str, ...]
+    history: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
+    path = os.path.abspath(os.fspath(path))
+    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)) and not os.path.isfile(os.path.join(path, "config.json")):
+        return _inspect_adapter(open_adapter(path))
+    return inspect_checkpoint(open_checkpoint(path))
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """What an opened checkpoint is, whatever surgeries it has behind it."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    return Inspection(
+        path=checkpoint.path,
+        kind="checkpoint",
+        model_type=str(config.get("model_type", "")),
+        architectures=tuple(map(str, config.get("architectures") or ())),
+        total=_count(tensors.values()),
+        dtypes=_by(tensors, lambda name: tensors[name].dtype.name),
+        shards=_by(tensors, lambda name: checkpoint.weight_map[name]),
+        ties=_ties(checkpoint),
+        fused=_fused(checkpoint),
+        targets=_targets(tensors),
+        quantization=_quantization(config),
+        adapter={},
+        files=tuple(sorted(checkpoint.files)),
+        history=checkpoint.history,
+        notes=checkpoint.notes,
+    )
+
+
+def _inspect_adapter(adapter: Adapter) -> Inspection:
+    config = adapter.config
+    named = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "target_modules", "modules_to_save", "rank_pattern")
+    shown = {key: config[key] for key in (*named, "alpha_pattern", "base_model_name_or_path") if config.get(key)}
+    shown |= {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+    parts = {f"{module}.weight": part for module, parts in adapter.lora.items() for part in parts.values()}
+    return Inspection(
+        path=adapter.path,
+        kind="adapter",
+        model_type="",
+        architectures=(),
+        total=_count(adapter.tensors.values()),
+        dtypes=_by(adapter.tensors, lambda name: adapter.tensors[name].dtype.name),
+        shards={os.path.basename(adapter.files[-1].path): _count(adapter.tensors.values())},
+        ties=(),
+        fused=(),
+        targets=_targets(parts),
+        quantization="",
+        adapter=shown,
+        files=tuple(sorted(f for f in os.listdir(adapter.path) if os.path.isfile(os.path.join(adapter.path, f)))),
+        history=(),
+        notes=(),
+    )
+
+
+def _count(tensors: Any) -> Count:
+    found = list(tensors)
+    return Count(len(found), sum(t.size for t in found), sum(t.nbytes for t in found))
+
+
+def _by(tensors: Mapping[str, Tensor], key: Any) -> dict[str, Count]:
+    groups: dict[str, list[Tensor]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        groups[key(name)].append(tensor)
+    return {name: _count(groups[name]) for name in sorted(groups, key=natural)}
+
+
+def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
+    if not is_tied(checkpoint.config):
+        return ()
+    leaves = {n: n.rpartition(".")[0].rpartition(".")[2] for n in checkpoint.tensors if n.endswith(".weight")}
+    heads = [n for n, leaf in leaves.items() if leaf in HEADS and n.count(".") <= 2]
+    inputs = [n for n, leaf in leaves.items() if leaf in EMBEDDINGS]
+    if not inputs:
+        return ()
+    stored = f"also stored: {', '.join(heads)}" if heads else "the head is not stored"
+    return (f"{', '.join(inputs)} is the output head too ({stored})",)
+
+
+def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
+    modules = sorted({n.rpartition(".")[0] for n in checkpoint.tensors}, key=natural)
+    try:
+        found = detect(checkpoint.config, modules)
+    except LayoutError as error:
+        return (f"a fused family, but {error.what}",)
+    return tuple(
+        f"{len(f.modules)} × {f.modules[0].rpartition('.')[2]} -> {', '.join(f.family.parts)}: {f.layout} (model type {f.model_type})"
+        for f in found
+    )
+
+
+def _targets(tensors: Mapping[str, Tensor]) -> tuple[Target, ...]:
+    shapes: dict[str, Counter[Shape]] = defaultdict(Counter)
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and len(tensor.shape) == 2:
+            parts = module.split(".")
+            last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
+            shapes[".".join(parts[last:])][tensor.shape] += 1
+    return tuple(Target(leaf, sum(c.values()), tuple(sorted(c))) for leaf, c in sorted(shapes.items()))
+
+
+def _quantization(config: Mapping[str, Any]) -> str:
+    said = config.get("quantization_config") or config.get("compression_config")
+    return str(said.get("quant_method") or said.get("format") or "unnamed") if isinstance(said, Mapping) else ""

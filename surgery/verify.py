@@ -1,0 +1,187 @@
+"""Verify: is this checkpoint what it says it is?
+
+Four questions, each answered from another source: do headers, index and files agree; does the manifest's list of files
+hold; are all values finite (streamed); does the class that config.json names accept the files (on the meta device, without
+loading them, through transformers' own loader).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .dtypes import Kind
+from .errors import SurgeryError, VerificationFailed, listed
+from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, blocks
+from .formats.manifest import read_manifest
+from .formats.peft import CONFIG as ADAPTER_CONFIG
+from .formats.peft import open_adapter
+from .names import natural
+from .tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One answer: `ok` is None where the question could not be asked, and `detail` says why."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    where: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The answers for the checkpoint or adapter at `path`."""
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return all(check.ok is not False for check in self.checks)
+
+    def require(self) -> None:
+        """Raise VerificationFailed, with all that failed, unless all is well."""
+        failed = [check for check in self.checks if check.ok is False]
+        if failed:
+            rows = [row for check in failed for row in (f"{check.name}: {check.detail}", *check.where)]
+            raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    values: bool = False,
+    check_class: bool = True,
+    on_tensor: Callable[[str, int], None] | None = None,
+) -> Verification:
+    """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
+
+    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name and its bytes.
+    `check_class` asks the class in config.json, through transformers.
+    """
+    path = os.path.abspath(os.fspath(path))
+    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)) and not os.path.isfile(os.path.join(path, "config.json")):
+        return _verify_adapter(path, values, on_tensor)
+    try:
+        checkpoint = open_checkpoint(path)
+    except SurgeryError as error:
+        return Verification(path, (Check("structure", False, error.what, error.where),))
+    checks = [_structure(checkpoint), *_manifest(checkpoint)]
+    if values:
+        checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
+    if check_class:
+        checks.append(_accepted(checkpoint))
+    return Verification(path, tuple(checks))
+
+
+def _verify_adapter(path: str, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:
+    try:
+        adapter = open_adapter(path)
+    except SurgeryError as error:
+        return Verification(path, (Check("structure", False, error.what, error.where),))
+    checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules")]
+    if values:
+        checks.append(_finite(adapter.tensors, {}, on_tensor))
+    return Verification(path, tuple(checks))
+
+
+def _structure(checkpoint: Checkpoint) -> Check:
+    shards = len(set(checkpoint.weight_map.values()))
+    said = checkpoint.index_metadata.get("total_size")
+    held = sum(t.nbytes for t in checkpoint.tensors.values())
+    if isinstance(said, int | float) and said != held and not _counts_ties_twice(checkpoint, int(said), held):
+        return Check("structure", False, f"the index says total_size {said}, the shards hold {held} bytes")
+    return Check("structure", True, f"{len(checkpoint.tensors)} tensors in {shards} shards: headers, index and files agree")
+
+
+def _counts_ties_twice(checkpoint: Checkpoint, said: int, held: int) -> bool:
+    """Whether the difference is one stored tensor more or less, as writers that count tied tensors otherwise leave it."""
+    return abs(said - held) in {t.nbytes for t in checkpoint.tensors.values()}
+
+
+def _manifest(checkpoint: Checkpoint) -> list[Check]:
+    manifest = read_manifest(checkpoint.path)
+    if manifest is None:
+        return []
+    wrong = []
+    for name, size in manifest.files.items():
+        full = os.path.join(checkpoint.path, name)
+        if not os.path.isfile(full):
+            wrong.append(f"{name}: missing")
+        elif os.path.getsize(full) != size:
+            wrong.append(f"{name}: {os.path.getsize(full)} bytes, written with {size}")
+    if wrong:
+        return [Check("manifest", False, f"{len(wrong)} files are not as surgery wrote them", tuple(listed(wrong)))]
+    return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]
+
+
+def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: Callable[[str, int], None] | None) -> Check:
+    """Every float tensor, window by window. Dtypes that torch cannot ask are counted, not passed over in silence."""
+    import torch
+
+    bad, unasked = [], []
+    work = Workspace(DEFAULT_MEMORY)
+    try:
+        for name in sorted(tensors, key=lambda n: (natural(weight_map.get(n, "")), natural(n))):
+            tensor = tensors[name]
+            if on_tensor:
+                on_tensor(name, tensor.nbytes)
+            if tensor.dtype.kind not in (Kind.FLOAT, Kind.COMPLEX):
+                continue
+            if tensor.dtype.name not in TORCH_NAMES:
+                unasked.append(f"{name} ({tensor.dtype})")
+                continue
+            dtype = getattr(torch, TORCH_NAMES[tensor.dtype.name])
+            count = 0
+            for _, data in blocks(tensor, 0, tensor.size, work):
+                values = torch.frombuffer(data, dtype=dtype)
+                values = values if tensor.dtype.bits > 8 else values.to(torch.float32)
+                if not bool(torch.isfinite(values).all()):
+                    count += int((~torch.isfinite(values)).sum())
+            if count:
+                bad.append(f"{weight_map.get(name, '')}: {name}: {count} of {tensor.size}".removeprefix(": "))
+    finally:
+        work.close()
+    if bad:
+        return Check("values", False, f"NaN or infinity in {len(bad)} tensors", tuple(listed(bad)))
+    rest = f"; not checked: {', '.join(listed(unasked))}" if unasked else ""
+    return Check("values", True, f"no NaN, no infinity{rest}")
+
+
+def _accepted(checkpoint: Checkpoint) -> Check:
+    """Ask the model's own class, through transformers' own loader, with no weight loaded and no remote code."""
+    names = checkpoint.config.get("architectures") or []
+    if not names:
+        return Check("class", None, "config.json names no architecture")
+    import transformers
+
+    kind: Any = getattr(transformers, str(names[0]), None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        return Check("class", None, f"transformers {transformers.__version__} has no class {names[0]}; remote code is never run")
+    logging: Any = transformers.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        _, info = kind.from_pretrained(checkpoint.path, device_map="meta", output_loading_info=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        return Check("class", False, f"{names[0]} cannot load it: {str(error).splitlines()[0]}")
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info).items()]
+    if rows:
+        return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
+    return Check("class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape")
+
+
+def _complaints(info: Mapping[str, Any]) -> dict[str, list[str]]:
+    found = {what: sorted(map(str, info.get(what) or ()), key=natural) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    return {what: names for what, names in found.items() if names}
