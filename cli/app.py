@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    gc.set_threshold(100_000)  # a checkpoint of 100,000 tensors is half a million objects, and none of them a cycle
     app()
 
 

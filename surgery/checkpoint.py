@@ -125,7 +125,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         index_name, shards = None, [weights] if isinstance(weights, str) else weights
     checkpoint = _indexed(folder, index_name) if shards is None and index_name else _bare(folder, shards or [])
     alone = os.path.isfile(path) and not os.path.exists(os.path.join(folder, "config.json"))
-    return checkpoint if alone else _with_files(checkpoint, folder)
+    if alone:  # the folder is no input, so that an output may lie in it
+        return replace(checkpoint, inputs=tuple(replace(i, path=path) for i in checkpoint.inputs))
+    return _with_files(checkpoint, folder)
 
 
 def _choose(folder: str) -> str | list[str]:

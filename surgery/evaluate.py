@@ -80,7 +80,7 @@ class Workspace:
                 self._rights[id(delta)] = found
             return found[1][first:stop, begin:end]
         part = narrow(narrow(delta.right, 0, first, stop - first), 1, begin, min(end, columns) - begin)
-        return _floats(part, (0, *part.shape[:1], 0, *part.shape[1:]), (stop - first, end - begin), kind, self, "right")
+        return _floats(part, (0, stop - first, 0, min(end, columns) - begin), (stop - first, end - begin), kind, self, "right")
 
     def close(self) -> None:
         """Close files, free buffers."""
@@ -200,6 +200,7 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
     """Elements [start, stop) of a sum: whole rows, or a part of one row."""
     import torch
 
+    torch.get_num_threads()  # a thread of ours takes over the one torch thread of `exact` only when it asks
     columns = total.shape[-1] if total.shape else 1
     first, begin = divmod(start, columns)
     rows = max(1, (stop - start) // columns)

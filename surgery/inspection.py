@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +112,15 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
     )
 
 
-def _count(tensors: Any) -> Count:
-    found = list(tensors)
-    return Count(len(found), sum(t.size for t in found), sum(t.nbytes for t in found))
+def _count(tensors: Iterable[Tensor]) -> Count:
+    number = parameters = nbytes = 0
+    for tensor in tensors:
+        size = tensor.size
+        number, parameters, nbytes = number + 1, parameters + size, nbytes + size * tensor.dtype.bits // 8
+    return Count(number, parameters, nbytes)
 
 
-def _by(tensors: Mapping[str, Tensor], key: Any) -> dict[str, Count]:
+def _by(tensors: Mapping[str, Tensor], key: Callable[[str], str]) -> dict[str, Count]:
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in tensors.items():
         groups[key(name)].append(tensor)
@@ -137,9 +140,8 @@ def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
-    modules = sorted({n.rpartition(".")[0] for n in checkpoint.tensors}, key=natural)
     try:
-        found = detect(checkpoint.config, modules)
+        found = detect(checkpoint.config, {n.rpartition(".")[0] for n in checkpoint.tensors})
     except LayoutError as error:
         return (f"a fused family, but {error.what}",)
     return tuple(

@@ -9,11 +9,12 @@ groups=Hkv with slots (Hq/Hkv, 1, 1). Sources name the class in transformers 5.2
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import LayoutError
+from .names import natural
 from .tensor import Shape, Tensor, concat, narrow, reshape
 
 Config = Mapping[str, Any]
@@ -183,7 +184,7 @@ class Fused:
     modules: tuple[str, ...]
 
 
-def detect(config: Config, modules: Sequence[str]) -> list[Fused]:
+def detect(config: Config, modules: Collection[str]) -> list[Fused]:
     """The fused projections among `modules` that the model types in config.json have."""
     found, seen = [], set[str]()
     for section in sections(config):
@@ -191,7 +192,7 @@ def detect(config: Config, modules: Sequence[str]) -> list[Fused]:
             if section.get("model_type") not in family.model_types:
                 continue
             rule = re.compile(family.module)
-            here = tuple(m for m in modules if m not in seen and rule.fullmatch(m))
+            here = tuple(sorted((m for m in modules if m not in seen and rule.fullmatch(m)), key=natural))
             if here and _has_sizes(family, section):
                 seen.update(here)
                 found.append(Fused(family, str(section["model_type"]), family.layout(section), here))

@@ -22,14 +22,14 @@ from typing import Any
 
 from .checkpoint import Checkpoint, Input
 from .dtypes import Dtype
-from .errors import NothingMatched, PlanError, listed
+from .errors import LayoutError, NothingMatched, PlanError, listed
 from .evaluate import SCRATCH, arithmetic_identity, scratch_of
 from .formats.index import encode_index
 from .formats.manifest import MANIFEST, Manifest, encode_manifest
 from .formats.safetensors import encode_header, in_file_order
 from .names import natural
 from .runs import Piece, lower, to_bytes
-from .sharding import assign, in_order
+from .sharding import assign
 from .tensor import File, Shape, Stored, Sum, Tensor, Zeros, is_computed, stored, substitute
 from .version import __version__
 
@@ -150,13 +150,15 @@ def plan(
     balanced: bool = False,
     drop_metadata: Sequence[str] = (),
 ) -> Plan:
-    """The plan that writes `checkpoint`. Reads no tensor. Raises PlanError where something would be lost or collide.
+    """The plan that writes `checkpoint`. Reads no tensor. Raises PlanError where something would be lost or
+    collide, LayoutError where a packed tensor is cut inside a byte, NothingMatched for metadata that no shard has.
 
     Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names the
     `__metadata__` keys to leave out, such as those on which joined shards disagree.
     """
     _check_accounts(checkpoint)
     _check_metadata(checkpoint, drop_metadata)
+    _check_packed(checkpoint)
     scratch: list[Tensor] = []
     tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}
     layout = assign(checkpoint, max_shard_size, balanced=balanced)
@@ -224,8 +226,8 @@ def _settled(tensor: Tensor, scratch: list[Tensor]) -> Tensor:
 
 def _shards(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str]) -> tuple[ShardPlan, ...]:
     members: dict[str, list[str]] = {}
-    for name in in_order(checkpoint):
-        members.setdefault(layout[name], []).append(name)
+    for name, shard in layout.items():
+        members.setdefault(shard, []).append(name)
     return tuple(
         _shard(shard, {n: tensors[n] for n in members[shard]}, _metadata(checkpoint, members[shard], shard, drop))
         for shard in sorted(members, key=natural)
@@ -327,6 +329,16 @@ def _check_metadata(checkpoint: Checkpoint, drop: Sequence[str]) -> None:
         raise NothingMatched(
             f"no shard has the metadata {', '.join(unknown)}", where=[checkpoint.path], help=f"they have {', '.join(known) or 'none'}"
         )
+
+
+def _check_packed(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype.bits % 8 and not isinstance(tensor, Stored):
+            try:
+                for piece in lower(tensor):
+                    to_bytes(piece)
+            except LayoutError as error:
+                raise LayoutError(error.what, where=[name], help=error.help) from error
 
 
 def _mark(piece: Piece) -> int:

@@ -194,9 +194,9 @@ def _clip(piece: Piece, start: int, stop: int, border: int) -> Iterator[Piece]:
     last = min(touch.stop, (stop - phase - reach) // dim.to + 1)  # one past the last that ends in range
     if first < last:
         yield _step(piece, rest, dim, first, last - first)
-    for k in touch:
-        if not first <= k < last:
-            yield from _clip(_step(piece, rest, dim, k, 1), start, stop, border)
+    edges = touch if first >= last else (*range(touch.start, first), *range(last, touch.stop))
+    for k in edges:
+        yield from _clip(_step(piece, rest, dim, k, 1), start, stop, border)
 
 
 def _renumber(piece: Piece, old: int, new: int, shift: int) -> Piece:

@@ -38,8 +38,8 @@ def in_order(checkpoint: Checkpoint) -> list[str]:
 def assign(checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, balanced: bool = False) -> dict[str, str]:
     """Tensor -> shard file name. Without a size every tensor stays in the shard that it came from.
 
-    One shard is called `model.safetensors`. `balanced` spreads the bytes evenly over the fewest shards of at most the
-    size; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own.
+    One shard is called `model.safetensors`. `balanced` takes as few shards, and makes the largest as small as the order
+    allows; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own.
     """
     if max_shard_size is None:
         if balanced:

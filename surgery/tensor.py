@@ -235,14 +235,14 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
 def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None) -> Tensor:
     """`base + sum(deltas)`, rounded once to `dtype` (the base's when not given). No deltas: a cast, or the base itself."""
     dtype = dtype or base.dtype
+    if not deltas and dtype == base.dtype:
+        return base
     for kind in (base.dtype, dtype):
         if kind not in ARITHMETIC:
             raise NotSupported(f"cannot compute on {kind} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed")
     for d in deltas:
         if (*d.left.shape[:-1], d.right.shape[1]) != base.shape or d.left.shape[-1] != d.right.shape[0]:
             raise LayoutError(f"a delta of {d.left.shape} x {d.right.shape} does not fit {base.shape}")
-    if not deltas and dtype == base.dtype:
-        return base
     return Sum(dtype, base, tuple(deltas))
 
 

@@ -91,7 +91,7 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
         raise bad(f"the delta would be {linear}, the base tensor is {shape}", "the adapter belongs to another base, or to a resized one")
     if linear == conv1d:
         known = base_config.get("model_type")
-        transposed = is_conv1d(base_config, module) if known else bool(adapter.config.get("fan_in_fan_out"))
+        transposed = is_conv1d(base_config, weight.removesuffix(".weight")) if known else bool(adapter.config.get("fan_in_fan_out"))
     else:
         transposed = shape == conv1d
     if transposed:

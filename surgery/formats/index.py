@@ -34,16 +34,15 @@ def parse_index(raw: bytes, where: str) -> Index:
     metadata = content.get("metadata")
     if not isinstance(metadata, dict | None):
         raise FormatError("`metadata` must be an object", where=[where])
-    paths = {name: PurePosixPath(shard) for name, shard in weight_map.items()}
-    for name, path in paths.items():
-        shard = weight_map[name]
+    paths = {shard: PurePosixPath(shard) for shard in set(weight_map.values())}
+    for shard, path in paths.items():
         if path.is_absolute() or ".." in path.parts or "\\" in shard or ":" in shard:
             raise FormatError(
                 f"the index points outside the checkpoint: {shard}",
-                where=[f"{where}: {name}"],
+                where=[f"{where}: {next(n for n, s in weight_map.items() if s == shard)}"],
                 help="a shard is named relative to the index, inside its folder",
             )
-    return Index(metadata or {}, {name: str(path) for name, path in paths.items()})
+    return Index(metadata or {}, {name: str(paths[shard]) for name, shard in weight_map.items()})
 
 
 def encode_index(metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> bytes:

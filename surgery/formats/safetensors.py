@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from json.encoder import encode_basestring
 from operator import mul
 from typing import Any
 
@@ -99,7 +100,8 @@ def _parse_entry(value: Any, bad: Any) -> Entry:
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
         raise bad(f"the offsets {offsets!r} are not two non-negative integers")
     bits = math.prod(shape) * dtype.bits
-    if max(bits, *shape, *accumulate(shape, mul), 0) >= 2**64:  # the product from left to right, as safetensors multiplies
+    # safetensors multiplies from left to right, so that (2**40, 2**40, 0) overflows on the way to 0
+    if bits >= 2**64 or (not bits and max(*shape, *accumulate(shape, mul), 0) >= 2**64):
         raise bad(f"the shape {shape} overflows 64 bits")
     if bits % 8:
         raise bad(f"{dtype} {shape} does not fill whole bytes")
@@ -122,7 +124,7 @@ def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[
         dtype, shape = tensors[name]
         stop = offset + math.prod(shape) * dtype.bits // 8
         size = ",".join(map(str, shape))
-        parts.append(f'{_dumps(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{offset},{stop}]}}')
+        parts.append(f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{offset},{stop}]}}')
         offset = stop
     raw = ("{" + ",".join(parts) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)

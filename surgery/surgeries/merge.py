@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..adapters.lora import check_config, delta
 from ..checkpoint import Checkpoint, Input
+from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_tied
 from ..formats.peft import Adapter
@@ -47,16 +49,11 @@ def merge(
     placed = _Placed()
     for one, weight in zip(adapters, weights, strict=True):
         check_config(one)
-        _place(checkpoint, one, weight, names, placed)
+        _join(placed, _place(checkpoint, one, weight, names))
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
-    replaced: dict[str, Tensor] = {}
-    for name, value in placed.whole.items():
-        if name in placed.deltas:
-            raise PlanError("one adapter replaces a tensor that another one adds to", where=[name], help="merge them one after another")
-        replaced[name] = tensors[name]
-        tensors[name] = add(value, [], checkpoint.tensors[name].dtype)
-    for name, deltas in placed.deltas.items():
-        tensors[name] = add(tensors[name], deltas)
+    for name in {**placed.whole, **placed.deltas}:
+        base = checkpoint.tensors[name]
+        tensors[name] = add(placed.whole.get(name, base), placed.deltas.get(name, []), base.dtype)
     shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
     step = {
         "surgery": "merge",
@@ -69,16 +66,30 @@ def merge(
         step,
         tensors={**tensors, **placed.added},
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
-        dropped={**checkpoint.dropped, **{f"{n} (replaced by the adapter's)": t for n, t in replaced.items()}},
+        dropped={**checkpoint.dropped, **{f"{n} (replaced by the adapter's)": checkpoint.tensors[n] for n in placed.whole}},
         inputs=(*checkpoint.inputs, *(Input("adapter", a.path, a.files, a.tensors, a.digest) for a in adapters)),
     )
 
 
-def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Sequence[Rule], placed: _Placed) -> None:
+def _join(placed: _Placed, more: _Placed) -> None:
+    """Add what one more adapter does. Within one, LoRA adds to the tensor that it saved along, such as an lm_head's."""
+    if both := (placed.whole.keys() & more.whole.keys()) | (placed.added.keys() & more.added.keys()):
+        tip = "merge one of them, or remove the tensor from the other"
+        raise PlanError("two adapters replace the same tensor", where=listed(sorted(both)), help=tip)
+    if both := (placed.whole.keys() & more.deltas.keys()) | (placed.deltas.keys() & more.whole.keys()):
+        tip = "merge them one after another"
+        raise PlanError("one adapter replaces a tensor that another one adds to", where=listed(sorted(both)), help=tip)
+    placed.whole |= more.whole
+    placed.added |= more.added
+    for name, deltas in more.deltas.items():
+        placed.deltas.setdefault(name, []).extend(deltas)
+
+
+def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Sequence[Rule]) -> _Placed:
     """Find each adapter tensor's place in the base, or fail for all that have none."""
     called = renamed([*adapter.lora, *adapter.whole], names)
     saved = adapter.config.get("modules_to_save") or []
-    lost = []
+    placed, lost = _Placed(), []
     for module in sorted(adapter.lora, key=natural):
         name = f"{called[module]}.weight"
         if name not in checkpoint.tensors:
@@ -86,6 +97,12 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Seque
             continue
         _check_untied(checkpoint, adapter, name)
         base = checkpoint.tensors[name]
+        if base.dtype not in ARITHMETIC:
+            raise NotSupported(
+                f"cannot compute on {base.dtype} tensors",
+                where=[f"{adapter.path}: {module}", f"base: {name}"],
+                help="dequantise the base first; F16, BF16, F32 and F64 are computed",
+            )
         one = delta(adapter, module, name, base.shape, checkpoint.config)
         placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
     for key, value in adapter.whole.items():
@@ -100,16 +117,23 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Seque
         else:
             lost.append(key)
     if lost:
+        modules = [called[key] if key in adapter.lora else called[key].rpartition(".")[0] for key in lost]
+        if all(map(_is_head, modules)):  # the half of a tied pair that the base does not store
+            _check_untied(checkpoint, adapter, f"{modules[0]}.weight")
         raise _not_placed(checkpoint, adapter, lost, called)
+    return placed
 
 
 def _has_module(checkpoint: Checkpoint, module: str) -> bool:
     return any(n.startswith(f"{module}.") for n in checkpoint.tensors)
 
 
+def _is_head(module: str) -> bool:
+    return module.rpartition(".")[2] in EMBEDDINGS | HEADS
+
+
 def _check_untied(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
-    leaf = name.rpartition(".")[0].rpartition(".")[2]
-    if leaf in EMBEDDINGS | HEADS and is_tied(checkpoint.config):
+    if _is_head(name.rpartition(".")[0]) and is_tied(checkpoint.config):
         raise NotSupported(
             "the adapter changes one of two tied tensors, which would make them differ",
             where=[f"{adapter.path}: {name}", "config.json: tie_word_embeddings is true, or the model type's default"],
@@ -137,35 +161,41 @@ def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, value: Sto
 def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str], called: Mapping[str, str]) -> NotPlaced:
     """The error for adapter modules without a place: which, what is near, and the rule that would mend it."""
     bases = {n.rpartition(".")[0] for n in checkpoint.tensors}
-    first = called[lost[0]]
-    near = nearest(first, bases)
-    rule = _mending(first, bases)
-    parts = {p for f in detect(checkpoint.config, sorted(bases)) for p in f.family.parts}
-    fused = parts & {called[key].rpartition(".")[2] for key in lost}
+    modules = {key: name if key in adapter.lora else name.rpartition(".")[0] for key, name in called.items()}
+    near = nearest(modules[lost[0]], bases)
+    rule = _mending(modules, lost, bases)
+    parts = {p for f in detect(checkpoint.config, bases) for p in f.family.parts}
+    fused = parts & {modules[key].rpartition(".")[2] for key in lost}
     rows = [f"{key} -> {called[key]}" if called[key] != key else key for key in lost]
     tips = ["the base stores them fused: split it first with surgery split-qkv" if fused else ""]
-    tips += [f"--map '{rule}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
-    total = len(adapter.lora) + len(adapter.whole)
+    tips += [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
     return NotPlaced(
-        f"{len(lost)} of the adapter's {total} modules have no place in the base",
+        f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
         where=[adapter.path, *listed(rows)],
         help="; ".join(t for t in tips if t) or "the adapter belongs to another architecture",
     )
 
 
-def _mending(name: str, bases: set[str]) -> str | None:
-    """The rule FROM=TO that turns `name` into a base name by changing its first parts."""
-    ends = [(base, name) for base in bases if base.endswith(f".{name}")]
-    if ends:
-        return f"^={min(ends)[0].removesuffix(name)}"
+def _mending(modules: Mapping[str, str], lost: Sequence[str], bases: set[str]) -> Rule | None:
+    """A rule that gives the lost modules a place, and leaves the others where they are; None where none is found."""
+    stay = {name for key, name in modules.items() if key not in lost}
+    for rule in _prefixes(modules[lost[0]], bases):
+        new = {name: re.sub(*rule, name) for name in modules.values()}
+        if all(new[modules[key]] in bases for key in lost) and all(new[name] == name for name in stay):
+            return rule
+    return None
+
+
+def _prefixes(name: str, bases: set[str]) -> Iterator[Rule]:
+    """The rules that turn `name` into a base name by changing its first parts."""
+    for base in sorted(b for b in bases if b.endswith(f".{name}")):
+        prefix, first = base.removesuffix(name), name.partition(".")[0]
+        yield "^", prefix
+        yield f"^{re.escape(first)}\\.", f"{prefix}{first}."
     parts = name.split(".")
     for i in range(1, len(parts)):
-        tail = ".".join(parts[i:])
-        head = ".".join(parts[:i]) + "."
-        escaped = head.replace(".", "\\.")
+        tail, head = ".".join(parts[i:]), re.escape(".".join(parts[:i]) + ".")
         if tail in bases:
-            return f"^{escaped}="
-        longer = sorted(b for b in bases if b.endswith(f".{tail}"))
-        if longer and i < len(parts) - 1:
-            return f"^{escaped}={longer[0].removesuffix(tail)}"
-    return None
+            yield f"^{head}", ""
+        for base in sorted(b for b in bases if b.endswith(f".{tail}") and "." in tail):
+            yield f"^{head}", base.removesuffix(tail)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Mapping
 
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, NotSupported, PlanError, listed
 from ..layouts import FAMILIES, Family, Fused, detect, split_axis
-from ..names import natural
 from ..tensor import Tensor
 
 SUFFIXES = (".weight", ".bias")
@@ -21,7 +21,7 @@ def split_qkv(checkpoint: Checkpoint) -> Checkpoint:
     The layout follows from the model types in config.json (`surgery/layouts.py`). Reads no data. Raises NothingMatched
     where no fused projection is, LayoutError where the rows do not fit, NotSupported for quantised ones.
     """
-    modules = sorted({n.rpartition(".")[0] for n in checkpoint.tensors}, key=natural)
+    modules = {n.rpartition(".")[0] for n in checkpoint.tensors}
     found = detect(checkpoint.config, modules)
     if not found:
         raise _nothing(checkpoint, modules)
@@ -65,8 +65,11 @@ def _parts(checkpoint: Checkpoint, name: str, tensor: Tensor, fused: Fused) -> l
 
 def _check_companions(checkpoint: Checkpoint, modules: set[str]) -> None:
     """Quantisation stores scales and packed weights beside the weight: cutting one without the other breaks both."""
-    known = {m + suffix for m in modules for suffix in SUFFIXES}
-    others = [n for n in checkpoint.tensors if n not in known and any(n[:i] in modules for i in _dots(n))]
+    names = sorted(checkpoint.tensors)
+    others = []
+    for module in sorted(modules):
+        first, stop = bisect_left(names, f"{module}."), bisect_left(names, f"{module}/")  # "/" is the character after "."
+        others += [n for n in names[first:stop] if n.removeprefix(module) not in SUFFIXES]
     if others:
         raise NotSupported(
             f"{len(others)} tensors belong to fused projections, and are neither weight nor bias: are these quantised?",
@@ -75,16 +78,12 @@ def _check_companions(checkpoint: Checkpoint, modules: set[str]) -> None:
         )
 
 
-def _dots(name: str) -> list[int]:
-    return [i for i, c in enumerate(name) if c == "."]
-
-
 def _step(found: list[Fused]) -> Mapping[str, object]:
     rows = [{"model_type": f.model_type, "layout": str(f.layout), "parts": list(f.family.parts), "modules": len(f.modules)} for f in found]
     return {"surgery": "split-qkv", "fused": rows}
 
 
-def _nothing(checkpoint: Checkpoint, modules: list[str]) -> NothingMatched:
+def _nothing(checkpoint: Checkpoint, modules: Collection[str]) -> NothingMatched:
     """Why nothing was split: an unknown family, or one that is already split."""
     kind = checkpoint.config.get("model_type")
     known = sorted({t for f in FAMILIES for t in f.model_types})
