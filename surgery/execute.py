@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .checkpoint import Checkpoint
@@ -25,13 +25,14 @@ from .formats.safetensors import read_header
 from .plan import Copy, Fill, Plan, ShardPlan, plan
 from .read import Reader
 from .sharding import parse_size
-from .stage import Stage, as_ours, size_of, staged, sync
+from .stage import Stage, size_of, staged, sync
 from .tensor import File, Sum
 
 COPY_CHUNK = 64 << 20  # bytes of one kernel copy: a unit of work and of progress
 FILL_CHUNK = 16 << 20  # bytes of one evaluation
 PIECE = 1 << 20  # bytes of the read/write loop where the kernel cannot copy
-NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+# Where the kernel cannot copy, or does not tell which side failed (EIO): the read/write loop can, and does.
+NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.EIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +98,26 @@ def execute(
     begun = time.monotonic()
     emit = _serial(on_step)
     count, budget = _share(plan, parse_size(memory), workers)
-    inputs = [i.path for i in plan.inputs]
+    inputs = [*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))]
     with staged(os.fspath(dest), plan.identity, overwrite=overwrite, inputs=inputs) as stage:
         todo, resumed = _resume(plan, stage, emit)
         _check_space(plan, stage, resumed)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
-        try:
-            with ExitStack() as stack:
-                if plan.computed or plan.scratch:
-                    stack.enter_context(exact())
-                scratch = os.path.join(stage.path, f"{SCRATCH}.part")
-                if plan.scratch and todo:
-                    _fill_all([plan.scratch], stage, count, budget, {}, emit, keep_parts=True)
-                _fill_all(todo, stage, count, budget, {SCRATCH: scratch}, emit)
-            _write_files(plan, stage, emit)
-            _remove_strays(plan, stage)
-            emit(Step("staged", stage.path))
-            stage.publish(overwrite=overwrite)
-        except OSError as error:
-            raise as_ours(error, stage.path) from error
+        with ExitStack() as stack:
+            if plan.computed or plan.scratch:
+                stack.enter_context(exact())
+            aliases = {SCRATCH: os.path.join(stage.path, f"{SCRATCH}.part")}
+            if plan.scratch and todo:
+                for slot in plan.scratch.slots:  # one by one: a scratch tensor may be made of those before it
+                    _fill_all([replace(plan.scratch, slots=(slot,))], stage, count, budget, aliases, emit, scratch=True)
+            _fill_all(todo, stage, count, budget, aliases, emit)
+        _write_files(plan, stage, emit)
+        _check_sources(plan)
+        _remove_strays(plan, stage)
+        emit(Step("staged", stage.path))
+        stage.publish(overwrite=overwrite)
         emit(Step("published", stage.dest))
     return Report(
         output=os.path.abspath(os.fspath(dest)),
@@ -157,6 +157,21 @@ def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
         raise SurgeryError(f"{wanted} workers can do nothing", help="pass --workers 1 or more")
     count = max(1, min(wanted, memory // least))
     return count, memory // count
+
+
+def _sources(plan: Plan) -> list[File]:
+    """Every file that is read."""
+    return [*(f for i in plan.inputs for f in i.files), *(f for f in plan.files.values() if isinstance(f, File))]
+
+
+def _check_sources(plan: Plan) -> None:
+    """Nothing was written to the inputs while we read them. Raises SourceChanged."""
+    reader = Reader()
+    try:
+        for file in _sources(plan):
+            reader.fd(file)
+    finally:
+        reader.close()
 
 
 def _resume(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> tuple[list[ShardPlan], int]:
@@ -211,9 +226,14 @@ class _Shard:
         self.plan, self.path = shard, path
         self.pending, self.issued = 0, False
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self.fd = os.open(f"{path}.part", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        _write(self.fd, memoryview(shard.header), 0)
-        os.truncate(self.fd, shard.nbytes)
+        self.fd = os.open(f"{path}.part", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def begin(self, *, scratch: bool) -> None:
+        """Header and size: all else is zero. A scratch file keeps what is in it."""
+        if not scratch:
+            os.truncate(self.fd, 0)
+        _write(self.fd, memoryview(self.plan.header), 0)
+        os.truncate(self.fd, self.plan.nbytes)
 
 
 def _fill_all(
@@ -224,9 +244,12 @@ def _fill_all(
     aliases: dict[str, str],
     emit: Callable[[Step], None],
     *,
-    keep_parts: bool = False,
+    scratch: bool = False,
 ) -> None:
-    """Fill `shards`, several parts at a time. The first error stops all workers and is raised."""
+    """Fill `shards`, several parts at a time. The first error stops all workers and is raised.
+
+    A `scratch` file is no output: it keeps the name of an unfinished part.
+    """
     lock, stop = threading.Lock(), threading.Event()
     errors: list[BaseException] = []
     opened: list[_Shard] = []
@@ -235,6 +258,7 @@ def _fill_all(
         for shard in shards:
             state = _Shard(shard, os.path.join(stage.path, shard.name))
             opened.append(state)
+            state.begin(scratch=scratch)
             emit(Step("begun", shard.name, len(shard.header)))
             for step in shard.steps():
                 yield from ((state, part) for part in _cut(step))
@@ -263,8 +287,8 @@ def _fill_all(
                 with lock:
                     state.pending -= 1
                     done = state.issued and not state.pending
-                if done:
-                    _finish(state, keep_parts, emit)
+                if done and not scratch:
+                    _finish(state, emit)
         except BaseException as error:  # handed to the caller's thread, which raises it
             errors.append(error)
             stop.set()
@@ -350,7 +374,7 @@ def _tensor_at(shard: ShardPlan, to: int) -> str:
     return shard.slots[low].name if shard.slots else ""
 
 
-def _finish(state: _Shard, keep_part: bool, emit: Callable[[Step], None]) -> None:
+def _finish(state: _Shard, emit: Callable[[Step], None]) -> None:
     """Make a filled shard durable, prove that it is what was planned, and give it its name."""
     fd, state.fd = state.fd, -1
     try:
@@ -358,8 +382,6 @@ def _finish(state: _Shard, keep_part: bool, emit: Callable[[Step], None]) -> Non
     finally:
         os.close(fd)
     emit(Step("synced", state.plan.name))
-    if keep_part:
-        return
     _compare(f"{state.path}.part", state.plan)
     os.rename(f"{state.path}.part", state.path)
     sync(os.path.dirname(state.path))

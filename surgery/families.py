@@ -33,9 +33,10 @@ TIED_BY_DEFAULT = frozenset(
     """.split()
 )
 
-# Types that use transformers' Conv1D, whose weight is (in, out), and the modules in which they do.
+# Types that use transformers' Conv1D, whose weight is (in, out), and the modules in which they do: also the parts that
+# splitting makes of c_attn, of which only q_attn is a name of transformers' own.
 CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
-CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn", "k_attn", "v_attn"})
 
 # Last names of the modules that weight tying joins.
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"})
@@ -50,5 +51,10 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool:
-    """Whether `module` is a Conv1D, with a weight of (in, out) instead of (out, in)."""
-    return config.get("model_type") in CONV1D_TYPES and module.rpartition(".")[2] in CONV1D_MODULES
+    """Whether `module` is a Conv1D, with a weight of (in, out) instead of (out, in).
+
+    A composite model, such as an encoder-decoder with a GPT-2 for a decoder, names the type in a nested config.
+    """
+    nested = [v for v in config.values() if isinstance(v, Mapping)]
+    types = {c.get("model_type") for c in (config, *nested)}
+    return bool(types & CONV1D_TYPES) and module.rpartition(".")[2] in CONV1D_MODULES

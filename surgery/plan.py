@@ -150,11 +150,11 @@ def plan(
     balanced: bool = False,
     drop_metadata: Sequence[str] = (),
 ) -> Plan:
-    """The plan that writes `checkpoint`. Reads no tensor. Raises PlanError where something would be lost or
-    collide, LayoutError where a packed tensor is cut inside a byte, NothingMatched for metadata that no shard has.
+    """The plan that writes `checkpoint`. Reads no tensor. Raises PlanError where something would be lost or collide.
 
     Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names the
-    `__metadata__` keys to leave out, such as those on which joined shards disagree.
+    `__metadata__` keys to leave out, such as those on which joined shards disagree. Raises NothingMatched for a key that
+    no shard has, LayoutError for a packed tensor that is cut inside a byte.
     """
     _check_accounts(checkpoint)
     _check_metadata(checkpoint, drop_metadata)

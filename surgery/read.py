@@ -43,7 +43,7 @@ class Reader:
         try:
             fd = os.open(alias or file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise SourceChanged(f"an input can no longer be read: {error.strerror}", where=[file.path]) from error
+            raise _unreadable(error, file.path) from error
         status = os.fstat(fd)
         if alias is None and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
             os.close(fd)
@@ -59,7 +59,10 @@ class Reader:
         """Fill `out` with the bytes from `at` on."""
         fd, done = self.fd(file), 0
         while done < len(out):
-            got = os.preadv(fd, [out[done:]], at + done)
+            try:
+                got = os.preadv(fd, [out[done:]], at + done)
+            except OSError as error:
+                raise _unreadable(error, f"{file.path}: byte {at + done}") from error
             if not got:
                 raise SourceChanged("an input ended early", where=[f"{file.path}: byte {at + done}"], help="run again")
             done += got
@@ -105,6 +108,12 @@ class Reader:
         """Close every file."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _unreadable(error: OSError, where: str) -> SourceChanged:
+    return SourceChanged(
+        f"an input can no longer be read: {error.strerror}", where=[where], help="check the disk that it lies on, or fetch the file again"
+    )
 
 
 def _place(span: memoryview, dims: tuple[Dim, ...], out: memoryview, to: int) -> None:

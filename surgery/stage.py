@@ -3,7 +3,8 @@
 Invariants. Beside a destination `out` there is at most one writer (`.out.surgery.lock`, an flock). A run writes to
 `.out.surgery-<identity>/`, named by its plan; the next run of the same plan finds its finished shards there. The
 destination is absent or whole at every moment; with `overwrite` it is the old one or the new one. A stage that holds a
-manifest of another identity is an old output on its way out, never something to resume.
+manifest of another identity, or the destination's own, is an old output on its way out, never something to resume; it
+is renamed before it is removed, since half of it would look like a stage of ours.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Stage:
         if os.path.lexists(self.dest) and not _is_empty(self.dest):
             if not overwrite:
                 raise DestinationError("the destination appeared while we were writing", where=[self.dest], help=_elsewhere())
+            _check_replaceable(self.dest, overwrite)  # again: hours may lie between
             _replace(self.path, self.dest)
         else:
             os.rename(self.path, self.dest)
@@ -55,9 +57,8 @@ def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str]) 
             _recover(dest)
             _check_replaceable(dest, overwrite)
             path = _stage_prefix(dest) + identity[:16]
-            manifest = _manifest_or_none(path)
-            if manifest is not None and manifest != identity:
-                shutil.rmtree(path)
+            if (found := _identity_of(path)) and (found != identity or found == _identity_of(dest)):
+                _discard(path, dest)
             os.makedirs(path, exist_ok=True)
             yield Stage(path, dest, tuple(s for s in stages(dest) if s != path))
     except OSError as error:
@@ -69,7 +70,7 @@ def stages(dest: str) -> list[str]:
     parent, prefix = os.path.split(_stage_prefix(os.path.abspath(dest)))
     if not os.path.isdir(parent):
         return []
-    return sorted(os.path.join(parent, f) for f in os.listdir(parent) if f.startswith(prefix))
+    return sorted(os.path.join(parent, f) for f in os.listdir(parent) if f.startswith(prefix) and "." not in f[len(prefix) :])
 
 
 def clean(folder: str) -> tuple[tuple[str, int], ...]:
@@ -82,16 +83,16 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
     found = [folder]
     if os.path.isdir(folder):
         marks = (f for f in os.listdir(folder) if f.startswith(".") and ".surgery" in f)
-        found += sorted({os.path.join(folder, f[1:].partition(".surgery")[0]) for f in marks} - {os.path.join(folder, "")})
+        found += sorted({os.path.join(folder, f[1:].rpartition(".surgery")[0]) for f in marks} - {os.path.join(folder, "")})
     removed = []
     for dest in found:
         lock = _lock_path(dest)
         if not (stages(dest) or os.path.exists(lock) or os.path.exists(_aside(dest))):
             continue
         with _locked(lock, dest):
+            removed += [(path, size_of(path)) for path in stages(dest)]
             _recover(dest)
             for path in stages(dest):
-                removed.append((path, size_of(path)))
                 shutil.rmtree(path)
     return tuple(removed)
 
@@ -144,6 +145,11 @@ def _aside(dest: str) -> str:
     return os.path.join(parent, f".{name}.surgery_old")
 
 
+def _gone(dest: str) -> str:
+    """The name under which folders are removed: no plan has it."""
+    return f"{_stage_prefix(dest)}gone"
+
+
 def _is_empty(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)
 
@@ -164,7 +170,7 @@ def _check_destination(dest: str, inputs: Sequence[str]) -> None:
     if os.path.lexists(dest) and not os.path.isdir(dest):
         raise DestinationError("the destination is a file", where=[dest], help=_elsewhere())
     real = os.path.realpath(dest)
-    for source in {p for i in inputs for p in (os.path.abspath(i), os.path.realpath(i))}:
+    for source in dict.fromkeys(p for i in inputs for p in (os.path.abspath(i), os.path.realpath(i))):
         for inside, outside, what in ((real, source, "inside or equal to an input"), (source, real, "a folder that holds an input")):
             if inside == outside or inside.startswith(outside.rstrip(os.sep) + os.sep):
                 raise DestinationError(f"the destination is {what}", where=[dest, f"input {source}"], help=_elsewhere())
@@ -195,11 +201,12 @@ def _check_replaceable(dest: str, overwrite: bool) -> None:
         )
 
 
-def _manifest_or_none(path: str) -> str | None:
+def _identity_of(path: str) -> str | None:
+    """The identity in a folder's manifest; None where there is none, or only the begin of one."""
     try:
         manifest = read_manifest(path)
     except FormatError:
-        return "broken"
+        return None
     return manifest.identity if manifest else None
 
 
@@ -229,26 +236,33 @@ def _locked(path: str, dest: str) -> Iterator[None]:
 
 
 def _recover(dest: str) -> None:
-    """Finish or undo an overwrite that was interrupted between its two renames."""
+    """Finish or undo an overwrite that was interrupted between its two renames, and finish what was being removed."""
     aside = _aside(dest)
+    if os.path.lexists(_gone(dest)):
+        shutil.rmtree(_gone(dest))
     if os.path.lexists(aside):
         if os.path.lexists(dest):
-            shutil.rmtree(aside)
+            _discard(aside, dest)
         else:
             os.rename(aside, dest)
+
+
+def _discard(path: str, dest: str) -> None:
+    os.rename(path, _gone(dest))
+    shutil.rmtree(_gone(dest))
 
 
 def _replace(new: str, old: str) -> None:
     """`new` takes the place of `old`, which is removed: exchanged at once, or by two renames with recovery."""
     if exchange(new, old):
         sync(os.path.dirname(old))
-        shutil.rmtree(new)
+        _discard(new, old)
         return
     aside = _aside(old)
     os.rename(old, aside)
     os.rename(new, old)
     sync(os.path.dirname(old))
-    shutil.rmtree(aside)
+    _discard(aside, old)
 
 
 def exchange(a: str, b: str) -> bool:

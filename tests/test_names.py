@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ NAMES = ["lm_head.weight", "model.embed_tokens.weight", *LAYERS, "model.norm.wei
 # Natural order
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), max_size=8), st.text(max_size=3), st.text(max_size=3))
 def test_numbers_sort_as_numbers(numbers: list[int], before: str, after: str) -> None:
     before, after = (re.sub(r"\d", "", text) for text in (before, after))
@@ -28,6 +29,7 @@ def test_numbers_sort_as_numbers(numbers: list[int], before: str, after: str) ->
     assert sorted(names, key=natural) == [f"{before}{n}{after}" for n in sorted(numbers)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("a.0129²٣"), max_size=6), max_size=6, unique=True))
 def test_every_name_has_a_place(names: list[str]) -> None:
     assert sorted(sorted(names, key=natural)) == sorted(names)
@@ -44,6 +46,7 @@ def test_more_digits_than_python_reads() -> None:
 # Select
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab.1", min_size=1, max_size=4), min_size=1, max_size=8, unique=True), st.data())
 def test_a_pattern_matches_whole_names(names: list[str], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(names))
@@ -98,6 +101,7 @@ def test_rules_apply_in_turn_wherever_they_occur() -> None:
     assert new["lm_head.weight"] == "lm_head.weight"
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1), min_size=1, unique=True), st.text("xyz"))
 def test_a_prefix_and_back_is_the_identity(names: list[str], prefix: str) -> None:
     there = renamed(names, [("^", prefix)])

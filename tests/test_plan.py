@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import hashes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -27,6 +28,7 @@ from surgery.plan import Copy, Fill, Plan, ShardPlan
 from surgery.tensor import File, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
 
 ONE = "model.safetensors"
+PLAN = sys.modules["surgery.plan"]  # `surgery.plan` is the function
 
 
 def of(tensors: Mapping[str, Tensor], opened: Mapping[str, Stored]) -> Checkpoint:
@@ -75,6 +77,7 @@ def check_lost(checkpoint: Checkpoint, *names: str) -> None:
 # Conservation
 
 
+@settings(deadline=None)
 @given(surgeries(), st.data())
 def test_every_element_must_arrive(case: tuple[Stored, list[Tensor]], data: st.DataObject) -> None:
     whole, pieces = case
@@ -86,11 +89,11 @@ def test_every_element_must_arrive(case: tuple[Stored, list[Tensor]], data: st.D
     check_lost(of({n: p for n, p in named.items() if n != gone}, {"w": whole}), "w (in part)")
 
 
+@settings(deadline=None)
 @given(surgeries())
 def test_a_piece_twice_does_not_stand_for_another(case: tuple[Stored, list[Tensor]]) -> None:
     whole, pieces = case
-    twice = [*pieces[1:], *pieces[1:], *pieces[1:], *pieces[1:], *pieces[1:], *pieces[1:], *pieces[1:]]
-    check_lost(of({f"p{i}": piece for i, piece in enumerate(twice)}, {"w": whole}), "w (in part)")
+    check_lost(of({f"p{i}": piece for i, piece in enumerate(pieces[1:] * 7)}, {"w": whole}), "w (in part)")
 
 
 def test_the_wrong_slot_of_a_fused_tensor() -> None:
@@ -100,6 +103,7 @@ def test_the_wrong_slot_of_a_fused_tensor() -> None:
     check_lost(of({"q": q, "k": q, "v": v}, {"qkv": fused}), "qkv (in part)")
 
 
+@settings(deadline=None)
 @given(surgeries(), st.integers(1, 3))
 def test_a_tensor_may_be_used_more_than_once(case: tuple[Stored, list[Tensor]], times: int) -> None:
     whole, pieces = case
@@ -109,7 +113,6 @@ def test_a_tensor_may_be_used_more_than_once(case: tuple[Stored, list[Tensor]], 
 
 def test_what_is_lost_is_named_in_order() -> None:
     opened = {f"h.{i}": leaf((2,), 8 * i) for i in range(12)}
-    check_lost(of({"h.3": opened["h.3"]}, opened), "h.0", "h.1", "h.2", "h.4", "h.5", "(+6 more)") if False else None
     with pytest.raises(PlanError, match="11 tensors of the base reach no output") as caught:
         surgery.plan(of({"h.3": opened["h.3"]}, opened))
     assert caught.value.where == ("base", "h.0", "h.1", "h.2", "h.4", "h.5", "(+6 more)")
@@ -207,6 +210,7 @@ def check_whole(shard: ShardPlan) -> None:
     assert end == shard.nbytes
 
 
+@settings(deadline=None)
 @given(st.lists(surgeries(), min_size=1, max_size=4), st.booleans())
 def test_steps_fill_a_shard(cases: list[tuple[Stored, list[Tensor]]], zeros: bool) -> None:
     opened = {f"w{i}": replace(whole, offset=10_000 * i) for i, (whole, _) in enumerate(cases)}
@@ -355,17 +359,17 @@ def test_the_identity_depends_on_the_surgery(source: Path) -> None:
     assert len({surgery.plan(checkpoint).identity, *made}) == 1 + len(SURGERIES)
 
 
-CHANGES: dict[str, Callable[[Path, Path], None]] = {
+CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "a shard's time": lambda source, _: later(source / "model-00001-of-00005.safetensors"),
     "a file's time": lambda source, _: later(source / "config.json"),
-    "a file's content": lambda source, _: (source / "generation_config.json").write_text("{}") and None,
-    "a new file": lambda source, _: (source / "LICENSE").write_text("MIT") and None,
+    "a file's content": lambda source, _: (source / "generation_config.json").write_text("{}"),
+    "a new file": lambda source, _: (source / "LICENSE").write_text("MIT"),
     "an adapter's values": lambda _, adapter: retrain(adapter),
     "an adapter's time": lambda _, adapter: later(adapter / "adapter_model.safetensors"),
-    "an adapter's scale": lambda _, adapter: (
-        (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 8})) and None
+    "an adapter's scale": lambda _, adapter: (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 8})
     ),
-    "the place": lambda source, _: source.rename(source.parent / "moved") and None,
+    "the place": lambda source, _: source.rename(source.parent / "moved"),
 }
 
 
@@ -381,7 +385,7 @@ def test_the_identity_depends_on_inputs(source: Path, adapter: Path, change: str
 
 def test_the_identity_depends_on_the_version(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = surgery.plan(surgery.open_checkpoint(source)).identity
-    monkeypatch.setattr("surgery.plan.__version__", "0")
+    monkeypatch.setattr(PLAN, "__version__", "0")
     assert surgery.plan(surgery.open_checkpoint(source)).identity != before
 
 
@@ -389,7 +393,7 @@ def test_only_computed_plans_depend_on_torch(source: Path, adapter: Path, monkey
     copied = surgery.open_checkpoint(source)
     computed = surgery.merge(copied, surgery.open_adapter(adapter))
     before = surgery.plan(copied).identity, surgery.plan(computed).identity
-    monkeypatch.setattr("surgery.plan.arithmetic_identity", lambda: "another CPU")
+    monkeypatch.setattr(PLAN, "arithmetic_identity", lambda: "another CPU")
     assert surgery.plan(copied).identity == before[0]
     assert surgery.plan(computed).identity != before[1]
 

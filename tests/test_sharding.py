@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import hashes
 from huggingface_hub import split_torch_state_dict_into_shards
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import MODELS, build
 from safetensors import safe_open
@@ -50,11 +50,13 @@ def loads(layout: Mapping[str, str], sizes: Mapping[str, int]) -> list[int]:
 # Sizes
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**15), st.sampled_from(["", "B", " B"]))
 def test_bytes_are_bytes(number: int, unit: str) -> None:
     assert parse_size(number) == parse_size(f" {number}{unit} ") == number
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**9), st.sampled_from("KMGT"))
 def test_units(number: int, unit: str) -> None:
     power = "KMGT".index(unit) + 1
@@ -64,6 +66,7 @@ def test_units(number: int, unit: str) -> None:
         assert parse_size(text) == number * 1024**power
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**15))
 def test_fractions_are_exact(number: int) -> None:
     assert parse_size(f"{number // 10**9 + 1}.{number % 10**9:09d}GB") == number + 10**9
@@ -123,6 +126,7 @@ def test_shards_are_those_of_the_hub(saved: Callable[..., Path], family: str, si
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=10).map(lambda sizes: {f"w{i}": size for i, size in enumerate(sizes)})
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 60), st.integers(1, 60))
 def test_shards_do_not_depend_on_the_shards_before(sizes: dict[str, int], first: int, second: int) -> None:
     checkpoint = sized(sizes)
@@ -130,6 +134,7 @@ def test_shards_do_not_depend_on_the_shards_before(sizes: dict[str, int], first:
     assert assign(again, second) == assign(checkpoint, second)
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 60), st.booleans())
 def test_shards_keep_to_the_size(sizes: dict[str, int], limit: int, balanced: bool) -> None:
     layout = assign(sized(sizes), limit, balanced=balanced)
@@ -139,6 +144,7 @@ def test_shards_keep_to_the_size(sizes: dict[str, int], limit: int, balanced: bo
         assert sum(sizes[n] for n in members) <= limit or len(members) == 1
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 60))
 @example({"w0": 6, "w1": 6, "w2": 6, "w3": 2}, 14)
 def test_balanced_shards(sizes: dict[str, int], limit: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.errors import FormatError
@@ -19,6 +19,7 @@ shards = st.sampled_from(["model.safetensors", "model-00001-of-00002.safetensors
 values = st.none() | st.booleans() | st.integers() | text
 
 
+@settings(deadline=None)
 @given(st.dictionaries(text, values, max_size=3), st.dictionaries(text, shards, max_size=5))
 def test_parse_inverts_encode(metadata: dict[str, Any], weight_map: dict[str, str]) -> None:
     raw = encode_index(metadata, weight_map)

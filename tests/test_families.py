@@ -1,0 +1,172 @@
+"""The tables of what model classes do, against transformers' own classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers as tf
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import load_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+import surgery
+from surgery.families import CONV1D_MODULES, CONV1D_TYPES, EMBEDDINGS, HEADS, TIED_BY_DEFAULT, is_conv1d, is_tied
+from surgery.layouts import FAMILIES
+
+# Weight tying
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    """Model type -> its config class's default instance, for every type that has one."""
+    found = {}
+    for kind in CONFIG_MAPPING_NAMES:
+        try:
+            found[kind] = CONFIG_MAPPING[kind]()
+        except (ValueError, StrictDataclassClassValidationError):  # a composite that needs the configs of its parts
+            continue
+    return found
+
+
+def test_tied_by_default_is_what_the_config_classes_say(defaults: dict[str, Any]) -> None:
+    assert len(defaults) >= 0.98 * len(CONFIG_MAPPING_NAMES)
+    assert {kind for kind, config in defaults.items() if getattr(config, "tie_word_embeddings", False)} == TIED_BY_DEFAULT
+
+
+def test_the_tied_are_types_that_transformers_knows() -> None:
+    assert set(CONFIG_MAPPING_NAMES) >= TIED_BY_DEFAULT
+
+
+def test_is_tied_agrees_with_saved_configs(defaults: dict[str, Any]) -> None:
+    """As `save_pretrained` writes config.json, which may leave out what is the default."""
+    for kind in ("llama", "gemma3_text", "gpt2", "bert", "bloom", "phi3", "gpt_neox", "t5", "mamba"):
+        for said in (None, True, False):
+            config = CONFIG_MAPPING[kind](**({} if said is None else {"tie_word_embeddings": said}))
+            assert is_tied(config.to_diff_dict() | {"model_type": kind}) == config.tie_word_embeddings, (kind, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        ({}, False),
+        ({"model_type": "llama"}, False),
+        ({"model_type": "gpt2"}, True),
+        ({"model_type": "gpt2", "tie_word_embeddings": False}, False),
+        ({"model_type": "unheard of", "tie_word_embeddings": True}, True),
+        ({"model_type": "unheard of", "text_config": {"tie_word_embeddings": True}}, True),
+        ({"model_type": "unheard of", "tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, False),
+    ],
+)
+def test_what_config_json_says_goes_first(config: dict[str, Any], tied: bool) -> None:
+    assert is_tied(config) is tied
+
+
+BUILDS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(hidden_size=12, num_hidden_layers=1, intermediate_size=8, num_attention_heads=2)),
+    "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_layer=1, n_embd=12, n_head=2)),
+    "gpt_neox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2)),
+    "bloom": lambda: tf.BloomForCausalLM(tf.BloomConfig(hidden_size=12, n_layer=1, n_head=2)),
+    "opt": lambda: tf.OPTForCausalLM(
+        tf.OPTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, word_embed_proj_dim=12)
+    ),
+    "bert": lambda: tf.BertForMaskedLM(tf.BertConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2)),
+    "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(d_model=12, num_layers=1, num_heads=2, d_ff=8, d_kv=6)),
+    "openai-gpt": lambda: tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(n_layer=1, n_embd=12, n_head=2)),
+    "xglm": lambda: tf.XGLMForCausalLM(tf.XGLMConfig(d_model=12, num_layers=1, attention_heads=2, ffn_dim=8)),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_the_names_of_what_tying_joins(kind: str) -> None:
+    """The last names of a model's input and output embeddings are in the two lists."""
+    with torch.device("meta"):
+        model = BUILDS[kind]()
+    called = {id(m): n.rpartition(".")[2] for n, m in model.named_modules()}
+    assert called[id(model.get_input_embeddings())] in EMBEDDINGS
+    assert called[id(model.get_output_embeddings())] in HEADS
+
+
+# Conv1D
+
+TINY = {"n_layer": 1, "n_embd": 12, "n_head": 2}
+WITH_CONV1D: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**TINY, add_cross_attention=True)),
+    "openai-gpt": lambda: tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(**TINY)),
+    "imagegpt": lambda: tf.ImageGPTModel(tf.ImageGPTConfig(**TINY)),
+    "decision_transformer": lambda: tf.DecisionTransformerModel(tf.DecisionTransformerConfig(n_layer=1, hidden_size=12, n_head=2)),
+    "clvp": lambda: tf.ClvpModelForConditionalGeneration(tf.ClvpConfig()),
+    "clvp_decoder": lambda: tf.ClvpForCausalLM(tf.ClvpDecoderConfig()),
+}
+SAME_CLASS = {"gpt-sw3": "gpt2"}  # types without a modeling file of their own
+
+
+def test_conv1d_types_are_those_whose_code_imports_it() -> None:
+    """Every modeling file of transformers that uses Conv1D belongs to a type of the table, and the other way round."""
+    models = Path(str(tf.__file__)).parent / "models"
+    uses = re.compile(r"^from \.\.\.pytorch_utils import .*\bConv1D\b", re.MULTILINE)
+    folders = {f.parent.name for f in models.glob("*/modeling_*.py") if uses.search(f.read_text())}
+    assert {CONFIG_MAPPING[kind].__module__.split(".")[2] for kind in CONV1D_TYPES} == folders
+    assert set(WITH_CONV1D) | set(SAME_CLASS) == CONV1D_TYPES
+    for kind, other in SAME_CLASS.items():
+        assert CONFIG_MAPPING[kind] is CONFIG_MAPPING[other]
+    with torch.device("meta"):  # of clvp's types, the one that is left out
+        assert not any(isinstance(m, Conv1D) for m in tf.ClvpEncoder(tf.ClvpEncoderConfig()).modules())
+
+
+@pytest.mark.parametrize("kind", WITH_CONV1D)
+def test_is_conv1d_of_every_module(kind: str) -> None:
+    """Of every module of a model that has any, by type and name alone."""
+    with torch.device("meta"):
+        model = WITH_CONV1D[kind]()
+    real = {n for n, m in model.named_modules() if isinstance(m, Conv1D)}
+    assert real
+    assert {n for n, _ in model.named_modules() if is_conv1d({"model_type": kind}, n)} == real
+
+
+def test_conv1d_modules_are_theirs_and_what_splitting_makes_of_them() -> None:
+    with torch.device("meta"):
+        real = {n.rpartition(".")[2] for build in WITH_CONV1D.values() for n, m in build().named_modules() if isinstance(m, Conv1D)}
+    assert real | {part for family in FAMILIES if family.axis == 1 for part in family.parts} == CONV1D_MODULES
+
+
+def test_the_same_names_are_linear_elsewhere() -> None:
+    """GPT-BigCode has c_attn, c_proj and c_fc, too, as nn.Linear."""
+    with torch.device("meta"):
+        model = tf.GPTBigCodeForCausalLM(tf.GPTBigCodeConfig(**TINY))
+    named = [n for n, m in model.named_modules() if n.rpartition(".")[2] in CONV1D_MODULES]
+    assert named and not any(is_conv1d({"model_type": "gpt_bigcode"}, n) for n in named)
+
+
+def test_a_composite_with_a_conv1d_decoder(tmp_path: Path) -> None:
+    """Square weights of a GPT-2 inside an encoder-decoder: merged as PEFT merges them, not the other way round."""
+    torch.manual_seed(0)
+    vision = tf.ViTModel(
+        tf.ViTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8)
+    )
+    decoder = tf.GPT2LMHeadModel(
+        tf.GPT2Config(**TINY, vocab_size=50, n_positions=8, bos_token_id=1, eos_token_id=2, add_cross_attention=True)
+    )
+    model = tf.VisionEncoderDecoderModel(encoder=vision, decoder=decoder).eval()
+    model.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["attn.c_proj", "crossattention.q_attn"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"))
+    surgery.write(merged, tmp_path / "out")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "theirs")
+    before, ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "out", "theirs"))
+    assert ours.keys() == theirs.keys()
+    changed = [n for n in ours if not torch.equal(ours[n], before[n])]
+    assert len(changed) == merged.history[-1]["computed"] == 2
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
