@@ -25,6 +25,7 @@ import surgery
 from surgery.checkpoint import Checkpoint
 from surgery.dtypes import DTYPES
 from surgery.errors import NothingMatched, PlanError, SurgeryError
+from surgery.hub import split_into_shards
 from surgery.names import natural
 from surgery.sharding import assign, in_order, parse_size
 from surgery.tensor import Zeros
@@ -324,3 +325,10 @@ def test_every_shard_of_a_split_keeps_the_metadata(tmp_path: Path) -> None:
     plan = surgery.plan(surgery.open_checkpoint(tmp_path), 32)
     found = [re.search(rb'"__metadata__":({.*?})', shard.header) for shard in plan.shards]
     assert [match and match[1] for match in found] == [b'{"step":"7"}'] * 2
+
+
+def test_stem_with_braces_is_taken_as_it_is() -> None:
+    assert split_into_shards({"a": 1, "b": 1}, 1, "a{0}") == {
+        "a": "a{0}-00001-of-00002.safetensors",
+        "b": "a{0}-00002-of-00002.safetensors",
+    }

@@ -25,7 +25,7 @@ from test_split_oracle import CASES, rows_of
 import surgery
 from surgery.checkpoint import Checkpoint
 from surgery.dtypes import DTYPES
-from surgery.evaluate import Workspace, blocks, exact, load
+from surgery.evaluate import Workspace, blocks, exact, load, scratch_of
 from surgery.formats.safetensors import read_header, tensors_of
 from surgery.tensor import LowRank, Stored, Sum, Tensor, add, concat, narrow, permute, reshape
 
@@ -229,12 +229,14 @@ def test_what_is_written_is_what_is_loaded(options: dict[str, Any], pool: dict[s
         "interleaved": permute(reshape(total, (9, 50, 1500)), (2, 0, 1)),
         "regrouped": narrow(reshape(total, (450 * 30, 50)), 0, 1, 13_000),
         "wider": add(permute(total, (1, 0)), [], DTYPES["F32"]),
+        "cast": permute(add(base, [], DTYPES["F32"]), (1, 0)),
     }
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     checkpoint = surgery.open_checkpoint(tmp_path)
     made = checkpoint.with_step({}, tensors=tensors, weight_map=dict.fromkeys(tensors, "model.safetensors"), dropped=checkpoint.tensors)
     out = tmp_path.parent / f"{tmp_path.name}-out"
     surgery.write(made, out, **options)
+    assert {n for n, t in tensors.items() if scratch_of(t)} == {"transposed", "interleaved", "regrouped", "wider"}
     written = load_file(out / "model.safetensors")
     assert written.keys() == tensors.keys()
     for name, tensor in tensors.items():

@@ -83,7 +83,7 @@ class Case:
 PATTERNS = {
     "target_modules": "all-linear",
     "rank_pattern": {"q_proj": 2, r"layers\.1\.self_attn\.v_proj": 3, "^model.layers.2.mlp.up_proj": 7},
-    "alpha_pattern": {"k_proj": 3, r".*\.2\.self_attn\.(q|o)_proj": 20.5, "model.layers.0.mlp.down_proj": 1},
+    "alpha_pattern": {"k_proj|gate_proj": 3, r".*\.2\.self_attn\.(q|o)_proj": 20.5, "model.layers.0.mlp.down_proj": 1},
 }
 CASES = {
     "llama": Case("llama", {"target_modules": ATTENTION, "lora_alpha": 6}),
