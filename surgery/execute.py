@@ -106,7 +106,7 @@ def execute(
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
         with ExitStack() as stack:
-            if plan.computed or plan.scratch:
+            if plan.computed:
                 stack.enter_context(exact())
             aliases = {SCRATCH: os.path.join(stage.path, f"{SCRATCH}.part")}
             if plan.scratch and todo:
@@ -220,10 +220,11 @@ def _check_space(plan: Plan, stage: Stage, resumed: int) -> None:
 
 
 class _Shard:
-    """A shard at work: its file, and how many of its parts are still being filled."""
+    """A shard at work: its file, the parts that nobody has taken yet, and how many are being filled."""
 
     def __init__(self, shard: ShardPlan, path: str) -> None:
         self.plan, self.path = shard, path
+        self.parts = (part for step in shard.steps() for part in _cut(step))
         self.pending, self.issued = 0, False
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.fd = os.open(f"{path}.part", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -254,32 +255,36 @@ def _fill_all(
     errors: list[BaseException] = []
     opened: list[_Shard] = []
 
-    def parts() -> Iterator[tuple[_Shard, Copy | Fill | None]]:
-        for shard in shards:
-            state = _Shard(shard, os.path.join(stage.path, shard.name))
-            opened.append(state)
-            state.begin(scratch=scratch)
-            emit(Step("begun", shard.name, len(shard.header)))
-            for step in shard.steps():
-                yield from ((state, part) for part in _cut(step))
-            state.issued = True
-            yield state, None
+    queue = iter(shards)
 
-    queue = parts()
+    def begin() -> _Shard | None:
+        shard = next(queue, None)
+        if shard is None:
+            return next((state for state in opened if not state.issued), None)
+        state = _Shard(shard, os.path.join(stage.path, shard.name))
+        opened.append(state)
+        state.begin(scratch=scratch)
+        emit(Step("begun", shard.name, len(shard.header)))
+        return state
 
-    def take() -> tuple[_Shard, Copy | Fill | None] | None:
+    def take(mine: _Shard | None) -> tuple[_Shard, Copy | Fill | None] | None:
+        """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all taken.
+
+        Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
+        """
         with lock:
-            if stop.is_set():
+            state = None if stop.is_set() else mine if mine and not mine.issued else begin()
+            if state is None:
                 return None
-            item = next(queue, None)
-            if item:
-                item[0].pending += 1
-            return item
+            part = next(state.parts, None)
+            state.issued = part is None
+            state.pending += 1
+            return state, part
 
-    def work() -> None:
-        space = Workspace(budget, aliases)
+    def work(ended: threading.Event) -> None:
+        space, state = Workspace(budget, aliases), None
         try:
-            while item := take():
+            while item := take(state):
                 state, part = item
                 if part is not None:
                     nbytes = _fill(state.fd, part, space)
@@ -294,18 +299,21 @@ def _fill_all(
             stop.set()
         finally:
             space.close()
+            ended.set()
 
-    threads = [threading.Thread(target=work, name=f"surgery-{i}", daemon=True) for i in range(workers)]
+    # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
+    running: list[threading.Event] = []
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():  # in short waits, so that Ctrl-C is heard at once
-                thread.join(0.1)
+        for i in range(workers):
+            ended = threading.Event()
+            threading.Thread(target=work, args=(ended,), name=f"surgery-{i}", daemon=True).start()
+            running.append(ended)
+        for ended in running:
+            ended.wait()
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        for ended in running:
+            ended.wait()
         for state in opened:
             if state.fd >= 0:
                 os.close(state.fd)

@@ -114,7 +114,8 @@ class Plan:
     @cached_property
     def computed(self) -> tuple[str, ...]:
         """Names of the tensors that arithmetic makes; all others are copied byte for byte."""
-        return tuple(s.name for shard in self.shards for s in shard.slots if is_computed(s.tensor))
+        slots = [slot for shard in self.shards for slot in shard.slots]
+        return tuple(s.name for s in slots if is_computed(s.tensor) or any(f.file.path == SCRATCH for f in stored(s.tensor)))
 
     @property
     def tensors(self) -> int:
@@ -388,7 +389,7 @@ def _identity(
     for path, carried in files.items():
         content = hashlib.sha256(carried).hexdigest() if isinstance(carried, bytes) else f"{carried.size} {carried.mtime_ns}"
         digest.update(f"{path}\0{content}\n".encode())
-    if any(is_computed(s.tensor) for shard in shards for s in shard.slots):
+    if scratch or any(is_computed(s.tensor) for shard in shards for s in shard.slots):
         digest.update(arithmetic_identity().encode())
     return digest.hexdigest()
 
