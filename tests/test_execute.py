@@ -187,6 +187,14 @@ def test_scratch_is_right_and_no_output(saved: Callable[..., Path], tmp_path: Pa
     torch.testing.assert_close(found["twice"], twice, rtol=1e-5, atol=1e-5)
 
 
+def test_a_plan_with_scratch_depends_on_the_arithmetic(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another torch, or another CPU: another identity, so that no stage of the first is resumed."""
+    checkpoint = scratched(saved, tmp_path)
+    before = surgery.plan(checkpoint).identity
+    monkeypatch.setattr(importlib.import_module("surgery.plan"), "arithmetic_identity", lambda: "another")
+    assert surgery.plan(checkpoint).identity != before
+
+
 def test_scratch_is_made_anew_for_a_resumed_run(saved: Callable[..., Path], tmp_path: Path) -> None:
     """What a broken run left of the scratch file is never trusted; where no shard is missing it is not made at all."""
     checkpoint = scratched(saved, tmp_path)
@@ -273,16 +281,21 @@ def test_copies_without_the_kernel(saved: Callable[..., Path], tmp_path: Path, m
     """Where the kernel cannot copy, copies less than asked, or stops: the same bytes."""
     checkpoint = surgery.open_checkpoint(saved("llama", shard="40KB"))
     surgery.write(checkpoint, tmp_path / "want", "50KB")
-    calls = 0
+    calls, reads, read = [], [], os.preadv
 
-    def counted(*args: Any) -> int:
-        nonlocal calls
-        calls += 1
+    def copied(*args: Any) -> int:
+        calls.append(args)
         return COPIES[copy](*args)
 
-    monkeypatch.setattr(os, "copy_file_range", counted)
+    def counted(*args: Any) -> int:
+        reads.append(args)
+        return read(*args)
+
+    monkeypatch.setattr(os, "copy_file_range", copied)
+    monkeypatch.setattr(os, "preadv", counted)
     surgery.write(checkpoint, tmp_path / "out", "50KB")
-    assert calls > 0
+    assert calls
+    assert bool(reads) == (copy != "a little")
     assert whole(tmp_path / "out") == whole(tmp_path / "want")
 
 
@@ -375,10 +388,18 @@ def test_all_is_synced_before_it_gets_its_name(saved: Callable[..., Path], tmp_p
     dest = tmp_path / "out"
     unsynced: set[str] = set()
     renamed: list[str] = []
-    real = {name: getattr(os, name) for name in ("pwrite", "copy_file_range", "truncate", "fsync", "rename")}
+    real = {name: getattr(os, name) for name in ("open", "mkdir", "pwrite", "copy_file_range", "truncate", "fsync", "rename")}
 
     def path_of(fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
+
+    def made(name: str) -> Callable[..., Any]:
+        def call(path: str, *args: Any, **kwargs: Any) -> Any:
+            if not os.path.exists(path) and not path.endswith(".lock"):
+                unsynced.add(os.path.dirname(path))
+            return real[name](path, *args, **kwargs)
+
+        return call
 
     def wrote(name: str, place: int) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -392,13 +413,16 @@ def test_all_is_synced_before_it_gets_its_name(saved: Callable[..., Path], tmp_p
         unsynced.discard(path_of(fd))
 
     def rename(old: str, new: str) -> None:
-        assert not {p for p in unsynced if p == old or p.startswith(old + os.sep)}
+        assert old not in unsynced
+        assert new != str(dest) or not {p for p in unsynced if p.startswith(old + os.sep)}
         real["rename"](old, new)
         unsynced.add(os.path.dirname(new))
         renamed.append(os.path.basename(new))
 
     for name, place in (("pwrite", 0), ("truncate", 0), ("copy_file_range", 1)):
         monkeypatch.setattr(os, name, wrote(name, place))
+    for name in ("open", "mkdir"):
+        monkeypatch.setattr(os, name, made(name))
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
     surgery.write(checkpoint, dest, workers=2)

@@ -154,6 +154,29 @@ def test_killed_at_every_step_of_an_overwrite(job: Job, want: dict[str, str], ol
 CALLS = ("open", "mkdir", "pwrite", "copy_file_range", "truncate", "fsync", "rename", "unlink", "rmdir")
 
 
+class Entries:
+    """A folder's entries by name, so that what is removed first is known: `.surgery`, with the manifest."""
+
+    def __init__(self, path: Any) -> None:
+        with REAL_SCANDIR(path) as entries:
+            self.left = iter(sorted(entries, key=lambda entry: entry.name))
+
+    def __iter__(self) -> Entries:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.left)
+
+    def __enter__(self) -> Entries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+REAL_SCANDIR = os.scandir
+
+
 def before_each(call: Callable[[], None]) -> None:
     """From now on `call` is called before each system call that may change something."""
 
@@ -166,8 +189,8 @@ def before_each(call: Callable[[], None]) -> None:
 
     for name in CALLS:
         setattr(os, name, wrapped(getattr(os, name)))
-    real_exchange = surgery.stage.exchange
-    surgery.stage.exchange = wrapped(real_exchange)  # type: ignore[assignment]
+    surgery.stage.exchange = wrapped(surgery.stage.exchange)
+    os.scandir = Entries  # type: ignore[assignment]
 
 
 def calls_of(action: Callable[[], object], counter: Path) -> int:
