@@ -101,6 +101,13 @@ def split_qkv(model: Model, *, options: Writing) -> None:
     _written(lambda: surgery.split_qkv(surgery.open_checkpoint(model)), options)
 
 
+@app.command("fuse-qkv")
+@writing_options
+def fuse_qkv(model: Model, *, options: Writing) -> None:
+    """Put q, k and v back into the fused projection of the model's own class, byte for byte."""
+    _written(lambda: surgery.fuse_qkv(surgery.open_checkpoint(model)), options)
+
+
 @app.command()
 @writing_options
 def merge(

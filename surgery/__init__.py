@@ -32,7 +32,7 @@ from .plan import Plan, plan
 from .stage import clean
 from .surgeries.merge import merge
 from .surgeries.rename import drop, rename
-from .surgeries.split import split_qkv
+from .surgeries.split import fuse_qkv, split_qkv
 from .verify import Check, Verification, verify
 from .version import __version__
 
@@ -63,6 +63,7 @@ __all__ = [
     "clean",
     "drop",
     "execute",
+    "fuse_qkv",
     "inspect",
     "merge",
     "open_adapter",

@@ -42,8 +42,9 @@ class Family:
     """One row of the table: the fused modules of some model types, and the names and places of their parts."""
 
     model_types: tuple[str, ...]
-    module: str  # regular expression for the whole module name, without `.weight`
-    parts: tuple[str, ...]  # last names of the parts, in the order of the fused axis
+    parent: str  # regular expression for the whole name of the module that holds the fused one, or its parts
+    fused: str  # last name of the fused module
+    parts: tuple[str, ...]  # last names of its parts, in the order of the fused axis
     layout: Callable[[Config], Layout]
     source: str
     axis: int = 0  # of the weight; a bias has one axis only
@@ -57,12 +58,12 @@ def split_axis(tensor: Tensor, axis: int, layout: Layout) -> list[Tensor]:
     if tensor.shape[axis] != layout.rows:
         raise LayoutError(f"axis {axis} of {tensor.shape} has {tensor.shape[axis]} entries, not {layout.rows} = {layout}")
     lead, tail = tensor.shape[:axis], tensor.shape[axis + 1 :]
+    grouped = reshape(tensor, (*lead, layout.groups, sum(layout.slots), layout.head_dim, *tail))
     parts, begin = [], 0
     for slots in layout.slots:
         if layout.groups == 1:
             part = narrow(tensor, axis, begin * layout.head_dim, slots * layout.head_dim)
         else:
-            grouped = reshape(tensor, (*lead, layout.groups, sum(layout.slots), layout.head_dim, *tail))
             part = narrow(grouped, axis + 1, begin, slots)
         parts.append(reshape(part, (*lead, layout.groups * slots * layout.head_dim, *tail)))
         begin += slots
@@ -123,21 +124,24 @@ def _per_head(heads: tuple[str, ...], width: tuple[str, ...]) -> Callable[[Confi
 FAMILIES: tuple[Family, ...] = (
     Family(
         ("phi3",),
-        r"(?:.*\.)?layers\.\d+\.self_attn\.qkv_proj",
+        r"(?:.*\.)?layers\.\d+\.self_attn",
+        "qkv_proj",
         ("q_proj", "k_proj", "v_proj"),
         _grouped_query,
         "models/phi3/modeling_phi3.py Phi3Attention.forward",
     ),
     Family(
         ("sam_vision_model", "sam"),
-        r"(?:.*\.)?vision_encoder\.layers\.\d+\.attn\.qkv",
+        r"(?:.*\.)?vision_encoder\.layers\.\d+\.attn",
+        "qkv",
         ("q", "k", "v"),
         _thirds("hidden_size"),
         "models/sam/modeling_sam.py SamVisionAttention.forward",
     ),
     Family(
         ("gpt2", "gpt-sw3"),
-        r"(?:.*\.)?h\.\d+\.attn\.c_attn",
+        r"(?:.*\.)?h\.\d+\.attn",
+        "c_attn",
         ("q_attn", "k_attn", "v_attn"),
         _thirds("n_embd", "hidden_size"),
         "models/gpt2/modeling_gpt2.py GPT2Attention.forward: Conv1D, so the weight is (in, out)",
@@ -145,14 +149,16 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         ("gpt_neox",),
-        r"(?:.*\.)?layers\.\d+\.attention\.query_key_value",
+        r"(?:.*\.)?layers\.\d+\.attention",
+        "query_key_value",
         ("query", "key", "value"),
         _per_head(("num_attention_heads",), ("hidden_size",)),
         "models/gpt_neox/modeling_gpt_neox.py GPTNeoXAttention.forward",
     ),
     Family(
         ("bloom",),
-        r"(?:.*\.)?h\.\d+\.self_attention\.query_key_value",
+        r"(?:.*\.)?h\.\d+\.self_attention",
+        "query_key_value",
         ("query", "key", "value"),
         _per_head(("n_head", "num_attention_heads"), ("hidden_size", "n_embed")),
         "models/bloom/modeling_bloom.py BloomAttention._reshape",
@@ -183,19 +189,33 @@ class Fused:
     layout: Layout
     modules: tuple[str, ...]
 
+    def parts_of(self, module: str) -> list[str]:
+        """The names of the parts of one fused module."""
+        parent = module.rpartition(".")[0]
+        return [f"{parent}.{part}" for part in self.family.parts]
+
 
 def detect(config: Config, modules: Collection[str]) -> list[Fused]:
     """The fused projections among `modules` that the model types in config.json have."""
+    return _found(config, modules, lambda family: (family.fused,))
+
+
+def detect_split(config: Config, modules: Collection[str]) -> list[Fused]:
+    """The same for their parts: which modules could be fused, whether or not all parts are there."""
+    return _found(config, modules, lambda family: family.parts)
+
+
+def _found(config: Config, modules: Collection[str], leaves: Callable[[Family], tuple[str, ...]]) -> list[Fused]:
     found, seen = [], set[str]()
     for section in sections(config):
         for family in FAMILIES:
             if section.get("model_type") not in family.model_types:
                 continue
-            rule = re.compile(family.module)
-            here = tuple(sorted((m for m in modules if m not in seen and rule.fullmatch(m)), key=natural))
-            if here and _has_sizes(family, section):
-                seen.update(here)
-                found.append(Fused(family, str(section["model_type"]), family.layout(section), here))
+            rule = re.compile(rf"(?:{family.parent})\.(?:{'|'.join(map(re.escape, leaves(family)))})")
+            fused = {f"{m.rpartition('.')[0]}.{family.fused}" for m in modules if rule.fullmatch(m)} - seen
+            if fused and _has_sizes(family, section):
+                seen |= fused
+                found.append(Fused(family, str(section["model_type"]), family.layout(section), tuple(sorted(fused, key=natural))))
     return found
 
 

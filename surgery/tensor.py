@@ -229,6 +229,8 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
             )
     if len(parts) == 1:
         return first
+    if isinstance(first, Narrow) and _continue_each_other(parts, axis):
+        return narrow(first.base, axis, first.start, sum(p.shape[axis] for p in parts))
     return Concat(tuple(parts), axis)
 
 
@@ -299,6 +301,17 @@ def _with(shape: Shape, axis: int, size: int) -> Shape:
 
 def _keeps_columns(old: Shape, new: Shape) -> bool:
     return bool(old) and bool(new) and old[-1] == new[-1]
+
+
+def _continue_each_other(parts: Sequence[Tensor], axis: int) -> bool:
+    """Whether the parts are neighbouring pieces of one tensor, in their order there: joining them undoes the cuts."""
+    at: int | None = None
+    base: Tensor | None = None
+    for part in parts:
+        if not isinstance(part, Narrow) or part.axis != axis or (base is not None and (part.base is not base or part.start != at)):
+            return False
+        at, base = part.start + part.length, part.base
+    return True
 
 
 def _within(parts: tuple[Tensor, ...], axis: int, start: int, length: int) -> tuple[Tensor, int] | None:

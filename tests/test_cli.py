@@ -51,7 +51,7 @@ def adapter_for_split_phi3(path: Path) -> Path:
     return path
 
 
-COMMANDS = ("inspect", "reshard", "split-qkv", "merge", "rename", "drop", "verify", "clean", "demo")
+COMMANDS = ("inspect", "reshard", "split-qkv", "fuse-qkv", "merge", "rename", "drop", "verify", "clean", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
