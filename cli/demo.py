@@ -48,10 +48,11 @@ def _show(folder: Path) -> None:
     for name in ("base", "adapter"):
         print(f"  {name}/  {', '.join(sorted(f.name for f in (folder / name).iterdir()))}")
     _command(folder, "inspect", "base")
-    print("\nIts attention stores q, k and v as one tensor; the adapter was trained on separate ones. So: split, then merge.")
+    print("\nIts attention stores q, k and v as one tensor; the adapter was trained on separate ones. So: split, merge, fuse back.")
     _command(folder, "split-qkv", "base", "-o", "split")
-    _command(folder, "merge", "split", "adapter", "-o", "merged", "--max-shard-size", "40MB")
-    _command(folder, "verify", "merged", "--values", "--no-class")
+    _command(folder, "merge", "split", "adapter", "-o", "merged")
+    _command(folder, "fuse-qkv", "merged", "-o", "result", "--max-shard-size", "40MB")
+    _command(folder, "verify", "result", "--values")
     _prove(folder)
 
 
@@ -137,21 +138,14 @@ def _prove(folder: Path) -> None:
         live = model(ids).logits
         for hook in hooks:
             hook.remove()
-        merged: dict[str, Any] = {}
-        for shard in sorted((folder / "merged").glob("*.safetensors")):
-            merged |= load_file(shard)
-        for layer in range(SIZES["num_hidden_layers"]):
-            name = f"model.layers.{layer}.self_attn."
-            merged[f"{name}qkv_proj.weight"] = torch.cat([merged.pop(f"{name}{part}_proj.weight") for part in "qkv"])
-        model.load_state_dict(merged)
-        after = model(ids).logits
+        after = transformers.Phi3ForCausalLM.from_pretrained(folder / "result").eval()(ids).logits
     largest, effect, error = live.abs().max(), (live - before).abs().max(), (after - live).abs().max()
     print("\nDoes the result compute what the original computes with the adapter applied live? Over 64 tokens:")
     print(f"  largest logit              {largest:.3g}")
     print(f"  what the adapter changes   {effect:.3g}")
-    print(f"  live against merged files  {error:.3g}, {error / largest:.1g} of the largest logit")
+    print(f"  live against the result    {error:.3g}, {error / largest:.1g} of the largest logit")
     if not error <= TOLERANCE * largest:
-        raise surgery.VerificationFailed("the merged files compute something else", where=[str(folder / "merged")])
+        raise surgery.VerificationFailed("the result computes something else", where=[str(folder / "result")])
     print("Yes: float32 noise, and nothing else.")
 
 
