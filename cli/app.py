@@ -77,10 +77,14 @@ def inspect(
     """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
 
     def body() -> None:
-        if tensors:
-            output.show_tensors(surgery.open_checkpoint(model), tensors, json=json)
-        else:
+        if not tensors:
             output.show_inspection(surgery.inspect(model), json=json)
+        elif surgery.is_adapter(model):
+            adapter = surgery.open_adapter(model)
+            output.show_tensors(adapter.path, adapter.tensors, {}, tensors, json=json)
+        else:
+            checkpoint = surgery.open_checkpoint(model)
+            output.show_tensors(checkpoint.path, checkpoint.tensors, checkpoint.weight_map, tensors, json=json)
 
     guarded(body, json=json, debug=debug)
 

@@ -10,7 +10,9 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import surgery
+from surgery.errors import printable
 from surgery.names import select
+from surgery.tensor import Tensor
 
 
 def show_json(value: Any) -> None:
@@ -52,6 +54,7 @@ def show_plan(plan: surgery.Plan, memory: str, *, json: bool) -> None:
                 "computed_bytes": plan.computed_bytes,
                 "copied_bytes": plan.nbytes - plan.computed_bytes,
                 "dropped": plan.dropped,
+                "replaced": plan.replaced,
                 "added": plan.added,
                 "files": sorted(plan.files),
                 "nbytes": plan.needed,
@@ -65,7 +68,8 @@ def show_plan(plan: surgery.Plan, memory: str, *, json: bool) -> None:
         ("copied", f"{copied} tensors, {size(plan.nbytes - plan.computed_bytes)}, byte for byte"),
         ("computed", f"{len(plan.computed)} tensors, {size(plan.computed_bytes)}: {_some(plan.computed)}" if plan.computed else "nothing"),
     ]
-    rows += [("added", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
+    rows += [("new names", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
+    rows += [("replaced", f"{len(plan.replaced)} tensors: {_some(plan.replaced)}")] if plan.replaced else []
     rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []
     rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(plan.needed))]
     torch = ", and torch itself (about 220 MB)" if plan.computed else ""
@@ -90,7 +94,8 @@ def show_report(report: surgery.Report) -> None:
 
 def _tensors(report: surgery.Report) -> str:
     parts = [f"{report.copied} copied byte for byte"]
-    for count, what in ((report.computed, "computed"), (report.added, "with new names"), (report.dropped, "dropped")):
+    counts = ((report.computed, "computed"), (report.added, "with new names"), (report.replaced, "replaced"), (report.dropped, "dropped"))
+    for count, what in counts:
         parts += [f"{count} {what}"] if count else []
     return ", ".join(parts)
 
@@ -117,21 +122,14 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
     _table(rows)
 
 
-def show_tensors(checkpoint: surgery.Checkpoint, pattern: str, *, json: bool) -> None:
+def show_tensors(path: str, tensors: Mapping[str, Tensor], shards: Mapping[str, str], pattern: str, *, json: bool) -> None:
     """The tensors whose whole name matches."""
-    names = select(checkpoint.tensors, pattern)
     found = [
-        {
-            "name": n,
-            "dtype": checkpoint.tensors[n].dtype.name,
-            "shape": list(checkpoint.tensors[n].shape),
-            "nbytes": checkpoint.tensors[n].nbytes,
-            "shard": checkpoint.weight_map[n],
-        }
-        for n in names
+        {"name": n, "dtype": tensors[n].dtype.name, "shape": list(tensors[n].shape), "nbytes": tensors[n].nbytes, "shard": shards.get(n, "")}
+        for n in select(tensors, pattern)
     ]
     if json:
-        show_json({"path": checkpoint.path, "tensors": found})
+        show_json({"path": path, "tensors": found})
         return
     keys = ("name", "dtype", "shape", "nbytes", "shard")
     _grid(keys, [[str(row[key]) for key in keys] for row in found])
@@ -204,13 +202,13 @@ def _table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
         _styled(title)
     width = max((len(k) for k, _ in rows), default=0)
     for key, value in rows:
-        _styled(f"  {key:<{width}}  {value}")
+        _styled(f"  {key:<{width}}  {printable(value)}")
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(printable(text).ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 _STYLES = {"error:": "bold red", "help:": "bold green", "-->": "blue", "ok": "green", "FAILED": "bold red", "note": "yellow"}

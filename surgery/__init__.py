@@ -26,7 +26,7 @@ from .errors import (
     VerificationFailed,
 )
 from .execute import Report, Step, execute, write
-from .formats.peft import Adapter, open_adapter
+from .formats.peft import Adapter, is_adapter, open_adapter
 from .inspection import Inspection, inspect
 from .plan import Plan, plan
 from .stage import clean
@@ -65,6 +65,7 @@ __all__ = [
     "execute",
     "fuse_qkv",
     "inspect",
+    "is_adapter",
     "merge",
     "open_adapter",
     "open_checkpoint",

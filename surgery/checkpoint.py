@@ -31,6 +31,7 @@ OTHER_WEIGHTS = tuple(
     "*.bin *.pt *.pth *.ckpt *.h5 *.msgpack *.onnx *.onnx_data *.gguf *.ggml *.tflite *.ot *.npz *.pkl *.pickle *.nemo "
     "*.mlmodel *.bin.index.json *.h5.index.json".split()
 )
+_MEND = "mend the file, or fetch it again"
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -62,13 +63,17 @@ class Checkpoint:
     index_name: str = "model.safetensors.index.json"
     index_metadata: Mapping[str, Any] = field(default_factory=dict)
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)  # by an adapter's tensor of the same name
     history: tuple[Mapping[str, Any], ...] = ()  # what was done, oldest first
     notes: tuple[str, ...] = ()  # what a user should know, for the report
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of config.json; empty where there is none."""
-        return json_file(self, "config.json")
+        content = json_file(self, "config.json")
+        if not isinstance(content.get("model_type", ""), str):
+            raise FormatError(f"the model_type is {content['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=_MEND)
+        return content
 
     def load(self, name: str) -> torch.Tensor:
         """The value of one tensor, computed by the code that writes it. Loads torch."""
@@ -100,7 +105,7 @@ def json_file(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
             where = path
             with open(path, "rb") as stream:
                 raw = stream.read()
-    return parse_object(raw, lambda what: FormatError(what, where=[where]))
+    return parse_object(raw, lambda what: FormatError(what, where=[where], help=_MEND))
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -117,7 +122,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if not weights.endswith((".safetensors", ".json")):
             raise NotACheckpoint("not a safetensors file", where=[path], help=_pickle_help(weights))
     else:
-        raise NotACheckpoint("no such file or folder", where=[path])
+        raise NotACheckpoint("no such file or folder", where=[path], help="a model on the Hub has to be downloaded first: hf download")
 
     if isinstance(weights, str) and weights.endswith(".json"):
         index_name, shards = weights, None

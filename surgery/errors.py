@@ -35,10 +35,10 @@ class SurgeryError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        lines = [self.what]
-        lines += [f"  --> {self.where[0]}"] if self.where else []
-        lines += [f"      {line}" for line in self.where[1:]]
-        lines += [f"help: {self.help}"] if self.help else []
+        lines = [printable(self.what)]
+        lines += [f"  --> {printable(self.where[0])}"] if self.where else []
+        lines += [f"      {printable(line)}" for line in self.where[1:]]
+        lines += [f"help: {printable(self.help)}"] if self.help else []
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -95,6 +95,11 @@ class SourceChanged(SurgeryError):
 
 class VerificationFailed(SurgeryError):
     """A checkpoint that is not what it should be."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a tensor's name may hold anything, and a terminal obeys."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listed(items: Sequence[str], shown: int = SHOWN) -> list[str]:

@@ -147,6 +147,19 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
     return None
 
 
+def nonfinite(tensor: Tensor, work: Workspace) -> int:
+    """How many elements are NaN or infinite. The dtype is one of floats that torch has."""
+    import torch
+
+    dtype, count = _torch(tensor.dtype), 0
+    for _, data in blocks(tensor, 0, tensor.size, work):
+        values = torch.frombuffer(data, dtype=dtype)
+        finite = torch.isfinite(values if tensor.dtype.bits > 8 else values.to(torch.float32))
+        if not bool(finite.all()):
+            count += int((~finite).sum())
+    return count
+
+
 def load(tensor: Tensor) -> torch.Tensor:
     """The value of a lazy tensor, as a torch tensor of its shape and dtype."""
     import torch

@@ -55,6 +55,7 @@ class Report:
     copied: int
     computed: int
     dropped: int
+    replaced: int
     added: int
     files: int
     nbytes: int
@@ -126,6 +127,7 @@ def execute(
         copied=plan.tensors - len(plan.computed),
         computed=len(plan.computed),
         dropped=len(plan.dropped),
+        replaced=len(plan.replaced),
         added=len(plan.added),
         files=len(plan.files),
         nbytes=plan.nbytes + plan.file_bytes,

@@ -5,6 +5,7 @@ Facts that follow from names, shapes and config.json are not here; this is only 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,8 +44,15 @@ EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "t
 HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection"})
 
 
+# Classes whose head is not over the vocabulary: there is nothing that the input embedding could be tied to.
+_HEADLESS = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$")
+
+
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the model shares one tensor between its input embedding and its output head."""
+    classes = config.get("architectures") or []
+    if classes and all(_HEADLESS.search(str(name)) for name in classes):
+        return False
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else None
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if text else None)
     return bool(said) if said is not None else config.get("model_type") in TIED_BY_DEFAULT

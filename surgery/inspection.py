@@ -11,9 +11,8 @@ from typing import Any
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import LayoutError
 from .families import EMBEDDINGS, HEADS, is_tied
-from .formats.peft import CONFIG as ADAPTER_CONFIG
-from .formats.peft import Adapter, open_adapter
-from .layouts import detect
+from .formats.peft import Adapter, is_adapter, open_adapter
+from .layouts import detect, looks_fused
 from .names import natural
 from .tensor import Shape, Tensor
 
@@ -60,7 +59,7 @@ class Inspection:
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
     path = os.path.abspath(os.fspath(path))
-    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)) and not os.path.isfile(os.path.join(path, "config.json")):
+    if is_adapter(path):
         return _inspect_adapter(open_adapter(path))
     return inspect_checkpoint(open_checkpoint(path))
 
@@ -140,14 +139,18 @@ def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
+    modules = {n.rpartition(".")[0] for n in checkpoint.tensors}
     try:
-        found = detect(checkpoint.config, {n.rpartition(".")[0] for n in checkpoint.tensors})
+        found = detect(checkpoint.config, modules)
     except LayoutError as error:
         return (f"a fused family, but {error.what}",)
-    return tuple(
+    unknown = looks_fused(modules - {m for f in found for m in f.modules})
+    others = [f"{len(unknown)} modules such as {unknown[0]}: by their name, but in a layout that is not known"] if unknown else []
+    known = [
         f"{len(f.modules)} × {f.modules[0].rpartition('.')[2]} -> {', '.join(f.family.parts)}: {f.layout} (model type {f.model_type})"
         for f in found
-    )
+    ]
+    return (*known, *others)
 
 
 def _targets(tensors: Mapping[str, Tensor]) -> tuple[Target, ...]:

@@ -166,6 +166,17 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# Last names under which fused projections are known, in families that the table has and that it has not.
+_LOOKS_FUSED = frozenset(
+    "qkv qkv_proj query_key_value c_attn Wqkv wqkv W_pack att_proj qkv_linear in_proj_qkv linear_qkv gqkv_proj w_qkv".split()
+)
+
+
+def looks_fused(modules: Collection[str]) -> list[str]:
+    """The modules whose name says that they are fused, in natural order."""
+    return sorted((m for m in modules if m.rpartition(".")[2] in _LOOKS_FUSED), key=natural)
+
+
 def sections(config: Config) -> list[Config]:
     """config.json and the configs nested in it, such as `vision_config`, each under its model type.
 

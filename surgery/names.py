@@ -22,7 +22,7 @@ def natural(name: str) -> str:
 def compiled(pattern: str) -> re.Pattern[str]:
     """The pattern, or an error that says what is wrong with it."""
     try:
-        return re.compile(pattern)
+        return re.compile(pattern, re.DOTALL)  # a name may hold anything, line breaks too
     except re.error as error:
         raise SurgeryError(
             f"`{pattern}` is not a regular expression: {error}", help="a literal dot is written \\. and a literal ( is \\("

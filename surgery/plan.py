@@ -108,6 +108,7 @@ class Plan:
     options: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
     dropped: tuple[str, ...]
+    replaced: tuple[str, ...]
     added: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -188,6 +189,7 @@ def plan(
         options,
         checkpoint.history,
         dropped=tuple(sorted(checkpoint.dropped, key=natural)),
+        replaced=tuple(sorted(checkpoint.replaced, key=natural)),
         added=tuple(n for n in layout if n not in opened),
         notes=checkpoint.notes,
     )
@@ -306,7 +308,7 @@ def _check_accounts(checkpoint: Checkpoint) -> None:
 
     for tensor in checkpoint.tensors.values():
         count(tensor)
-    excused = {_key(leaf) for tensor in checkpoint.dropped.values() for leaf in stored(tensor)}
+    excused = {_key(leaf) for tensor in (*checkpoint.dropped.values(), *checkpoint.replaced.values()) for leaf in stored(tensor)}
     for source in checkpoint.inputs:
         copies = Counter(map(_key, source.tensors.values()))  # empty tensors may lie at one place
         lost = [n for n, t in source.tensors.items() if _key(t) not in excused and not arrives(t, copies[_key(t)])]

@@ -89,11 +89,14 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
         lock = _lock_path(dest)
         if not (stages(dest) or os.path.exists(lock) or os.path.exists(_aside(dest))):
             continue
-        with _locked(lock, dest):
-            removed += [(path, size_of(path)) for path in stages(dest)]
-            _recover(dest)
-            for path in stages(dest):
-                shutil.rmtree(path)
+        try:
+            with _locked(lock, dest):
+                removed += [(path, size_of(path)) for path in stages(dest)]
+                _recover(dest)
+                for path in stages(dest):
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise DestinationError(f"cannot clean up: {error.strerror}", where=[error.filename or dest]) from error
     return tuple(removed)
 
 

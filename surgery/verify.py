@@ -15,10 +15,9 @@ from typing import Any
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Kind
 from .errors import SurgeryError, VerificationFailed, listed
-from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, blocks
+from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
 from .formats.manifest import read_manifest
-from .formats.peft import CONFIG as ADAPTER_CONFIG
-from .formats.peft import open_adapter
+from .formats.peft import is_adapter, open_adapter
 from .names import natural
 from .tensor import Tensor
 
@@ -66,7 +65,7 @@ def verify(
     `check_class` asks the class in config.json, through transformers.
     """
     path = os.path.abspath(os.fspath(path))
-    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)) and not os.path.isfile(os.path.join(path, "config.json")):
+    if is_adapter(path):
         return _verify_adapter(path, values, on_tensor)
     try:
         checkpoint = open_checkpoint(path)
@@ -123,8 +122,6 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
 
 def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: Callable[[str, int], None] | None) -> Check:
     """Every float tensor, window by window. Dtypes that torch cannot ask are counted, not passed over in silence."""
-    import torch
-
     bad, unasked = [], []
     work = Workspace(DEFAULT_MEMORY)
     try:
@@ -137,14 +134,7 @@ def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_ten
             if tensor.dtype.name not in TORCH_NAMES:
                 unasked.append(f"{name} ({tensor.dtype})")
                 continue
-            dtype = getattr(torch, TORCH_NAMES[tensor.dtype.name])
-            count = 0
-            for _, data in blocks(tensor, 0, tensor.size, work):
-                values = torch.frombuffer(data, dtype=dtype)
-                values = values if tensor.dtype.bits > 8 else values.to(torch.float32)
-                if not bool(torch.isfinite(values).all()):
-                    count += int((~torch.isfinite(values)).sum())
-            if count:
+            if count := nonfinite(tensor, work):
                 bad.append(f"{weight_map.get(name, '')}: {name}: {count} of {tensor.size}".removeprefix(": "))
     finally:
         work.close()

@@ -267,3 +267,39 @@ SIZES = [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (4_900_000_000, "4.9 GB")
 @pytest.mark.parametrize(("nbytes", "text"), SIZES)
 def test_sizes_are_for_people(nbytes: int, text: str) -> None:
     assert size(nbytes) == text
+
+
+def test_tensors_of_an_adapter_are_listed(tmp_path: Path) -> None:
+    result = surge("inspect", adapter_for_split_phi3(tmp_path / "adapter"), "--tensors", r".*layers\.0.*lora_A.*")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 3
+
+
+def test_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+    """A tensor's name may hold escape sequences and line breaks."""
+    save_file({"a\x1b[31mred": torch.zeros(1), "two\nlines": torch.zeros(1)}, tmp_path / "model.safetensors")
+    result = surge("inspect", tmp_path, "--tensors", ".*")
+    assert "\x1b" not in result.stdout
+    assert len(result.stdout.splitlines()) == 3
+    refused = surge("rename", tmp_path, "-o", tmp_path / "x" / "out", "--map", "^.*$=same")
+    assert refused.exit_code == 1
+    assert "\x1b" not in refused.output
+
+
+def test_fused_tensors_of_an_unknown_family_are_named(tmp_path: Path) -> None:
+    save_file({"h.0.self_attention.query_key_value.weight": torch.zeros(6, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
+    assert "1 modules such as h.0.self_attention.query_key_value: by their name" in surge("inspect", tmp_path).stdout
+    refused = surge("split-qkv", tmp_path, "--dry-run")
+    assert refused.exit_code == 1
+    assert "no layout is known for model type `nobody_knows`, of h.0.self_attention.query_key_value" in refused.output
+
+
+def test_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for content, what in (("[]", "not a JSON object"), ('{"model_type": ["a"]}', "the model_type is ['a'], not a text")):
+        (tmp_path / "config.json").write_text(content)
+        result = surge("split-qkv", tmp_path, "--dry-run")
+        assert result.exit_code == 1
+        assert f"error: {what}" in result.output
+        assert "help: mend the file, or fetch it again" in result.output

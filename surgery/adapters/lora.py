@@ -17,6 +17,7 @@ from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotSupported, SurgeryError
 from ..families import is_conv1d
 from ..formats.peft import Adapter
+from ..names import compiled
 from ..tensor import LowRank, Shape, permute
 
 # Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
@@ -43,6 +44,7 @@ def check_config(adapter: Adapter) -> None:
         if key in _TRAINING or key in _USED or value in (None, False, [], {}, ""):
             continue
         raise NotSupported(f"the option `{key}` is not supported", where=[*where, f"{key} = {value!r}"], help="merge it with PEFT")
+    _check_numbers(config, where)
     init = config.get("init_lora_weights", True)
     if init not in _KEEP_BASE:
         raise NotSupported(
@@ -50,6 +52,29 @@ def check_config(adapter: Adapter) -> None:
             where=where,
             help="save it once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
         )
+
+
+def _check_numbers(config: Mapping[str, Any], where: list[str]) -> None:
+    """The scale depends on these: nothing but numbers, and patterns that are regular expressions."""
+    wrong = []
+    for key, table in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        values = {key: config.get(key, 8)}
+        patterns = config.get(table) or {}
+        if isinstance(patterns, dict):
+            values |= {f"{table}[{name!r}]": value for name, value in patterns.items()}
+            for name in patterns:
+                compiled(name)
+        else:
+            wrong.append(f"{table} = {patterns!r}")
+        wrong += [f"{name} = {v!r}" for name, v in values.items() if not _is_number(v, integer=key == "r")]
+    if wrong:
+        raise AdapterError("the adapter's rank or alpha is not a number", where=[*where, *wrong], help="restore the file from the training")
+
+
+def _is_number(value: Any, *, integer: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
+        return False
+    return value > 0 if integer else math.isfinite(value)
 
 
 def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config: Mapping[str, Any]) -> LowRank:
@@ -74,6 +99,8 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
             raise bad(
                 f"adapter tensors of {factor.dtype} are not supported", "save the adapter in float32, float16 or bfloat16", NotSupported
             )
+    if len(a.shape) > 2:
+        raise bad(f"LoRA on a convolution, with a lora_A of {a.shape}, is not supported", "merge it with PEFT", NotSupported)
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in a.shape or 0 in b.shape:
         raise bad(
             f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", "an ungathered ZeRO-3 or FSDP save looks like this", NotSupported

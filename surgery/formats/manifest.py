@@ -43,7 +43,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "options": dict(manifest.options),
         "files": dict(manifest.files),
     }
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def read_manifest(folder: str) -> Manifest | None:

@@ -46,6 +46,12 @@ class Adapter:
         return hashlib.sha256("".join(f.digest for f in self.files).encode()).hexdigest()
 
 
+def is_adapter(path: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds an adapter, and no model of its own."""
+    path = os.fspath(path)
+    return os.path.isfile(os.path.join(path, CONFIG)) and not os.path.isfile(os.path.join(path, "config.json"))
+
+
 def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     """The adapter in the folder `path`. Raises NotACheckpoint, FormatError."""
     path = os.path.abspath(os.fspath(path))
@@ -101,6 +107,10 @@ def digest_of(path: str) -> str:
 def _nearby(path: str) -> str | None:
     """Adapters in subfolders, which PEFT writes for several adapters and trainers for checkpoints."""
     if not os.path.isdir(path):
-        return None
+        return "no such folder" if not os.path.exists(path) else "pass the folder, not the file"
     inside = sorted(d for d in os.listdir(path) if os.path.isfile(os.path.join(path, d, CONFIG)))
-    return f"adapters are in {', '.join(os.path.join(path, d) for d in inside)}" if inside else None
+    if inside:
+        return f"adapters are in {', '.join(os.path.join(path, d) for d in inside)}"
+    if os.path.isfile(os.path.join(path, "config.json")):
+        return "this is a model; the base comes first: surgery merge BASE ADAPTER -o OUT"
+    return f"an adapter is a folder with {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from ..adapters.lora import check_config, delta
 from ..checkpoint import Checkpoint, Input
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
+from ..evaluate import DEFAULT_MEMORY, Workspace, nonfinite
 from ..families import EMBEDDINGS, HEADS, is_tied
 from ..formats.peft import Adapter
-from ..layouts import detect
+from ..layouts import detect, detect_split
 from ..names import natural
 from ..tensor import LowRank, Stored, Tensor, add
 from .rename import Rule, renamed
@@ -46,9 +48,12 @@ def merge(
         weights = [1.0] * len(adapters)
     if not adapters or len(weights) != len(adapters):
         raise SurgeryError(f"{len(weights)} weights for {len(adapters)} adapters", help="give one weight for each adapter")
+    if not all(map(math.isfinite, weights)):
+        raise SurgeryError(f"the weights {', '.join(map(str, weights))} are not all finite numbers", help="give numbers, such as 0.7,0.3")
     placed = _Placed()
     for one, weight in zip(adapters, weights, strict=True):
         check_config(one)
+        _check_finite(one)
         _join(placed, _place(checkpoint, one, weight, names))
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     for name in {**placed.whole, **placed.deltas}:
@@ -66,9 +71,25 @@ def merge(
         step,
         tensors={**tensors, **placed.added},
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
-        dropped={**checkpoint.dropped, **{f"{n} (replaced by the adapter's)": checkpoint.tensors[n] for n in placed.whole}},
+        replaced={**checkpoint.replaced, **{n: checkpoint.tensors[n] for n in placed.whole}},
+        notes=(*checkpoint.notes, *(note for one in adapters for note in _strangers(checkpoint, one))),
         inputs=(*checkpoint.inputs, *(Input("adapter", a.path, a.files, a.tensors, a.digest) for a in adapters)),
     )
+
+
+def _check_finite(adapter: Adapter) -> None:
+    """The one scan of values at plan time: adapters are small, and one NaN in B makes a whole row of the base NaN."""
+    work = Workspace(DEFAULT_MEMORY)
+    try:
+        bad = [n for n, t in adapter.tensors.items() if t.dtype in ARITHMETIC and nonfinite(t, work)]
+    finally:
+        work.close()
+    if bad:
+        raise AdapterError(
+            f"NaN or infinity in {len(bad)} adapter tensors",
+            where=[adapter.path, *listed(sorted(bad, key=natural))],
+            help="the training diverged; merge an earlier state of the adapter",
+        )
 
 
 def _join(placed: _Placed, more: _Placed) -> None:
@@ -124,6 +145,15 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Seque
     return placed
 
 
+def _strangers(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
+    """Shapes may fit by chance: say so where adapter and base name different classes."""
+    trained = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
+    classes = checkpoint.config.get("architectures") or []
+    if trained is None or not classes or trained in classes:
+        return []
+    return [f"the adapter was trained on {trained}, config.json says {', '.join(classes)}: every tensor fits, but is this its base?"]
+
+
 def _has_module(checkpoint: Checkpoint, module: str) -> bool:
     return any(n.startswith(f"{module}.") for n in checkpoint.tensors)
 
@@ -166,13 +196,15 @@ def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str], c
     rule = _mending(modules, lost, bases)
     parts = {p for f in detect(checkpoint.config, bases) for p in f.family.parts}
     fused = parts & {modules[key].rpartition(".")[2] for key in lost}
+    split = {f.family.fused for f in detect_split(checkpoint.config, bases)} & {modules[key].rpartition(".")[2] for key in lost}
     rows = [f"{key} -> {called[key]}" if called[key] != key else key for key in lost]
     tips = ["the base stores them fused: split it first with surgery split-qkv" if fused else ""]
+    tips += ["the base is split: fuse it first with surgery fuse-qkv, and split the result" if split else ""]
     tips += [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
     return NotPlaced(
         f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
         where=[adapter.path, *listed(rows)],
-        help="; ".join(t for t in tips if t) or "the adapter belongs to another architecture",
+        help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(called) else None),
     )
 
 

@@ -20,15 +20,6 @@ def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
     A tensor keeps its shard. Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide.
     """
     new = renamed(list(checkpoint.tensors), rules)
-    back: dict[str, str] = {}
-    for old, name in new.items():
-        if name in back:
-            raise PlanError(
-                "two tensors would get one name",
-                where=[f"{back[name]} -> {name}", f"{old} -> {name}"],
-                help="make the pattern more precise, or drop one of them first",
-            )
-        back[name] = old
     step = {"surgery": "rename", "rules": [list(r) for r in rules], "renamed": sum(o != n for o, n in new.items())}
     return checkpoint.with_step(
         step,
@@ -38,7 +29,9 @@ def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 
 
 def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """Old name -> new name under the rules, in turn. Raises NothingMatched for a rule that occurs in none."""
+    """Old name -> new name under the rules, in turn. Raises NothingMatched for a rule that occurs in none, PlanError for a
+    name that two would get.
+    """
     current = {n: n for n in names}
     for pattern, replacement in rules:
         rule = compiled(pattern)
@@ -52,8 +45,17 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
             current = {old: rule.sub(replacement, name) for old, name in current.items()}
         except (re.error, IndexError) as error:
             raise NothingMatched(f"`{replacement}` is no replacement for `{pattern}`: {error}") from error
-        if empty := [old for old, name in current.items() if not name]:
-            raise PlanError("a tensor would lose its whole name", where=listed(empty))
+        if empty := [old for old, name in current.items() if old and not name]:
+            raise PlanError("a tensor would lose its whole name", where=listed(empty), help="make the pattern more precise")
+    back: dict[str, str] = {}
+    for old, name in current.items():
+        if name in back:
+            raise PlanError(
+                "two tensors would get one name",
+                where=[f"{back[name]} -> {name}", f"{old} -> {name}"],
+                help="make the pattern more precise, or drop one of them first",
+            )
+        back[name] = old
     return current
 
 

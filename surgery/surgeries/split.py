@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, NotSupported, PlanError, listed
-from ..layouts import FAMILIES, Family, Fused, detect, detect_split, fuse_axis, split_axis
+from ..layouts import FAMILIES, Family, Fused, detect, detect_split, fuse_axis, looks_fused, split_axis
 from ..tensor import Tensor
 
 SUFFIXES = (".weight", ".bias")
@@ -146,8 +146,10 @@ def _nothing(checkpoint: Checkpoint, modules: Collection[str]) -> NothingMatched
         what, tip = "without config.json the layout of fused projections is not known", "put the model's config.json beside the shards"
     elif family:
         what, tip = f"no fused qkv of model type `{kind}` is here", f"its names would match {family.parent}\\.{family.fused}"
+    elif fused := looks_fused(modules):
+        what, tip = f"no layout is known for model type `{kind}`, of {fused[0]}", f"known are {', '.join(known)}"
     else:
-        what, tip = f"no layout is known for model type `{kind}`", f"known are {', '.join(known)}"
+        what, tip = f"nothing is fused here: model type `{kind}` has q, k and v apart", f"types with a fused qkv are {', '.join(known)}"
     return NothingMatched(what, where=[checkpoint.path], help=tip)
 
 

@@ -604,3 +604,61 @@ def test_refuses_trained_biases_of_a_saved_head(saved: Callable[..., Path], tmp_
     """PEFT then stores the head's bias three times, the frozen one among them: which is meant is not guessed."""
     adapter("bert", tmp_path / "a", target_modules=["query"], bias="all", task_type="QUESTION_ANS")
     check_refused(saved("bert"), tmp_path / "a", FormatError, "two adapter tensors mean the same", "qa_outputs.modules_to_save.bias")
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), float("-inf")])
+def test_refuses_weights_that_are_no_numbers(weight: float, saved: Callable[..., Path], tmp_path: Path) -> None:
+    check_refused(saved("llama"), adapter("llama", tmp_path / "a"), SurgeryError, f"the weights {weight} are not all finite numbers", weights=[weight])
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"lora_alpha": "x"}, "lora_alpha = 'x'"),
+        ({"lora_alpha": True}, "lora_alpha = True"),
+        ({"r": 4.5}, "r = 4.5"),
+        ({"r": 0}, "r = 0"),
+        ({"rank_pattern": [3]}, "rank_pattern = [3]"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj'] = None"),
+    ],
+)
+def test_refuses_ranks_and_alphas_that_are_no_numbers(
+    change: dict[str, Any], shown: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = edited(adapter("llama", tmp_path / "a"), change)
+    check_refused(saved("llama"), folder, AdapterError, "the adapter's rank or alpha is not a number", shown)
+
+
+def test_refuses_patterns_that_are_no_regular_expressions(saved: Callable[..., Path], tmp_path: Path) -> None:
+    folder = edited(adapter("llama", tmp_path / "a"), {"alpha_pattern": {"(": 3}})
+    check_refused(saved("llama"), folder, SurgeryError, "`(` is not a regular expression: missing ), unterminated subpattern at position 0")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_refuses_an_adapter_that_is_not_finite(value: float, saved: Callable[..., Path], tmp_path: Path) -> None:
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    folder = edited(adapter("llama", tmp_path / "a"), tensors=lambda tensors: tensors[name][1].fill_(value))
+    check_refused(saved("llama"), folder, AdapterError, "NaN or infinity in 1 adapter tensors", name)
+
+
+def test_refuses_rules_that_give_two_modules_one_name(saved: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter("llama", tmp_path / "a")
+    check_refused(saved("llama"), folder, PlanError, "two tensors would get one name", names=[(r"layers\.1\.", "layers.0.")])
+
+
+def test_an_adapter_of_another_class_that_fits_is_named(saved: Callable[..., Path], tmp_path: Path) -> None:
+    folder = edited(adapter("llama", tmp_path / "a"), {"auto_mapping": {"base_model_class": "MistralForCausalLM"}})
+    checkpoint = surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(folder))
+    assert checkpoint.notes[-1].startswith("the adapter was trained on MistralForCausalLM, config.json says LlamaForCausalLM")
+
+
+def test_the_embedding_of_a_class_without_a_vocabulary_head_is_not_tied(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """BERT for question answering says tie_word_embeddings, and has nothing to tie."""
+    base = surgery.open_checkpoint(saved("bert"))
+    name = "bert.embeddings.word_embeddings.weight"
+    new = torch.randn(base.tensors[name].shape)
+    folder = by_hand(tmp_path / "a", {f"base_model.model.{name}": new}, modules_to_save=["word_embeddings"])
+    merged = surgery.merge(base, surgery.open_adapter(folder))
+    assert torch.equal(merged.load(name), new)
+    assert surgery.plan(merged).replaced == (name,)
+    assert surgery.plan(merged).dropped == ()
