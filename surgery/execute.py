@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Literal
 
 from .checkpoint import Checkpoint
@@ -256,6 +257,7 @@ def _fill_all(
     lock, stop = threading.Lock(), threading.Event()
     errors: list[BaseException] = []
     opened: list[_Shard] = []
+    filled: SimpleQueue[_Shard | None] = SimpleQueue()  # made durable by a thread of their own: the workers go on filling
 
     queue = iter(shards)
 
@@ -295,7 +297,7 @@ def _fill_all(
                     state.pending -= 1
                     done = state.issued and not state.pending
                 if done and not scratch:
-                    _finish(state, emit)
+                    filled.put(state)
         except BaseException as error:  # handed to the caller's thread, which raises it
             errors.append(error)
             stop.set()
@@ -303,19 +305,38 @@ def _fill_all(
             space.close()
             ended.set()
 
+    def name(ended: threading.Event) -> None:
+        try:
+            while state := filled.get():
+                _finish(state, emit)
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+        finally:
+            ended.set()
+
     # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
     running: list[threading.Event] = []
+
+    def start(task: Callable[[threading.Event], None], title: str) -> threading.Event:
+        ended = threading.Event()
+        threading.Thread(target=task, args=(ended,), name=f"surgery-{title}", daemon=True).start()
+        return ended
+
+    named = start(name, "sync")
     try:
         for i in range(workers):
-            ended = threading.Event()
-            threading.Thread(target=work, args=(ended,), name=f"surgery-{i}", daemon=True).start()
-            running.append(ended)
+            running.append(start(work, str(i)))
         for ended in running:
             ended.wait()
+        filled.put(None)
+        named.wait()
     finally:
         stop.set()
         for ended in running:
             ended.wait()
+        filled.put(None)
+        named.wait()
         for state in opened:
             if state.fd >= 0:
                 os.close(state.fd)
