@@ -1,4 +1,7 @@
-"""The commands. Each one opens, applies pure surgeries, and hands the result to `writing.run`."""
+"""The commands. Each one opens, applies pure surgeries, and hands the result to `writing.run`.
+
+The library is imported inside the commands: `--help` and completion need typer alone.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import surgery
-
-from . import output
 from .options import Debug, Json, Maps, Model, Quiet, Writing, parse_map, writing_options
+
+if TYPE_CHECKING:
+    import surgery
 
 app = typer.Typer(
     name="surgery",
@@ -35,6 +38,10 @@ def main() -> None:
 
 def guarded(command: Callable[[], Any], *, json: bool, debug: bool) -> Any:
     """Run a command's body: an error of ours, or Ctrl-C, ends the process with a clear word and the right status."""
+    import surgery
+
+    from . import output
+
     try:
         return command()
     except surgery.SurgeryError as error:
@@ -49,6 +56,8 @@ def guarded(command: Callable[[], Any], *, json: bool, debug: bool) -> Any:
 
 def _version(show: bool) -> None:
     if show:
+        import surgery
+
         print(f"surgery {surgery.__version__}")
         raise typer.Exit
 
@@ -75,6 +84,9 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
+    import surgery
+
+    from . import output
 
     def body() -> None:
         if not tensors:
@@ -93,6 +105,8 @@ def inspect(
 @writing_options
 def reshard(model: Model, *, options: Writing) -> None:
     """Write the same tensors into other shards: [bold]--max-shard-size 5GB[/bold], [bold]--balanced[/bold]."""
+    import surgery
+
     if not options.max_shard_size:
         raise typer.BadParameter("reshard needs it", param_hint="--max-shard-size")
     _written(lambda: surgery.open_checkpoint(model), options)
@@ -102,6 +116,8 @@ def reshard(model: Model, *, options: Writing) -> None:
 @writing_options
 def split_qkv(model: Model, *, options: Writing) -> None:
     """Replace each fused qkv projection by q, k and v, byte for byte."""
+    import surgery
+
     _written(lambda: surgery.split_qkv(surgery.open_checkpoint(model)), options)
 
 
@@ -109,6 +125,8 @@ def split_qkv(model: Model, *, options: Writing) -> None:
 @writing_options
 def fuse_qkv(model: Model, *, options: Writing) -> None:
     """Put q, k and v back into the fused projection of the model's own class, byte for byte."""
+    import surgery
+
     _written(lambda: surgery.fuse_qkv(surgery.open_checkpoint(model)), options)
 
 
@@ -125,6 +143,8 @@ def merge(
     options: Writing,
 ) -> None:
     """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
+    import surgery
+
     factors = _factors(weights)
     rules = [parse_map(text) for text in maps or []]
 
@@ -138,6 +158,8 @@ def merge(
 @writing_options
 def rename(model: Model, maps: Maps = None, *, options: Writing) -> None:
     r"""Rewrite tensor names, wherever the pattern occurs: [bold]--map '^transformer\\.=model.'[/bold]."""
+    import surgery
+
     if not maps:
         raise typer.BadParameter("rename needs at least one", param_hint="--map")
     rules = [parse_map(text) for text in maps]
@@ -153,6 +175,8 @@ def drop(
     options: Writing,
 ) -> None:
     """Leave tensors out, by name."""
+    import surgery
+
     if not pattern:
         raise typer.BadParameter("drop needs it", param_hint="--pattern")
     _written(lambda: surgery.drop(surgery.open_checkpoint(model), pattern), options)
@@ -170,6 +194,9 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Check headers, index and files against each other, the values, and what the model's class says."""
+    import surgery
+
+    from . import output
 
     def body() -> None:
         with output.counting(values and not json and not quiet) as on_tensor:
@@ -193,6 +220,9 @@ def clean(
     debug: Debug = False,
 ) -> None:
     """Remove what broken runs left beside DIR, or beside the outputs inside it."""
+    import surgery
+
+    from . import output
 
     def body() -> None:
         output.show_cleaned(surgery.clean(folder), json=json)

@@ -11,8 +11,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from surgery.evaluate import DEFAULT_MEMORY
-
 WRITING, LAYOUT, RUNNING = "Output", "Layout", "Running"
 
 Model = Annotated[
@@ -49,9 +47,9 @@ class Writing:
         list[str] | None,
         typer.Option("--drop-metadata", metavar="KEY", help="Leave this key of __metadata__ out.", rich_help_panel=LAYOUT),
     ] = None
-    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Bound of all buffers together.", rich_help_panel=RUNNING)] = (
-        f"{DEFAULT_MEMORY // 10**6}MB"
-    )
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="Bound of all buffers together; 96MB if not given.", rich_help_panel=RUNNING)
+    ] = ""
     workers: Annotated[
         int | None,
         typer.Option("--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING),

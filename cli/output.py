@@ -12,6 +12,7 @@ from typing import Any
 import surgery
 from surgery.errors import printable
 from surgery.names import select
+from surgery.sharding import parse_size
 from surgery.tensor import Tensor
 
 
@@ -42,7 +43,7 @@ def show_interrupt(*, json: bool) -> None:
         _styled(f"{what}\nhelp: {tip}", stderr=True)
 
 
-def show_plan(plan: surgery.Plan, memory: str, *, json: bool) -> None:
+def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool) -> None:
     """The plan of a dry run."""
     if json:
         show_json(
@@ -73,7 +74,7 @@ def show_plan(plan: surgery.Plan, memory: str, *, json: bool) -> None:
     rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []
     rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(plan.needed))]
     torch = ", and torch itself (about 220 MB)" if plan.computed else ""
-    rows += [("memory", f"at most {memory} of buffers{torch}")]
+    rows += [("memory", f"at most {size(parse_size(memory))} of buffers{torch}")]
     rows += [("note", note) for note in plan.notes]
     _table(rows, "dry run: nothing was written")
 
@@ -125,7 +126,13 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
 def show_tensors(path: str, tensors: Mapping[str, Tensor], shards: Mapping[str, str], pattern: str, *, json: bool) -> None:
     """The tensors whose whole name matches."""
     found = [
-        {"name": n, "dtype": tensors[n].dtype.name, "shape": list(tensors[n].shape), "nbytes": tensors[n].nbytes, "shard": shards.get(n, "")}
+        {
+            "name": n,
+            "dtype": tensors[n].dtype.name,
+            "shape": list(tensors[n].shape),
+            "nbytes": tensors[n].nbytes,
+            "shard": shards.get(n, ""),
+        }
         for n in select(tensors, pattern)
     ]
     if json:

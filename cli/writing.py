@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 import surgery
+from surgery.evaluate import DEFAULT_MEMORY
 
 from . import output
 from .options import Writing
@@ -25,13 +26,12 @@ def run(surgeries: Callable[[], surgery.Checkpoint], options: Writing) -> None:
         balanced=options.balanced,
         drop_metadata=tuple(options.drop_metadata or ()),
     )
+    memory = options.memory or DEFAULT_MEMORY
     if options.out is None or options.dry_run:
-        output.show_plan(plan, options.memory, json=options.json)
+        output.show_plan(plan, memory, json=options.json)
         return
     with progress(plan, shown=not (options.quiet or options.json)) as on_step:
-        report = surgery.execute(
-            plan, options.out, memory=options.memory, workers=options.workers, overwrite=options.overwrite, on_step=on_step
-        )
+        report = surgery.execute(plan, options.out, memory=memory, workers=options.workers, overwrite=options.overwrite, on_step=on_step)
     if options.json:
         output.show_json(asdict(report))
     elif not options.quiet:

@@ -21,9 +21,9 @@ from functools import cached_property
 from typing import Any
 
 from .checkpoint import Checkpoint, Input
-from .dtypes import Dtype
-from .errors import LayoutError, NothingMatched, PlanError, listed
-from .evaluate import SCRATCH, arithmetic_identity, scratch_of
+from .dtypes import ARITHMETIC, Dtype
+from .errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
+from .evaluate import DEFAULT_MEMORY, SCRATCH, Workspace, arithmetic_identity, nonfinite, scratch_of
 from .formats.index import encode_index
 from .formats.manifest import MANIFEST, Manifest, encode_manifest
 from .formats.safetensors import encode_header, in_file_order
@@ -152,13 +152,16 @@ def plan(
     balanced: bool = False,
     drop_metadata: Sequence[str] = (),
 ) -> Plan:
-    """The plan that writes `checkpoint`. Reads no tensor. Raises PlanError where something would be lost or collide.
+    """The plan that writes `checkpoint`. Reads no tensor but those of adapters, for NaN.
+
+    Raises PlanError where something would be lost or collide, AdapterError for an adapter with NaN in it.
 
     Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names the
     `__metadata__` keys to leave out, such as those on which joined shards disagree. Raises NothingMatched for a key that
     no shard has, LayoutError for a packed tensor that is cut inside a byte.
     """
     _check_accounts(checkpoint)
+    _check_adapters(checkpoint)
     _check_metadata(checkpoint, drop_metadata)
     _check_packed(checkpoint)
     scratch: list[Tensor] = []
@@ -319,6 +322,22 @@ def _check_accounts(checkpoint: Checkpoint) -> None:
                 where=[source.path, *listed([f"{n} (in part)" if n in cut else n for n in sorted(lost, key=natural)])],
                 help="a surgery lost them; drop them by name if that is meant: surgery drop --pattern REGEX",
             )
+
+
+def _check_adapters(checkpoint: Checkpoint) -> None:
+    """The one scan of values at plan time: adapters are small, and one NaN in B makes a whole row of the base NaN."""
+    work = Workspace(DEFAULT_MEMORY)
+    try:
+        for source in checkpoint.inputs:
+            floats = {n: t for n, t in source.tensors.items() if t.dtype in ARITHMETIC} if source.role == "adapter" else {}
+            if bad := [n for n, t in floats.items() if nonfinite(t, work)]:
+                raise AdapterError(
+                    f"NaN or infinity in {len(bad)} adapter tensors",
+                    where=[source.path, *listed(sorted(bad, key=natural))],
+                    help="the training diverged; merge an earlier state of the adapter",
+                )
+    finally:
+        work.close()
 
 
 def _key(leaf: Stored) -> tuple[str, int, Shape]:

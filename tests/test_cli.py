@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import surgery
+from surgery.evaluate import DEFAULT_MEMORY
 from surgery_cli.app import app
 from surgery_cli.options import parse_map
 from surgery_cli.output import size
@@ -59,6 +60,12 @@ def test_each_command_has_help(command: str) -> None:
     result = surge(command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+
+
+def test_help_states_the_default_memory_and_needs_no_library() -> None:
+    assert f"{DEFAULT_MEMORY // 10**6}MB" in surge("reshard", "--help").stdout
+    code = "import sys; import surgery_cli.app; print(sorted(m for m in sys.modules if m in ('surgery', 'torch', 'huggingface_hub')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_writing_commands_write_what_the_library_writes(saved: Saved, tmp_path: Path) -> None:

@@ -347,9 +347,6 @@ SURGERIES: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "rows reversed": lambda c: replace(
         c, tensors={**c.tensors, "lm_head.weight": concat([narrow(c["lm_head.weight"], 0, i, 1) for i in reversed(range(97))], 0)}
     ),
-    "rows in place": lambda c: replace(
-        c, tensors={**c.tensors, "lm_head.weight": concat([narrow(c["lm_head.weight"], 0, i, 1) for i in range(97)], 0)}
-    ),
 }
 
 

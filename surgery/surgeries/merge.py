@@ -11,7 +11,6 @@ from ..adapters.lora import check_config, delta
 from ..checkpoint import Checkpoint, Input
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
-from ..evaluate import DEFAULT_MEMORY, Workspace, nonfinite
 from ..families import EMBEDDINGS, HEADS, is_tied
 from ..formats.peft import Adapter
 from ..layouts import detect, detect_split
@@ -53,7 +52,6 @@ def merge(
     placed = _Placed()
     for one, weight in zip(adapters, weights, strict=True):
         check_config(one)
-        _check_finite(one)
         _join(placed, _place(checkpoint, one, weight, names))
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     for name in {**placed.whole, **placed.deltas}:
@@ -75,21 +73,6 @@ def merge(
         notes=(*checkpoint.notes, *(note for one in adapters for note in _strangers(checkpoint, one))),
         inputs=(*checkpoint.inputs, *(Input("adapter", a.path, a.files, a.tensors, a.digest) for a in adapters)),
     )
-
-
-def _check_finite(adapter: Adapter) -> None:
-    """The one scan of values at plan time: adapters are small, and one NaN in B makes a whole row of the base NaN."""
-    work = Workspace(DEFAULT_MEMORY)
-    try:
-        bad = [n for n, t in adapter.tensors.items() if t.dtype in ARITHMETIC and nonfinite(t, work)]
-    finally:
-        work.close()
-    if bad:
-        raise AdapterError(
-            f"NaN or infinity in {len(bad)} adapter tensors",
-            where=[adapter.path, *listed(sorted(bad, key=natural))],
-            help="the training diverged; merge an earlier state of the adapter",
-        )
 
 
 def _join(placed: _Placed, more: _Placed) -> None:

@@ -608,7 +608,9 @@ def test_refuses_trained_biases_of_a_saved_head(saved: Callable[..., Path], tmp_
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), float("-inf")])
 def test_refuses_weights_that_are_no_numbers(weight: float, saved: Callable[..., Path], tmp_path: Path) -> None:
-    check_refused(saved("llama"), adapter("llama", tmp_path / "a"), SurgeryError, f"the weights {weight} are not all finite numbers", weights=[weight])
+    check_refused(
+        saved("llama"), adapter("llama", tmp_path / "a"), SurgeryError, f"the weights {weight} are not all finite numbers", weights=[weight]
+    )
 
 
 @pytest.mark.parametrize(

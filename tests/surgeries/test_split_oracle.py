@@ -356,7 +356,9 @@ def check_refused(base: Path, kind: type[SurgeryError], what: str, *more: str) -
 
 def test_refuses_unknown_model_types(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base")
-    check_refused(base, NothingMatched, "nothing is fused here: model type `llama` has q, k and v apart", "bloom, gpt-sw3, gpt2, gpt_neox, phi3, sam")
+    check_refused(
+        base, NothingMatched, "nothing is fused here: model type `llama` has q, k and v apart", "bloom, gpt-sw3, gpt2, gpt_neox, phi3, sam"
+    )
 
 
 def test_refuses_without_config(saved: Callable[..., Path], tmp_path: Path) -> None:
