@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Literal
 
@@ -110,11 +111,11 @@ def execute(
         with ExitStack() as stack:
             if plan.computed:
                 stack.enter_context(exact())
-            aliases = {SCRATCH: os.path.join(stage.path, f"{SCRATCH}.part")}
+            space = partial(Workspace, budget, {SCRATCH: os.path.join(stage.path, f"{SCRATCH}.part")})
             if plan.scratch and todo:
                 for slot in plan.scratch.slots:  # one by one: a scratch tensor may be made of those before it
-                    _fill_all([replace(plan.scratch, slots=(slot,))], stage, count, budget, aliases, emit, scratch=True)
-            _fill_all(todo, stage, count, budget, aliases, emit)
+                    _Crew([replace(plan.scratch, slots=(slot,))], stage.path, space, emit, scratch=True).run(count)
+            _Crew(todo, stage.path, space, emit, scratch=False).run(count)
         _write_files(plan, stage, emit)
         _check_sources(plan)
         _remove_strays(plan, stage)
@@ -239,109 +240,110 @@ class _Shard:
         _write(self.fd, memoryview(self.plan.header), 0)
         os.truncate(self.fd, self.plan.nbytes)
 
+    def close(self) -> None:
+        """Close the file, once."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
-def _fill_all(
-    shards: Sequence[ShardPlan],
-    stage: Stage,
-    workers: int,
-    budget: int,
-    aliases: dict[str, str],
-    emit: Callable[[Step], None],
-    *,
-    scratch: bool = False,
-) -> None:
-    """Fill `shards`, several parts at a time. The first error stops all workers and is raised.
 
+class _Crew:
+    """Workers that fill shards, and a thread that makes the filled ones durable while they go on.
+
+    Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
     A `scratch` file is no output: it keeps the name of an unfinished part.
     """
-    lock, stop = threading.Lock(), threading.Event()
-    errors: list[BaseException] = []
-    opened: list[_Shard] = []
-    filled: SimpleQueue[_Shard | None] = SimpleQueue()  # made durable by a thread of their own: the workers go on filling
 
-    queue = iter(shards)
+    def __init__(
+        self, shards: Sequence[ShardPlan], folder: str, space: Callable[[], Workspace], emit: Callable[[Step], None], *, scratch: bool
+    ) -> None:
+        self.folder, self.space, self.emit, self.scratch = folder, space, emit, scratch
+        self.waiting = iter(shards)
+        self.opened: list[_Shard] = []
+        self.filled: SimpleQueue[_Shard | None] = SimpleQueue()
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.errors: list[BaseException] = []
 
-    def begin() -> _Shard | None:
-        shard = next(queue, None)
-        if shard is None:
-            return next((state for state in opened if not state.issued), None)
-        state = _Shard(shard, os.path.join(stage.path, shard.name))
-        opened.append(state)
-        state.begin(scratch=scratch)
-        emit(Step("begun", shard.name, len(shard.header)))
-        return state
-
-    def take(mine: _Shard | None) -> tuple[_Shard, Copy | Fill | None] | None:
-        """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all taken.
-
-        Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
-        """
-        with lock:
-            state = None if stop.is_set() else mine if mine and not mine.issued else begin()
-            if state is None:
-                return None
-            part = next(state.parts, None)
-            state.issued = part is None
-            state.pending += 1
-            return state, part
-
-    def work(ended: threading.Event) -> None:
-        space, state = Workspace(budget, aliases), None
+    def run(self, workers: int) -> None:
+        """Fill all shards. The first error stops all workers and is raised; when this returns or raises, all is at rest."""
+        running: list[threading.Event] = []
+        named = self._start(self._name, "sync")
+        # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
         try:
-            while item := take(state):
-                state, part = item
-                if part is not None:
-                    nbytes = _fill(state.fd, part, space)
-                    emit(Step("filled", state.plan.name, nbytes, _tensor_at(state.plan, part.to)))
-                with lock:
-                    state.pending -= 1
-                    done = state.issued and not state.pending
-                if done and not scratch:
-                    filled.put(state)
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            errors.append(error)
-            stop.set()
+            for i in range(workers):
+                running.append(self._start(self._work, str(i)))
+            for ended in running:
+                ended.wait()
+            self.filled.put(None)
+            named.wait()
         finally:
-            space.close()
-            ended.set()
+            self.stop.set()
+            for ended in running:
+                ended.wait()
+            self.filled.put(None)
+            named.wait()
+            for shard in self.opened:
+                shard.close()
+        if self.errors:
+            raise self.errors[0]
 
-    def name(ended: threading.Event) -> None:
-        try:
-            while state := filled.get():
-                _finish(state, emit)
-        except BaseException as error:
-            errors.append(error)
-            stop.set()
-        finally:
-            ended.set()
-
-    # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
-    running: list[threading.Event] = []
-
-    def start(task: Callable[[threading.Event], None], title: str) -> threading.Event:
+    def _start(self, task: Callable[[], None], title: str) -> threading.Event:
+        """Run `task` in a thread; the event says when it has ended. Its error is handed to the caller's thread."""
         ended = threading.Event()
-        threading.Thread(target=task, args=(ended,), name=f"surgery-{title}", daemon=True).start()
+
+        def guarded() -> None:
+            try:
+                task()
+            except BaseException as error:
+                self.errors.append(error)
+                self.stop.set()
+            finally:
+                ended.set()
+
+        threading.Thread(target=guarded, name=f"surgery-{title}", daemon=True).start()
         return ended
 
-    named = start(name, "sync")
-    try:
-        for i in range(workers):
-            running.append(start(work, str(i)))
-        for ended in running:
-            ended.wait()
-        filled.put(None)
-        named.wait()
-    finally:
-        stop.set()
-        for ended in running:
-            ended.wait()
-        filled.put(None)
-        named.wait()
-        for state in opened:
-            if state.fd >= 0:
-                os.close(state.fd)
-    if errors:
-        raise errors[0]
+    def _work(self) -> None:
+        space, shard = self.space(), None
+        try:
+            while item := self._take(shard):
+                shard, part = item
+                if part is not None:
+                    nbytes = _fill(shard.fd, part, space)
+                    self.emit(Step("filled", shard.plan.name, nbytes, _tensor_at(shard.plan, part.to)))
+                with self.lock:
+                    shard.pending -= 1
+                    done = shard.issued and not shard.pending
+                if done and not self.scratch:
+                    self.filled.put(shard)
+        finally:
+            space.close()
+
+    def _take(self, mine: _Shard | None) -> tuple[_Shard, Copy | Fill | None] | None:
+        """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all taken."""
+        with self.lock:
+            shard = None if self.stop.is_set() else mine if mine and not mine.issued else self._begin()
+            if shard is None:
+                return None
+            part = next(shard.parts, None)
+            shard.issued = part is None
+            shard.pending += 1
+            return shard, part
+
+    def _begin(self) -> _Shard | None:
+        """The next shard, begun; when all are, one of which parts are left."""
+        plan = next(self.waiting, None)
+        if plan is None:
+            return next((shard for shard in self.opened if not shard.issued), None)
+        shard = _Shard(plan, os.path.join(self.folder, plan.name))
+        self.opened.append(shard)
+        shard.begin(scratch=self.scratch)
+        self.emit(Step("begun", plan.name, len(plan.header)))
+        return shard
+
+    def _name(self) -> None:
+        while shard := self.filled.get():
+            _finish(shard, self.emit)
 
 
 def _cut(step: Copy | Fill) -> Iterator[Copy | Fill]:
@@ -405,18 +407,17 @@ def _tensor_at(shard: ShardPlan, to: int) -> str:
     return shard.slots[low].name if shard.slots else ""
 
 
-def _finish(state: _Shard, emit: Callable[[Step], None]) -> None:
+def _finish(shard: _Shard, emit: Callable[[Step], None]) -> None:
     """Make a filled shard durable, prove that it is what was planned, and give it its name."""
-    fd, state.fd = state.fd, -1
     try:
-        os.fsync(fd)
+        os.fsync(shard.fd)
     finally:
-        os.close(fd)
-    emit(Step("synced", state.plan.name))
-    _compare(f"{state.path}.part", state.plan)
-    os.rename(f"{state.path}.part", state.path)
-    sync(os.path.dirname(state.path))
-    emit(Step("finished", state.plan.name))
+        shard.close()
+    emit(Step("synced", shard.plan.name))
+    _compare(f"{shard.path}.part", shard.plan)
+    os.rename(f"{shard.path}.part", shard.path)
+    sync(os.path.dirname(shard.path))
+    emit(Step("finished", shard.plan.name))
 
 
 def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> None:

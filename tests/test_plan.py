@@ -107,8 +107,9 @@ def test_the_wrong_slot_of_a_fused_tensor() -> None:
 @given(surgeries(), st.integers(1, 3))
 def test_a_tensor_may_be_used_more_than_once(case: tuple[Stored, list[Tensor]], times: int) -> None:
     whole, pieces = case
-    surgery.plan(of({"tied": whole, **{f"{i} {j}": p for i in range(times) for j, p in enumerate(pieces)}}, {"w": whole}))
-    surgery.plan(of({f"{i} {j}": p for i in range(times) for j, p in enumerate(pieces)}, {"w": whole}))
+    used = {f"{i} {j}": p for i in range(times) for j, p in enumerate(pieces)}
+    assert surgery.plan(of({"tied": whole, **used}, {"w": whole})).tensors == 1 + len(used)
+    assert surgery.plan(of(used, {"w": whole})).tensors == len(used)
 
 
 def test_what_is_lost_is_named_in_order() -> None:
