@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
@@ -149,6 +150,8 @@ def _accepted(checkpoint: Checkpoint) -> Check:
     names = checkpoint.config.get("architectures") or []
     if not names:
         return Check("class", None, "config.json names no architecture")
+    if find_spec("accelerate") is None:
+        return Check("class", None, "transformers' meta device needs accelerate: pip install accelerate")
     import transformers
 
     kind: Any = getattr(transformers, str(names[0]), None)

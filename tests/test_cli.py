@@ -310,3 +310,11 @@ def test_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
         assert result.exit_code == 1
         assert f"error: {what}" in result.output
         assert "help: mend the file, or fetch it again" in result.output
+
+
+def test_class_is_not_asked_without_accelerate(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["surgery.verify"], "find_spec", lambda name: None)
+    found = json.loads(surge("verify", saved("phi3"), "--json").stdout)
+    assert found["ok"]
+    assert found["checks"][-1]["ok"] is None
+    assert found["checks"][-1]["detail"] == "transformers' meta device needs accelerate: pip install accelerate"
