@@ -6,7 +6,6 @@ The library is imported inside the commands: `--help` and completion need typer 
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -246,7 +245,3 @@ def _factors(text: str) -> list[float] | None:
         return [float(part) for part in text.split(",")] if text else None
     except ValueError as error:
         raise typer.BadParameter(f"`{text}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import surgery
-from surgery.errors import printable
+from surgery.errors import listed, printable
 from surgery.names import select
 from surgery.sharding import parse_size
 from surgery.tensor import Tensor
@@ -181,8 +181,7 @@ def size(nbytes: int) -> str:
 
 
 def _some(items: Sequence[str], shown: int = 4) -> str:
-    rest = len(items) - shown
-    return ", ".join([*items[:shown], *([f"(+{rest} more)"] if rest > 0 else [])])
+    return ", ".join(listed(items, shown))
 
 
 def _shapes(shapes: Sequence[Sequence[int]]) -> str:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
 from .formats.index import parse_index
+from .formats.peft import CONFIG as ADAPTER_CONFIG
+from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .formats.safetensors import Header, read_header, tensors_of
-from .formats.strict import parse_object
+from .formats.strict import MEND, parse_object, read_object
 from .names import natural
 from .tensor import File, Stored, Tensor
 
@@ -31,10 +33,8 @@ OTHER_WEIGHTS = tuple(
     "*.bin *.pt *.pth *.ckpt *.h5 *.msgpack *.onnx *.onnx_data *.gguf *.ggml *.tflite *.ot *.npz *.pkl *.pickle *.nemo "
     "*.mlmodel *.bin.index.json *.h5.index.json".split()
 )
-_MEND = "mend the file, or fetch it again"
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
@@ -46,7 +46,6 @@ class Input:
     path: str
     files: tuple[File, ...]
     tensors: Mapping[str, Stored]
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,15 @@ class Checkpoint:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of config.json; empty where there is none."""
-        content = json_file(self, "config.json")
+        match self.files.get("config.json"):
+            case None:
+                content: dict[str, Any] = {}
+            case bytes(raw):
+                content = parse_object(raw, lambda what: FormatError(what, where=["config.json"], help=MEND))
+            case File(path):
+                content = read_object(path, help=MEND)
         if not isinstance(content.get("model_type", ""), str):
-            raise FormatError(f"the model_type is {content['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=_MEND)
+            raise FormatError(f"the model_type is {content['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=MEND)
         return content
 
     def load(self, name: str) -> torch.Tensor:
@@ -92,20 +97,6 @@ class Checkpoint:
     def with_step(self, step: Mapping[str, Any], **changes: Any) -> Checkpoint:
         """The checkpoint with `changes`, and `step` added to its history."""
         return replace(self, history=(*self.history, step), **changes)
-
-
-def json_file(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """The JSON object in one of the checkpoint's files; empty where there is none."""
-    match checkpoint.files.get(name):
-        case None:
-            return {}
-        case bytes(raw):
-            where = name
-        case File(path):
-            where = path
-            with open(path, "rb") as stream:
-                raw = stream.read()
-    return parse_object(raw, lambda what: FormatError(what, where=[where], help=_MEND))
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

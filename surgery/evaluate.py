@@ -21,7 +21,7 @@ from .dtypes import F64, Dtype
 from .errors import NotSupported
 from .read import SPAN, Reader
 from .runs import Piece, lower, to_bytes, window
-from .tensor import File, LowRank, Stored, Sum, Tensor, children, narrow, substitute
+from .tensor import File, LowRank, Stored, Sum, Tensor, children, is_computed, narrow, substitute
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
 
 def scratch_of(tensor: Tensor) -> Tensor | None:
     """A tensor inside `tensor` that must be computed as a whole, before it is used: what is not row-local."""
-    for piece in lower(tensor) if any(map(_has_sum, children(tensor))) or isinstance(tensor, Sum) else []:
+    for piece in lower(tensor) if is_computed(tensor) else []:
         leaf = piece.leaf
         if not isinstance(leaf, Sum):
             continue
@@ -137,7 +137,7 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
             if inner := scratch_of(child):
                 return inner
         for factor in (f for d in leaf.deltas for f in (d.left, d.right)):
-            if _has_sum(factor):
+            if is_computed(factor):
                 return next(t for t in _sums(factor))
         columns = leaf.shape[-1] if leaf.shape else 1
         whole = piece.size == leaf.size and piece.run == leaf.size
@@ -302,7 +302,3 @@ def _sums(tensor: Tensor) -> Iterator[Sum]:
         return
     for child in children(tensor):
         yield from _sums(child)
-
-
-def _has_sum(tensor: Tensor) -> bool:
-    return next(_sums(tensor), None) is not None

@@ -30,7 +30,7 @@ from .formats.safetensors import encode_header, in_file_order
 from .names import natural
 from .runs import Piece, lower, to_bytes
 from .sharding import assign
-from .tensor import File, Shape, Stored, Sum, Tensor, Zeros, is_computed, stored, substitute
+from .tensor import File, Shape, Stored, Sum, Tensor, Zeros, children, is_computed, stored, substitute
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
@@ -296,8 +296,8 @@ def _check_accounts(checkpoint: Checkpoint) -> None:
                 case Stored() as leaf:
                     used, mark = parts.get(_key(leaf), (0, 0))
                     parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
-                case Sum(_, base, deltas):
-                    for child in (base, *(f for d in deltas for f in (d.left, d.right))):
+                case Sum() as leaf:
+                    for child in children(leaf):
                         count(child)
 
     def arrives(tensor: Stored, copies: int) -> bool:

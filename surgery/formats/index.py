@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import FormatError
-from .strict import parse_object
+from .strict import MEND, parse_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Index:
 
 def parse_index(raw: bytes, where: str) -> Index:
     """The index in `raw`, the content of the file called `where`."""
-    content = parse_object(raw, lambda what: FormatError(what, where=[where], help="mend the file, or fetch it again"))
+    content = parse_object(raw, lambda what: FormatError(what, where=[where], help=MEND))
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) and s for s in weight_map.values()):
         raise FormatError("`weight_map` must map tensor names to shard files", where=[where])

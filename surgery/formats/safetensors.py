@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from json.encoder import encode_basestring
@@ -164,11 +164,6 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
 def tensors_of(file: File, header: Header) -> dict[str, Stored]:
     """The lazy tensors of a file."""
     return {n: Stored(e.dtype, e.shape, file, header.data + e.start) for n, e in header.entries.items()}
-
-
-def total_bytes(tensors: Iterable[tuple[Dtype, Shape]]) -> int:
-    """Bytes of the data part of a file with these tensors."""
-    return sum(math.prod(shape) * dtype.bits // 8 for dtype, shape in tensors)
 
 
 def _dumps(value: Any) -> str:

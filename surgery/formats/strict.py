@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import FormatError
 
+MEND = "mend the file, or fetch it again"
 _LONE = re.compile("[\ud800-\udfff]")
 
 
@@ -43,11 +44,11 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, An
     return content
 
 
-def read_object(path: str, where: str | None = None) -> dict[str, Any]:
-    """The JSON object in the file at `path`."""
+def read_object(path: str, *, help: str | None = None) -> dict[str, Any]:
+    """The JSON object in the file at `path`; `help` goes with what is wrong with its content."""
     try:
         with open(path, "rb") as stream:
             raw = stream.read()
     except OSError as error:
-        raise FormatError(f"cannot read the file: {error.strerror}", where=[where or path]) from error
-    return parse_object(raw, lambda what: FormatError(what, where=[where or path]))
+        raise FormatError(f"cannot read the file: {error.strerror}", where=[path]) from error
+    return parse_object(raw, lambda what: FormatError(what, where=[path], help=help))

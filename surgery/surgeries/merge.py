@@ -71,7 +71,7 @@ def merge(
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
         replaced={**checkpoint.replaced, **{n: checkpoint.tensors[n] for n in placed.whole}},
         notes=(*checkpoint.notes, *(note for one in adapters for note in _strangers(checkpoint, one))),
-        inputs=(*checkpoint.inputs, *(Input("adapter", a.path, a.files, a.tensors, a.digest) for a in adapters)),
+        inputs=(*checkpoint.inputs, *(Input("adapter", a.path, a.files, a.tensors) for a in adapters)),
     )
 
 
