@@ -27,12 +27,13 @@ from .errors import (
 )
 from .execute import Report, Step, execute, write
 from .formats.peft import Adapter, is_adapter, open_adapter
+from .fused.given import Given
 from .inspection import Inspection, inspect
 from .plan import Plan, plan
 from .stage import clean
 from .surgeries.merge import merge
 from .surgeries.rename import drop, rename
-from .surgeries.split import fuse_qkv, split_qkv
+from .surgeries.split import fuse, fuse_qkv, split, split_qkv
 from .verify import Check, Verification, verify
 from .version import __version__
 
@@ -43,6 +44,7 @@ __all__ = [
     "Checkpoint",
     "DestinationError",
     "FormatError",
+    "Given",
     "Input",
     "Inspection",
     "LayoutError",
@@ -63,6 +65,7 @@ __all__ = [
     "clean",
     "drop",
     "execute",
+    "fuse",
     "fuse_qkv",
     "inspect",
     "is_adapter",
@@ -71,6 +74,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "rename",
+    "split",
     "split_qkv",
     "verify",
     "write",

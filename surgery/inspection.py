@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import LayoutError
+from .errors import LayoutError, NotSupported
 from .families import EMBEDDINGS, HEADS, is_tied
 from .formats.peft import Adapter, is_adapter, open_adapter
-from .layouts import detect, looks_fused
+from .fused.detect import detect, looks_fused
 from .names import natural
 from .tensor import Shape, Tensor
 
@@ -139,17 +139,15 @@ def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
-    modules = {n.rpartition(".")[0] for n in checkpoint.tensors}
     try:
-        found = detect(checkpoint.config, modules)
-    except LayoutError as error:
+        sites = detect(checkpoint.config, checkpoint.tensors)
+    except (LayoutError, NotSupported) as error:
         return (f"a fused family, but {error.what}",)
-    unknown = looks_fused(modules - {m for f in found for m in f.modules})
+    found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
+    known = [f"{n} × {fused} -> {', '.join(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
+    taken = {site.module for site in sites}
+    unknown = [module for module, _ in looks_fused(checkpoint.tensors) if module not in taken]
     others = [f"{len(unknown)} modules such as {unknown[0]}: by their name, but in a layout that is not known"] if unknown else []
-    known = [
-        f"{len(f.modules)} × {f.modules[0].rpartition('.')[2]} -> {', '.join(f.family.parts)}: {f.layout} (model type {f.model_type})"
-        for f in found
-    ]
     return (*known, *others)
 
 

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 import surgery
 from surgery.families import CONV1D_MODULES, CONV1D_TYPES, EMBEDDINGS, HEADS, TIED_BY_DEFAULT, is_conv1d, is_tied
-from surgery.layouts import FAMILIES
+from surgery.fused.tables import TABLE
 
 # Weight tying
 
@@ -133,7 +133,7 @@ def test_is_conv1d_of_every_module(kind: str) -> None:
 def test_conv1d_modules_are_theirs_and_what_splitting_makes_of_them() -> None:
     with torch.device("meta"):
         real = {n.rpartition(".")[2] for build in WITH_CONV1D.values() for n, m in build().named_modules() if isinstance(m, Conv1D)}
-    assert real | {part for family in FAMILIES if family.axis == 1 for part in family.parts} == CONV1D_MODULES
+    assert real | {part for row in TABLE if row.axis == 1 and not row.stacked for part in row.parts.values()} == CONV1D_MODULES
 
 
 def test_the_same_names_are_linear_elsewhere() -> None:

@@ -13,7 +13,7 @@ from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_tied
 from ..formats.peft import Adapter
-from ..layouts import detect, detect_split
+from ..fused.detect import detect, detect_split
 from ..names import natural
 from ..tensor import LowRank, Stored, Tensor, add
 from .rename import Rule, renamed
@@ -177,9 +177,11 @@ def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str], c
     modules = {key: name if key in adapter.lora else name.rpartition(".")[0] for key, name in called.items()}
     near = nearest(modules[lost[0]], bases)
     rule = _mending(modules, lost, bases)
-    parts = {p for f in detect(checkpoint.config, bases) for p in f.family.parts}
+    parts = {p.rpartition(".")[2] for site in detect(checkpoint.config, checkpoint.tensors) for p in site.parts}
     fused = parts & {modules[key].rpartition(".")[2] for key in lost}
-    split = {f.family.fused for f in detect_split(checkpoint.config, bases)} & {modules[key].rpartition(".")[2] for key in lost}
+    split = {site.row.fused for site in detect_split(checkpoint.config, checkpoint.tensors)} & {
+        modules[key].rpartition(".")[2] for key in lost
+    }
     rows = [f"{key} -> {called[key]}" if called[key] != key else key for key in lost]
     tips = ["the base stores them fused: split it first with surgery split-qkv" if fused else ""]
     tips += ["the base is split: fuse it first with surgery fuse-qkv, and split the result" if split else ""]

@@ -144,6 +144,6 @@ def test_name_that_is_taken_is_refused(saved: Saved, tmp_path: Path) -> None:
 def test_nothing_to_fuse_says_why(saved: Saved) -> None:
     with pytest.raises(NothingMatched, match="the checkpoint is already fused"):
         surgery.fuse_qkv(surgery.open_checkpoint(saved("phi3")))
-    with pytest.raises(NothingMatched, match="no parts of a fused qkv of model type `llama` are here") as error:
+    with pytest.raises(NothingMatched, match="no parts of a fused qkv or kv of model type `llama` are here") as error:
         surgery.fuse_qkv(surgery.open_checkpoint(saved("llama")))
     assert error.value.help and "phi3" in error.value.help

@@ -28,11 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 import surgery
+from surgery.dtypes import F32
 from surgery.errors import LayoutError, NothingMatched, NotSupported, PlanError, SurgeryError
 from surgery.evaluate import load
 from surgery.formats.safetensors import read_header, tensors_of
-from surgery.layouts import Layout, detect, fuse_axis, split_axis
-from surgery.tensor import Tensor
+from surgery.fused.detect import detect
+from surgery.fused.layout import HEADS, WIDTH, Layout, fuse_axis, split_axis
+from surgery.tensor import Tensor, Zeros
 
 VARIANTS = {
     # heads * head_dim != hidden_size, so that the projections are not square
@@ -305,7 +307,7 @@ def test_fuse_inverts_split(
 ) -> None:
     """fuse_axis(split_axis(x)) is x, and each part is the rows of its slots, for any groups, slots, axis and shape."""
     layout, axis = Layout(groups, tuple(slots), head_dim), len(lead)
-    shape = (*lead, layout.rows, *tail)
+    shape = (*lead, layout.length, *tail)
     real = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), dtype=torch.uint8)
     real = (real % 2).view(dtype).view(shape) if dtype == torch.bool else real.view(dtype).view(shape)
     save_file({"x": real}, pool)
@@ -357,15 +359,15 @@ def check_refused(base: Path, kind: type[SurgeryError], what: str, *more: str) -
 def test_refuses_unknown_model_types(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base")
     check_refused(
-        base, NothingMatched, "nothing is fused here: model type `llama` has q, k and v apart", "bloom, gpt-sw3, gpt2, gpt_neox, phi3, sam"
+        base, NothingMatched, "nothing is fused here: model type `llama` has its parts apart", "bloom, gpt-sw3, gpt2, gpt_neox, phi3, sam"
     )
 
 
 def test_refuses_without_config(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("phi3"), tmp_path / "base")
     (base / "config.json").unlink()
-    what = "without config.json the layout of fused projections is not known"
-    check_refused(base, NothingMatched, what, "put the model's config.json beside the shards")
+    what = "without a model type in config.json the layout is not known, and more than one would fit what is called qkv_proj"
+    check_refused(base, LayoutError, what, "put the model's config.json beside the shards, or say which with --layout blocked or grouped")
 
 
 @pytest.mark.parametrize("name", ["phi3", "sam", "gpt2", "gpt_neox", "bloom"])
@@ -382,22 +384,24 @@ def test_refuses_a_family_without_its_projections(saved: Callable[..., Path], tm
 @pytest.mark.parametrize(
     ("name", "fields", "missing"),
     [
-        ("phi3", ("num_attention_heads",), "num_attention_heads"),
-        ("phi3", ("hidden_size", "head_dim"), "hidden_size"),
-        ("gpt2", ("n_embd", "hidden_size"), "n_embd, hidden_size"),
-        ("gpt_neox", ("num_attention_heads",), "num_attention_heads"),
-        ("bloom", ("n_head", "num_attention_heads"), "n_head, num_attention_heads"),
-        ("sam", ("hidden_size",), "hidden_size"),
+        ("phi3", ("num_attention_heads",), HEADS),
+        ("phi3", ("hidden_size", "head_dim"), WIDTH),
+        ("gpt2", ("n_embd", "hidden_size"), ("n_embd", "hidden_size")),
+        ("gpt_neox", ("num_attention_heads",), HEADS),
+        ("bloom", ("n_head", "num_attention_heads"), ("n_head", "num_attention_heads")),
+        ("sam", ("hidden_size",), ("hidden_size",)),
     ],
 )
-def test_refuses_missing_sizes(name: str, fields: tuple[str, ...], missing: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_refuses_missing_sizes(
+    name: str, fields: tuple[str, ...], missing: tuple[str, ...], saved: Callable[..., Path], tmp_path: Path
+) -> None:
     def without(config: dict[str, Any]) -> None:
         for key in fields:
             config.get("vision_config", config).pop(key, None)
 
     base = edited(saved(name), tmp_path / "base", config=without)
     kind = "sam_vision_model" if name == "sam" else name
-    check_refused(base, LayoutError, f"config.json has none of {missing}", f"model type '{kind}'", "complete config.json")
+    check_refused(base, LayoutError, f"config.json has none of {', '.join(missing)}", f"model type '{kind}'", "complete config.json")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +420,7 @@ def test_refuses_rows_that_do_not_fit(name: str, change: dict[str, int], rows: s
 
 def test_refuses_heads_that_do_not_divide(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("gpt_neox"), tmp_path / "base", config=lambda c: c.update(num_attention_heads=5))
-    check_refused(base, LayoutError, "36 channels are not a multiple of 5 heads", "config.json")
+    check_refused(base, LayoutError, "36 is not a multiple of 5 heads", "config.json")
 
 
 def test_refuses_one_missing_bias(saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -465,10 +469,16 @@ def test_nested_configs_without_a_type(kind: str | None, saved: Callable[..., Pa
     assert (tmp_path / "split/model.safetensors").read_bytes() == (tmp_path / "known/model.safetensors").read_bytes()
 
 
+def columns(modules: list[str], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A weight of `shape` for each module."""
+    return {f"{module}.weight": Zeros(F32, shape) for module in modules}
+
+
 def test_decoys_are_left_alone() -> None:
     """Modules that only look fused: cross-attention's c_attn is [k | v], and other places' qkv are not the table's."""
     config = {"model_type": "gpt2", "n_embd": 36}
     modules = ["transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.c_attn", "transformer.h.0.attn.c_proj", "c_attn"]
-    assert [f.modules for f in detect(config, modules)] == [("transformer.h.0.attn.c_attn",)]
+    assert [site.module for site in detect(config, columns(modules, (36, 108)))] == ["transformer.h.0.attn.c_attn"]
     phi3 = {"model_type": "phi3", "num_attention_heads": 4, "hidden_size": 48}
-    assert not detect(phi3, ["model.vision.layers.0.attn.qkv", "xlayers.0.self_attn.qkv_proj", "model.layers.0.self_attn.qkv_proj.base"])
+    decoys = ["model.vision.layers.0.attn.qkv", "xlayers.0.self_attn.qkv_proj", "model.layers.0.self_attn.qkv_proj.base"]
+    assert not detect(phi3, columns(decoys, (144, 48)))
