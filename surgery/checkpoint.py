@@ -20,10 +20,11 @@ from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
 from .formats.index import parse_index
 from .formats.peft import CONFIG as ADAPTER_CONFIG
 from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
+from .formats.peft import Adapter, encode_config
 from .formats.safetensors import Header, read_header, tensors_of
 from .formats.strict import MEND, parse_object, read_object
 from .names import natural
-from .tensor import File, Stored, Tensor
+from .tensor import File, Input, Stored, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +37,6 @@ OTHER_WEIGHTS = tuple(
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """What was opened: its place, its files, and all its tensors by name."""
-
-    role: str  # "base" or "adapter"
-    path: str
-    files: tuple[File, ...]
-    tensors: Mapping[str, Stored]
 
 
 @dataclass(frozen=True)
@@ -124,6 +115,35 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if alone:  # the folder is no input, so that an output may lie in it
         return replace(checkpoint, inputs=tuple(replace(i, path=path) for i in checkpoint.inputs))
     return _with_files(checkpoint, folder)
+
+
+def of_adapter(adapter: Adapter) -> Checkpoint:
+    """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies beside."""
+    files: dict[str, File | bytes] = {ADAPTER_CONFIG: encode_config(adapter.config)}
+    left: list[str] = []
+    for name in sorted(os.listdir(adapter.path)) if os.path.isdir(adapter.path) else []:
+        full = os.path.join(adapter.path, name)
+        if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) or not os.path.isfile(full):
+            continue
+        if any(fnmatch(name, p) for p in OTHER_WEIGHTS) or name.endswith(".safetensors"):
+            left.append(name)
+            continue
+        info = os.stat(full)
+        files[name] = File(full, info.st_size, info.st_mtime_ns)
+    notes = [f"left out, since they would still hold the old weights or the training's state: {', '.join(listed(left))}"] if left else []
+    return Checkpoint(
+        path=adapter.path,
+        tensors=adapter.tensors,
+        weight_map=dict.fromkeys(adapter.tensors, ADAPTER_WEIGHTS),
+        metadata={ADAPTER_WEIGHTS: adapter.metadata},
+        files=files,
+        inputs=adapter.inputs,
+        stem=ADAPTER_WEIGHTS.removesuffix(".safetensors"),
+        index_name=f"{ADAPTER_WEIGHTS}.index.json",
+        dropped=adapter.dropped,
+        history=(*_earlier(adapter.path), *adapter.history),
+        notes=(*adapter.notes, *notes),
+    )
 
 
 def _choose(folder: str) -> str | list[str]:

@@ -69,6 +69,7 @@ class Workspace:
 
     def right(self, delta: LowRank, first: int, stop: int, begin: int, end: int, kind: Any) -> torch.Tensor:
         """Rows [first, stop) and columns [begin, end) of a delta's right factor; there may be up to a tile beyond its last."""
+        assert delta.right is not None
         rank, columns = delta.right.shape
         size = rank * (columns + COLUMNS) * kind.itemsize
         if size <= self._rights_budget:
@@ -136,7 +137,7 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
         for child in children(leaf):
             if inner := scratch_of(child):
                 return inner
-        for factor in (f for d in leaf.deltas for f in (d.left, d.right)):
+        for factor in (f for d in leaf.deltas for f in d.factors):
             if is_computed(factor):
                 return next(t for t in _sums(factor))
         columns = leaf.shape[-1] if leaf.shape else 1
@@ -185,6 +186,21 @@ def load(tensor: Tensor) -> torch.Tensor:
         finally:
             work.close()
     return torch.frombuffer(raw, dtype=getattr(torch, name)).view(tensor.shape)
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same bytes. Reads both, unless they are one; for tensors of an adapter's size."""
+    if first == second:
+        return True
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    one, other = Workspace(DEFAULT_MEMORY), Workspace(DEFAULT_MEMORY)
+    try:
+        pairs = zip(blocks(first, 0, first.size, one), blocks(second, 0, second.size, other), strict=True)
+        return all(a == b for (_, a), (_, b) in pairs)
+    finally:
+        one.close()
+        other.close()
 
 
 @contextmanager
@@ -243,8 +259,13 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
 
 
 def _accumulate(values: torch.Tensor, delta: LowRank, row: int, tall: int, column: int, kind: Any, work: Workspace) -> None:
-    """Add `scale * left @ right` to the tiles that begin at (row, column), by the block law."""
-    rank, (height, width) = delta.right.shape[0], values.shape
+    """Add `scale * left @ right`, or `scale * left`, to the tiles that begin at (row, column), by the block law."""
+    height, width = values.shape
+    if delta.right is None:
+        stop = min(column + width, delta.left.shape[-1])
+        values.add_(_floats(delta.left, (row, row + tall, column, stop), (height, width), kind, work, "left").mul_(delta.scale))
+        return
+    rank = delta.right.shape[0]
     for k in range(0, rank, INNER):
         stop = min(k + INNER, rank)
         right = work.right(delta, k, stop, column, column + width, kind)

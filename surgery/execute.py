@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .errors import FormatError, NoSpace, SurgeryError
 from .evaluate import DEFAULT_MEMORY, LEAST_BUDGET, ROWS, SCRATCH, Workspace, blocks, exact
 from .formats.manifest import MANIFEST
+from .formats.peft import Adapter
 from .formats.safetensors import read_header
 from .plan import Copy, Fill, Plan, ShardPlan, plan
 from .read import Reader
@@ -68,7 +69,7 @@ class Report:
 
 
 def write(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Adapter,
     dest: str | os.PathLike[str],
     max_shard_size: int | str | None = None,
     *,
@@ -79,7 +80,7 @@ def write(
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
-    """Plan and execute: afterwards `dest` holds the whole checkpoint, or, after an error, what it held before."""
+    """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held before."""
     made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
     return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, on_step=on_step)
 

@@ -11,8 +11,9 @@ from typing import Any
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import LayoutError, NotSupported
 from .families import EMBEDDINGS, HEADS, is_tied
+from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .formats.peft import Adapter, is_adapter, open_adapter
-from .fused.detect import detect, looks_fused
+from .fused.detect import choices, detect, looks_fused
 from .names import natural
 from .tensor import Shape, Tensor
 
@@ -99,7 +100,7 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         architectures=(),
         total=_count(adapter.tensors.values()),
         dtypes=_by(adapter.tensors, lambda name: adapter.tensors[name].dtype.name),
-        shards={os.path.basename(adapter.files[-1].path): _count(adapter.tensors.values())},
+        shards={ADAPTER_WEIGHTS: _count(adapter.tensors.values())},
         ties=(),
         fused=(),
         targets=_targets(parts),
@@ -146,9 +147,19 @@ def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
     found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
     known = [f"{n} × {fused} -> {', '.join(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
     taken = {site.module for site in sites}
-    unknown = [module for module, _ in looks_fused(checkpoint.tensors) if module not in taken]
-    others = [f"{len(unknown)} modules such as {unknown[0]}: by their name, but in a layout that is not known"] if unknown else []
-    return (*known, *others)
+    return (*known, *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]))
+
+
+def _undetermined(checkpoint: Checkpoint, looks: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each name that looks fused: what its layout could be."""
+    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for module, suffix in looks:
+        alike[module.rpartition(".")[2]].append((module, suffix))
+    return [
+        f"{len(pairs)} modules such as {pairs[0][0]}: by their name, but in a layout that is not known"
+        + (f": {could}" if (could := " or ".join(choices(checkpoint.config, checkpoint.tensors, *pairs[0]))) else "")
+        for pairs in alike.values()
+    ]
 
 
 def _targets(tensors: Mapping[str, Tensor]) -> tuple[Target, ...]:

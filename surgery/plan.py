@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .checkpoint import Checkpoint, Input
+from .checkpoint import Checkpoint, of_adapter
 from .dtypes import ARITHMETIC, Dtype
 from .errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
 from .evaluate import DEFAULT_MEMORY, SCRATCH, Workspace, arithmetic_identity, nonfinite, scratch_of
 from .formats.index import encode_index
 from .formats.manifest import MANIFEST, Manifest, encode_manifest
+from .formats.peft import Adapter
 from .formats.safetensors import encode_header, in_file_order
 from .names import natural
 from .runs import Piece, lower, to_bytes
 from .sharding import assign
-from .tensor import File, Shape, Stored, Sum, Tensor, Zeros, children, is_computed, stored, substitute
+from .tensor import File, Input, Shape, Stored, Sum, Tensor, Zeros, children, is_computed, stored, substitute
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
@@ -146,13 +147,13 @@ class Plan:
 
 
 def plan(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Adapter,
     max_shard_size: int | str | None = None,
     *,
     balanced: bool = False,
     drop_metadata: Sequence[str] = (),
 ) -> Plan:
-    """The plan that writes `checkpoint`. Reads no tensor but those of adapters, for NaN.
+    """The plan that writes `checkpoint`, or an adapter. Reads no tensor but those of adapters, for NaN.
 
     Raises PlanError where something would be lost or collide, AdapterError for an adapter with NaN in it.
 
@@ -160,6 +161,10 @@ def plan(
     `__metadata__` keys to leave out, such as those on which joined shards disagree. Raises NothingMatched for a key that
     no shard has, LayoutError for a packed tensor that is cut inside a byte.
     """
+    if isinstance(checkpoint, Adapter):
+        if max_shard_size is not None:
+            raise PlanError("an adapter is one file", where=[checkpoint.path], help="leave --max-shard-size away")
+        checkpoint = of_adapter(checkpoint)
     _check_accounts(checkpoint)
     _check_adapters(checkpoint)
     _check_metadata(checkpoint, drop_metadata)

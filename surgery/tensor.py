@@ -13,7 +13,7 @@ so that a row block of a sliced sum is the same row block of the sum. Elements a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .dtypes import ARITHMETIC, Dtype
@@ -136,11 +136,24 @@ class Concat(_Sized):
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The delta `scale * left @ right`: left (*rows, r), right (r, columns), for a tensor (*rows, columns)."""
+    """The delta `scale * left @ right`: left (*rows, r), right (r, columns), for a tensor (*rows, columns).
+
+    Without a right factor it is `scale * left`, of the tensor's own shape.
+    """
 
     left: Tensor
-    right: Tensor
+    right: Tensor | None
     scale: float
+
+    @property
+    def shape(self) -> Shape:
+        """Of the product."""
+        return self.left.shape if self.right is None else (*self.left.shape[:-1], self.right.shape[1])
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """The tensors that it is made of."""
+        return (self.left,) if self.right is None else (self.left, self.right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +167,16 @@ class Sum(_Sized):
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         return self.base.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What was opened: its place, its files, and all its tensors by name."""
+
+    role: str  # "base" or "adapter"
+    path: str
+    files: tuple[File, ...]
+    tensors: Mapping[str, Stored]
 
 
 Leaf = Stored | Zeros | Sum
@@ -196,7 +219,7 @@ def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
             moved = [LowRank(narrow(d.left, axis, start, length), d.right, d.scale) for d in deltas]
             return Sum(dtype, narrow(base, axis, start, length), tuple(moved))
         case Sum(dtype, base, deltas):
-            moved = [LowRank(d.left, narrow(d.right, 1, start, length), d.scale) for d in deltas]
+            moved = [_columns(d, start, length) for d in deltas]
             return Sum(dtype, narrow(base, axis, start, length), tuple(moved))
     return Narrow(tensor, axis, start, length)
 
@@ -243,8 +266,8 @@ def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None) -> 
         if kind not in ARITHMETIC:
             raise NotSupported(f"cannot compute on {kind} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed")
     for d in deltas:
-        if (*d.left.shape[:-1], d.right.shape[1]) != base.shape or d.left.shape[-1] != d.right.shape[0]:
-            raise LayoutError(f"a delta of {d.left.shape} x {d.right.shape} does not fit {base.shape}")
+        if d.shape != base.shape or (d.right is not None and d.left.shape[-1] != d.right.shape[0]):
+            raise LayoutError(f"a delta of {' x '.join(str(f.shape) for f in d.factors)} does not fit {base.shape}")
     return Sum(dtype, base, tuple(deltas))
 
 
@@ -256,7 +279,7 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
         case Concat(parts):
             return parts
         case Sum(_, base, deltas):
-            return (base, *(t for d in deltas for t in (d.left, d.right)))
+            return (base, *(t for d in deltas for t in d.factors))
     return ()
 
 
@@ -291,8 +314,15 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
         case Concat(parts, axis):
             return Concat(tuple(inner(p) for p in parts), axis)
         case Sum(dtype, base, deltas):
-            return Sum(dtype, inner(base), tuple(LowRank(inner(d.left), inner(d.right), d.scale) for d in deltas))
+            moved = [LowRank(inner(d.left), None if d.right is None else inner(d.right), d.scale) for d in deltas]
+            return Sum(dtype, inner(base), tuple(moved))
     return tensor
+
+
+def _columns(delta: LowRank, start: int, length: int) -> LowRank:
+    if delta.right is None:
+        return LowRank(narrow(delta.left, -1, start, length), None, delta.scale)
+    return LowRank(delta.left, narrow(delta.right, 1, start, length), delta.scale)
 
 
 def _with(shape: Shape, axis: int, size: int) -> Shape:

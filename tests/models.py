@@ -26,7 +26,7 @@ _LLAMA = {**TEXT, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers
 def _sam() -> tf.PreTrainedModel:
     vision = tf.SamVisionConfig(
         hidden_size=36, num_hidden_layers=3, num_attention_heads=3, image_size=64, patch_size=16, window_size=2,
-        global_attn_indexes=[1], mlp_ratio=2.0, output_channels=12, num_pos_feats=6,
+        global_attn_indexes=[1], mlp_ratio=2.0, output_channels=12, num_pos_feats=6, initializer_range=0.1,
     )  # fmt: skip
     prompt = tf.SamPromptEncoderConfig(hidden_size=12, image_size=64, patch_size=16, mask_input_channels=8)
     mask = tf.SamMaskDecoderConfig(

@@ -362,7 +362,7 @@ def test_the_report_counts_what_was_done(saved: Callable[..., Path], tmp_path: P
     assert report.files == len(files) - len(shards)
     assert report.nbytes == sum(p.stat().st_size for p in files)
     assert report.resumed == 0
-    assert [step["surgery"] for step in report.history] == ["split-qkv", "merge", "drop"]  # type: ignore[index]
+    assert [step["surgery"] for step in report.history] == ["split", "merge", "drop"]  # type: ignore[index]
     assert report.seconds > 0
 
 

@@ -44,7 +44,7 @@ def check_config(adapter: Adapter) -> None:
         if key in _TRAINING or key in _USED or value in (None, False, [], {}, ""):
             continue
         raise NotSupported(f"the option `{key}` is not supported", where=[*where, f"{key} = {value!r}"], help="merge it with PEFT")
-    _check_numbers(config, where)
+    check_numbers(adapter)
     init = config.get("init_lora_weights", True)
     if init not in _KEEP_BASE:
         raise NotSupported(
@@ -54,9 +54,9 @@ def check_config(adapter: Adapter) -> None:
         )
 
 
-def _check_numbers(config: Mapping[str, Any], where: list[str]) -> None:
-    """The scale depends on these: nothing but numbers, and patterns that are regular expressions."""
-    wrong = []
+def check_numbers(adapter: Adapter) -> None:
+    """Raise AdapterError unless ranks and alphas are numbers, and patterns regular expressions: the scale depends on them."""
+    config, where, wrong = adapter.config, [f"{adapter.path}/adapter_config.json"], list[str]()
     for key, table in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         values = {key: config.get(key, 8)}
         patterns = config.get(table) or {}
@@ -105,14 +105,12 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
         raise bad(
             f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", "an ungathered ZeRO-3 or FSDP save looks like this", NotSupported
         )
-    rank = pattern(adapter.config.get("rank_pattern"), module, adapter.config.get("r", 8))
+    rank, _, scale = strength(adapter.config, module)
     if a.shape[0] != rank or b.shape[1] != rank:
         raise bad(
             f"adapter_config.json says rank {rank}, but lora_A is {a.shape} and lora_B {b.shape}",
             "r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed",
         )
-    alpha = pattern(adapter.config.get("alpha_pattern"), module, adapter.config.get("lora_alpha", 8))
-    scale = alpha / math.sqrt(rank) if adapter.config.get("use_rslora") else alpha / rank
     linear, conv1d = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
     if shape not in (linear, conv1d):
         raise bad(f"the delta would be {linear}, the base tensor is {shape}", "the adapter belongs to another base, or to a resized one")
@@ -124,6 +122,13 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
     if transposed:
         return LowRank(permute(a, (1, 0)), permute(b, (1, 0)), scale)
     return LowRank(b, a, scale)
+
+
+def strength(config: Mapping[str, Any], module: str) -> tuple[int, float, float]:
+    """Rank, alpha and scale of the LoRA on `module`."""
+    rank = int(pattern(config.get("rank_pattern"), module, config.get("r", 8)))
+    alpha = pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    return rank, alpha, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:

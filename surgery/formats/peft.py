@@ -7,14 +7,16 @@ them: the prefix `base_model.model.`, the adapter's own name (`.default.`), `bas
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import AdapterError, FormatError, NotACheckpoint
-from ..tensor import File, Stored
+from ..tensor import File, Input, Tensor
 from .safetensors import read_header, tensors_of
 from .strict import read_object
 
@@ -24,26 +26,36 @@ _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?!weight$|bi
 _WRAPPERS = re.compile(r"\.(?:base_layer|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Adapter:
-    """An opened adapter.
+    """An adapter: opened by `open_adapter`, or made by a surgery.
 
     `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of a base
-    tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name in the file.
+    tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name in the file, by
+    base name: `module.part`, or the base tensor's name.
     """
 
     path: str
     config: Mapping[str, Any]
-    tensors: Mapping[str, Stored]
-    lora: Mapping[str, Mapping[str, Stored]]
-    whole: Mapping[str, Stored]
+    lora: Mapping[str, Mapping[str, Tensor]]
+    whole: Mapping[str, Tensor]
     names: Mapping[str, str]
-    files: tuple[File, ...]
+    inputs: tuple[Input, ...] = ()
+    dropped: Mapping[str, Tensor] = field(default_factory=dict)  # of the inputs, by name in the file
+    metadata: Mapping[str, str] | None = None  # of the file
+    history: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in the file."""
+        parts = {f"{module}.{part}": tensor for module, parts in self.lora.items() for part, tensor in parts.items()}
+        return {self.names[key]: tensor for key, tensor in (*parts.items(), *self.whole.items())}
 
     @property
     def digest(self) -> str:
-        """SHA-256 over config and weights, to the last bit."""
-        return hashlib.sha256("".join(f.digest for f in self.files).encode()).hexdigest()
+        """SHA-256 over config and weights as they were opened, to the last bit."""
+        return hashlib.sha256("".join(f.digest for i in self.inputs for f in i.files).encode()).hexdigest()
 
 
 def is_adapter(path: str | os.PathLike[str]) -> bool:
@@ -68,13 +80,14 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     file = File(file.path, file.size, file.mtime_ns, digest_of(weights))
     status = os.stat(config_path)
     files = (File(config_path, status.st_size, status.st_mtime_ns, digest_of(config_path)), file)
-    return parse_adapter(path, config, tensors_of(file, header), files)
+    tensors = tensors_of(file, header)
+    return replace(parse_adapter(path, config, tensors), inputs=(Input("adapter", path, files, tensors),), metadata=header.metadata)
 
 
-def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Stored], files: tuple[File, ...]) -> Adapter:
+def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
     """An adapter from its config and its tensors, by name in the file."""
-    lora: dict[str, dict[str, Stored]] = {}
-    whole: dict[str, Stored] = {}
+    lora: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, tensor in tensors.items():
         found = _LORA.fullmatch(name)
@@ -90,7 +103,18 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, St
         place[part], names[key] = tensor, name
     if not tensors:
         raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
-    return Adapter(path, config, tensors, lora, whole, names, files)
+    return Adapter(path, config, lora, whole, names)
+
+
+def file_name(key: str, like: Adapter) -> str:
+    """What a tensor is called in an adapter's file: with PEFT's prefix, unless the adapter `like` does without it."""
+    bare = like.names and not any(name.startswith(PREFIX) for name in like.names.values())
+    return key if bare else f"{PREFIX}{key}"
+
+
+def encode_config(config: Mapping[str, Any]) -> bytes:
+    """adapter_config.json as PEFT writes it."""
+    return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
 def base_name(name: str) -> str:

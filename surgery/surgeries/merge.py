@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..adapters.fused import split_adapter
 from ..adapters.lora import check_config, delta
-from ..checkpoint import Checkpoint, Input
+from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_tied
-from ..formats.peft import Adapter
-from ..fused.detect import detect, detect_split
+from ..formats.peft import Adapter, base_name
+from ..fused.row import Site
 from ..names import natural
-from ..tensor import LowRank, Stored, Tensor, add
+from ..tensor import LowRank, Tensor, add, is_computed
 from .rename import Rule, renamed
+from .split import fuse_at, fused_in, sites_held, split_at, split_in
 
 
 @dataclass
@@ -24,8 +26,8 @@ class _Placed:
     """What the adapters do to the base: deltas by tensor, tensors that take another's place, tensors that are new."""
 
     deltas: dict[str, list[LowRank]] = field(default_factory=dict)
-    whole: dict[str, Stored] = field(default_factory=dict)
-    added: dict[str, Stored] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    added: dict[str, Tensor] = field(default_factory=dict)
 
 
 def merge(
@@ -49,30 +51,73 @@ def merge(
         raise SurgeryError(f"{len(weights)} weights for {len(adapters)} adapters", help="give one weight for each adapter")
     if not all(map(math.isfinite, weights)):
         raise SurgeryError(f"the weights {', '.join(map(str, weights))} are not all finite numbers", help="give numbers, such as 0.7,0.3")
+    for one in adapters:
+        check_config(one)
+    fitting = [_across(checkpoint, _called(one, names)) for one in adapters]
+    parted = list({site.module: site for _, sites, _ in fitting for site in sites}.values())
+    merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, [one for one, _, _ in fitting], weights)
+    if parted:
+        merged = replace(fuse_at(merged, parted), files=checkpoint.files, dropped=checkpoint.dropped)
+    added = sorted(merged.tensors.keys() - checkpoint.tensors.keys())
+    step = {
+        "surgery": "merge",
+        "adapters": [{"digest": a.digest, "weight": w, "modules": len(a.lora)} for a, w in zip(adapters, weights, strict=True)],
+        "computed": sum(is_computed(t) and t != checkpoint.tensors.get(n) for n, t in merged.tensors.items()),
+        "replaced": len(merged.replaced) - len(checkpoint.replaced),
+        "added": added,
+    }
+    return replace(merged, history=(*checkpoint.history, step), notes=(*merged.notes, *(note for *_, note in fitting if note)))
+
+
+def _merged(checkpoint: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Checkpoint:
+    """The checkpoint with adapters on modules that it has."""
     placed = _Placed()
     for one, weight in zip(adapters, weights, strict=True):
-        check_config(one)
-        _join(placed, _place(checkpoint, one, weight, names))
+        _join(placed, _place(checkpoint, one, weight))
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     for name in {**placed.whole, **placed.deltas}:
         base = checkpoint.tensors[name]
         tensors[name] = add(placed.whole.get(name, base), placed.deltas.get(name, []), base.dtype)
     shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
-    step = {
-        "surgery": "merge",
-        "adapters": [{"digest": a.digest, "weight": w, "modules": len(a.lora)} for a, w in zip(adapters, weights, strict=True)],
-        "computed": len(placed.deltas),
-        "replaced": len(placed.whole),
-        "added": sorted(placed.added),
-    }
-    return checkpoint.with_step(
-        step,
+    return replace(
+        checkpoint,
         tensors={**tensors, **placed.added},
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
         replaced={**checkpoint.replaced, **{n: checkpoint.tensors[n] for n in placed.whole}},
         notes=(*checkpoint.notes, *(note for one in adapters for note in _strangers(checkpoint, one))),
-        inputs=(*checkpoint.inputs, *(Input("adapter", a.path, a.files, a.tensors) for a in adapters)),
+        inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
     )
+
+
+def _called(adapter: Adapter, rules: Sequence[Rule]) -> Adapter:
+    """The adapter with its modules called as the rules say."""
+    if not rules:
+        return adapter
+    new = renamed([*adapter.lora, *adapter.whole], rules)
+    names = {f"{new[m]}.{part}": adapter.names[f"{m}.{part}"] for m, parts in adapter.lora.items() for part in parts}
+    return replace(
+        adapter,
+        lora={new[module]: parts for module, parts in adapter.lora.items()},
+        whole={new[name]: tensor for name, tensor in adapter.whole.items()},
+        names=names | {new[name]: adapter.names[name] for name in adapter.whole},
+    )
+
+
+def _across(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], str]:
+    """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on fused.
+
+    (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
+    """
+    wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
+    if wanted <= checkpoint.tensors.keys():
+        return adapter, [], ""
+    if held := sites_held(adapter, split_in(checkpoint), fused=True):
+        note = f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
+        return split_adapter(adapter, held), [], note
+    if held := sites_held(adapter, fused_in(checkpoint), fused=False):
+        leaves = ", ".join(dict.fromkeys(leaf for site in held for leaf in site.row.parts.values()))
+        return adapter, held, f"the adapter was trained on {leaves}, which the base stores as {held[0].row.fused}: merged into its rows"
+    return adapter, [], ""
 
 
 def _join(placed: _Placed, more: _Placed) -> None:
@@ -89,13 +134,12 @@ def _join(placed: _Placed, more: _Placed) -> None:
         placed.deltas.setdefault(name, []).extend(deltas)
 
 
-def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Sequence[Rule]) -> _Placed:
+def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float) -> _Placed:
     """Find each adapter tensor's place in the base, or fail for all that have none."""
-    called = renamed([*adapter.lora, *adapter.whole], names)
     saved = adapter.config.get("modules_to_save") or []
     placed, lost = _Placed(), []
     for module in sorted(adapter.lora, key=natural):
-        name = f"{called[module]}.weight"
+        name = f"{module}.weight"
         if name not in checkpoint.tensors:
             lost.append(module)
             continue
@@ -109,8 +153,7 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Seque
             )
         one = delta(adapter, module, name, base.shape, checkpoint.config)
         placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
-    for key, value in adapter.whole.items():
-        name = called[key]
+    for name, value in adapter.whole.items():
         module = name.rpartition(".")[0]
         if name in checkpoint.tensors:
             _check_whole(checkpoint, adapter, name, value, weight)
@@ -119,12 +162,12 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, names: Seque
             _check_untied(checkpoint, adapter, name)
             placed.added[name] = value  # a head that the base does not have, such as qa_outputs on a pretrained BERT
         else:
-            lost.append(key)
+            lost.append(name)
     if lost:
-        modules = [called[key] if key in adapter.lora else called[key].rpartition(".")[0] for key in lost]
+        modules = [key if key in adapter.lora else key.rpartition(".")[0] for key in lost]
         if all(map(_is_head, modules)):  # the half of a tied pair that the base does not store
             _check_untied(checkpoint, adapter, f"{modules[0]}.weight")
-        raise _not_placed(checkpoint, adapter, lost, called)
+        raise _not_placed(checkpoint, adapter, lost)
     return placed
 
 
@@ -154,7 +197,7 @@ def _check_untied(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
         )
 
 
-def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, value: Stored, weight: float) -> None:
+def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, value: Tensor, weight: float) -> None:
     _check_untied(checkpoint, adapter, name)
     base = checkpoint.tensors[name]
     if base.shape != value.shape:
@@ -171,26 +214,27 @@ def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, value: Sto
         )
 
 
-def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str], called: Mapping[str, str]) -> NotPlaced:
+def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
     """The error for adapter modules without a place: which, what is near, and the rule that would mend it."""
     bases = {n.rpartition(".")[0] for n in checkpoint.tensors}
-    modules = {key: name if key in adapter.lora else name.rpartition(".")[0] for key, name in called.items()}
+    modules = {key: key for key in adapter.lora} | {key: key.rpartition(".")[0] for key in adapter.whole}
     near = nearest(modules[lost[0]], bases)
     rule = _mending(modules, lost, bases)
-    parts = {p.rpartition(".")[2] for site in detect(checkpoint.config, checkpoint.tensors) for p in site.parts}
-    fused = parts & {modules[key].rpartition(".")[2] for key in lost}
-    split = {site.row.fused for site in detect_split(checkpoint.config, checkpoint.tensors)} & {
-        modules[key].rpartition(".")[2] for key in lost
-    }
-    rows = [f"{key} -> {called[key]}" if called[key] != key else key for key in lost]
-    tips = ["the base stores them fused: split it first with surgery split-qkv" if fused else ""]
-    tips += ["the base is split: fuse it first with surgery fuse-qkv, and split the result" if split else ""]
-    tips += [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
+    rows = [_row(adapter, key) for key in lost]
+    tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
     return NotPlaced(
         f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
         where=[adapter.path, *listed(rows)],
-        help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(called) else None),
+        help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
     )
+
+
+def _row(adapter: Adapter, key: str) -> str:
+    """A module or tensor without a place: as the file calls it, and as it was renamed."""
+    name = adapter.names.get(key) or adapter.names[f"{key}.{next(iter(adapter.lora[key]))}"]
+    before = base_name(name)
+    before = before if key in adapter.whole else before.rpartition(".lora_")[0]
+    return key if before == key else f"{before} -> {key}"
 
 
 def _mending(modules: Mapping[str, str], lost: Sequence[str], bases: set[str]) -> Rule | None:

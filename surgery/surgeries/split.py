@@ -4,69 +4,126 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
+from ..adapters.fused import fuse_adapter, split_adapter
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed
-from ..fused.detect import KINDS, STYLES, detect, detect_split, known_types, looks_fused
-from ..fused.given import Given, given_sites, given_split_sites
+from ..formats.peft import Adapter
+from ..fused.apply import Change, fuse_tensors, split_tensors
+from ..fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
+from ..fused.given import Given, chosen, given_sites, given_split_sites
 from ..fused.row import Site
 from ..fused.tables import TABLE
-from ..tensor import File, Tensor, Zeros, reshape
+from ..targets import targets_for
+from ..tensor import File, Tensor, Zeros
 
 ATTENTION = ("qkv", "kv")
 
+_Target = TypeVar("_Target", Checkpoint, Adapter)
 
-def split(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, *, given: Given | None = None) -> Checkpoint:
+
+def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """Replace each fused module by its parts, byte for byte: weights, biases, and what else lies on the fused axis.
 
         fused  (groups * slots * unit, hidden)  ->  part i (groups * slots[i] * unit, hidden)
 
-    `kinds` are qkv, kv, gate_up and experts. The layout follows from the model types in config.json, or from `given`.
+    `kinds` are qkv, kv, gate_up and experts. The layout follows from the model types in config.json, or from `given`. An
+    adapter follows its `base`, fused or split: LoRA on a fused module becomes LoRA on the parts that computes the same.
     Reads no data. Raises NothingMatched where nothing is fused, LayoutError where sizes do not fit or more than one layout
     would, NotSupported for quantised modules.
     """
-    sites = fused_in(checkpoint, kinds, given)
+    if isinstance(target, Adapter):
+        return split_adapter(target, _sites_of(target, base, kinds, given, fused=True))
+    sites = fused_in(target, kinds, given)
     if not sites:
-        raise _nothing(checkpoint, kinds)
-    with _located(checkpoint):
-        return _changed(checkpoint, "split", sites, [_split(checkpoint, site) for site in sites])
+        raise _nothing(target, kinds)
+    return _noted(split_at(target, sites))
 
 
-def fuse(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, *, given: Given | None = None) -> Checkpoint:
+def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """The inverse of `split`: the parts become the fused module that the model type has, byte for byte.
 
-    It takes the shard of its first part. Reads no data. Raises NothingMatched where there is nothing to fuse, LayoutError
-    where a part is missing or does not fit, NotSupported for quantised modules.
+    It takes the shard of its first part. An adapter follows its `base`: where the parts' A's differ, the ranks add. Reads no
+    data but an adapter's. Raises NothingMatched where there is nothing to fuse, LayoutError where a part is missing or does
+    not fit, NotSupported for quantised modules.
     """
-    sites = split_in(checkpoint, kinds, given)
+    if isinstance(target, Adapter):
+        return fuse_adapter(target, _sites_of(target, base, kinds, given, fused=False))
+    sites = split_in(target, kinds, given)
     if not sites:
-        raise _nothing_to_fuse(checkpoint, kinds)
+        raise _nothing_to_fuse(target, kinds)
+    return without_note(fuse_at(target, sites))
+
+
+def split_at(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
+    """The checkpoint with these modules split. Raises LayoutError, PlanError."""
     with _located(checkpoint):
-        return _changed(checkpoint, "fuse", sites, [_fuse(checkpoint, site) for site in sites])
+        return _changed(checkpoint, "split", sites, [split_tensors(checkpoint.tensors, site) for site in sites])
+
+
+def fuse_at(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
+    """The checkpoint with these modules fused. Raises LayoutError, PlanError."""
+    with _located(checkpoint):
+        return _changed(checkpoint, "fuse", sites, [fuse_tensors(checkpoint.tensors, site) for site in sites])
 
 
 def fused_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Given | None = None) -> list[Site]:
     """The fused modules of a checkpoint. Raises LayoutError, NotSupported."""
-    find = given_sites if given and given.says_layout else detect
-    return _found(checkpoint, find, kinds, given)
+    with _located(checkpoint):
+        if given and given.says_layout:
+            return given_sites(given, checkpoint.config, checkpoint.tensors, kinds)
+        return chosen(given, detect(checkpoint.config, checkpoint.tensors, kinds, _names(given, kinds)))
 
 
 def split_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Given | None = None) -> list[Site]:
     """The places of a checkpoint where the parts of fused modules lie. Raises LayoutError, NotSupported."""
-    find = given_split_sites if given and given.says_layout else detect_split
-    return _found(checkpoint, find, kinds, given)
-
-
-def _found(checkpoint: Checkpoint, find: Callable[..., list[Site]], kinds: Collection[str], given: Given | None) -> list[Site]:
-    how = given if given and given.says_layout else None
     with _located(checkpoint):
-        if how:
-            return find(how, checkpoint.config, checkpoint.tensors)
-        return find(checkpoint.config, checkpoint.tensors, kinds, _names(given, kinds))
+        if given and given.says_layout:
+            return given_split_sites(given, checkpoint.config, checkpoint.tensors, kinds)
+        return chosen(given, detect_split(checkpoint.config, checkpoint.tensors, kinds, _names(given, kinds)))
+
+
+def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str], given: Given | None, *, fused: bool) -> list[Site]:
+    """The modules that the adapter has tensors of, `fused` or not: of its base, or in the layout that was given."""
+    if given and given.says_layout:
+        find = given_sites if fused else given_split_sites
+        return find(replace(given, axis=0), base.config if base else {}, _shapes(adapter), kinds)
+    if base is None:
+        tip = "pass the base, fused or split: --base MODEL; or say the layout with --layout"
+        raise SurgeryError("the layout of an adapter's modules is its base's", where=[adapter.path], help=tip)
+    sites = [*fused_in(base, kinds, given), *split_in(base, kinds, given)]
+    mine = sites_held(adapter, sites, fused=fused)
+    if mine:
+        return mine
+    state, one = ("fused", sites[0].module) if fused and sites else ("split", sites[0].parts[0] if sites else "")
+    if sites_held(adapter, sites, fused=not fused):
+        what, tip = f"the adapter is already {'split' if fused else 'fused'}", "there is nothing to do"
+    elif sites:
+        what, tip = f"the adapter has nothing on what is {state} in the base", f"that is {one} and its like"
+    else:
+        what, tip = f"the base has no fused {' or '.join(kinds)}, and no parts of one", "pass the base that the adapter was trained on"
+    raise NothingMatched(what, where=[adapter.path, base.path], help=tip)
+
+
+def sites_held(adapter: Adapter, sites: Sequence[Site], *, fused: bool) -> list[Site]:
+    """The sites of which the adapter holds the fused module, or some of the parts."""
+    held = {*adapter.lora, *adapter.whole}
+
+    def names(site: Site) -> set[str]:
+        modules, suffixes = ([site.module], site.row.fused_suffixes) if fused else (site.parts, site.row.part_suffixes)
+        return {*modules, *(f"{module}{suffix}" for module in modules for suffix in suffixes)}
+
+    return [site for site in sites if held & names(site)]
+
+
+def _shapes(adapter: Adapter) -> dict[str, Tensor]:
+    """A weight of the right shape for each module that the adapter has LoRA on, where no base is at hand."""
+    pairs = {m: (parts.get("lora_A.weight"), parts.get("lora_B.weight")) for m, parts in adapter.lora.items()}
+    return {f"{m}.weight": Zeros(b.dtype, (b.shape[0], a.shape[-1])) for m, (a, b) in pairs.items() if a and b}
 
 
 def _names(given: Given | None, kinds: Collection[str]) -> Mapping[str, str]:
@@ -77,64 +134,49 @@ def _names(given: Given | None, kinds: Collection[str]) -> Mapping[str, str]:
     return names
 
 
-def split_qkv(checkpoint: Checkpoint, *, given: Given | None = None) -> Checkpoint:
+def split_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`split` of the attention's projections: fused q, k and v, and fused k and v."""
-    return split(checkpoint, ATTENTION, given=given)
+    return split(target, ATTENTION, given=given, base=base)
 
 
-def fuse_qkv(checkpoint: Checkpoint, *, given: Given | None = None) -> Checkpoint:
+def fuse_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`fuse` of the attention's projections, the inverse of `split_qkv`."""
-    return fuse(checkpoint, ATTENTION, given=given)
+    return fuse(target, ATTENTION, given=given, base=base)
 
 
-@dataclass(slots=True)
-class _Change:
-    """What becomes of a site: the tensors that it makes, each with the one whose shard it takes; those it uses up, and drops."""
-
-    made: dict[str, Tensor] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)
-    used: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def take(self, name: str, made: Mapping[str, Tensor], *others: str) -> None:
-        """Make tensors from `name`, and from `others` with it."""
-        self.made |= made
-        self.source |= dict.fromkeys(made, name)
-        self.used += [n for n in (name, *others) if n not in self.used]
+def split_gate_up(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
+    """`split` of gated MLPs: fused gate and up, 3-D ones of all experts too, which stay 3-D."""
+    return split(target, ("gate_up",), given=given, base=base)
 
 
-def _split(checkpoint: Checkpoint, site: Site) -> _Change:
-    tensors, change = checkpoint.tensors, _Change()
-    for name, parts in site.names():
-        if name in tensors:
-            change.take(name, dict(zip(parts, site.cut(name, tensors[name]), strict=True)))
-    for suffix in site.row.alike:
-        if (name := f"{site.module}{suffix}") in tensors:
-            change.take(name, dict.fromkeys([f"{part}{suffix}" for part in site.parts], tensors[name]))
-    for one in site.row.beside:
-        if (name := f"{site.parent}{one.name}") in tensors:
-            change.take(name, {f"{site.part(one.part)}{one.suffix}": reshape(tensors[name], (tensors[name].size,))})
-            for key, suffix in site.row.zeros:
-                length = site.layout.lengths[list(site.row.parts).index(key)]
-                change.take(name, {f"{site.part(key)}{suffix}": Zeros(tensors[name].dtype, (length,))})
-    return change
+def fuse_gate_up(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
+    """`fuse` of gated MLPs, the inverse of `split_gate_up`."""
+    return fuse(target, ("gate_up",), given=given, base=base)
 
 
-def _fuse(checkpoint: Checkpoint, site: Site) -> _Change:
-    tensors, change = checkpoint.tensors, _Change()
-    for name, parts in site.names():
-        if parts[0] in tensors:
-            change.take(parts[0], {name: site.join({part: tensors[part] for part in parts})}, *parts[1:])
-    for suffix in site.row.alike:
-        if (first := f"{site.parts[0]}{suffix}") in tensors:
-            change.take(first, {f"{site.module}{suffix}": tensors[first]})
-            change.dropped += [n for part in site.parts[1:] if (n := f"{part}{suffix}") in tensors]
-    for one in site.row.beside:
-        if (name := f"{site.part(one.part)}{one.suffix}") in tensors:
-            shape = (*(1,) * (one.dims - 1), tensors[name].size)
-            change.take(name, {f"{site.parent}{one.name}": reshape(tensors[name], shape)})
-    change.dropped += [n for key, suffix in site.row.zeros if (n := f"{site.part(key)}{suffix}") in tensors]
-    return change
+def split_experts(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
+    """`split` of 3-D experts: to one module for each expert, with gate and up apart."""
+    return split(target, ("experts",), given=given, base=base)
+
+
+def fuse_experts(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
+    """`fuse` of experts to the 3-D tensors that the class holds in memory, the inverse of `split_experts`."""
+    return fuse(target, ("experts",), given=given, base=base)
+
+
+_ALONE = "config.json still names a class that does not load these names; "
+
+
+def _noted(checkpoint: Checkpoint) -> Checkpoint:
+    """With a word on the classes that the result can become, where some are known."""
+    ways = [f"surgery convert --as {name}" for name in targets_for(checkpoint.config)]
+    note = (f"{_ALONE}{' or '.join(ways)} writes a checkpoint that one does",) if ways else ()
+    return replace(checkpoint, notes=(*without_note(checkpoint).notes, *note))
+
+
+def without_note(checkpoint: Checkpoint) -> Checkpoint:
+    """Without what `split` said of its result, which is another one now."""
+    return replace(checkpoint, notes=tuple(note for note in checkpoint.notes if not note.startswith(_ALONE)))
 
 
 @contextmanager
@@ -148,7 +190,7 @@ def _located(checkpoint: Checkpoint) -> Iterator[None]:
         raise type(error)(error.what, where=where, help=error.help) from error
 
 
-def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: Sequence[_Change]) -> Checkpoint:
+def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: Sequence[Change]) -> Checkpoint:
     """The checkpoint after all changes. Raises PlanError where a name is taken."""
     tensors, weight_map = dict(checkpoint.tensors), dict(checkpoint.weight_map)
     for change in changes:
@@ -195,7 +237,7 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
     """Why nothing was split: already split, an unknown layout, or nothing to split."""
     kind = checkpoint.config.get("model_type")
     mine = [row for row in TABLE if row.kind in kinds and kind in row.model_types]
-    looks = [module for module, _ in looks_fused(checkpoint.tensors)] if "qkv" in kinds else []
+    looks = looks_fused(checkpoint.tensors) if "qkv" in kinds else []
     if there := detect_split(checkpoint.config, checkpoint.tensors, kinds):
         parts = dict.fromkeys(leaf for site in there for leaf in site.row.parts.values())
         tip = f"it has {', '.join(parts)}; there is nothing to do"
@@ -212,17 +254,20 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
     return NothingMatched(what, where=[checkpoint.path], help=tip)
 
 
-def _ambiguous(checkpoint: Checkpoint, modules: Sequence[str]) -> LayoutError:
+def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> LayoutError:
     """Modules that look fused, in a layout that neither config.json nor the shapes tell: the candidates, and how to choose."""
     kind = checkpoint.config.get("model_type")
-    leaf = modules[0].rpartition(".")[2]
+    module, suffix = looks[0]
+    leaf, found = module.rpartition(".")[2], candidates(checkpoint.config, checkpoint.tensors, module, suffix)
     why = f"no layout is known for model type `{kind}`" if kind else "without a model type in config.json the layout is not known"
+    fit = "more than one would fit" if len(found) > 1 else "the shapes do not tell the sizes of"
+    could = " or ".join(choices(checkpoint.config, checkpoint.tensors, module, suffix))
     return LayoutError(
-        f"{why}, and more than one would fit what is called {leaf}",
-        where=[checkpoint.path, *listed(list(modules))],
+        f"{why}, and {fit} what is called {leaf}",
+        where=[checkpoint.path, *listed([m for m, _ in looks]), *([f"{leaf} could be {could}"] if could else [])],
         help=("" if kind else "put the model's config.json beside the shards, or ")
-        + f"say which with --layout {' or '.join(STYLES[leaf])} (and --groups, --slots where head counts are missing), as the modeling "
-        "code has it; a wrong layout loads without an error and computes nonsense",
+        + f"say which with --layout {' or '.join(found or STYLES[leaf])} (and --groups, --slots where head counts are missing), as the "
+        "modeling code has it; a wrong layout loads without an error and computes nonsense",
     )
 
 
