@@ -20,7 +20,7 @@ from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
 from .formats.index import parse_index
 from .formats.peft import CONFIG as ADAPTER_CONFIG
 from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
-from .formats.peft import Adapter, encode_config
+from .formats.peft import Adapter, encode_config, is_adapter
 from .formats.safetensors import Header, read_header, tensors_of
 from .formats.strict import MEND, parse_object, read_object
 from .names import natural
@@ -121,7 +121,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
     """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies beside."""
     files: dict[str, File | bytes] = {ADAPTER_CONFIG: encode_config(adapter.config)}
     left: list[str] = []
-    for name in sorted(os.listdir(adapter.path)) if os.path.isdir(adapter.path) else []:
+    for name in sorted(os.listdir(adapter.path)) if is_adapter(adapter.path) else []:
         full = os.path.join(adapter.path, name)
         if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) or not os.path.isfile(full):
             continue
@@ -141,7 +141,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
         stem=ADAPTER_WEIGHTS.removesuffix(".safetensors"),
         index_name=f"{ADAPTER_WEIGHTS}.index.json",
         dropped=adapter.dropped,
-        history=(*_earlier(adapter.path), *adapter.history),
+        history=(*(_earlier(adapter.path) if is_adapter(adapter.path) else ()), *adapter.history),
         notes=(*adapter.notes, *notes),
     )
 

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .draw import draw
 from .dtypes import F64, Dtype
 from .errors import NotSupported
 from .read import SPAN, Reader
 from .runs import Piece, lower, to_bytes, window
-from .tensor import File, LowRank, Stored, Sum, Tensor, children, is_computed, narrow, substitute
+from .tensor import File, LowRank, Random, Stored, Sum, Tensor, children, has_arithmetic, narrow, substitute
 
 if TYPE_CHECKING:
     import torch
@@ -117,20 +118,23 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
         for at, end in _rows(start, stop, columns):
             _compute(tensor, at, end, out[(at - start) * item : (end - start) * item], work)
         return
+    if isinstance(tensor, Random):
+        draw(tensor, start, stop, out)
+        return
     if isinstance(tensor, Stored) and item:
         work.reader.read(tensor.file, tensor.offset + start * item, out)
         return
     pieces = window(work.pieces(tensor), start, stop, tensor.size)
-    work.reader.gather([to_bytes(p) for p in pieces if not isinstance(p.leaf, Sum)], out)
+    work.reader.gather([to_bytes(p) for p in pieces if not isinstance(p.leaf, Sum | Random)], out)
     for piece in pieces:
-        if isinstance(piece.leaf, Sum):
+        if isinstance(piece.leaf, Sum | Random):
             for at, to in piece.runs():
                 into(piece.leaf, at, at + piece.run, out[to * item : (to + piece.run) * item], work)
 
 
 def scratch_of(tensor: Tensor) -> Tensor | None:
     """A tensor inside `tensor` that must be computed as a whole, before it is used: what is not row-local."""
-    for piece in lower(tensor) if is_computed(tensor) else []:
+    for piece in lower(tensor) if has_arithmetic(tensor) else []:
         leaf = piece.leaf
         if not isinstance(leaf, Sum):
             continue
@@ -138,7 +142,7 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
             if inner := scratch_of(child):
                 return inner
         for factor in (f for d in leaf.deltas for f in d.factors):
-            if is_computed(factor):
+            if has_arithmetic(factor):
                 return next(t for t in _sums(factor))
         columns = leaf.shape[-1] if leaf.shape else 1
         whole = piece.size == leaf.size and piece.run == leaf.size

@@ -110,7 +110,7 @@ def execute(
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
         with ExitStack() as stack:
-            if plan.computed:
+            if plan.arithmetic:
                 stack.enter_context(exact())
             space = partial(Workspace, budget, {SCRATCH: os.path.join(stage.path, f"{SCRATCH}.part")})
             if plan.scratch and todo:
@@ -154,7 +154,7 @@ def _serial(on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
 
 def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
     """(workers, bytes of buffers for each): fewer workers where the memory does not do for all."""
-    least = LEAST_BUDGET if plan.computed else 4 * PIECE
+    least = LEAST_BUDGET if plan.arithmetic else 4 * PIECE
     if memory < least:
         raise SurgeryError(f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more")
     wanted = workers if workers is not None else min(4, len(os.sched_getaffinity(0)))

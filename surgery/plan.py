@@ -31,7 +31,7 @@ from .formats.safetensors import encode_header, in_file_order
 from .names import natural
 from .runs import Piece, lower, to_bytes
 from .sharding import assign
-from .tensor import File, Input, Shape, Stored, Sum, Tensor, Zeros, children, is_computed, stored, substitute
+from .tensor import File, Input, Shape, Stored, Sum, Tensor, Zeros, children, has_arithmetic, is_computed, stored, substitute
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
@@ -118,6 +118,11 @@ class Plan:
         """Names of the tensors that arithmetic makes; all others are copied byte for byte."""
         slots = [slot for shard in self.shards for slot in shard.slots]
         return tuple(s.name for s in slots if is_computed(s.tensor) or any(f.file.path == SCRATCH for f in stored(s.tensor)))
+
+    @cached_property
+    def arithmetic(self) -> bool:
+        """Whether torch is needed."""
+        return self.scratch is not None or any(has_arithmetic(slot.tensor) for shard in self.shards for slot in shard.slots)
 
     @property
     def tensors(self) -> int:
@@ -415,7 +420,7 @@ def _identity(
     for path, carried in files.items():
         content = hashlib.sha256(carried).hexdigest() if isinstance(carried, bytes) else f"{carried.size} {carried.mtime_ns}"
         digest.update(f"{path}\0{content}\n".encode())
-    if scratch or any(is_computed(s.tensor) for shard in shards for s in shard.slots):
+    if scratch or any(has_arithmetic(s.tensor) for shard in shards for s in shard.slots):
         digest.update(arithmetic_identity().encode())
     return digest.hexdigest()
 

@@ -2,7 +2,7 @@
 
 A closed sum type of frozen dataclasses, handled with `match`:
 
-    leaves       Stored | Zeros                        bytes of a file; nothing at all
+    leaves       Stored | Zeros | Random               bytes of a file; nothing at all; numbers drawn from a key
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
     arithmetic   Sum                                   base + deltas in float32, rounded once; `evaluate.py` computes it
 
@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .dtypes import ARITHMETIC, Dtype
+from .dtypes import ARITHMETIC, F32, Dtype
 from .errors import LayoutError, NotSupported
 
 Shape = tuple[int, ...]
@@ -70,6 +70,22 @@ class Zeros(_Sized):
 
     dtype: Dtype
     shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Random(_Sized):
+    """Float32 numbers that follow from `key` and their place alone: uniform in [-spread, spread), or normal with deviation
+    `spread`. The same on every machine; `draw.py` draws them, without torch.
+    """
+
+    shape: Shape
+    key: str
+    spread: float
+    normal: bool = False
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +195,8 @@ class Input:
     tensors: Mapping[str, Stored]
 
 
-Leaf = Stored | Zeros | Sum
-Tensor = Stored | Zeros | Reshape | Narrow | Permute | Concat | Sum
+Leaf = Stored | Zeros | Random | Sum
+Tensor = Stored | Zeros | Random | Reshape | Narrow | Permute | Concat | Sum
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -292,8 +308,13 @@ def stored(tensor: Tensor) -> Iterator[Stored]:
 
 
 def is_computed(tensor: Tensor) -> bool:
-    """Whether any arithmetic is in it: copied or computed, exactly reversible or not, without or with torch."""
-    return isinstance(tensor, Sum) or any(is_computed(child) for child in children(tensor))
+    """Whether any value in it is made and not copied."""
+    return isinstance(tensor, Sum | Random) or any(is_computed(child) for child in children(tensor))
+
+
+def has_arithmetic(tensor: Tensor) -> bool:
+    """Whether a sum is in it: exactly reversible or not, without or with torch."""
+    return isinstance(tensor, Sum) or any(has_arithmetic(child) for child in children(tensor))
 
 
 def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:

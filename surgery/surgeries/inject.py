@@ -1,0 +1,184 @@
+"""Put zero-initialised LoRA on a base: an adapter made from headers and config alone, that changes nothing yet."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..adapters.fused import fuse_adapter
+from ..adapters.lora import pattern
+from ..checkpoint import Checkpoint
+from ..dtypes import ARITHMETIC, F32
+from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
+from ..families import EMBEDDINGS, HEADS, is_conv1d
+from ..formats.peft import PREFIX, Adapter
+from ..names import compiled, natural
+from ..tensor import Random, Shape, Tensor, Zeros
+from .split import fused_in, sites_held, split_at
+
+ALL_LINEAR = "all-linear"
+INITS = ("uniform", "gaussian")
+
+# What PEFT 0.21 writes of a LoraConfig besides what is set here: null, unless said.
+_NULL = """
+    alora_invocation_tokens arrow_config auto_mapping corda_config eva_config kasa_config layer_replication lora_ga_config
+    megatron_config monteclora_config revision target_parameters trainable_token_indices use_bdlora velora_config
+""".split()
+_DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NULL) | {
+    "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {}, "lora_bias": False, "lora_dropout": 0.0,
+    "megatron_core": "megatron.core", "modules_to_save": None, "peft_type": "LORA", "qalora_group_size": 16, "use_dora": False,
+    "use_qalora": False,
+}  # fmt: skip
+# Of classification heads PEFT trains the head along, which an adapter without modules_to_save does not hold: no task there.
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
+def inject(
+    base: Checkpoint,
+    target_modules: str | Sequence[str],
+    *,
+    rank: int = 8,
+    alpha: float | None = None,
+    init: str = "uniform",
+    seed: int = 0,
+    use_rslora: bool = False,
+    exclude_modules: str | Sequence[str] | None = None,
+    layers_to_transform: Sequence[int] | None = None,
+    layers_pattern: Sequence[str] | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+) -> Adapter:
+    """A PEFT LoRA adapter for the base: A (r, in) random, B (out, r) zero, so that it changes nothing until it is trained.
+
+    Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the output head).
+    Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`. `init` is PEFT's own kaiming-uniform, or
+    gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT does. Numbers follow from `seed` and the tensor's
+    name. `alpha` is `rank` where not given. Reads no data. Raises NothingMatched for a target that is not in the base.
+    """
+    if rank < 1:
+        raise SurgeryError(f"a rank of {rank} is none", help="give 1 or more")
+    if init not in INITS:
+        raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
+    wanted = target_modules if isinstance(target_modules, str) else list(target_modules)
+    config: dict[str, Any] = {
+        **_DEFAULTS,
+        "base_model_name_or_path": base.path,
+        "task_type": next((task for end, task in _TASKS.items() if str((base.config.get("architectures") or [""])[0]).endswith(end)), None),
+        "r": rank,
+        "lora_alpha": rank if alpha is None else alpha,
+        "target_modules": wanted,
+        "exclude_modules": exclude_modules,
+        "layers_to_transform": layers_to_transform,
+        "layers_pattern": layers_pattern,
+        "rank_pattern": dict(rank_pattern or {}),
+        "alpha_pattern": dict(alpha_pattern or {}),
+        "init_lora_weights": True if init == "uniform" else init,
+        "use_rslora": use_rslora,
+        "fan_in_fan_out": False,
+    }
+    modules = _modules(base)
+    chosen = _chosen(config, modules)
+    parted = [site for site in fused_in(base) if not site.row.stacked] if _asks_for_parts(config, chosen) else []
+    if parted:
+        modules = _modules(split_at(base, parted))
+        chosen = _chosen(config, modules)
+    _check_targets(base, config, chosen, modules)
+    lora = {module: _factors(base, module, modules[module], config, seed) for module in chosen}
+    if any(is_conv1d(base.config, module) for module in chosen):
+        config["fan_in_fan_out"] = True
+    if wanted == ALL_LINEAR:
+        config["target_modules"] = sorted(chosen, key=natural)
+    names = {f"{m}.{part}": f"{PREFIX}{m}.{part}" for m, parts in lora.items() for part in parts}
+    step = {"surgery": "inject", "modules": len(lora), "rank": rank, "init": init, "seed": seed}
+    adapter = Adapter(base.path, config, lora, {}, names, metadata={"format": "pt"}, history=(step,))
+    if held := sites_held(adapter, parted, fused=False):
+        adapter = fuse_adapter(adapter, held)
+        note = f"{len(held)} fused modules such as {held[0].module} hold LoRA on some of their rows: the zeros of B would train, too"
+        adapter = replace(adapter, notes=(*adapter.notes, note))
+    return replace(adapter, notes=(_counted(base, adapter), *adapter.notes))
+
+
+def _modules(base: Checkpoint) -> dict[str, Shape]:
+    """Module -> shape of its weight, for weights of two axes or more."""
+    return {n.removesuffix(".weight"): t.shape for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) > 1}
+
+
+def _chosen(config: Mapping[str, Any], modules: Mapping[str, Shape]) -> list[str]:
+    """The modules that PEFT would take (peft/tuners/tuners_utils.py check_target_module_exists)."""
+    return sorted((m for m in modules if not _matches(config["exclude_modules"], m) and _is_target(config, m, modules[m])), key=natural)
+
+
+def _is_target(config: Mapping[str, Any], module: str, shape: Shape) -> bool:
+    wanted = config["target_modules"]
+    if wanted == ALL_LINEAR:
+        leaf = module.rpartition(".")[2]
+        return len(shape) == 2 and not _is_embedding(module) and not (leaf in HEADS and module.count(".") <= 1)
+    if not _matches(wanted, module):
+        return False
+    layers = config["layers_to_transform"]
+    if layers is None or isinstance(wanted, str):
+        return True
+    patterns = config["layers_pattern"] or [r"[^.]*"]
+    found = next((f for p in patterns if (f := re.match(rf"(?:^|.*?\.){p}\.(?P<index>\d+)\.", module))), None)
+    return found is not None and int(found["index"]) in layers
+
+
+def _matches(wanted: str | Sequence[str] | None, module: str) -> bool:
+    if wanted is None:
+        return False
+    if isinstance(wanted, str):
+        return bool(compiled(wanted).fullmatch(module))
+    return any(module == target or module.endswith(f".{target}") for target in wanted)
+
+
+def _asks_for_parts(config: Mapping[str, Any], chosen: Sequence[str]) -> bool:
+    """Whether a target is in no module of the base: it may be a part of a fused one."""
+    wanted = config["target_modules"]
+    if isinstance(wanted, str):
+        return not chosen
+    return any(not any(m == target or m.endswith(f".{target}") for m in chosen) for target in wanted)
+
+
+def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Shape]) -> None:
+    wanted = config["target_modules"]
+    targets = [wanted] if isinstance(wanted, str) else wanted
+    idle = [t for t in targets if not any(isinstance(wanted, str) or m == t or m.endswith(f".{t}") for m in chosen)]
+    if chosen and not idle:
+        return
+    leaves = sorted({module.rpartition(".")[2] for module in modules})
+    near = [leaf for target in idle or targets for leaf in nearest(target, leaves)]
+    raise NothingMatched(
+        f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}",
+        where=[base.path],
+        help=f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {', '.join(listed(leaves, 12))}",
+    )
+
+
+def _factors(base: Checkpoint, module: str, shape: Shape, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    dtype = base.tensors[f"{module}.weight"].dtype if f"{module}.weight" in base.tensors else F32
+    if len(shape) != 2 or dtype not in ARITHMETIC:
+        where = [f"{base.path}: {module}"]
+        raise NotSupported(f"cannot put LoRA on a weight of {dtype} {shape}", where=where, help="Linear, Conv1D and Embedding are known")
+    rank = int(pattern(config["rank_pattern"], module, config["r"]))
+    key = f"{seed} {module}"
+    if _is_embedding(module):
+        return {"lora_embedding_A": Zeros(F32, (rank, shape[0])), "lora_embedding_B": Random((shape[1], rank), key, 1.0, normal=True)}
+    out, into = shape[::-1] if is_conv1d(base.config, module) else shape
+    gaussian = config["init_lora_weights"] == "gaussian"
+    a = Random((rank, into), key, 1 / rank if gaussian else 1 / math.sqrt(into), normal=gaussian)
+    return {"lora_A.weight": a, "lora_B.weight": Zeros(F32, (out, rank))}
+
+
+def _is_embedding(module: str) -> bool:
+    leaf = module.rpartition(".")[2]
+    return leaf in EMBEDDINGS or "embed" in leaf or leaf in ("wpe", "relative_attention_bias")
+
+
+def _counted(base: Checkpoint, adapter: Adapter) -> str:
+    """As PEFT's `print_trainable_parameters` says it."""
+    mine = sum(tensor.size for tensor in adapter.tensors.values())
+    whole = mine + sum(tensor.size for tensor in base.tensors.values())
+    return f"trainable params: {mine:,} || all params: {whole:,} || trainable%: {100 * mine / whole:.4f}"
