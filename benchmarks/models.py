@@ -4,6 +4,8 @@ python benchmarks/models.py llama PATH [SHARD_SIZE]     1.1 B parameters, 2.2 GB
 python benchmarks/models.py phi3 PATH [SHARD_SIZE]      the same sizes with fused qkv and gate_up
 python benchmarks/models.py gpt_neox PATH [SHARD_SIZE]  1.0 B parameters with per-head qkv
 python benchmarks/models.py gpt2 PATH [SHARD_SIZE]      1.2 B parameters of Conv1D
+python benchmarks/models.py falcon PATH [SHARD_SIZE]    1.1 B parameters with grouped qkv
+python benchmarks/models.py gpt_oss PATH [SHARD_SIZE]   1.1 B parameters of stacked experts, gate and up interleaved
 python benchmarks/models.py one PATH                    one tensor of 2 GB
 python benchmarks/models.py adapter PATH RANK TARGETS   a PEFT adapter for the llama, float32
 python benchmarks/models.py huge PATH                   1.3 TB in 163 shards of sparse files, 90,000 tensors
@@ -95,6 +97,33 @@ def gpt2() -> tuple[dict[str, object], Shapes]:
     return {"model_type": "gpt2", "n_embd": hidden, "n_layer": layers, "n_head": 25}, shapes
 
 
+def falcon() -> tuple[dict[str, object], Shapes]:
+    """Falcon's new architecture: groups of 8 heads of q, one of k, one of v, 64 rows each."""
+    hidden, layers, heads, kv = 2048, 20, 32, 4
+    shapes: Shapes = {"transformer.word_embeddings.weight": (65024, hidden), "lm_head.weight": (65024, hidden)}
+    for layer in range(layers):
+        name = f"transformer.h.{layer}."
+        shapes[f"{name}self_attention.query_key_value.weight"] = ((heads + 2 * kv) * 64, hidden)
+        shapes[f"{name}self_attention.dense.weight"] = (hidden, hidden)
+        shapes[f"{name}mlp.dense_h_to_4h.weight"] = (4 * hidden, hidden)
+        shapes[f"{name}mlp.dense_4h_to_h.weight"] = (hidden, 4 * hidden)
+    config = {"model_type": "falcon", "hidden_size": hidden, "num_attention_heads": heads, "num_kv_heads": kv}
+    return {**config, "new_decoder_architecture": True, "num_hidden_layers": layers}, shapes
+
+
+def gpt_oss() -> tuple[dict[str, object], Shapes]:
+    """gpt-oss: 32 experts in one tensor, (experts, in, 2 * wide), where gate and up take turns on the last axis."""
+    hidden, wide, layers, experts = 1440, 1440, 5, 32
+    shapes: Shapes = {"model.embed_tokens.weight": (20000, hidden)}
+    for layer in range(layers):
+        name = f"model.layers.{layer}.mlp.experts."
+        shapes[f"{name}gate_up_proj"] = (experts, hidden, 2 * wide)
+        shapes[f"{name}gate_up_proj_bias"] = (experts, 2 * wide)
+        shapes[f"{name}down_proj"] = (experts, wide, hidden)
+        shapes[f"{name}down_proj_bias"] = (experts, hidden)
+    return {"model_type": "gpt_oss", "hidden_size": hidden, "intermediate_size": wide, "num_local_experts": experts}, shapes
+
+
 def one() -> tuple[dict[str, object], Shapes]:
     """A single tensor of 2 GB."""
     return {"model_type": "llama"}, {"model.layers.0.mlp.up_proj.weight": (500_000, 2000)}
@@ -121,7 +150,8 @@ def thousand() -> tuple[dict[str, object], Shapes]:
     return {"model_type": "llama"}, {f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj.weight": (1000, 1000) for i in range(100_000)}
 
 
-MADE = {"llama": llama, "phi3": phi3, "gpt_neox": gpt_neox, "gpt2": gpt2, "one": one, "huge": huge, "thousand": thousand}
+MADE = {"llama": llama, "phi3": phi3, "gpt_neox": gpt_neox, "gpt2": gpt2}
+MADE |= {"falcon": falcon, "gpt_oss": gpt_oss, "one": one, "huge": huge, "thousand": thousand}
 
 
 def noise(size: int, seed: int) -> Iterator[bytes]:

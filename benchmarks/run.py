@@ -4,7 +4,8 @@
 
 WORKDIR should be in tmpfs (such as /dev/shm/bench) for the cases without `disk`, and on a disk for those with it. Cases:
 
-    reshard split split-heads split-columns    against cp -r --reflink=never
+    reshard split split-heads split-groups split-columns split-gate-up split-experts split-interleaved convert
+                                               against cp -r --reflink=never
     disk-reshard disk-split                    the same, each followed by sync -f
     merge merge-qv                             against cp, and against PEFT: load, merge, save
     load-save                                  reshard against transformers: load, save
@@ -29,6 +30,18 @@ from measure import Run, measured
 
 HERE = Path(__file__).parent
 SURGERY = [sys.executable, "-m", "surgery_cli"]
+# What moves bytes only: case -> generated checkpoint, verb, options.
+COPIES: dict[str, tuple[str, list[str]]] = {
+    "reshard": ("llama", ["reshard", "--max-shard-size", "300MB"]),
+    "split": ("phi3", ["split-qkv"]),
+    "split-heads": ("gpt_neox", ["split-qkv"]),
+    "split-groups": ("falcon", ["split-qkv"]),
+    "split-columns": ("gpt2", ["split-qkv"]),
+    "split-gate-up": ("phi3", ["split-gate-up"]),
+    "split-experts": ("gpt_oss", ["split-experts"]),
+    "split-interleaved": ("gpt_oss", ["split-gate-up"]),
+    "convert": ("phi3", ["convert", "--as", "llama"]),
+}
 ALL = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 
@@ -76,34 +89,15 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     out = work / "out"
     o = ["-o", str(out), "--quiet"]
-    cases = arguments.cases or [
-        "reshard",
-        "split",
-        "split-heads",
-        "split-columns",
-        "merge",
-        "merge-qv",
-        "load-save",
-        "memory",
-        "start",
-        "huge",
-    ]
+    cases = arguments.cases or [*COPIES, "merge", "merge-qv", "load-save", "memory", "start", "huge"]
     for case in cases:
         disk = case.startswith("disk-")
         match case.removeprefix("disk-"):
-            case "reshard":
-                base = made(work, "llama", "500MB")
-                commands = {
-                    "cp": copied(base, out, disk=disk),
-                    "surgery": [*SURGERY, "reshard", str(base), "--max-shard-size", "300MB", *o],
-                }
+            case plain if plain in COPIES:
+                name, (verb, *options) = COPIES[plain]
+                base = made(work, name, "500MB")
+                commands = {"cp": copied(base, out, disk=disk), "surgery": [*SURGERY, verb, str(base), *options, *o]}
                 compared(case, commands, out, runs)
-            case "split":
-                base = made(work, "phi3", "500MB")
-                compared(case, {"cp": copied(base, out, disk=disk), "surgery": [*SURGERY, "split-qkv", str(base), *o]}, out, runs)
-            case "split-heads" | "split-columns":
-                base = made(work, "gpt_neox" if case.endswith("heads") else "gpt2", "500MB")
-                compared(case, {"cp": copied(base, out), "surgery": [*SURGERY, "split-qkv", str(base), *o]}, out, runs)
             case "merge" | "merge-qv":
                 base, adapter = made(work, "llama", "500MB"), made(work, "adapter", "16", ALL if case == "merge" else "q_proj,v_proj")
                 peft = [sys.executable, str(HERE / "peers.py"), "merge", str(base), str(adapter), str(out), "500MB"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Debug, Json, Maps, Model, Quiet, Writing, parse_map, writing_options
+from .options import Debug, Fused, Json, Maps, Model, Quiet, Writing, parse_map, writing_options
 
 if TYPE_CHECKING:
     import surgery
@@ -111,22 +111,85 @@ def reshard(model: Model, *, options: Writing) -> None:
     _written(lambda: surgery.open_checkpoint(model), options)
 
 
-@app.command("split-qkv")
+# Kinds of fused modules: what the library calls them, and what their two commands do.
+KINDS = {
+    "qkv": (("qkv", "kv"), "Replace each fused qkv projection by q, k and v", "Put q, k and v back into the fused projection"),
+    "gate-up": (("gate_up",), "Replace each fused projection of a gated MLP by gate and up", "Put gate and up back into one projection"),
+    "experts": (("experts",), "Replace stacked experts by modules of their own", "Put experts back into stacked tensors"),
+}
+As = Annotated[str, typer.Option("--as", metavar="MODEL_TYPE", help="Write what this class of transformers loads, such as llama.")]
+Kinds = Annotated[str, typer.Option("--kinds", metavar="KIND,…", help=f"Of {', '.join(KINDS)}; all that are there if not given.")]
+
+
+@app.command()
 @writing_options
-def split_qkv(model: Model, *, options: Writing) -> None:
-    """Replace each fused qkv projection by q, k and v, byte for byte."""
+def split(model: Model, kinds: Kinds = "", to: As = "", *, fused: Fused, options: Writing) -> None:
+    """Replace fused modules by their parts, byte for byte: qkv, gate and up, experts."""
+    if to and kinds:
+        raise typer.BadParameter("the target says what is split", param_hint="--kinds --as")
+    _written(_splitting(model, _kinds(kinds), fused.given(), to), options)
+
+
+@app.command()
+@writing_options
+def fuse(model: Model, kinds: Kinds = "", *, fused: Fused, options: Writing) -> None:
+    """Put parts back into the fused modules of the model's own class, byte for byte: the inverse of [bold]split[/bold]."""
     import surgery
 
-    _written(lambda: surgery.split_qkv(surgery.open_checkpoint(model)), options)
+    given, asked = fused.given(), _kinds(kinds)
+    _written(lambda: surgery.fuse(surgery.open_checkpoint(model), asked, given=given), options)
 
 
-@app.command("fuse-qkv")
-@writing_options
-def fuse_qkv(model: Model, *, options: Writing) -> None:
-    """Put q, k and v back into the fused projection of the model's own class, byte for byte."""
+def _add_commands_of(kind: str) -> None:
+    """`split-KIND` and `fuse-KIND`: the same for one kind."""
+    asked, splits, fuses = KINDS[kind]
+
+    @app.command(f"split-{kind}", help=f"{splits}, byte for byte.")
+    @writing_options
+    def split_kind(model: Model, to: As = "", *, fused: Fused, options: Writing) -> None:
+        _written(_splitting(model, asked, fused.given(), to), options)
+
+    @app.command(f"fuse-{kind}", help=f"{fuses} of the model's own class, byte for byte.")
+    @writing_options
+    def fuse_kind(model: Model, *, fused: Fused, options: Writing) -> None:
+        import surgery
+
+        given = fused.given()
+        _written(lambda: surgery.fuse(surgery.open_checkpoint(model), asked, given=given), options)
+
+
+for _kind in KINDS:
+    _add_commands_of(_kind)
+
+
+def _splitting(model: Path, kinds: tuple[str, ...], given: surgery.Given | None, to: str) -> Callable[[], surgery.Checkpoint]:
+    """`surgery.split`, or `surgery.convert` where a target is named, which knows what is split and how."""
     import surgery
 
-    _written(lambda: surgery.fuse_qkv(surgery.open_checkpoint(model)), options)
+    if to and given:
+        raise typer.BadParameter("the target says how the parts lie and what they are called", param_hint="--as")
+    if to:
+        return lambda: surgery.convert(surgery.open_checkpoint(model), to)
+    return lambda: surgery.split(surgery.open_checkpoint(model), kinds, given=given)
+
+
+@app.command()
+@writing_options
+def convert(model: Model, to: As = "", *, options: Writing) -> None:
+    """Write the same weights as another class of transformers loads them: a Phi-3 [bold]--as llama[/bold]."""
+    import surgery
+
+    if not to:
+        raise typer.BadParameter("convert needs it, such as llama", param_hint="--as")
+    _written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """What the library calls the kinds that are asked for; all of them where nothing is."""
+    asked = [kind.replace("_", "-") for kind in text.split(",")] if text else list(KINDS)
+    if unknown := [kind for kind in asked if kind not in KINDS]:
+        raise typer.BadParameter(f"there is no kind {', '.join(unknown)}; there are {', '.join(KINDS)}", param_hint="--kinds")
+    return tuple(dict.fromkeys(kind for name in asked for kind in KINDS[name][0]))
 
 
 @app.command()

@@ -1,17 +1,22 @@
-"""Options that commands share. `writing_options` gives a command all of those that every writing command takes."""
+"""Options that commands share. `writing_options` gives a command those of `Writing`, which every writing command takes, and of
+`Fused`, where it has a parameter of that type.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-WRITING, LAYOUT, RUNNING = "Output", "Layout", "Running"
+if TYPE_CHECKING:
+    import surgery
+
+WRITING, LAYOUT, RUNNING, FUSED = "Output", "Layout", "Running", "Fused modules, where config.json does not tell"
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A checkpoint: a folder, one .safetensors file, or an index.", show_default=False)
@@ -59,18 +64,78 @@ class Writing:
     debug: Debug = False
 
 
+@dataclass(frozen=True)
+class Fused:
+    """The options that say how fused modules lie, and what their parts are called."""
+
+    layout: Annotated[
+        str, typer.Option("--layout", metavar="STYLE", help="blocked, interleaved (head by head) or grouped.", rich_help_panel=FUSED)
+    ] = ""
+    groups: Annotated[
+        int | None, typer.Option("--groups", metavar="N", help="How many groups follow each other.", rich_help_panel=FUSED)
+    ] = None
+    slots: Annotated[
+        str, typer.Option("--slots", metavar="N,N,…", help="Heads of each part in a group, as they lie: 8,1,1.", rich_help_panel=FUSED)
+    ] = ""
+    order: Annotated[
+        str, typer.Option("--order", metavar="PART,…", help="The parts as they lie; q,k,v if not given.", rich_help_panel=FUSED)
+    ] = ""
+    axis: Annotated[
+        int | None,
+        typer.Option("--axis", metavar="N", help="The fused axis of the weight: 0 is rows, 1 a Conv1D's columns.", rich_help_panel=FUSED),
+    ] = None
+    pattern: Annotated[
+        str, typer.Option("--pattern", metavar="REGEX", help="Only the fused modules whose whole name matches.", rich_help_panel=FUSED)
+    ] = ""
+    fused: Annotated[
+        str, typer.Option("--fused", metavar="NAME", help="Last name of the fused modules: qkv_proj.", rich_help_panel=FUSED)
+    ] = ""
+    names: Annotated[
+        str, typer.Option("--names", metavar="PART=NAME,…", help="Last names of the parts: q=query,k=key,v=value.", rich_help_panel=FUSED)
+    ] = ""
+
+    def given(self) -> surgery.Given | None:
+        """What was said, for the library; None where nothing was."""
+        import surgery
+
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in ("", None)}
+        read = {"slots": _numbers, "order": lambda text: tuple(text.split(",")), "names": _names}
+        try:
+            return surgery.Given(**{name: read.get(name, lambda value: value)(value) for name, value in said.items()}) if said else None
+        except surgery.SurgeryError as error:
+            raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)) from error
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"`{text}` is not a list of whole numbers, such as 8,1,1", param_hint="--slots") from error
+
+
+def _names(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if any(not key or not mark for key, mark, _ in pairs) or len({key for key, _, _ in pairs}) < len(pairs):
+        raise typer.BadParameter(f"`{text}` is not PART=NAME,…, such as q=query,k=key,v=value", param_hint="--names")
+    return {key: name for key, _, name in pairs}
+
+
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose `options: Writing` parameter appears as the options of `Writing` on the command line."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
-    hints = get_type_hints(command, include_extras=True) | get_type_hints(Writing, include_extras=True)
-    shared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields(Writing)]
+    """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the command line."""
+    taken = inspect.signature(command).parameters.values()
+    hints = get_type_hints(command, include_extras=True)
+    groups = {p.name: hints[p.name] for p in taken if is_dataclass(hints[p.name])}
+    shared: list[inspect.Parameter] = []
+    for group in groups.values():
+        hints |= get_type_hints(group, include_extras=True)
+        shared += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields(group)]
 
     @wraps(command)
     def wrapped(*args: Any, **values: Any) -> None:
-        given = {f.name: values.pop(f.name) for f in fields(Writing)}
-        command(*args, **values, options=Writing(**given))
+        made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(*args, **values, **made)
 
-    parameters = [p.replace(annotation=hints[p.name]) for p in (*own, *shared)]
+    parameters = [p.replace(annotation=hints[p.name]) for p in (*(p for p in taken if p.name not in groups), *shared)]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped

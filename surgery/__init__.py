@@ -9,7 +9,7 @@ A checkpoint maps names to lazy tensors; a surgery is a pure function from check
 data, in one pass. Importing this package imports neither torch, transformers, numpy nor huggingface_hub.
 """
 
-from .checkpoint import Checkpoint, Input, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import (
     AdapterError,
     DestinationError,
@@ -31,9 +31,21 @@ from .fused.given import Given
 from .inspection import Inspection, inspect
 from .plan import Plan, plan
 from .stage import clean
+from .surgeries.convert import convert
+from .surgeries.inject import inject
 from .surgeries.merge import merge
 from .surgeries.rename import drop, rename
-from .surgeries.split import fuse, fuse_qkv, split, split_qkv
+from .surgeries.split import (
+    fuse,
+    fuse_experts,
+    fuse_gate_up,
+    fuse_qkv,
+    split,
+    split_experts,
+    split_gate_up,
+    split_qkv,
+)
+from .tensor import Input
 from .verify import Check, Verification, verify
 from .version import __version__
 
@@ -63,10 +75,14 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "clean",
+    "convert",
     "drop",
     "execute",
     "fuse",
+    "fuse_experts",
+    "fuse_gate_up",
     "fuse_qkv",
+    "inject",
     "inspect",
     "is_adapter",
     "merge",
@@ -75,6 +91,8 @@ __all__ = [
     "plan",
     "rename",
     "split",
+    "split_experts",
+    "split_gate_up",
     "split_qkv",
     "verify",
     "write",

@@ -159,6 +159,31 @@ def test_the_hub_is_met_in_one_module(name: str) -> None:
     assert "huggingface_hub" not in {i.split(".")[0] for i in imports(MODULES[name])}
 
 
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"skeleton", "verify"}))
+def test_transformers_is_met_in_two_modules(name: str) -> None:
+    assert "transformers" not in {i.split(".")[0] for i in imports(MODULES[name])}
+
+
+def test_the_targets_load_nothing(base: Path) -> None:
+    """Which classes could load a checkpoint is read from a table; asking one of them loads transformers."""
+    code = """
+        import surgery
+        from surgery.targets import targets_for
+        checkpoint = surgery.open_checkpoint(sys.argv[1])
+        assert targets_for(checkpoint.config) == ["llama", "mistral"]
+        assert "surgery convert --as llama" in "".join(surgery.split(checkpoint).notes)
+    """
+    assert loaded(code, base) == set()
+
+
+def test_targets_know_no_surgery() -> None:
+    """targets -> surgeries: a row says what is to be done, and does nothing."""
+    targets = {m for m in MODULES if m.split(".")[0] == "targets"}
+    assert len(targets) > 3
+    for name in targets:
+        assert not reached(name) & {"checkpoint", "skeleton", *(m for m in MODULES if m.split(".")[0] == "surgeries")}
+
+
 CHAIN = ("errors", "dtypes", "tensor", "runs", "read", "evaluate", "plan", "execute")
 
 
@@ -175,7 +200,9 @@ def test_no_module_reaches_itself(name: str) -> None:
 
 
 PURE = [
-    m for m in MODULES if m.split(".")[0] in ("surgeries", "adapters", "formats") or m in ("checkpoint", "layouts", "families", "names")
+    m
+    for m in MODULES
+    if m.split(".")[0] in ("surgeries", "adapters", "formats", "targets") or m in ("checkpoint", "layouts", "families", "names")
 ]
 
 

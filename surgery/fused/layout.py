@@ -8,6 +8,7 @@ groups=Hkv with slots (Hq/Hkv, 1, 1); the unit is the head's dimension. Halves `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -200,9 +201,24 @@ def sections(config: Config) -> list[Config]:
     Early checkpoints of composite models give their parts no type, or an empty one: SAM's `vision_config` is then a
     `sam_vision_model`, as transformers has called it since.
     """
-    found: list[Config] = [config] if config else []
+    kind = _untyped(config) if not config.get("model_type") else ""
+    found: list[Config] = [{**config, "model_type": kind} if kind else config] if config else []
     for key, value in config.items():
-        if key.endswith("_config") and isinstance(value, Mapping) and key != "quantization_config":
+        if not isinstance(value, Mapping) or key == "quantization_config":
+            continue
+        if key.endswith("_config") or value.get("model_type"):  # an encoder-decoder has `encoder` and `decoder`
             kind = value.get("model_type") or f"{config.get('model_type')}_{key.removesuffix('_config')}_model"
             found += sections({**value, "model_type": kind})
     return found
+
+
+# The families of timm whose qkv is its `Attention`, or BEiT's; among the others, and in EVA's variants, it is not always.
+_TIMM = re.compile(r"(vit|deit3?|beit(?:v2)?|eva(?:02)?)_(?!.*(?:rope|dinov3))")
+_CLASSES = {"CogVLMForCausalLM": "cogvlm", "CogAgentForCausalLM": "cogagent"}
+
+
+def _untyped(config: Config) -> str:
+    """The type of a config that names none: timm's `architecture`, or a class whose config has no type."""
+    if found := _TIMM.match(str(config.get("architecture", ""))):
+        return f"timm:{found[1]}"
+    return next((_CLASSES[name] for name in config.get("architectures") or () if name in _CLASSES), "")

@@ -6,13 +6,13 @@ A row is read in both directions, so that what is split can be fused. Nothing he
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import LayoutError
-from ..tensor import Tensor, concat, narrow, permute, reshape
-from .layout import Layout, Rule, fuse_axis, split_axis
+from ..tensor import Shape, Tensor, concat, narrow, permute, reshape
+from .layout import Config, Layout, Rule, fuse_axis, split_axis
 
 # The tensors of a module: what follows its name, fused and in a part. The first one must exist.
 Suffixes = tuple[tuple[str, str], ...]
@@ -28,6 +28,10 @@ Q_K_V = {"q": "q", "k": "k", "v": "v"}
 CONV1D = {"q": "q_attn", "k": "k_attn", "v": "v_attn"}  # q_attn as in GPT-2's own cross-attention
 
 EXPERT = "{expert}"  # in the names of parts: the expert's number
+
+# Whether a row is meant, where two have the same names: by the config, the shape of the fused weight, and whether that is there
+# (or would be made of its parts). Raises LayoutError where that cannot be told.
+Condition = Callable[[Config, Shape, bool], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Row:
     zeros: tuple[tuple[str, str], ...] = ()  # (key, suffix) of what the parts' class has and the fused one has not
     stacked: bool = False  # axis 0 of the weight is experts, each of which gets tensors of its own
     transposed: bool = False  # stacked (in, out) matrices, of which the parts are (out, in)
+    only: Condition | None = None  # where it applies; None: wherever its names are
     config: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # config.json's fields: (fused, split)
 
     def called(self, names: Mapping[str, str]) -> Row:
@@ -162,6 +167,8 @@ class Site:
         return permute(part, (1, 0)) if self.row.transposed and len(part.shape) == 2 else part
 
     def _misfit(self, name: str, detail: str) -> LayoutError:
-        kind = f"of model type `{self.model_type}`" if self.model_type else "that was given"
-        tip = "the head counts in config.json and the tensor's shape contradict each other; one of them is not this model's"
+        known = self.row.model_types and self.model_type
+        kind = f"of model type `{self.model_type}`" if known else "that was given"
+        told = "the head counts in config.json" if known else "what was given"
+        tip = f"{told} and the tensor's shape contradict each other; one of them is not this model's"
         return LayoutError(f"the fused {self.row.kind} does not fit the layout {kind}", where=[name, detail], help=tip)

@@ -1,0 +1,158 @@
+"""Convert: the same weights as another class of transformers loads them, with the config that makes it compute the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import NothingMatched, PlanError, listed
+from ..fused.given import Given
+from ..skeleton import check_accepted, complete
+from ..targets import TARGETS, targets_for, targets_of, why_not
+from ..targets.target import Target
+from .rename import renamed
+from .split import encode_config, fused_in, split_at, split_in, without_note
+
+CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
+
+
+def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
+    """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete; nothing computed.
+
+        convert(open_checkpoint("phi3"), "llama")
+
+    Asks the class of transformers, on the meta device, whether it would load the result whole. Raises NothingMatched where
+    no way is known, PlanError where the class would compute something else, or would not load every tensor.
+    """
+    target = _target(checkpoint, to)
+    config = _resolved(checkpoint.config, target)
+    _check_fits(checkpoint, target, config)
+    moved = _moved(_renamed(_apart(_without_buffers(checkpoint, target), target), target), target)
+    said = _written(config, target, checkpoint)
+    written = {**complete(said), **said}
+    check_accepted(written, target.model_class, moved.tensors)
+    return moved.with_step(
+        {"surgery": "convert", "from": target.source, "to": target.name, "class": target.model_class},
+        files={**moved.files, "config.json": encode_config(written)},
+        notes=(*without_note(checkpoint).notes, *_notes(checkpoint.config, target, config)),
+    )
+
+
+def _target(checkpoint: Checkpoint, to: str) -> Target:
+    kind, known = checkpoint.config.get("model_type"), targets_of(checkpoint.config)
+    if not kind:
+        tip = "put the model's config.json beside the shards"
+        raise NothingMatched("without a model type in config.json no target is known", where=[checkpoint.path], help=tip)
+    for target in known:
+        if target.name == to:
+            return target
+    if known:
+        tip = f"model type `{kind}` can become {', '.join(target.name for target in known)}"
+    else:
+        tip = f"no target is known for model type `{kind}`; types with one are {', '.join(sorted({t.source for t in TARGETS}))}"
+    raise NothingMatched(f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=tip)
+
+
+def _resolved(config: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """The source's config with all that its class would assume."""
+    if target.defaults:
+        return {**target.defaults, **config, "dtype": config.get("dtype", config.get("torch_dtype"))}
+    return complete(config)
+
+
+def _check_fits(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any]) -> None:
+    raw = checkpoint.config
+    unlike, why = why_not(target, raw if target.defaults else config), list[str]()
+    named = [str(name) for name in raw.get("architectures") or ()]
+    if named and not set(named) & set(target.classes):
+        why.append(f"its class is {', '.join(named)}: what is known is {' or '.join(target.classes)}")
+    if raw.get("quantization_config"):
+        why.append("quantization_config: the weights are quantised, and the target's config says nothing of that")
+    if not (unlike or why):
+        return
+    others = [name for name in targets_for(raw) if name != target.name and not why]
+    raise PlanError(
+        f"this {target.source} is no {target.name}: it would load in silence and compute something else",
+        where=[checkpoint.path, *unlike, *why],
+        help=f"{' or '.join(others)} would compute the same" if others else "no other class is known to compute the same",
+    )
+
+
+def _without_buffers(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+    """Without constants that old files hold, and that the class makes itself."""
+    gone = {n: t for n, t in checkpoint.tensors.items() if target.buffers and re.fullmatch(target.buffers, n)}
+    return replace(
+        checkpoint,
+        tensors={n: t for n, t in checkpoint.tensors.items() if n not in gone},
+        weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in gone},
+        dropped={**checkpoint.dropped, **gone},
+    )
+
+
+def _apart(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+    """What is fused split, and what was split before under its own names called as the target calls it."""
+    calls: dict[str, str] = {}
+    for site in split_in(checkpoint, target.kinds):
+        theirs = replace(site, row=site.row.called(target.names))
+        calls |= dict(zip(site.parts, theirs.parts, strict=True))
+
+    def name(old: str) -> str:
+        module, dot, suffix = old.rpartition(".")
+        return f"{calls.get(module, module)}{dot}{suffix}"
+
+    called = replace(
+        checkpoint,
+        tensors={name(n): t for n, t in checkpoint.tensors.items()},
+        weight_map={name(n): s for n, s in checkpoint.weight_map.items()},
+    )
+    sites = fused_in(called, target.kinds, Given(names=target.names))
+    return split_at(called, sites) if sites else called
+
+
+def _renamed(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+    rules = [rule for rule in target.rules if any(re.search(rule[0], name) for name in checkpoint.tensors)]
+    new = renamed(list(checkpoint.tensors), rules)
+    return replace(
+        checkpoint,
+        tensors={new[n]: t for n, t in checkpoint.tensors.items()},
+        weight_map={new[n]: s for n, s in checkpoint.weight_map.items()},
+    )
+
+
+def _moved(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+    for move in target.moves:
+        made = move(checkpoint.tensors)
+        checkpoint = replace(
+            checkpoint,
+            tensors={**checkpoint.tensors, **{name: tensor for name, (tensor, _) in made.items()}},
+            weight_map={**checkpoint.weight_map, **{name: checkpoint.weight_map[beside] for name, (_, beside) in made.items()}},
+        )
+    return checkpoint
+
+
+def _written(config: Mapping[str, Any], target: Target, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the target's config says because the source's does. Raises PlanError where that does not tell."""
+    try:
+        fields = target.fields(config)
+    except KeyError as error:
+        tip = "complete config.json from the model's configuration class: the result depends on it"
+        raise PlanError(f"config.json has no {error.args[0]}", where=[checkpoint.path], help=tip) from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        tip = "mend it from the model's configuration class"
+        raise PlanError(f"config.json makes no sense: {error}", where=[checkpoint.path], help=tip) from error
+    return {"model_type": target.name, "architectures": [target.model_class], "dtype": config.get("dtype"), **fields}
+
+
+def _notes(raw: Mapping[str, Any], target: Target, config: Mapping[str, Any]) -> list[str]:
+    assumed = [f"{name} {config[name]}" for name in target.defaults if name not in raw and config[name] is not None]
+    remote = [str(file) for file in (raw.get("auto_map") or {}).values()]
+    return [
+        *target.notes(config),
+        *([f"config.json does not say, and the model's code assumes: {', '.join(listed(assumed, 20))}"] if assumed else []),
+        *(["config.json names no remote code any more; the files with it are carried"] if remote else []),
+        f"{target.model_class} takes every tensor: none is missing, unexpected or of another shape",
+        CARRIED,
+    ]
