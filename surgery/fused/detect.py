@@ -79,7 +79,8 @@ def looks_fused(names: Iterable[str]) -> list[tuple[str, str]]:
 
 def known_types(kinds: Collection[str] = KINDS) -> list[str]:
     """The model types that the table has rows for."""
-    return sorted({kind for row in TABLE if row.kind in kinds for kind in row.model_types})
+    every = set(KINDS) <= set(kinds)
+    return sorted({kind for row in TABLE if row.kind in kinds and not (row.asked and every) for kind in row.model_types})
 
 
 def fused_sites(row: Row, config: Config, tensors: Tensors, why: str) -> list[Site]:
@@ -189,8 +190,11 @@ def _by_type(config: Config, kinds: Collection[str], find: Callable[[Row, Config
     A composite config names the type, and only one of its parts may have the sizes: an error counts when no section fits.
     """
     found: dict[str, Site] = {}
+    every = set(KINDS) <= set(kinds)
     for row in TABLE:
-        matching = [s for s in sections(config) if row.kind in kinds and s.get("model_type") in row.model_types]
+        if row.kind not in kinds or (row.asked and every):
+            continue
+        matching = [s for s in sections(config) if s.get("model_type") in row.model_types]
         errors, sites = [], []
         for section in matching:
             try:

@@ -119,7 +119,7 @@ def has(config: Config, *names: str) -> bool:
 
 
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "attn_config.kv_n_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "attn_config.kv_n_heads", "num_query_groups")
 WIDTH = ("hidden_size", "n_embd", "n_embed", "d_model", "embed_dim")
 
 

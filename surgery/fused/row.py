@@ -63,11 +63,12 @@ class Row:
     stacked: bool = False  # axis 0 of the weight is experts, each of which gets tensors of its own
     transposed: bool = False  # stacked (in, out) matrices, of which the parts are (out, in)
     only: Condition | None = None  # where it applies; None: wherever its names are
+    asked: bool = False  # applies only where its kind is asked for, not where all are: files have the parts, the class fuses them
     config: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # config.json's fields: (fused, split)
 
     def called(self, names: Mapping[str, str]) -> Row:
         """The row with other names for its parts; names of parts that it has not are passed over."""
-        return replace(self, parts={key: names.get(key, leaf) for key, leaf in self.parts.items()})
+        return replace(self, parts={key: _named(leaf, names.get(key, "")) for key, leaf in self.parts.items()})
 
     def fused_rule(self) -> re.Pattern[str]:
         """Matches the names of fused tensors: module and suffix."""
@@ -94,6 +95,13 @@ class Row:
     def part_suffixes(self) -> list[str]:
         """What may follow the name of a part."""
         return [*(part for _, part in self.tensors), *self.alike, *(one.suffix for one in self.beside)]
+
+
+def _named(leaf: str, name: str) -> str:
+    """`leaf` under another last name, or as it was; an expert keeps its number."""
+    if not name or EXPERT not in leaf or EXPERT in name:
+        return name or leaf
+    return f"{leaf.rpartition('.')[0]}.{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
         return NothingMatched("the checkpoint is already split", where=[checkpoint.path], help=tip)
     if looks:
         return _ambiguous(checkpoint, looks)
-    known = f"types with such modules are {', '.join(listed(known_types(kinds)))}"
+    known = f"types with such modules are {', '.join(listed(known_types(kinds)))}; --fused NAME with --layout says others"
     if mine:
         what, tip = f"no fused {mine[0].kind} of model type `{kind}` is here", f"its names would match {mine[0].parent}\\.{mine[0].fused}"
     elif not checkpoint.config:
@@ -276,6 +276,9 @@ def _nothing_to_fuse(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingM
     kind = checkpoint.config.get("model_type")
     if detect(checkpoint.config, checkpoint.tensors, kinds):
         return NothingMatched("the checkpoint is already fused", where=[checkpoint.path], help="there is nothing to do")
+    if set(KINDS) <= set(kinds) and detect_split(checkpoint.config, checkpoint.tensors, ("experts",)):
+        what = f"nothing was split here: the files of model type `{kind}` have experts apart, and its class fuses them in memory"
+        return NothingMatched(what, where=[checkpoint.path], help="fuse_experts makes what the class holds; it loads that, too")
     fused = " or ".join(kinds)
     return NothingMatched(
         f"no parts of a fused {fused} of model type `{kind}` are here",

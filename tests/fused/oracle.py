@@ -212,7 +212,7 @@ def _identity(function: Any) -> Any:
     """Of q, or of q and k, as the function takes them."""
     second = [*inspect.signature(function).parameters][1]
     if second.startswith(("k", "xk")):
-        return lambda q, k, *_, **__: (q, k)
+        return lambda q, k=None, *_, **__: q if k is None else (q, k)
     return lambda x, *_, **__: x
 
 

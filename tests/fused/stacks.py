@@ -18,6 +18,10 @@ SIZES: Mapping[str, Any] = {
     "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
     "num_experts": EXPERTS, "num_local_experts": EXPERTS, "n_routed_experts": EXPERTS, "num_experts_per_tok": TOP,
 }  # fmt: skip
+HYBRID: Mapping[str, Any] = {
+    "shared_intermediate_size": 8, "layer_types": ["mamba", "attention"],
+    "mamba_d_state": 4, "mamba_expand": 2, "mamba_n_heads": 4, "mamba_d_head": 8,
+}  # fmt: skip
 
 Weights = Mapping[str, Tensor]  # gate, up and down of one expert, (out, in), and their biases: gate_bias, …
 Gate = Callable[[Any, Tensor, Tensor], Tensor]  # the class's module, gate(x), up(x)
@@ -158,5 +162,6 @@ SAVED: tuple[Case, ...] = (
     ),
     Case("granitemoe", "model.layers.1.block_sparse_moe.experts"),
     Case("granitemoeshared", "model.layers.1.block_sparse_moe.experts", {"shared_intermediate_size": 8}),
+    Case("granitemoehybrid", "model.layers.1.block_sparse_moe.experts", HYBRID),
     Case("granitemoe_swa", "model.layers.1.block_sparse_moe.experts", {"shared_intermediate_size": 8}),
 )

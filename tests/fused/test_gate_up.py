@@ -31,7 +31,6 @@ MOSHI = {"ffn_dim": 24, "audio_vocab_size": 31, "num_codebooks": 3, "audio_bos_t
 KYUTAI = {"ffn_dim": 24, "codebook_vocab_size": 31, "num_codebooks": 3, "audio_pad_token_id": 5}
 DINO = {"use_swiglu_ffn": True, "image_size": 8, "patch_size": 4}
 MAMBA = {"mamba_d_state": 4, "mamba_expand": 2}
-HYBRID = {**SHARED, **MAMBA, "mamba_n_heads": 4, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]}
 ZAMBA = {
     **MAMBA,
     "n_mamba_heads": 4,
@@ -109,7 +108,7 @@ CASES: tuple[Case, ...] = (
     Case("glm_image_text", "layers.0.mlp.gate_up_proj", act="activation_fn"),
     Case("hrm_text", "model.H_module.layers.0.mlp.gate_up_proj"),
     Case("granitemoeshared", "model.layers.0.shared_mlp.input_linear", act="activation", sizes=SHARED),
-    Case("granitemoehybrid", "model.layers.0.shared_mlp.input_linear", act="activation", sizes=HYBRID),
+    Case("granitemoehybrid", "model.layers.0.shared_mlp.input_linear", act="activation", sizes=stacks.HYBRID),
     Case("granitemoe_swa", "model.layers.0.shared_mlp.input_linear", act="activation", sizes=SHARED),
     Case("modernbert", "layers.0.mlp.Wi", act="act", sizes={"mlp_bias": True}),
     Case("modernbert-decoder", "model.layers.0.mlp.Wi", act="act"),

@@ -2,7 +2,7 @@
 
 Stored (experts, out, in), or (experts, in, out) where a row says `transposed`; the parts are (out, in) as nn.Linear has them.
 `SAVED` are types whose files have the 3-D tensors; the files of `LOADED` have one module per expert, and the 3-D tensors are
-what their classes hold in memory, and load as well.
+what their classes hold in memory, and load as well: these are split and fused where experts are asked for, not among all kinds.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def _rows(
     tensors: Suffixes = STACKED,
     transposed: bool = False,
     only: tuple[Condition | None, ...] = (None, None, None),
+    asked: bool = False,
 ) -> tuple[Row, ...]:
     """A row for each of the 3-D tensors."""
     return tuple(
@@ -59,6 +60,7 @@ def _rows(
             stacked=True,
             transposed=transposed,
             only=condition,
+            asked=asked,
         )
         for (fused, keys), condition in zip(stacks.items(), only, strict=False)
     )
@@ -158,29 +160,30 @@ SAVED: tuple[Row, ...] = (
         tensors=WEIGHTS,
     ),
 )
-# Types of the pattern `qwen2_moe` in transformers' conversion_mapping, and those that repeat it.
+# Types of the pattern `qwen2_moe` in transformers' conversion_mapping, and those that repeat it: of those that were tried.
 QWEN2_MOE = (
     "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
-    "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm4v_moe_text", "glm5_next",
-    "glm_moe_dsa", "hunyuan_v1_moe", "hy_v3", "kolibri1", "laguna", "longcat_flash", "mellum", "mimo_v2_flash", "olmoe", "qwen2_moe",
-    "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_text", "qwen3_5_moe", "qwen3_5_moe_text",
-    "solar_open", "unlimited_ocr",
+    "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+    "hy_v3", "kolibri1", "laguna", "longcat_flash", "mellum", "mimo_v2_flash", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
+    "qwen3_5_moe_text", "solar_open", "unlimited_ocr",
 )  # fmt: skip
 
 LOADED: tuple[Row, ...] = (
-    *_rows(QWEN2_MOE, r"layers\.\d+\.mlp", "conversion_mapping: qwen2_moe", tensors=WEIGHTS),
-    *_rows(("jamba",), r"layers\.\d+\.feed_forward", "conversion_mapping: jamba", tensors=WEIGHTS),
-    *_rows(("lfm2_moe",), r"layers\.\d+\.feed_forward", "conversion_mapping: lfm2_moe", names=W123, tensors=WEIGHTS),
+    *_rows(QWEN2_MOE, r"layers\.\d+\.mlp", "conversion_mapping: qwen2_moe", tensors=WEIGHTS, asked=True),
+    *_rows(("jamba",), r"layers\.\d+\.feed_forward", "conversion_mapping: jamba", tensors=WEIGHTS, asked=True),
+    *_rows(("lfm2_moe",), r"layers\.\d+\.feed_forward", "conversion_mapping: lfm2_moe", names=W123, tensors=WEIGHTS, asked=True),
     *_rows(
-        ("mixtral", "minimax", "minimax_m2", "phimoe", "kimi_linear", "minimax_m3_vl"),
+        ("mixtral", "minimax", "minimax_m2", "phimoe", "kimi_linear"),
         r"layers\.\d+\.block_sparse_moe",
         "conversion_mapping: mixtral, and those that repeat it",
         names=W123,
         tensors=WEIGHTS,
+        asked=True,
     ),
-    *_rows(("deepseek_v4",), r"layers\.\d+\.ffn", "conversion_mapping: deepseek_v4", names=W123, tensors=WEIGHTS),
-    *_rows(("nemotron_h",), r"layers\.\d+\.mixer", "conversion_mapping: nemotron_h; there is no gate", NO_GATE, tensors=WEIGHTS),
-    *_rows(("mistral_large4",), r"layers\.\d+", "conversion_mapping: mistral_large4", names=W123, tensors=WEIGHTS),
+    *_rows(("deepseek_v4",), r"layers\.\d+\.ffn", "conversion_mapping: deepseek_v4", names=W123, tensors=WEIGHTS, asked=True),
+    *_rows(
+        ("nemotron_h",), r"layers\.\d+\.mixer", "conversion_mapping: nemotron_h; there is no gate", NO_GATE, tensors=WEIGHTS, asked=True
+    ),
 )
 
 EXPERTS: tuple[Row, ...] = (*SAVED, *LOADED)
