@@ -6,6 +6,7 @@ The library is imported inside the commands: `--help` and completion need typer 
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Debug, Fused, Json, Maps, Model, Quiet, Writing, parse_map, writing_options
+from .options import Base, Debug, Fused, Json, Maps, Model, Quiet, Writing, parse_map, parse_numbers, writing_options
 
 if TYPE_CHECKING:
     import surgery
@@ -68,7 +69,7 @@ def _top(
     pass
 
 
-def _written(surgeries: Callable[[], surgery.Checkpoint], options: Writing) -> None:
+def _written(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: Writing) -> None:
     """The one way in which commands write: plan, show or execute, report."""
     from .writing import run
 
@@ -123,21 +124,18 @@ Kinds = Annotated[str, typer.Option("--kinds", metavar="KIND,…", help=f"Of {',
 
 @app.command()
 @writing_options
-def split(model: Model, kinds: Kinds = "", to: As = "", *, fused: Fused, options: Writing) -> None:
-    """Replace fused modules by their parts, byte for byte: qkv, gate and up, experts."""
+def split(model: Model, kinds: Kinds = "", to: As = "", base: Base = None, *, fused: Fused, options: Writing) -> None:
+    """Replace fused modules by their parts, byte for byte: qkv, gate and up, experts. An adapter's, with its [bold]--base[/bold]."""
     if to and kinds:
         raise typer.BadParameter("the target says what is split", param_hint="--kinds --as")
-    _written(_splitting(model, _kinds(kinds), fused.given(), to), options)
+    _split(model, _kinds(kinds), fused, to, base, options)
 
 
 @app.command()
 @writing_options
-def fuse(model: Model, kinds: Kinds = "", *, fused: Fused, options: Writing) -> None:
+def fuse(model: Model, kinds: Kinds = "", base: Base = None, *, fused: Fused, options: Writing) -> None:
     """Put parts back into the fused modules of the model's own class, byte for byte: the inverse of [bold]split[/bold]."""
-    import surgery
-
-    given, asked = fused.given(), _kinds(kinds)
-    _written(lambda: surgery.fuse(surgery.open_checkpoint(model), asked, given=given), options)
+    _fuse(model, _kinds(kinds), fused, base, options)
 
 
 def _add_commands_of(kind: str) -> None:
@@ -146,31 +144,58 @@ def _add_commands_of(kind: str) -> None:
 
     @app.command(f"split-{kind}", help=f"{splits}, byte for byte.")
     @writing_options
-    def split_kind(model: Model, to: As = "", *, fused: Fused, options: Writing) -> None:
-        _written(_splitting(model, asked, fused.given(), to), options)
+    def split_kind(model: Model, to: As = "", base: Base = None, *, fused: Fused, options: Writing) -> None:
+        _split(model, asked, fused, to, base, options)
 
     @app.command(f"fuse-{kind}", help=f"{fuses} of the model's own class, byte for byte.")
     @writing_options
-    def fuse_kind(model: Model, *, fused: Fused, options: Writing) -> None:
-        import surgery
-
-        given = fused.given()
-        _written(lambda: surgery.fuse(surgery.open_checkpoint(model), asked, given=given), options)
+    def fuse_kind(model: Model, base: Base = None, *, fused: Fused, options: Writing) -> None:
+        _fuse(model, asked, fused, base, options)
 
 
 for _kind in KINDS:
     _add_commands_of(_kind)
 
 
-def _splitting(model: Path, kinds: tuple[str, ...], given: surgery.Given | None, to: str) -> Callable[[], surgery.Checkpoint]:
+def _split(model: Path, kinds: tuple[str, ...], fused: Fused, to: str, base: Path | None, options: Writing) -> None:
     """`surgery.split`, or `surgery.convert` where a target is named, which knows what is split and how."""
     import surgery
 
-    if to and given:
+    given = fused.given()
+    if to and (given or base):
         raise typer.BadParameter("the target says how the parts lie and what they are called", param_hint="--as")
     if to:
-        return lambda: surgery.convert(surgery.open_checkpoint(model), to)
-    return lambda: surgery.split(surgery.open_checkpoint(model), kinds, given=given)
+        _written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
+    elif surgery.is_adapter(model):
+        _written(lambda: surgery.split(adapter := surgery.open_adapter(model), kinds, given=given, base=_base_of(adapter, base)), options)
+    else:
+        _check_no_base(base)
+        _written(lambda: surgery.split(surgery.open_checkpoint(model), kinds, given=given), options)
+
+
+def _fuse(model: Path, kinds: tuple[str, ...], fused: Fused, base: Path | None, options: Writing) -> None:
+    import surgery
+
+    given = fused.given()
+    if surgery.is_adapter(model):
+        _written(lambda: surgery.fuse(adapter := surgery.open_adapter(model), kinds, given=given, base=_base_of(adapter, base)), options)
+    else:
+        _check_no_base(base)
+        _written(lambda: surgery.fuse(surgery.open_checkpoint(model), kinds, given=given), options)
+
+
+def _base_of(adapter: surgery.Adapter, base: Path | None) -> surgery.Checkpoint | None:
+    """The base that was given, or that the adapter names, where that is here."""
+    import surgery
+
+    named = adapter.config.get("base_model_name_or_path")
+    place = base or (Path(named) if isinstance(named, str) and Path(named).is_dir() else None)
+    return surgery.open_checkpoint(place) if place else None
+
+
+def _check_no_base(base: Path | None) -> None:
+    if base:
+        raise typer.BadParameter("MODEL is no adapter: it is its own base", param_hint="--base")
 
 
 @app.command()
@@ -190,6 +215,50 @@ def _kinds(text: str) -> tuple[str, ...]:
     if unknown := [kind for kind in asked if kind not in KINDS]:
         raise typer.BadParameter(f"there is no kind {', '.join(unknown)}; there are {', '.join(KINDS)}", param_hint="--kinds")
     return tuple(dict.fromkeys(kind for name in asked for kind in KINDS[name][0]))
+
+
+@app.command()
+@writing_options
+def inject(
+    model: Model,
+    target_modules: Annotated[
+        str,
+        typer.Option(
+            "--target-modules", metavar="NAME,…", help="Last names of modules, a regular expression, or all-linear.", show_default=False
+        ),
+    ],
+    rank: Annotated[int, typer.Option("--rank", "-r", metavar="N", help="The inner dimension of B·A.")] = 8,
+    alpha: Annotated[float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; rank if not given.")] = None,
+    init: Annotated[str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")] = "uniform",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="A follows from it and from its name, on every machine.")] = 0,
+    rslora: Annotated[bool, typer.Option("--use-rslora", help="The scale is alpha / √rank.")] = False,
+    exclude_modules: Annotated[str, typer.Option("--exclude-modules", metavar="NAME,…", help="As --target-modules, left out.")] = "",
+    layers: Annotated[str, typer.Option("--layers-to-transform", metavar="N,…", help="Only in these layers.")] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Make a zero-initialised LoRA adapter for a base, from headers alone: PEFT loads it, and nothing changes yet."""
+    import surgery
+
+    def made() -> surgery.Adapter:
+        return surgery.inject(
+            surgery.open_checkpoint(model),
+            _modules(target_modules),
+            rank=rank,
+            alpha=int(alpha) if alpha is not None and alpha == int(alpha) else alpha,
+            init=init,
+            seed=seed,
+            use_rslora=rslora,
+            exclude_modules=_modules(exclude_modules) if exclude_modules else None,
+            layers_to_transform=parse_numbers(layers, "--layers-to-transform") if layers else None,
+        )
+
+    _written(made, options)
+
+
+def _modules(text: str) -> str | list[str]:
+    """A list of names where it is one, else a regular expression; `all-linear` is itself."""
+    return text.split(",") if re.fullmatch(r"[\w.,]+", text) else text
 
 
 @app.command()

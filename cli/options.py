@@ -24,6 +24,10 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
+Base = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="MODEL", help="Of an adapter: the model that it is for, fused or split.", rich_help_panel=FUSED),
+]
 Maps = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rewrite names, wherever REGEX occurs; may be given often."),
@@ -99,18 +103,19 @@ class Fused:
         import surgery
 
         said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in ("", None)}
-        read = {"slots": _numbers, "order": lambda text: tuple(text.split(",")), "names": _names}
+        read = {"slots": lambda text: parse_numbers(text, "--slots"), "order": lambda text: tuple(text.split(",")), "names": _names}
         try:
             return surgery.Given(**{name: read.get(name, lambda value: value)(value) for name, value in said.items()}) if said else None
         except surgery.SurgeryError as error:
             raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)) from error
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """N,N,… as whole numbers."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"`{text}` is not a list of whole numbers, such as 8,1,1", param_hint="--slots") from error
+        raise typer.BadParameter(f"`{text}` is not a list of whole numbers, such as 8,1,1", param_hint=option) from error
 
 
 def _names(text: str) -> dict[str, str]:

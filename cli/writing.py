@@ -15,7 +15,7 @@ from .options import Writing
 from .progress import progress
 
 
-def run(surgeries: Callable[[], surgery.Checkpoint], options: Writing) -> None:
+def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: Writing) -> None:
     """Carry out a writing command."""
     if options.out is None and not options.dry_run:
         raise typer.BadParameter("where should the result go?", param_hint="-o/--output")

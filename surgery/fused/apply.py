@@ -15,14 +15,14 @@ class Change:
 
     made: dict[str, Tensor] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
-    used: list[str] = field(default_factory=list)
+    used: dict[str, None] = field(default_factory=dict)  # a set in order
     dropped: list[str] = field(default_factory=list)
 
     def take(self, name: str, made: Mapping[str, Tensor], *others: str) -> None:
         """Make tensors from `name`, and from `others` with it."""
         self.made |= made
         self.source |= dict.fromkeys(made, name)
-        self.used += [n for n in (name, *others) if n not in self.used]
+        self.used |= dict.fromkeys((name, *others))
 
 
 def split_tensors(tensors: Mapping[str, Tensor], site: Site) -> Change:

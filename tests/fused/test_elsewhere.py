@@ -294,7 +294,7 @@ CASES = {
         bias=False,
     ),
     "mosaic-bert": case(
-        "bert.encoder.layer.{}.attention.self.Wqkv", {"model_type": "bert", **MHA}, three_h_d, (3, 3, 3), parts=("query", "key", "value")
+        "bert.encoder.layer.{}.attention.self.Wqkv", {"model_type": "bert", **MHA}, three_h_d, (3, 3, 3), parts=("Wq", "Wk", "Wv")
     ),
     "timm": case("blocks.{}.attn.qkv", {"architecture": "vit_base_patch16_224", "num_features": 36}, three_h_d, (3, 3, 3)),
     "timm-beit": case(

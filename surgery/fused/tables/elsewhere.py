@@ -207,7 +207,7 @@ ELSEWHERE: tuple[Row, ...] = (
         ("bert",),
         r"layer\.\d+\.attention\.self",
         "Wqkv",
-        {"q": "query", "k": "key", "v": "value"},
+        {"q": "Wq", "k": "Wk", "v": "Wv"},  # not query, key and value: these are what an ordinary BERT has
         full_width("hidden_size"),
         "mosaicml/mosaic-bert-base bert_layers.py BertUnpadSelfAttention.forward: 'b s (t h d) -> b s t h d', t=3",
     ),
