@@ -170,6 +170,7 @@ def plan(
         if max_shard_size is not None:
             raise PlanError("an adapter is one file", where=[checkpoint.path], help="leave --max-shard-size away")
         checkpoint = of_adapter(checkpoint)
+    role = "base" if any(i.role == "base" for i in checkpoint.inputs) else "adapter"
     _check_accounts(checkpoint)
     _check_adapters(checkpoint)
     _check_metadata(checkpoint, drop_metadata)
@@ -192,7 +193,7 @@ def plan(
         __version__, identity, checkpoint.history, tuple(_described(i) for i in checkpoint.inputs), options, dict(sorted(written.items()))
     )
     files[MANIFEST] = encode_manifest(manifest)
-    opened = {name for i in checkpoint.inputs if i.role == "base" for name in i.tensors}
+    opened = {name for i in checkpoint.inputs if i.role == role for name in i.tensors}
     return Plan(
         identity,
         shards,

@@ -52,7 +52,10 @@ def adapter_for_split_phi3(path: Path) -> Path:
     return path
 
 
-COMMANDS = ("inspect", "reshard", "split-qkv", "fuse-qkv", "merge", "rename", "drop", "verify", "clean", "demo")
+COMMANDS = (
+    *("inspect", "reshard", "split", "fuse", "split-qkv", "fuse-qkv", "split-gate-up", "fuse-gate-up", "split-experts", "fuse-experts"),
+    *("convert", "inject", "merge", "rename", "drop", "verify", "clean", "demo"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

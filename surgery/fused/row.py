@@ -64,6 +64,7 @@ class Row:
     transposed: bool = False  # stacked (in, out) matrices, of which the parts are (out, in)
     only: Condition | None = None  # where it applies; None: wherever its names are
     asked: bool = False  # applies only where its kind is asked for, not where all are: files have the parts, the class fuses them
+    loads: bool = False  # whether the family's own class loads the parts under these names, which it has in memory
     config: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # config.json's fields: (fused, split)
 
     def called(self, names: Mapping[str, str]) -> Row:

@@ -115,7 +115,8 @@ def _across(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Sit
         note = f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
         return split_adapter(adapter, held), [], note
     if held := sites_held(adapter, fused_in(checkpoint), fused=False):
-        leaves = ", ".join(dict.fromkeys(leaf for site in held for leaf in site.row.parts.values()))
+        parts = [part for site in held for part in site.parts if part in adapter.lora or f"{part}.weight" in adapter.whole]
+        leaves = ", ".join(dict.fromkeys(part.rpartition(".")[2] for part in parts))
         return adapter, held, f"the adapter was trained on {leaves}, which the base stores as {held[0].row.fused}: merged into its rows"
     return adapter, [], ""
 
@@ -217,6 +218,7 @@ def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, value: Ten
 def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
     """The error for adapter modules without a place: which, what is near, and the rule that would mend it."""
     bases = {n.rpartition(".")[0] for n in checkpoint.tensors}
+    bases |= {part for site in fused_in(checkpoint) for part in site.parts} | {site.module for site in split_in(checkpoint)}
     modules = {key: key for key in adapter.lora} | {key: key.rpartition(".")[0] for key in adapter.whole}
     near = nearest(modules[lost[0]], bases)
     rule = _mending(modules, lost, bases)

@@ -41,7 +41,7 @@ def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | Non
     sites = fused_in(target, kinds, given)
     if not sites:
         raise _nothing(target, kinds)
-    return _noted(split_at(target, sites))
+    return _noted(split_at(target, sites), sites)
 
 
 def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
@@ -167,11 +167,16 @@ def fuse_experts(target: _Target, *, given: Given | None = None, base: Checkpoin
 _ALONE = "config.json still names a class that does not load these names; "
 
 
-def _noted(checkpoint: Checkpoint) -> Checkpoint:
-    """With a word on the classes that the result can become, where some are known."""
+def _noted(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
+    """With a word on the classes that load the result, as far as the tables know them."""
+    typed = [site.row for site in sites if site.row.model_types and site.row.kind in ATTENTION]
     ways = [f"surgery convert --as {name}" for name in targets_for(checkpoint.config)]
-    note = (f"{_ALONE}{' or '.join(ways)} writes a checkpoint that one does",) if ways else ()
-    return replace(checkpoint, notes=(*without_note(checkpoint).notes, *note))
+    notes = list(without_note(checkpoint).notes)
+    if typed and all(row.loads for row in typed):
+        notes.append("the model's own class loads these names, too")
+    elif typed:
+        notes.append(f"{_ALONE}{' or '.join(ways)} writes a checkpoint that one does" if ways else f"{_ALONE}fuse is the way back")
+    return replace(checkpoint, notes=tuple(notes))
 
 
 def without_note(checkpoint: Checkpoint) -> Checkpoint:

@@ -43,9 +43,9 @@ def _window(config: Config) -> int | None:
     return window if window is not None and window < config.get("max_position_embeddings", 4096) else None
 
 
-def _partial(config: Config, *others: str) -> tuple[bool, str]:
+def _partial(config: Config, other: str) -> tuple[bool, str]:
     share = partial_rotary(config)
-    return share != 1, f"partial_rotary_factor is {share:g}: {' and '.join(others)} rotate whole heads"
+    return share != 1, f"partial_rotary_factor is {share:g}: {other} rotates whole heads"
 
 
 def _phi3_as_mistral(config: Config) -> dict[str, Any]:

@@ -244,6 +244,7 @@ TEXT: tuple[Row, ...] = (
         tensors=WEIGHT,
         beside=(Beside("q_bias", "q", dims=3), Beside("v_bias", "v", dims=3)),
         zeros=(("k", ".bias"),),
+        loads=True,
         config={"fast_qkv": (True, False)},
     ),
     Row(
@@ -317,6 +318,7 @@ TEXT: tuple[Row, ...] = (
         {"q": "q", "k": "k", "v": "v", "o": "ogate_preact"},
         _xlstm,
         "models/xlstm xLSTMLayer.forward; names as with weight_mode single",
+        loads=True,
         config=XLSTM,
     ),
     Row(
@@ -327,6 +329,7 @@ TEXT: tuple[Row, ...] = (
         {"i": "igate_preact", "f": "fgate_preact"},
         equal(2),
         "models/xlstm xLSTMLayer.forward; names as with weight_mode single",
+        loads=True,
         config=XLSTM,
     ),
     Row(
@@ -374,6 +377,7 @@ TEXT: tuple[Row, ...] = (
         SELF_ATTN,
         full_width("hidden_size", "n_embd"),
         "conversion_mapping nomic_bert",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -383,6 +387,7 @@ TEXT: tuple[Row, ...] = (
         SELF_ATTN,
         full_width("hidden_size"),
         "conversion_mapping jina_embeddings_v3",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -392,6 +397,7 @@ TEXT: tuple[Row, ...] = (
         SELF_ATTN,
         full_width("hidden_size"),
         "conversion_mapping gte",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -401,6 +407,7 @@ TEXT: tuple[Row, ...] = (
         {"gate": "self_attn.gate_proj", **SELF_ATTN},
         equal(4),
         "conversion_mapping hrm_text",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -410,6 +417,7 @@ TEXT: tuple[Row, ...] = (
         QKV_PROJ,
         grouped_query(head_dim=("head_dim",)),
         "conversion_mapping Molmo2TextModel",
+        loads=True,
     ),
     Row(
         "qkv",

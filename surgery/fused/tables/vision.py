@@ -354,6 +354,7 @@ VISION: tuple[Row, ...] = (
         _thirds("d_model"),
         "conversion_mapping.py rf_detr: Chunk(dim=0); models/rf_detr RfDetrAttention.forward",
         tensors=IN_PROJ,
+        loads=True,
     ),
     Row(
         "qkv",
@@ -364,6 +365,7 @@ VISION: tuple[Row, ...] = (
         _thirds("hidden_size"),
         "conversion_mapping.py Tipsv2TextModel: Chunk(dim=0); models/tipsv2 Tipsv2TextAttention.forward",
         tensors=IN_PROJ,
+        loads=True,
     ),
     Row(
         "qkv",
@@ -373,6 +375,7 @@ VISION: tuple[Row, ...] = (
         _within("attention", QKV_PROJ),
         _thirds("hidden_size"),
         "conversion_mapping.py Tipsv2VisionModel: Chunk(dim=0); models/tipsv2 Tipsv2VisionAttention.forward",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -382,6 +385,7 @@ VISION: tuple[Row, ...] = (
         _within("attention", QKV_PROJ),
         _thirds("hidden_size"),
         "conversion_mapping.py radio: Chunk(dim=0); models/radio RadioAttention.forward",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -391,6 +395,7 @@ VISION: tuple[Row, ...] = (
         _within("attention", QKV_PROJ),
         _thirds("hidden_size"),
         "conversion_mapping.py qianfan_ocr: Chunk(dim=0); models/qianfan_ocr QianfanOCRVisionAttention.forward",
+        loads=True,
     ),
     Row(
         "qkv",
@@ -400,6 +405,7 @@ VISION: tuple[Row, ...] = (
         QKV_PROJ,
         _thirds("hidden_size"),
         "conversion_mapping.py UnlimitedOcrVisionEncoder: Chunk(dim=0); models/unlimited_ocr UnlimitedOcrAttention.forward",
+        loads=True,
     ),
     Row(
         "qkv",
