@@ -232,6 +232,9 @@ def inject(
     init: Annotated[str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")] = "uniform",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="A follows from it and from its name, on every machine.")] = 0,
     rslora: Annotated[bool, typer.Option("--use-rslora", help="The scale is alpha / √rank.")] = False,
+    dora: Annotated[bool, typer.Option("--use-dora", help="Magnitudes too, taken from the base in a stream.")] = False,
+    lora_bias: Annotated[bool, typer.Option("--lora-bias", help="A bias beside each B.")] = False,
+    modules_to_save: Annotated[str, typer.Option("--modules-to-save", metavar="NAME,…", help="Copied whole, to be trained.")] = "",
     exclude_modules: Annotated[str, typer.Option("--exclude-modules", metavar="NAME,…", help="As --target-modules, left out.")] = "",
     layers: Annotated[str, typer.Option("--layers-to-transform", metavar="N,…", help="Only in these layers.")] = "",
     *,
@@ -249,6 +252,9 @@ def inject(
             init=init,
             seed=seed,
             use_rslora=rslora,
+            use_dora=dora,
+            lora_bias=lora_bias,
+            modules_to_save=modules_to_save.split(",") if modules_to_save else (),
             exclude_modules=_modules(exclude_modules) if exclude_modules else None,
             layers_to_transform=parse_numbers(layers, "--layers-to-transform") if layers else None,
         )
@@ -269,6 +275,13 @@ def merge(
         list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders, summed in one pass.", show_default=False)
     ],
     weights: Annotated[str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.")] = "",
+    scale: Annotated[float, typer.Option("--scale", metavar="X", help="A factor for all of them.")] = 1.0,
+    only: Annotated[str, typer.Option("--only", metavar="REGEX", help="Merge the modules whose whole name matches; drop the rest.")] = "",
+    except_: Annotated[str, typer.Option("--except", metavar="REGEX", help="Drop the modules whose whole name matches.")] = "",
+    tied: Annotated[
+        str, typer.Option("--tied", metavar="untie|error", help="Where an adapter makes tied tensors differ: store both, or refuse.")
+    ] = "untie",
+    again: Annotated[bool, typer.Option("--again", help="Merge an adapter that is in the base already.")] = False,
     maps: Maps = None,
     *,
     options: Writing,
@@ -276,11 +289,23 @@ def merge(
     """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
     import surgery
 
+    if tied not in ("untie", "error"):
+        raise typer.BadParameter("untie or error", param_hint="--tied")
     factors = _factors(weights)
     rules = [parse_map(text) for text in maps or []]
 
     def made() -> surgery.Checkpoint:
-        return surgery.merge(surgery.open_checkpoint(base), [surgery.open_adapter(a) for a in adapters], factors, names=rules)
+        return surgery.merge(
+            surgery.open_checkpoint(base),
+            [surgery.open_adapter(a) for a in adapters],
+            factors,
+            names=rules,
+            scale=scale,
+            only=only or None,
+            except_=except_ or None,
+            tied=tied,
+            again=again,
+        )
 
     _written(made, options)
 
@@ -314,26 +339,89 @@ def drop(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
+    tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say what differs between two checkpoints or two adapters, however they are sharded: tensors, values, config, files.
+
+    Exit status: 0 equal, 1 different, or refused.
+    """
+    import surgery
+
+    from . import output
+
+    def body() -> None:
+        with output.counting(not json and not quiet) as on_tensor:
+            found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor)
+        if json or not quiet:
+            output.show_difference(found, json=json)
+        if not found.equal:
+            raise typer.Exit(1)
+
+    guarded(body, json=json, debug=debug)
+
+
+PROOF = "Is it this merge?"
+
+
+@app.command()
 def verify(
     model: Model,
     values: Annotated[bool, typer.Option("--values", help="Read every tensor and look for NaN and infinity.")] = False,
     check_class: Annotated[
         bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
     ] = True,
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
+    ] = None,
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, as for merge.", rich_help_panel=PROOF)
+    ] = "",
+    maps: Annotated[
+        list[str] | None, typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rewrite the adapters' names.", rich_help_panel=PROOF)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Check headers, index and files against each other, the values, and what the model's class says."""
+    """Check headers, index and files against each other, the values, and what the model's class says.
+
+    With [bold]--base[/bold] and [bold]--adapter[/bold]: whether every adapter is in it, once, and all else as in the base,
+    whoever merged it; what is rounding, and what is wrong. Exit status: 0 all well, 1 not.
+    """
     import surgery
 
     from . import output
 
+    if bool(base) != bool(adapters) or (not base and (weights or maps)):
+        raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
+    factors = _factors(weights)
+    rules = [parse_map(text) for text in maps or []]
+
     def body() -> None:
-        with output.counting(values and not json and not quiet) as on_tensor:
-            found = surgery.verify(model, values=values, check_class=check_class, on_tensor=on_tensor)
+        with output.counting((values or base is not None) and not json and not quiet) as on_tensor:
+            found = surgery.verify(
+                model,
+                values=values,
+                check_class=check_class,
+                base=base,
+                adapter=adapters or (),
+                weights=factors,
+                names=rules,
+                on_tensor=on_tensor,
+            )
         if json:
-            output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks})
+            tensors = {"tensors": found.proof.tensors} if found.proof else {}
+            output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks, **tensors})
             if not found.ok:
                 raise typer.Exit(1)
             return

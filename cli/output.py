@@ -143,10 +143,56 @@ def show_tensors(path: str, tensors: Mapping[str, Tensor], shards: Mapping[str, 
 
 
 def show_verification(found: surgery.Verification) -> None:
-    """Each check with its answer."""
+    """Each check with its answer; of a merge, how many tensors have which verdict, and those with which something is wrong."""
     marks = {True: "ok", False: "FAILED", None: "not checked"}
     rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
     _table(rows, found.path)
+    if not found.proof:
+        return
+    print()
+    counts = [(verdict, found.proof.of(verdict)) for verdict in surgery.Verdict]
+    _grid(("verdict", "tensors", "elements", "differing", "ulps"), [_counted(verdict, those) for verdict, those in counts if those])
+    if found.proof.wrong:
+        print()
+        _table([("FAILED", str(one)) for one in found.proof.wrong])
+
+
+def _counted(verdict: surgery.Verdict, those: Sequence[surgery.Judgement]) -> list[str]:
+    differing, ulps = sum(one.differing for one in those), max(one.ulps for one in those)
+    return [verdict.value, str(len(those)), f"{sum(one.elements for one in those):,}", f"{differing:,}", str(ulps)]
+
+
+def show_difference(found: surgery.Difference, *, json: bool) -> None:
+    """What two have in common and what not; then each tensor that is not the same."""
+    if json:
+        measured = [{"share": c.measure.share, **asdict(c.measure)} if c.measure else None for c in (*found.unlike, *found.changed)]
+        rows = [{**asdict(c), "measure": m} for c, m in zip((*found.unlike, *found.changed), measured, strict=True)]
+        unlike = len(found.unlike)
+        show_json({**asdict(found), "unlike": rows[:unlike], "changed": rows[unlike:], "equal": found.equal})
+        return
+    files = found.files
+    lists = [
+        ("only in A", found.only_a),
+        ("only in B", found.only_b),
+        ("unlike", [f"{c.name}: {c.a} -> {c.b}" for c in found.unlike]),
+        ("changed", [c.name for c in found.changed]),
+        ("identical", found.identical),
+        ("config", [f"{f.name}: {f.a} -> {f.b}" for f in found.config]),
+        ("files", [*(f"{n} (only in A)" for n in files.only_a), *(f"{n} (only in B)" for n in files.only_b), *files.changed]),
+    ]
+    rows = [("A", found.a), ("B", found.b)]
+    rows += [(what, f"{len(names)}: {_some(names)}") for what, names in lists if names]
+    _table(rows, "equal" if found.equal else "different")
+    if measures := [(c.name, c.measure) for c in (*found.unlike, *found.changed) if c.measure]:
+        print()
+        _grid(("name", "max", "mean", "relative", "differing", "ulps"), [_measured(name, m) for name, m in measures])
+
+
+def _measured(name: str, found: surgery.compare.Measure) -> list[str]:
+    nonfinite = f", {found.nonfinite} not finite" if found.nonfinite else ""
+    relative = "" if found.relative is None else f"{found.relative:.3g}"
+    ulps = "" if found.ulps is None else str(found.ulps)
+    return [name, f"{found.largest:.3g}", f"{found.mean:.3g}", relative, f"{100 * found.share:.3g} %{nonfinite}", ulps]
 
 
 def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:

@@ -10,6 +10,7 @@ data, in one pass. Importing this package imports neither torch, transformers, n
 """
 
 from .checkpoint import Checkpoint, open_checkpoint
+from .diff import Change, Difference, diff
 from .errors import (
     AdapterError,
     DestinationError,
@@ -30,6 +31,7 @@ from .formats.peft import Adapter, is_adapter, open_adapter
 from .fused.given import Given
 from .inspection import Inspection, inspect
 from .plan import Plan, plan
+from .proof import Judgement, Proof, Verdict
 from .stage import clean
 from .surgeries.convert import convert
 from .surgeries.inject import inject
@@ -52,13 +54,16 @@ from .version import __version__
 __all__ = [
     "Adapter",
     "AdapterError",
+    "Change",
     "Check",
     "Checkpoint",
     "DestinationError",
+    "Difference",
     "FormatError",
     "Given",
     "Input",
     "Inspection",
+    "Judgement",
     "LayoutError",
     "NoSpace",
     "NotACheckpoint",
@@ -67,15 +72,18 @@ __all__ = [
     "NothingMatched",
     "Plan",
     "PlanError",
+    "Proof",
     "Report",
     "SourceChanged",
     "Step",
     "SurgeryError",
+    "Verdict",
     "Verification",
     "VerificationFailed",
     "__version__",
     "clean",
     "convert",
+    "diff",
     "drop",
     "execute",
     "fuse",

@@ -22,7 +22,7 @@ from .dtypes import F64, Dtype
 from .errors import NotSupported
 from .read import SPAN, Reader
 from .runs import Piece, lower, to_bytes, window
-from .tensor import File, LowRank, Random, Stored, Sum, Tensor, children, has_arithmetic, narrow, substitute
+from .tensor import File, Gain, LowRank, Norms, Random, Stored, Sum, Tensor, children, has_arithmetic, narrow, substitute
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +118,9 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
         for at, end in _rows(start, stop, columns):
             _compute(tensor, at, end, out[(at - start) * item : (end - start) * item], work)
         return
+    if isinstance(tensor, Norms):
+        _norms(tensor, start, stop, out, work)
+        return
     if isinstance(tensor, Random):
         draw(tensor, start, stop, out)
         return
@@ -125,9 +128,9 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
         work.reader.read(tensor.file, tensor.offset + start * item, out)
         return
     pieces = window(work.pieces(tensor), start, stop, tensor.size)
-    work.reader.gather([to_bytes(p) for p in pieces if not isinstance(p.leaf, Sum | Random)], out)
+    work.reader.gather([to_bytes(p) for p in pieces if not isinstance(p.leaf, Sum | Norms | Random)], out)
     for piece in pieces:
-        if isinstance(piece.leaf, Sum | Random):
+        if isinstance(piece.leaf, Sum | Norms | Random):
             for at, to in piece.runs():
                 into(piece.leaf, at, at + piece.run, out[to * item : (to + piece.run) * item], work)
 
@@ -136,6 +139,8 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
     """A tensor inside `tensor` that must be computed as a whole, before it is used: what is not row-local."""
     for piece in lower(tensor) if has_arithmetic(tensor) else []:
         leaf = piece.leaf
+        if isinstance(leaf, Norms):
+            return scratch_of(leaf.of) or leaf
         if not isinstance(leaf, Sum):
             continue
         for child in children(leaf):
@@ -165,6 +170,19 @@ def nonfinite(tensor: Tensor, work: Workspace) -> int:
     return count
 
 
+def settle(tensor: Tensor, folder: str, work: Workspace) -> Tensor:
+    """The tensor with all that must be computed as a whole written to files in `folder`, and read from there."""
+    while (inner := scratch_of(tensor)) is not None:
+        path = os.path.join(folder, str(len(os.listdir(folder))))
+        with open(path, "wb") as stream:
+            for _, data in blocks(inner, 0, inner.size, work):
+                stream.write(data)
+        status = os.stat(path)
+        file = File(path, status.st_size, status.st_mtime_ns)
+        tensor = substitute(tensor, inner, Stored(inner.dtype, inner.shape, file, 0))
+    return tensor
+
+
 def load(tensor: Tensor) -> torch.Tensor:
     """The value of a lazy tensor, as a torch tensor of its shape and dtype."""
     import torch
@@ -177,14 +195,7 @@ def load(tensor: Tensor) -> torch.Tensor:
     raw, work = bytearray(tensor.nbytes), Workspace(DEFAULT_MEMORY)
     with tempfile.TemporaryDirectory() as folder, exact():
         try:
-            while (inner := scratch_of(tensor)) is not None:
-                path = os.path.join(folder, str(len(os.listdir(folder))))
-                with open(path, "wb") as stream:
-                    for _, data in blocks(inner, 0, inner.size, work):
-                        stream.write(data)
-                status = os.stat(path)
-                file = File(path, status.st_size, status.st_mtime_ns)
-                tensor = substitute(tensor, inner, Stored(inner.dtype, inner.shape, file, 0))
+            tensor = settle(tensor, folder, work)
             for at, data in blocks(tensor, 0, tensor.size, work):
                 raw[at : at + len(data)] = data
         finally:
@@ -259,6 +270,8 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
             values[:tall, :wide].copy_(base[r : r + tall, c : c + wide])
             for delta in total.deltas:
                 _accumulate(values, delta, first + r, tall, begin + c, kind, work)
+            if total.gain:
+                _scale(values, total.gain, first + r, tall, begin + c, wide, work)
             result[r : r + tall, c : c + wide].copy_(values[:tall, :wide])
 
 
@@ -278,6 +291,47 @@ def _accumulate(values: torch.Tensor, delta: LowRank, row: int, tall: int, colum
             for c in range(0, width, COLUMNS):
                 tile = values[r : r + ROWS, c : c + COLUMNS]
                 tile.addmm_(left[r : r + ROWS], right[:, c : c + COLUMNS], alpha=delta.scale)
+
+
+def _scale(values: torch.Tensor, gain: Gain, row: int, tall: int, column: int, wide: int, work: Workspace) -> None:
+    """Multiply the tiles that begin at (row, column) by the gain of their rows or columns: one division, one product."""
+    import torch
+
+    first, count = (column, wide) if gain.columns else (row, tall)
+    found = []
+    for factor in gain.factors:
+        raw = work.buffer("gain", count * factor.dtype.bits // 8)
+        into(factor, first, first + count, raw, work)
+        found.append(torch.frombuffer(raw, dtype=_torch(factor.dtype)).to(values.dtype, copy=True))
+    quotient = found[0] / found[1]
+    part = values[:, :wide] if gain.columns else values[:tall]
+    part.mul_(quotient if gain.columns else quotient[:, None])
+
+
+def _norms(norms: Norms, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Elements [start, stop) of row or column norms: squares summed in float64, in tiles of constant shape and order."""
+    import torch
+
+    of = norms.of
+    columns = of.shape[-1]
+    rows = of.size // columns
+    result = torch.frombuffer(out, dtype=torch.float32)
+    sums = torch.zeros(stop - start, dtype=torch.float64)
+    first, last = (0, rows) if norms.columns else (start, stop)
+    for row in range(first, last, ROWS):
+        tall = min(ROWS, last - row)
+        raw = work.buffer("norms", tall * columns * of.dtype.bits // 8)
+        into(of, row * columns, (row + tall) * columns, raw, work)
+        values = torch.frombuffer(raw, dtype=_torch(of.dtype)).view(tall, columns).double()
+        if norms.columns:
+            for line in values[:, start:stop]:
+                sums.addcmul_(line, line)
+        else:
+            for c in range(0, columns, COLUMNS):
+                tile = torch.zeros(ROWS, COLUMNS, dtype=torch.float64)
+                tile[:tall, : min(COLUMNS, columns - c)] = values[:, c : c + COLUMNS]
+                sums[row - first : row - first + tall] += tile.square_().sum(1)[:tall]
+    result.copy_(sums.sqrt_())
 
 
 def _floats(tensor: Tensor, part: tuple[int, int, int, int], shape: tuple[int, int], kind: Any, work: Workspace, use: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # Types whose class ties the output head to the input embedding where config.json does not say.
@@ -44,6 +45,67 @@ EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "t
 HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection"})
 
 
+# Tensors of one entry per word of the vocabulary that are neither embedding nor head.
+VOCABULARY_BIASES = frozenset({"cls.predictions.bias", "predictions.bias", "final_logits_bias"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """The tensors that a class ties, each to the one it is tied to, and how config.json says that they are apart.
+
+    `said`: `tie_word_embeddings: false` loads both as they are stored, and changes nothing else. Where not, the flag has
+    to stay: BERT would miss a bias, BART its two other embeddings, Switch would scale its output otherwise; transformers 5
+    keeps stored tensors apart that differ. `always`: the class ties what is not stored, whatever the flag says.
+    """
+
+    others: Mapping[str, str]
+    said: bool = True
+    always: bool = False
+
+
+def _of(classes: str, ties: Ties) -> dict[str, Ties]:
+    return dict.fromkeys(classes.split(), ties)
+
+
+def _bert(stem: str, head: str) -> Ties:
+    weight, bias = f"{stem}.embeddings.word_embeddings.weight", f"{head}.bias"
+    return Ties({f"{head}.decoder.weight": weight, f"{head}.decoder.bias": bias}, said=False)
+
+
+def _shared(*others: str, stem: str = "", always: bool = False) -> Ties:
+    return Ties(dict.fromkeys((f"{name}.weight" for name in others), f"{stem}shared.weight"), said=False, always=always)
+
+
+# What each class ties: its `_tied_weights_keys`. Which tensors a file lacks, and how to say that they differ, is proven by
+# logits in a test; the classes that are not here are refused where an adapter would untie them.
+TIES: Mapping[str, Ties] = {
+    **_of(
+        "LlamaForCausalLM MistralForCausalLM MixtralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM Qwen2MoeForCausalLM "
+        "Qwen3MoeForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM PhiForCausalLM Phi3ForCausalLM "
+        "StableLmForCausalLM Starcoder2ForCausalLM SmolLM3ForCausalLM GraniteForCausalLM CohereForCausalLM "
+        "Cohere2ForCausalLM OlmoForCausalLM Olmo2ForCausalLM",
+        Ties({"lm_head.weight": "model.embed_tokens.weight"}),
+    ),
+    **_of("GPT2LMHeadModel GPTNeoForCausalLM GPTBigCodeForCausalLM MptForCausalLM", Ties({"lm_head.weight": "transformer.wte.weight"})),
+    **_of("BloomForCausalLM FalconForCausalLM", Ties({"lm_head.weight": "transformer.word_embeddings.weight"})),
+    "OPTForCausalLM": Ties({"lm_head.weight": "model.decoder.embed_tokens.weight"}),
+    "WhisperForConditionalGeneration": Ties({"proj_out.weight": "model.decoder.embed_tokens.weight"}),
+    "DistilBertForMaskedLM": Ties({"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}),
+    "ElectraForMaskedLM": Ties({"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"}),
+    **_of("BertForMaskedLM BertForPreTraining BertLMHeadModel", _bert("bert", "cls.predictions")),
+    **_of("RobertaForMaskedLM RobertaForCausalLM XLMRobertaForMaskedLM", _bert("roberta", "lm_head")),
+    **_of(
+        "T5ForConditionalGeneration MT5ForConditionalGeneration UMT5ForConditionalGeneration",
+        _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head", always=True),
+    ),
+    "T5EncoderModel": _shared("encoder.embed_tokens", always=True),
+    "SwitchTransformersForConditionalGeneration": _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
+    **_of(
+        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration",
+        _shared("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head", stem="model."),
+    ),
+}
+
 # Classes whose head is not over the vocabulary: there is nothing that the input embedding could be tied to.
 _HEADLESS = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$")
 
@@ -56,6 +118,12 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else None
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if text else None)
     return bool(said) if said is not None else config.get("model_type") in TIED_BY_DEFAULT
+
+
+def ties(config: Mapping[str, Any]) -> Ties | None:
+    """What the model's class ties, each to the one it is tied to; None where nothing is tied, or the class is not in the table."""
+    known = TIES.get(str(next(iter(config.get("architectures") or []), "")))
+    return known if known and (known.always or is_tied(config)) else None
 
 
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool:

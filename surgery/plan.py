@@ -31,7 +31,7 @@ from .formats.safetensors import encode_header, in_file_order
 from .names import natural
 from .runs import Piece, lower, to_bytes
 from .sharding import assign
-from .tensor import File, Input, Shape, Stored, Sum, Tensor, Zeros, children, has_arithmetic, is_computed, stored, substitute
+from .tensor import File, Input, Shape, Stored, Sum, Tensor, Zeros, has_arithmetic, is_computed, stored, substitute
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
@@ -308,7 +308,7 @@ def _check_accounts(checkpoint: Checkpoint) -> None:
                     used, mark = parts.get(_key(leaf), (0, 0))
                     parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
                 case Sum() as leaf:
-                    for child in children(leaf):
+                    for child in (leaf.base, *(f for d in leaf.deltas for f in d.factors), *([leaf.gain.magnitude] if leaf.gain else [])):
                         count(child)
 
     def arrives(tensor: Stored, copies: int) -> bool:

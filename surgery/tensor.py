@@ -4,7 +4,7 @@ A closed sum type of frozen dataclasses, handled with `match`:
 
     leaves       Stored | Zeros | Random               bytes of a file; nothing at all; numbers drawn from a key
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
-    arithmetic   Sum                                   base + deltas in float32, rounded once; `evaluate.py` computes it
+    arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms: `evaluate.py`
 
 Build nodes with the functions below, not with the classes: they check shapes, and they move movement under arithmetic,
 so that a row block of a sliced sum is the same row block of the sum. Elements are in row-major order everywhere.
@@ -13,7 +13,7 @@ so that a row block of a sliced sum is the same row block of the sum. Elements a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .dtypes import ARITHMETIC, F32, Dtype
@@ -173,16 +173,47 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """The factor `magnitude / norms` for each row (of the flattened leading axes), or for each column."""
+
+    magnitude: Tensor
+    norms: Tensor
+    columns: bool = False
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The tensors that it is made of."""
+        return self.magnitude, self.norms
+
+
+@dataclass(frozen=True, slots=True)
 class Sum(_Sized):
-    """`base + sum(deltas)`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a cast."""
+    """`(base + sum(deltas)) * gain`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a cast."""
 
     dtype: Dtype
     base: Tensor
     deltas: tuple[LowRank, ...] = ()
+    gain: Gain | None = None
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         return self.base.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Norms(_Sized):
+    """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it before all else."""
+
+    of: Sum
+    columns: bool = False
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F32
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.of.shape[-1:] if self.columns else self.of.shape[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +226,8 @@ class Input:
     tensors: Mapping[str, Stored]
 
 
-Leaf = Stored | Zeros | Random | Sum
-Tensor = Stored | Zeros | Random | Reshape | Narrow | Permute | Concat | Sum
+Leaf = Stored | Zeros | Random | Sum | Norms
+Tensor = Stored | Zeros | Random | Reshape | Narrow | Permute | Concat | Sum | Norms
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -209,9 +240,9 @@ def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
             return tensor
         case Reshape(base):
             return reshape(base, shape)
-        case Sum(dtype, base, deltas) if _keeps_columns(tensor.shape, shape):
+        case Sum(dtype, base, deltas, gain) if _keeps_columns(tensor.shape, shape):
             moved = [LowRank(reshape(d.left, (*shape[:-1], d.left.shape[-1])), d.right, d.scale) for d in deltas]
-            return Sum(dtype, reshape(base, shape), tuple(moved))
+            return Sum(dtype, reshape(base, shape), tuple(moved), _by_rows(gain, lambda rows: reshape(rows, shape[:-1])))
     return Reshape(tensor, shape)
 
 
@@ -231,12 +262,16 @@ def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
         case Concat(parts, same) if same == axis and (found := _within(parts, axis, start, length)):
             part, first = found
             return narrow(part, axis, first, length)
-        case Sum(dtype, base, deltas) if axis < len(tensor.shape) - 1:
+        case Sum(dtype, base, deltas, gain) if axis < len(tensor.shape) - 1:
             moved = [LowRank(narrow(d.left, axis, start, length), d.right, d.scale) for d in deltas]
-            return Sum(dtype, narrow(base, axis, start, length), tuple(moved))
-        case Sum(dtype, base, deltas):
+            return Sum(
+                dtype, narrow(base, axis, start, length), tuple(moved), _by_rows(gain, lambda rows: narrow(rows, axis, start, length))
+            )
+        case Sum(dtype, base, deltas, gain):
             moved = [_columns(d, start, length) for d in deltas]
-            return Sum(dtype, narrow(base, axis, start, length), tuple(moved))
+            if gain and gain.columns:
+                gain = Gain(narrow(gain.magnitude, 0, start, length), narrow(gain.norms, 0, start, length), columns=True)
+            return Sum(dtype, narrow(base, axis, start, length), tuple(moved), gain)
     return Narrow(tensor, axis, start, length)
 
 
@@ -250,9 +285,9 @@ def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
             return tensor
         case Permute(base, before):
             return permute(base, [before[a] for a in axes])
-        case Sum(dtype, base, deltas) if axes[-1] == rank - 1 or not deltas:
+        case Sum(dtype, base, deltas, gain) if axes[-1] == rank - 1 or not (deltas or gain):
             moved = [LowRank(permute(d.left, axes), d.right, d.scale) for d in deltas]
-            return Sum(dtype, permute(base, axes), tuple(moved))
+            return Sum(dtype, permute(base, axes), tuple(moved), _by_rows(gain, lambda rows: permute(rows, axes[:-1])))
     return Permute(tensor, axes)
 
 
@@ -273,10 +308,13 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
     return Concat(tuple(parts), axis)
 
 
-def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None) -> Tensor:
-    """`base + sum(deltas)`, rounded once to `dtype` (the base's when not given). No deltas: a cast, or the base itself."""
+def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None, gain: Gain | None = None) -> Tensor:
+    """`(base + sum(deltas)) * gain`, rounded once to `dtype` (the base's when not given).
+
+    No deltas and no gain: a cast, or the base itself.
+    """
     dtype = dtype or base.dtype
-    if not deltas and dtype == base.dtype:
+    if not deltas and not gain and dtype == base.dtype:
         return base
     for kind in (base.dtype, dtype):
         if kind not in ARITHMETIC:
@@ -284,7 +322,9 @@ def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None) -> 
     for d in deltas:
         if d.shape != base.shape or (d.right is not None and d.left.shape[-1] != d.right.shape[0]):
             raise LayoutError(f"a delta of {' x '.join(str(f.shape) for f in d.factors)} does not fit {base.shape}")
-    return Sum(dtype, base, tuple(deltas))
+    if gain and any(f.shape != (base.shape[-1:] if gain.columns else base.shape[:-1]) for f in gain.factors):
+        raise LayoutError(f"magnitudes of {gain.magnitude.shape} do not fit {base.shape}")
+    return Sum(dtype, base, tuple(deltas), gain)
 
 
 def children(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -294,8 +334,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (base,)
         case Concat(parts):
             return parts
-        case Sum(_, base, deltas):
-            return (base, *(t for d in deltas for t in d.factors))
+        case Sum(_, base, deltas, gain):
+            return (base, *(t for d in deltas for t in d.factors), *(gain.factors if gain else ()))
+        case Norms(of):
+            return (of,)
     return ()
 
 
@@ -309,12 +351,12 @@ def stored(tensor: Tensor) -> Iterator[Stored]:
 
 def is_computed(tensor: Tensor) -> bool:
     """Whether any value in it is made and not copied."""
-    return isinstance(tensor, Sum | Random) or any(is_computed(child) for child in children(tensor))
+    return isinstance(tensor, Sum | Norms | Random) or any(is_computed(child) for child in children(tensor))
 
 
 def has_arithmetic(tensor: Tensor) -> bool:
     """Whether a sum is in it: exactly reversible or not, without or with torch."""
-    return isinstance(tensor, Sum) or any(has_arithmetic(child) for child in children(tensor))
+    return isinstance(tensor, Sum | Norms) or any(has_arithmetic(child) for child in children(tensor))
 
 
 def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -334,10 +376,16 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Permute(inner(base), axes)
         case Concat(parts, axis):
             return Concat(tuple(inner(p) for p in parts), axis)
-        case Sum(dtype, base, deltas):
+        case Sum(dtype, base, deltas, gain):
             moved = [LowRank(inner(d.left), None if d.right is None else inner(d.right), d.scale) for d in deltas]
-            return Sum(dtype, inner(base), tuple(moved))
+            scaled = Gain(inner(gain.magnitude), inner(gain.norms), gain.columns) if gain else None
+            return Sum(dtype, inner(base), tuple(moved), scaled)
     return tensor
+
+
+def _by_rows(gain: Gain | None, move: Callable[[Tensor], Tensor]) -> Gain | None:
+    """The gain after a movement of the rows, which leaves those of columns as they are."""
+    return Gain(move(gain.magnitude), move(gain.norms)) if gain and not gain.columns else gain
 
 
 def _columns(delta: LowRank, start: int, length: int) -> LowRank:

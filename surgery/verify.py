@@ -1,14 +1,14 @@
 """Verify: is this checkpoint what it says it is?
 
-Four questions, each answered from another source: do headers, index and files agree; does the manifest's list of files
-hold; are all values finite (streamed); does the class that config.json names accept the files (on the meta device, without
-loading them, through transformers' own loader).
+Questions, each answered from another source: do headers, index and files agree; does the manifest's list of files hold; are
+all values finite (streamed); does the class that config.json names accept the files (on the meta device, without loading
+them, through transformers' own loader); is it the base with these adapters merged (streamed, `proof.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +20,8 @@ from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
 from .formats.manifest import read_manifest
 from .formats.peft import is_adapter, open_adapter
 from .names import natural
+from .proof import Proof, Verdict, prove
+from .surgeries.rename import Rule
 from .tensor import Tensor
 
 
@@ -35,10 +37,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The answers for the checkpoint or adapter at `path`."""
+    """The answers for the checkpoint or adapter at `path`; `proof` where it was held against a base and adapters."""
 
     path: str
     checks: tuple[Check, ...]
+    proof: Proof | None = None
 
     @property
     def ok(self) -> bool:
@@ -58,15 +61,27 @@ def verify(
     *,
     values: bool = False,
     check_class: bool = True,
+    base: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    weights: Sequence[float] | None = None,
+    names: Sequence[Rule] = (),
     on_tensor: Callable[[str, int], None] | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
 
     `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name and its bytes.
     `check_class` asks the class in config.json, through transformers.
+
+    With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
+    how, and which differences are rounding. `weights` and `names` are as for `merge`, whose errors are raised.
     """
     path = os.path.abspath(os.fspath(path))
+    adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
+    if (base is None) != (not adapters) or (base is None and (weights is not None or names)):
+        raise SurgeryError("a merge is proved against its base and its adapters", where=[path], help="give both: --base and --adapter")
     if is_adapter(path):
+        if base is not None:
+            raise SurgeryError("this is an adapter, not a merged checkpoint", where=[path], help="pass the merged checkpoint first")
         return _verify_adapter(path, values, on_tensor)
     try:
         checkpoint = open_checkpoint(path)
@@ -77,7 +92,19 @@ def verify(
         checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
     if check_class:
         checks.append(_accepted(checkpoint))
-    return Verification(path, tuple(checks))
+    if base is None:
+        return Verification(path, tuple(checks))
+    opened = [open_adapter(one) for one in adapters]
+    proof = prove(checkpoint, open_checkpoint(base), opened, weights, names=names, on_tensor=on_tensor)
+    return Verification(path, (*checks, _merged(proof)), proof)
+
+
+def _merged(proof: Proof) -> Check:
+    wrong = proof.wrong
+    if wrong:
+        return Check("merge", False, f"{len(wrong)} tensors are not what the merge gives", tuple(listed([str(one) for one in wrong])))
+    exact, rounded, kept = (len(proof.of(v)) for v in (Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT))
+    return Check("merge", True, f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base")
 
 
 def _verify_adapter(path: str, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:

@@ -54,7 +54,7 @@ def adapter_for_split_phi3(path: Path) -> Path:
 
 COMMANDS = (
     *("inspect", "reshard", "split", "fuse", "split-qkv", "fuse-qkv", "split-gate-up", "fuse-gate-up", "split-experts", "fuse-experts"),
-    *("convert", "inject", "merge", "rename", "drop", "verify", "clean", "demo"),
+    *("convert", "inject", "merge", "rename", "drop", "verify", "diff", "clean", "demo"),
 )
 
 

@@ -253,6 +253,14 @@ def _config(config: Mapping[str, Any], ranks: Mapping[str, _Rank], leaves: Mappi
     }
 
 
+def config_under(adapter: Adapter, new: Mapping[str, str]) -> Mapping[str, Any]:
+    """The adapter's config once its modules have `new` names: each keeps its rank and alpha, whatever patterns gave them."""
+    if not (adapter.config.get("rank_pattern") or adapter.config.get("alpha_pattern")):
+        return adapter.config
+    made = _config(adapter.config, {new[module]: rank for module, rank in _ranks(adapter).items()}, {})
+    return {**adapter.config, **{key: made[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}}
+
+
 def _targets(before: object, modules: Sequence[str]) -> list[str]:
     """Last names where the adapter had last names; else, where it had a regular expression, the whole names."""
     if isinstance(before, list) and all("." not in str(target) for target in before):

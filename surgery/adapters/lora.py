@@ -1,7 +1,9 @@
-"""LoRA on nn.Linear and Conv1D: W + scale * B @ A.
+"""LoRA on nn.Linear, Conv1D and nn.Embedding: W + scale * B @ A.
 
     lora_A.weight (r, in), lora_B.weight (out, r), for a weight (out, in); a Conv1D's weight is (in, out), and its delta
-    is transposed. scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and alpha per module by patterns.
+    is transposed. lora_embedding_A (r, vocabulary), lora_embedding_B (dim, r), for a weight (vocabulary, dim): transposed too.
+    lora_B.bias (out) is added to the base's bias. scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and
+    alpha per module by patterns.
 
 Source: peft 0.21.2, tuners/lora/layer.py `Linear.get_delta_weight`, `update_layer`, and utils/other.py `get_pattern_key`.
 """
@@ -18,7 +20,8 @@ from ..errors import AdapterError, NotSupported, SurgeryError
 from ..families import is_conv1d
 from ..formats.peft import Adapter
 from ..names import compiled
-from ..tensor import LowRank, Shape, permute
+from ..tensor import LowRank, Shape, Tensor, permute
+from .dora import MAGNITUDES
 
 # Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
 _TRAINING = frozenset(
@@ -28,7 +31,14 @@ _TRAINING = frozenset(
     eva_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying
     """.split()
 )
-_USED = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights"})
+_USED = frozenset(
+    """
+    r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out init_lora_weights use_dora lora_bias
+    trainable_token_indices target_parameters
+    """.split()
+)
+_LINEAR, _EMBEDDING = frozenset({"lora_A.weight", "lora_B.weight"}), frozenset({"lora_embedding_A", "lora_embedding_B"})
+BIAS = "lora_B.bias"
 # Initialisations that leave the base as it is. The others move a part of the base into A and B, so that the adapter
 # belongs to a changed base.
 _KEEP_BASE = (True, False, "gaussian", "eva", "orthogonal", None)
@@ -87,13 +97,12 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
     def bad(what: str, help: str | None = None, kind: type[SurgeryError] = AdapterError) -> SurgeryError:
         return kind(what, where=[f"{adapter.path}: {adapter.names[f'{module}.{next(iter(parts))}']}", f"base: {weight} {shape}"], help=help)
 
-    unknown = sorted(set(parts) - {"lora_A.weight", "lora_B.weight"})
-    if unknown:
+    pair = _EMBEDDING if _EMBEDDING & set(parts) else _LINEAR
+    if unknown := sorted(set(parts) - pair - {BIAS, *MAGNITUDES}):
         raise bad(f"LoRA with {', '.join(unknown)} is not supported", "merge it with PEFT", NotSupported)
-    if len(parts) != 2:
-        missing = ({"lora_A.weight", "lora_B.weight"} - set(parts)).pop()
-        raise bad(f"the module has no {missing}", "the adapter file is incomplete: save it again")
-    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+    if missing := sorted(pair - set(parts)):
+        raise bad(f"the module has no {missing[0]}", "the adapter file is incomplete: save it again")
+    a, b = (parts[name] for name in sorted(pair))
     for factor in (a, b):
         if factor.dtype not in ARITHMETIC:
             raise bad(
@@ -112,9 +121,12 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
             "r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed",
         )
     linear, conv1d = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
-    if shape not in (linear, conv1d):
-        raise bad(f"the delta would be {linear}, the base tensor is {shape}", "the adapter belongs to another base, or to a resized one")
-    if linear == conv1d:
+    if shape not in ((conv1d,) if pair is _EMBEDDING else (linear, conv1d)):
+        made = conv1d if pair is _EMBEDDING else linear
+        raise bad(f"the delta would be {made}, the base tensor is {shape}", "the adapter belongs to another base, or to a resized one")
+    if pair is _EMBEDDING:
+        transposed = True
+    elif linear == conv1d:
         known = base_config.get("model_type")
         transposed = is_conv1d(base_config, weight.removesuffix(".weight")) if known else bool(adapter.config.get("fan_in_fan_out"))
     else:
@@ -122,6 +134,27 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
     if transposed:
         return LowRank(permute(a, (1, 0)), permute(b, (1, 0)), scale)
     return LowRank(b, a, scale)
+
+
+def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> LowRank | None:
+    """What the adapter adds to the base's bias of `module`; None where lora_B has no bias.
+
+    Raises NotSupported where the base has none to add it to.
+    """
+    parts = adapter.lora[module]
+    bias, asked = parts.get(BIAS), bool(adapter.config.get("lora_bias"))
+    where = [f"{adapter.path}: {adapter.names[f'{module}.{BIAS if bias else next(iter(parts))}']}", f"base: {module}.bias"]
+    if asked != (bias is not None):
+        said = f"says lora_bias, but the module has no {BIAS}" if asked else "does not say lora_bias, but the module has one"
+        raise AdapterError(f"adapter_config.json {said}", where=where, help="restore the file from the training")
+    if bias is None:
+        return None
+    if base is None:
+        tip = "the class has no place for one: merge the adapter live, or train it without lora_bias"
+        raise NotSupported("the adapter has a bias, the base's module has none", where=where, help=tip)
+    if bias.shape != base.shape or bias.dtype not in ARITHMETIC:
+        raise AdapterError(f"the adapter's bias is {bias.dtype} {bias.shape}, the base's {base.dtype} {base.shape}", where=where)
+    return LowRank(bias, None, strength(adapter.config, module)[2])
 
 
 def strength(config: Mapping[str, Any], module: str) -> tuple[int, float, float]:

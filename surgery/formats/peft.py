@@ -16,14 +16,17 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AdapterError, FormatError, NotACheckpoint
-from ..tensor import File, Input, Tensor
+from ..tensor import File, Input, LowRank, Tensor
 from .safetensors import read_header, tensors_of
 from .strict import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?")
-_WRAPPERS = re.compile(r"\.(?:base_layer|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
+# A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
+# Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
+_SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
+_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Adapter:
     metadata: Mapping[str, str] | None = None  # of the file
     history: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    parameters: frozenset[str] = frozenset()  # those of `lora` that are parameters of a module, and not modules
+    deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -89,7 +94,10 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     lora: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     names: dict[str, str] = {}
+    spare = {name: tensor for name, tensor in tensors.items() if _SPARE.search(name) and _SPARE.sub("", name) in tensors}
     for name, tensor in tensors.items():
+        if name in spare:
+            continue
         found = _LORA.fullmatch(name)
         if found:
             module = base_name(found["module"])
@@ -103,7 +111,7 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
         place[part], names[key] = tensor, name
     if not tensors:
         raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
-    return Adapter(path, config, lora, whole, names)
+    return Adapter(path, config, lora, whole, names, dropped=spare)
 
 
 def file_name(key: str, like: Adapter) -> str:

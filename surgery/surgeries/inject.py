@@ -16,7 +16,7 @@ from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_conv1d
 from ..formats.peft import PREFIX, Adapter
 from ..names import compiled, natural
-from ..tensor import Random, Shape, Tensor, Zeros
+from ..tensor import Norms, Random, Shape, Sum, Tensor, Zeros
 from .split import fused_in, sites_held, split_at
 
 ALL_LINEAR = "all-linear"
@@ -28,12 +28,18 @@ _NULL = """
     megatron_config monteclora_config revision target_parameters trainable_token_indices use_bdlora velora_config
 """.split()
 _DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NULL) | {
-    "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {}, "lora_bias": False, "lora_dropout": 0.0,
-    "megatron_core": "megatron.core", "modules_to_save": None, "peft_type": "LORA", "qalora_group_size": 16, "use_dora": False,
-    "use_qalora": False,
+    "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {}, "lora_dropout": 0.0,
+    "megatron_core": "megatron.core", "peft_type": "LORA", "qalora_group_size": 16, "use_qalora": False,
 }  # fmt: skip
-# Of classification heads PEFT trains the head along, which an adapter without modules_to_save does not hold: no task there.
-_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+# Ends of class names -> PEFT's task, and the heads that it then trains along, as peft_model.py adds them to modules_to_save.
+_TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "ForCausalLM": ("CAUSAL_LM", ()),
+    "LMHeadModel": ("CAUSAL_LM", ()),
+    "ForConditionalGeneration": ("SEQ_2_SEQ_LM", ()),
+    "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),
+    "ForTokenClassification": ("TOKEN_CLS", ("classifier", "score")),
+    "ForQuestionAnswering": ("QUESTION_ANS", ("qa_outputs",)),
+}
 
 
 def inject(
@@ -45,6 +51,9 @@ def inject(
     init: str = "uniform",
     seed: int = 0,
     use_rslora: bool = False,
+    use_dora: bool = False,
+    lora_bias: bool = False,
+    modules_to_save: Sequence[str] = (),
     exclude_modules: str | Sequence[str] | None = None,
     layers_to_transform: Sequence[int] | None = None,
     layers_pattern: Sequence[str] | None = None,
@@ -56,17 +65,22 @@ def inject(
     Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the output head).
     Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`. `init` is PEFT's own kaiming-uniform, or
     gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT does. Numbers follow from `seed` and the tensor's
-    name. `alpha` is `rank` where not given. Reads no data. Raises NothingMatched for a target that is not in the base.
+    name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from the base, when it is written; `modules_to_save` are
+    copied, with the heads that PEFT trains along for the class's task. Raises NothingMatched for a target that is not in the base.
     """
+    if use_dora and lora_bias:
+        raise SurgeryError("use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away")
     if rank < 1:
         raise SurgeryError(f"a rank of {rank} is none", help="give 1 or more")
     if init not in INITS:
         raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
     wanted = target_modules if isinstance(target_modules, str) else list(target_modules)
+    task, ends, saved = _task(base, modules_to_save)
     config: dict[str, Any] = {
         **_DEFAULTS,
         "base_model_name_or_path": base.path,
-        "task_type": next((task for end, task in _TASKS.items() if str((base.config.get("architectures") or [""])[0]).endswith(end)), None),
+        "task_type": task,
+        "modules_to_save": ends or None,
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
         "target_modules": wanted,
@@ -77,28 +91,51 @@ def inject(
         "alpha_pattern": dict(alpha_pattern or {}),
         "init_lora_weights": True if init == "uniform" else init,
         "use_rslora": use_rslora,
+        "use_dora": use_dora,
+        "lora_bias": lora_bias,
         "fan_in_fan_out": False,
     }
     modules = _modules(base)
     chosen = _chosen(config, modules)
     parted = [site for site in fused_in(base) if not site.row.stacked] if _asks_for_parts(config, chosen) else []
+    apart = split_at(base, parted) if parted else base
     if parted:
-        modules = _modules(split_at(base, parted))
+        modules = _modules(apart)
         chosen = _chosen(config, modules)
     _check_targets(base, config, chosen, modules)
-    lora = {module: _factors(base, module, modules[module], config, seed) for module in chosen}
+    lora = {module: _factors(apart, module, modules[module], config, seed) for module in chosen}
     if any(is_conv1d(base.config, module) for module in chosen):
         config["fan_in_fan_out"] = True
     if wanted == ALL_LINEAR:
         config["target_modules"] = sorted(chosen, key=natural)
-    names = {f"{m}.{part}": f"{PREFIX}{m}.{part}" for m, parts in lora.items() for part in parts}
+    whole = {n: t for n, t in base.tensors.items() if n.rpartition(".")[0] in saved}
+    keys = [*(f"{m}.{part}" for m, parts in lora.items() for part in parts), *whole]
+    names = {key: f"{PREFIX}{key}" for key in keys}
     step = {"surgery": "inject", "modules": len(lora), "rank": rank, "init": init, "seed": seed}
-    adapter = Adapter(base.path, config, lora, {}, names, metadata={"format": "pt"}, history=(step,))
+    adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(step,))
     if held := sites_held(adapter, parted, fused=False):
         adapter = fuse_adapter(adapter, held)
         note = f"{len(held)} fused modules such as {held[0].module} hold LoRA on some of their rows: the zeros of B would train, too"
         adapter = replace(adapter, notes=(*adapter.notes, note))
     return replace(adapter, notes=(_counted(base, adapter), *adapter.notes))
+
+
+def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """PEFT's name for what the class does, the ends of names whose modules are copied, and these modules. Raises NothingMatched.
+
+    No task where its head is not stored: PEFT would look for a trained one in the adapter.
+    """
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in base.tensors))
+    kind = str((base.config.get("architectures") or [""])[0])
+    task, heads = next((found for end, found in _TASKS.items() if kind.endswith(end)), (None, ()))
+    if heads and not any(module.endswith(heads) for module in modules):
+        task, heads = None, ()
+    if idle := [name for name in modules_to_save if not any(module.endswith(name) for module in modules)]:
+        near = nearest(idle[0], {m.rpartition(".")[2] for m in modules})
+        tip = f"the nearest names are {', '.join(near)}" if near else "surgery inspect --tensors '.*' lists the names"
+        raise NothingMatched(f"no module of the base is called {', '.join(idle)}", where=[base.path], help=tip)
+    ends = list(dict.fromkeys((*modules_to_save, *heads)))
+    return task, ends, [m for m in modules if m.endswith(tuple(ends))] if ends else []
 
 
 def _modules(base: Checkpoint) -> dict[str, Shape]:
@@ -158,18 +195,23 @@ def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence
 
 
 def _factors(base: Checkpoint, module: str, shape: Shape, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    dtype = base.tensors[f"{module}.weight"].dtype if f"{module}.weight" in base.tensors else F32
+    dtype = base.tensors[f"{module}.weight"].dtype
     if len(shape) != 2 or dtype not in ARITHMETIC:
         where = [f"{base.path}: {module}"]
         raise NotSupported(f"cannot put LoRA on a weight of {dtype} {shape}", where=where, help="Linear, Conv1D and Embedding are known")
     rank = int(pattern(config["rank_pattern"], module, config["r"]))
     key = f"{seed} {module}"
+    columns = _is_embedding(module) or is_conv1d(base.config, module)
+    source = base.tensors[f"{module}.weight"]
+    magnitude = {"lora_magnitude_vector": Norms(Sum(F32, source), columns)} if config["use_dora"] else {}
     if _is_embedding(module):
-        return {"lora_embedding_A": Zeros(F32, (rank, shape[0])), "lora_embedding_B": Random((shape[1], rank), key, 1.0, normal=True)}
-    out, into = shape[::-1] if is_conv1d(base.config, module) else shape
+        b = Random((shape[1], rank), key, 1.0, normal=True)
+        return {"lora_embedding_A": Zeros(F32, (rank, shape[0])), "lora_embedding_B": b, **magnitude}
+    out, into = shape[::-1] if columns else shape
     gaussian = config["init_lora_weights"] == "gaussian"
     a = Random((rank, into), key, 1 / rank if gaussian else 1 / math.sqrt(into), normal=gaussian)
-    return {"lora_A.weight": a, "lora_B.weight": Zeros(F32, (out, rank))}
+    bias = {"lora_B.bias": Zeros(F32, (out,))} if config["lora_bias"] else {}
+    return {"lora_A.weight": a, "lora_B.weight": Zeros(F32, (out, rank)), **bias, **magnitude}
 
 
 def _is_embedding(module: str) -> bool:
