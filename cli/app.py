@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -162,8 +163,12 @@ def _split(model: Path, kinds: tuple[str, ...], fused: Fused, to: str, base: Pat
     import surgery
 
     given = fused.given()
+    if to and kinds in (KINDS["gate-up"][0], KINDS["experts"][0]):
+        raise typer.BadParameter("the target says what is split: use surgery convert", param_hint="--as")
     if to and (given or base):
         raise typer.BadParameter("the target says how the parts lie and what they are called", param_hint="--as")
+    if to and surgery.is_adapter(model):
+        raise typer.BadParameter("an adapter is no model: split it with its --base, and convert the base", param_hint="--as")
     if to:
         _written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
     elif surgery.is_adapter(model):
@@ -189,8 +194,10 @@ def _base_of(adapter: surgery.Adapter, base: Path | None) -> surgery.Checkpoint 
     import surgery
 
     named = adapter.config.get("base_model_name_or_path")
-    place = base or (Path(named) if isinstance(named, str) and Path(named).is_dir() else None)
-    return surgery.open_checkpoint(place) if place else None
+    if base is None and isinstance(named, str) and Path(named).is_dir():
+        print(f"base: {Path(named).resolve()}, as adapter_config.json names it", file=sys.stderr)
+        base = Path(named)
+    return surgery.open_checkpoint(base) if base else None
 
 
 def _check_no_base(base: Path | None) -> None:

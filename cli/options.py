@@ -26,7 +26,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.",
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
 Base = Annotated[
     Path | None,
-    typer.Option("--base", metavar="MODEL", help="Of an adapter: the model that it is for, fused or split.", rich_help_panel=FUSED),
+    typer.Option(
+        "--base", metavar="MODEL", help="An adapter's model, fused or split; if not given, the one its config names.", rich_help_panel=FUSED
+    ),
 ]
 Maps = Annotated[
     list[str] | None,
@@ -76,7 +78,8 @@ class Fused:
         str, typer.Option("--layout", metavar="STYLE", help="blocked, interleaved (head by head) or grouped.", rich_help_panel=FUSED)
     ] = ""
     groups: Annotated[
-        int | None, typer.Option("--groups", metavar="N", help="How many groups follow each other.", rich_help_panel=FUSED)
+        int | None,
+        typer.Option("--groups", metavar="N", min=1, help="How many groups follow each other; not for blocked.", rich_help_panel=FUSED),
     ] = None
     slots: Annotated[
         str, typer.Option("--slots", metavar="N,N,…", help="Heads of each part in a group, as they lie: 8,1,1.", rich_help_panel=FUSED)
@@ -92,7 +95,7 @@ class Fused:
         str, typer.Option("--pattern", metavar="REGEX", help="Only the fused modules whose whole name matches.", rich_help_panel=FUSED)
     ] = ""
     fused: Annotated[
-        str, typer.Option("--fused", metavar="NAME", help="Last name of the fused modules: qkv_proj.", rich_help_panel=FUSED)
+        str, typer.Option("--fused", metavar="NAME", help="Last name of the fused modules; needed to fuse by hand.", rich_help_panel=FUSED)
     ] = ""
     names: Annotated[
         str, typer.Option("--names", metavar="PART=NAME,…", help="Last names of the parts: q=query,k=key,v=value.", rich_help_panel=FUSED)

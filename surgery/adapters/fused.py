@@ -76,7 +76,8 @@ def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
     whole = _whole(adapter.whole, [fuse_tensors(adapter.whole, site) for site in saved])
     leaves = {leaf: [site.row.fused] for site in sites for leaf in site.row.parts.values()}
     made = _made(adapter, lora, whole, ranks, leaves, {"surgery": "fuse", "modules": _described(sites)})
-    return replace(made, dropped={**adapter.dropped, **once})
+    note = [f"{len(once)} A's are equal to another one of their module, and kept once"] if once else []
+    return replace(made, dropped={**adapter.dropped, **once}, notes=(*adapter.notes, *note))
 
 
 @dataclass(frozen=True, slots=True)

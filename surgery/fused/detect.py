@@ -150,7 +150,7 @@ def _check_whole(modules: Mapping[str, Mapping[str, Collection[str]]], known: Se
             f"{len(others)} tensors belong to fused projections, and are neither weight nor bias: "
             + (f"these are quantised ({', '.join(kinds)})" if kinds else "are these quantised?"),
             where=listed(others),
-            help="split the unquantised checkpoint, and quantise the result",
+            help="take the unquantised checkpoint, and quantise the result",
         )
     if bare := sorted((name for name, suffixes in holders.items() if known[0] not in suffixes), key=natural):
         raise LayoutError(

@@ -39,6 +39,14 @@ class Given:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if (
+            isinstance(self.slots, str)
+            or isinstance(self.order, str)
+            or not isinstance(self.names, Mapping)
+            or not isinstance(self.groups, int)
+        ):
+            tip = "slots and order are tuples, names a mapping, groups a number: Given(slots=(8, 1, 1), names={'q': 'query'})"
+            raise SurgeryError("a layout that is given has parts of the wrong type", help=tip)
         order, called = ",".join(self.order), list(self.names.values())
         rules: list[tuple[bool, str, str]] = [
             (self.layout not in ("", *LAYOUTS), f"there is no layout `{self.layout}`", f"{', '.join(LAYOUTS)} are known"),
@@ -97,6 +105,8 @@ def given_sites(given: Given, config: Config, tensors: Tensors, kinds: Collectio
     sites: list[Site] = []
     for (leaf, suffixes), modules in _meant(given, kind, tensors).items():
         shape = tensors[f"{modules[0]}{suffixes[0][0]}"].shape
+        if given.axis is not None and given.axis >= len(shape):
+            raise LayoutError(f"there is no axis {given.axis}", where=[f"{modules[0]} is {shape}"], help="axes count from 0")
         axis = axis_of(leaf, shape) if len(shape) == 2 else 0
         row = _row(given, kind, leaf, suffixes, config, axis, lambda called, axis: _by_output(tensors, called, axis))
         rule = row.fused_rule()
@@ -262,7 +272,10 @@ def _slots(given: Given, place: Place, keys: Sequence[str], groups: int) -> tupl
         return ()
     heads, kv = (_said(place, "--slots", *fields) for fields in (HEADS, (*KV_HEADS, *HEADS)))
     if given.layout == "grouped":
-        return tuple(divided(heads, groups, "groups") if key == "q" else divided(kv, groups, "groups") for key in keys)
+        if heads % groups or kv % groups:
+            what = f"{heads} heads of q and {kv} of k and v do not lie in {groups} groups"
+            raise LayoutError(what, where=[place.module], help="leave --groups out where config.json is right, or say --slots, too")
+        return tuple(heads // groups if key == "q" else kv // groups for key in keys)
     return tuple(heads if key == "q" else kv for key in keys) if given.layout == "blocked" else ()
 
 

@@ -103,9 +103,10 @@ def number(config: Config, *names: str) -> int:
             value = value.get(key) if isinstance(value, Mapping) else None
         if type(value) is int and value > 0:
             return value
+    there = [f"{name} = {value!r}" for name in names if (value := config.get(name)) is not None]
     raise LayoutError(
-        f"config.json has none of {', '.join(names)}",
-        where=[f"model type {config.get('model_type', 'unknown')!r}"],
+        f"config.json says {', '.join(there)}, which is no head count or width" if there else f"config.json has none of {', '.join(names)}",
+        where=[f"config.json: model type {config.get('model_type', 'unknown')!r}"],
         help="complete config.json from the model's class: the layout of its fused tensors depends on it",
     )
 

@@ -168,6 +168,12 @@ class Site:
         tensors = list(parts.values())
         axis = min(axis, len(tensors[0].shape) - 1)
         for (name, part), length in zip(parts.items(), self.layout.lengths, strict=True):
+            if part.dtype != tensors[0].dtype:
+                raise LayoutError(
+                    f"cannot join {part.dtype} to {tensors[0].dtype}",
+                    where=[name, f"the parts of {self.module} need one dtype"],
+                    help="fetch the checkpoint again: one of its parts was converted, and the others were not",
+                )
             if not 0 <= axis < len(part.shape) or part.shape[axis] != length:
                 raise self._misfit(name, f"{part.shape} along axis {axis} is not {length}, its part of {self.layout}")
         return fuse_axis(tensors, axis, self.layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ..formats.peft import Adapter
 from ..fused.apply import Change, fuse_tensors, split_tensors
 from ..fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
 from ..fused.given import Given, chosen, given_sites, given_split_sites
+from ..fused.layout import sections
 from ..fused.row import Site
 from ..fused.tables import TABLE
 from ..targets import targets_for
@@ -41,7 +43,8 @@ def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | Non
     sites = fused_in(target, kinds, given)
     if not sites:
         raise _nothing(target, kinds)
-    return _noted(split_at(target, sites), sites)
+    _check_called(given, sites)
+    return _noted(split_at(target, sites), sites, _contradicted(target, sites, kinds) if given and given.says_layout else ())
 
 
 def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
@@ -56,6 +59,7 @@ def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None
     sites = split_in(target, kinds, given)
     if not sites:
         raise _nothing_to_fuse(target, kinds)
+    _check_called(given, sites)
     return without_note(fuse_at(target, sites))
 
 
@@ -84,7 +88,36 @@ def split_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Give
     with _located(checkpoint):
         if given and given.says_layout:
             return given_split_sites(given, checkpoint.config, checkpoint.tensors, kinds)
-        return chosen(given, detect_split(checkpoint.config, checkpoint.tensors, kinds, _names(given, kinds)))
+        sites = chosen(given, detect_split(checkpoint.config, checkpoint.tensors, kinds, _names(given, kinds)))
+        _check_recorded(checkpoint, sites, kinds)
+        return sites
+
+
+def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], kinds: Collection[str]) -> None:
+    """What surgery split before is put together as it was taken apart. Raises LayoutError where the table says otherwise."""
+    recorded: dict[tuple[str, tuple[str, ...]], set[str]] = {}
+    for step in checkpoint.history:
+        for row in step.get("modules", ()) if step["surgery"] in ("split", "fuse") else ():
+            key = (row["fused"], tuple(row["parts"]))
+            if step["surgery"] == "fuse":
+                recorded.pop(key, None)
+            elif row["kind"] in kinds:
+                recorded.setdefault(key, set()).add(row["layout"])
+    for (fused, parts), layouts in recorded.items():
+        mine = [site for site in sites if site.row.fused == fused and tuple(site.row.parts.values()) == parts]
+        if wrong := {str(site.layout) for site in mine} - layouts:
+            raise LayoutError(
+                f"{fused} was split as {' and '.join(sorted(layouts))}, and would be fused as {' and '.join(sorted(wrong))}",
+                where=[f"{checkpoint.path}: .surgery/manifest.json", f"{mine[0].module}: {mine[0].why}"],
+                help=f"say the layout that it was split with: --fused {fused} and --layout, --groups, --slots",
+            )
+        leaves = {part.rpartition(".")[2] for part in parts}
+        if not mine and any(name.rpartition(".")[0].rpartition(".")[2] in leaves for name in checkpoint.tensors):
+            raise LayoutError(
+                f"{fused} was split into {', '.join(parts)}, which the model type does not know",
+                where=[f"{checkpoint.path}: .surgery/manifest.json"],
+                help="say these names with --names, as at the split; with --fused and --layout, too, where these were given",
+            )
 
 
 def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str], given: Given | None, *, fused: bool) -> list[Site]:
@@ -129,9 +162,18 @@ def _shapes(adapter: Adapter) -> dict[str, Tensor]:
 def _names(given: Given | None, kinds: Collection[str]) -> Mapping[str, str]:
     names = given.names if given else {}
     known = {key for row in TABLE if row.kind in kinds for key in row.parts}
+    if strange := sorted(set(kinds) - set(KINDS)):
+        raise SurgeryError(f"there is no kind {', '.join(strange)}", help=f"kinds are {', '.join(KINDS)}")
     if unknown := sorted(names.keys() - known):
         raise SurgeryError(f"there is no part {', '.join(unknown)}", help=f"parts are {', '.join(sorted(known))}")
     return names
+
+
+def _check_called(given: Given | None, sites: Sequence[Site]) -> None:
+    """Each name that was given is a part of something here."""
+    keys = {key for site in sites for key in site.row.parts}
+    if sites and given and (idle := sorted(given.names.keys() - keys)):
+        raise SurgeryError(f"nothing here has a part {', '.join(idle)}", help=f"the parts are {', '.join(sorted(keys))}")
 
 
 def split_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
@@ -167,12 +209,26 @@ def fuse_experts(target: _Target, *, given: Given | None = None, base: Checkpoin
 _ALONE = "config.json still names a class that does not load these names; "
 
 
-def _noted(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
+def _contradicted(checkpoint: Checkpoint, sites: Sequence[Site], kinds: Collection[str]) -> tuple[str, ...]:
+    """A note where the layout that was given is not the one that the table knows."""
+    try:
+        known = {site.module: site for site in detect(checkpoint.config, checkpoint.tensors, kinds)}
+    except SurgeryError:
+        return ()
+    for site in sites:
+        if (own := known.get(site.module)) and own.layout != site.layout:
+            return (f"{site.module} was split as {site.layout}, as given; by {own.why} it is {own.layout}",)
+    return ()
+
+
+def _noted(checkpoint: Checkpoint, sites: Sequence[Site], told: Sequence[str]) -> Checkpoint:
     """With a word on the classes that load the result, as far as the tables know them."""
-    typed = [site.row for site in sites if site.row.model_types and site.row.kind in ATTENTION]
+    types = {section.get("model_type") for section in sections(checkpoint.config)}
+    typed = [site.row for site in sites if site.row.model_types or types & set(known_types())]
     ways = [f"surgery convert --as {name}" for name in targets_for(checkpoint.config)]
     notes = list(without_note(checkpoint).notes)
-    if typed and all(row.loads for row in typed):
+    notes += told
+    if typed and all(row.loads or row.asked for row in typed):
         notes.append("the model's own class loads these names, too")
     elif typed:
         notes.append(f"{_ALONE}{' or '.join(ways)} writes a checkpoint that one does" if ways else f"{_ALONE}fuse is the way back")
@@ -249,9 +305,18 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
         return NothingMatched("the checkpoint is already split", where=[checkpoint.path], help=tip)
     if looks:
         return _ambiguous(checkpoint, looks)
+    others = sorted({site.row.kind for site in detect(checkpoint.config, checkpoint.tensors)})
     known = f"types with such modules are {', '.join(listed(known_types(kinds)))}; --fused NAME with --layout says others"
-    if mine:
-        what, tip = f"no fused {mine[0].kind} of model type `{kind}` is here", f"its names would match {mine[0].parent}\\.{mine[0].fused}"
+    if mine and mine[0].asked and not set(KINDS) <= set(kinds):
+        what, tip = f"the experts of model type `{kind}` are stacked in memory only: these files have none", "there is nothing to do"
+    elif others:
+        what, tip = f"no fused {' or '.join(kinds)} is here", f"what is fused here is {', '.join(others)}"
+    elif mine and not mine[0].asked:
+        names = f"{mine[0].parent}\\.{re.escape(mine[0].fused)}"
+        what, tip = (
+            f"no fused {mine[0].kind} of model type `{kind}` is here",
+            f"its names would match {names}; what is apart needs no split",
+        )
     elif not checkpoint.config:
         what, tip = "without config.json the layout of fused modules is not known", "put the model's config.json beside the shards"
     else:
@@ -264,15 +329,20 @@ def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> Layo
     kind = checkpoint.config.get("model_type")
     module, suffix = looks[0]
     leaf, found = module.rpartition(".")[2], candidates(checkpoint.config, checkpoint.tensors, module, suffix)
-    why = f"no layout is known for model type `{kind}`" if kind else "without a model type in config.json the layout is not known"
+    mine = next((row for row in TABLE if row.kind == "qkv" and kind in row.model_types), None)
+    if mine:
+        why = f"what model type `{kind}` has fused is called {mine.fused}, and is not here"
+    else:
+        why = f"no layout is known for model type `{kind}`" if kind else "without a model type in config.json the layout is not known"
+    first = "" if kind else "put the model's config.json beside the shards, or "
+    first = "is this another model's config.json? if not, " if mine else first
     fit = "more than one would fit" if len(found) > 1 else "the shapes do not tell the sizes of"
     could = " or ".join(choices(checkpoint.config, checkpoint.tensors, module, suffix))
     return LayoutError(
         f"{why}, and {fit} what is called {leaf}",
         where=[checkpoint.path, *listed([m for m, _ in looks]), *([f"{leaf} could be {could}"] if could else [])],
-        help=("" if kind else "put the model's config.json beside the shards, or ")
-        + f"say which with --layout {' or '.join(found or STYLES[leaf])} (and --groups, --slots where head counts are missing), as the "
-        "modeling code has it; a wrong layout loads without an error and computes nonsense",
+        help=f"{first}say which with --layout {' or '.join(found or STYLES[leaf])} (and --groups, --slots where head counts are missing), "
+        "as the modeling code has it; a wrong layout loads without an error and computes nonsense",
     )
 
 
@@ -283,7 +353,7 @@ def _nothing_to_fuse(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingM
         return NothingMatched("the checkpoint is already fused", where=[checkpoint.path], help="there is nothing to do")
     if set(KINDS) <= set(kinds) and detect_split(checkpoint.config, checkpoint.tensors, ("experts",)):
         what = f"nothing was split here: the files of model type `{kind}` have experts apart, and its class fuses them in memory"
-        return NothingMatched(what, where=[checkpoint.path], help="fuse_experts makes what the class holds; it loads that, too")
+        return NothingMatched(what, where=[checkpoint.path], help="surgery fuse-experts makes what the class holds; it loads that, too")
     fused = " or ".join(kinds)
     return NothingMatched(
         f"no parts of a fused {fused} of model type `{kind}` are here",

@@ -398,7 +398,7 @@ def test_openelm_needs_the_heads_of_each_layer() -> None:
     with pytest.raises(LayoutError, match=r"config\.json says in num_query_heads nothing of layer 2") as caught:
         detect(ELM, tensors)
     assert caught.value.where == ("transformer.layers.2.attn.qkv_proj",)
-    with pytest.raises(LayoutError, match="has none of num_kv_heads"):
+    with pytest.raises(LayoutError, match=r"config\.json says num_kv_heads = 0, which is no head count"):
         detect({**ELM, "num_kv_heads": [0, 0, 0], "num_query_heads": [4, 4, 4]}, tensors)
 
 

@@ -230,7 +230,7 @@ def test_mxfp4_is_refused_by_name(tmp_path: Path):
         with pytest.raises(surgery.NotSupported, match=r"these are quantised \(MXFP4\)") as error:
             split(surgery.open_checkpoint(tmp_path / "a"))
         assert "model.layers.0.mlp.experts.gate_up_proj_blocks" in str(error.value)
-        assert "split the unquantised checkpoint" in str(error.value)
+        assert "take the unquantised checkpoint" in str(error.value)
 
 
 def test_fp8_experts_are_refused_by_name(tmp_path: Path):
@@ -307,7 +307,7 @@ def test_experts_that_files_have_apart_are_fused_only_where_asked_for(tmp_path: 
     checkpoint = surgery.open_checkpoint(tmp_path / "a")
     with pytest.raises(surgery.NothingMatched, match="the files of model type `mixtral` have experts apart") as error:
         surgery.fuse(checkpoint)
-    assert "fuse_experts makes what the class holds" in str(error.value)
+    assert "surgery fuse-experts makes what the class holds" in str(error.value)
     with pytest.raises(surgery.NothingMatched):
         surgery.split(surgery.fuse_experts(checkpoint))
 

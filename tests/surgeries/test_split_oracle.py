@@ -441,7 +441,7 @@ def test_refuses_quantised_companions(suffix: str, instead: bool, saved: Callabl
 
     base = edited(saved("phi3"), tmp_path / "base", tensors=quantise)
     what = "3 tensors belong to fused projections, and are neither weight nor bias: are these quantised?"
-    check_refused(base, NotSupported, what, f"model.safetensors: {name.format(0)}.{suffix}", "split the unquantised checkpoint")
+    check_refused(base, NotSupported, what, f"model.safetensors: {name.format(0)}.{suffix}", "take the unquantised checkpoint")
 
 
 def test_refuses_names_that_are_taken(saved: Callable[..., Path], tmp_path: Path) -> None:
