@@ -235,7 +235,7 @@ def inject(
         ),
     ],
     rank: Annotated[int, typer.Option("--rank", "-r", metavar="N", help="The inner dimension of B·A.")] = 8,
-    alpha: Annotated[float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; rank if not given.")] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; 1 if not given.")] = None,
     init: Annotated[str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")] = "uniform",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="A follows from it and from its name, on every machine.")] = 0,
     rslora: Annotated[bool, typer.Option("--use-rslora", help="The scale is alpha / √rank.")] = False,
@@ -255,7 +255,7 @@ def inject(
             surgery.open_checkpoint(model),
             _modules(target_modules),
             rank=rank,
-            alpha=int(alpha) if alpha is not None and alpha == int(alpha) else alpha,
+            alpha=int(alpha) if alpha is not None and alpha.is_integer() else alpha,
             init=init,
             seed=seed,
             use_rslora=rslora,
@@ -271,7 +271,8 @@ def inject(
 
 def _modules(text: str) -> str | list[str]:
     """A list of names where it is one, else a regular expression; `all-linear` is itself."""
-    return text.split(",") if re.fullmatch(r"[\w.,]+", text) else text
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
 @app.command()

@@ -24,7 +24,7 @@ from ..fused.layout import fuse_axis, split_axis
 from ..fused.row import Site
 from ..names import natural
 from ..tensor import LowRank, Tensor, Zeros, add, concat, reshape
-from .lora import check_numbers, strength
+from .lora import check_factors, check_numbers, strength
 
 _SHARED = "lora_A.weight"
 _B = "lora_B.weight"
@@ -38,6 +38,7 @@ def split_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
     for site in sites:
         if site.module not in lora:
             continue
+        check_factors(adapter, site.module)
         parts = lora.pop(site.module)
         rank = ranks.pop(site.module)
         made: dict[str, dict[str, Tensor]] = {part: {} for part in site.parts}
@@ -63,6 +64,8 @@ def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
         here = {part: lora.pop(part) for part in site.parts if part in lora}
         if not here:
             continue
+        for part in here:
+            check_factors(adapter, part)
         _check_fusible(adapter, site, here)
         mine = {part: ranks.pop(part) for part in here}
         if _shares_a(site, here, mine):
@@ -234,9 +237,15 @@ def _made(
     step: Mapping[str, Any],
 ) -> Adapter:
     keys = [*(f"{module}.{part}" for module, parts in lora.items() for part in parts), *whole]
-    names = {key: adapter.names.get(key) or file_name(key, adapter) for key in keys}
+    names = {key: adapter.names.get(key) or file_name(_wrapped(key, lora), adapter) for key in keys}
     config = _config(adapter.config, ranks, leaves)
     return replace(adapter, lora=lora, whole=whole, names=names, config=config, history=(*adapter.history, step))
+
+
+def _wrapped(key: str, lora: Mapping[str, object]) -> str:
+    """The bias of a module with LoRA lies inside PEFT's layer: `module.base_layer.bias`."""
+    module, _, kind = key.rpartition(".")
+    return f"{module}.base_layer.{kind}" if module in lora and kind == "bias" else key
 
 
 def _config(config: Mapping[str, Any], ranks: Mapping[str, _Rank], leaves: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -248,7 +257,7 @@ def _config(config: Mapping[str, Any], ranks: Mapping[str, _Rank], leaves: Mappi
         "lora_alpha": usual.alpha,
         "rank_pattern": _patterns({m: rank.r for m, rank in ranks.items()}, usual.r),
         "alpha_pattern": _patterns({m: rank.alpha for m, rank in ranks.items()}, usual.alpha),
-        "target_modules": _targets(config.get("target_modules"), list(ranks)),
+        "target_modules": _targets(config, list(ranks)),
         "exclude_modules": _renamed(config.get("exclude_modules"), leaves),
         "modules_to_save": _renamed(config.get("modules_to_save"), leaves),
     }
@@ -262,9 +271,10 @@ def config_under(adapter: Adapter, new: Mapping[str, str]) -> Mapping[str, Any]:
     return {**adapter.config, **{key: made[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}}
 
 
-def _targets(before: object, modules: Sequence[str]) -> list[str]:
+def _targets(config: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
     """Last names where the adapter had last names; else, where it had a regular expression, the whole names."""
-    if isinstance(before, list) and all("." not in str(target) for target in before):
+    before, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if isinstance(before, list) and not isinstance(excluded, str) and all("." not in str(target) for target in before):
         return sorted({module.rpartition(".")[2] for module in modules})
     return sorted(modules, key=natural)
 

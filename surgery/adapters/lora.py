@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..dtypes import ARITHMETIC
-from ..errors import AdapterError, NotSupported, SurgeryError
+from ..errors import AdapterError, NotSupported
 from ..families import is_conv1d
 from ..formats.peft import Adapter
 from ..names import compiled
@@ -87,44 +87,53 @@ def _is_number(value: Any, *, integer: bool) -> bool:
     return value > 0 if integer else math.isfinite(value)
 
 
+def check_factors(adapter: Adapter, module: str, base: str = "") -> tuple[Tensor, Tensor]:
+    """The two factors of the module's LoRA: matrices of numbers, and of the rank that the config says.
+
+    `base` is said where an error is. Raises AdapterError, NotSupported.
+    """
+    parts = adapter.lora[module]
+    where = [f"{adapter.path}: {adapter.names[f'{module}.{next(iter(parts))}']}", *([base] if base else [])]
+    pair = _EMBEDDING if _EMBEDDING & set(parts) else _LINEAR
+    if unknown := sorted(set(parts) - pair - {BIAS, *MAGNITUDES}):
+        raise NotSupported(f"LoRA with {', '.join(unknown)} is not supported", where=where, help="merge it with PEFT")
+    if missing := sorted(pair - set(parts)):
+        raise AdapterError(f"the module has no {missing[0]}", where=where, help="the adapter file is incomplete: save it again")
+    a, b = (parts[name] for name in sorted(pair))
+    for factor in (a, b):
+        if factor.dtype not in ARITHMETIC:
+            tip = "save the adapter in float32, float16 or bfloat16"
+            raise NotSupported(f"adapter tensors of {factor.dtype} are not supported", where=where, help=tip)
+    if len(a.shape) > 2:
+        raise NotSupported(f"LoRA on a convolution, with a lora_A of {a.shape}, is not supported", where=where, help="merge it with PEFT")
+    if len(a.shape) != 2 or len(b.shape) != 2 or 0 in a.shape or 0 in b.shape:
+        tip = "an ungathered ZeRO-3 or FSDP save looks like this"
+        raise NotSupported(f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", where=where, help=tip)
+    rank = strength(adapter.config, module)[0]
+    if a.shape[0] != rank or b.shape[1] != rank:
+        raise AdapterError(
+            f"adapter_config.json says rank {rank}, but lora_A is {a.shape} and lora_B {b.shape}",
+            where=where,
+            help="r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed",
+        )
+    return a, b
+
+
 def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config: Mapping[str, Any]) -> LowRank:
     """What the adapter adds to the base tensor `weight` of `shape`, for its module `module`.
 
     Raises AdapterError where shapes, rank or dtypes contradict each other or the base.
     """
-    parts = adapter.lora[module]
-
-    def bad(what: str, help: str | None = None, kind: type[SurgeryError] = AdapterError) -> SurgeryError:
-        return kind(what, where=[f"{adapter.path}: {adapter.names[f'{module}.{next(iter(parts))}']}", f"base: {weight} {shape}"], help=help)
-
-    pair = _EMBEDDING if _EMBEDDING & set(parts) else _LINEAR
-    if unknown := sorted(set(parts) - pair - {BIAS, *MAGNITUDES}):
-        raise bad(f"LoRA with {', '.join(unknown)} is not supported", "merge it with PEFT", NotSupported)
-    if missing := sorted(pair - set(parts)):
-        raise bad(f"the module has no {missing[0]}", "the adapter file is incomplete: save it again")
-    a, b = (parts[name] for name in sorted(pair))
-    for factor in (a, b):
-        if factor.dtype not in ARITHMETIC:
-            raise bad(
-                f"adapter tensors of {factor.dtype} are not supported", "save the adapter in float32, float16 or bfloat16", NotSupported
-            )
-    if len(a.shape) > 2:
-        raise bad(f"LoRA on a convolution, with a lora_A of {a.shape}, is not supported", "merge it with PEFT", NotSupported)
-    if len(a.shape) != 2 or len(b.shape) != 2 or 0 in a.shape or 0 in b.shape:
-        raise bad(
-            f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", "an ungathered ZeRO-3 or FSDP save looks like this", NotSupported
-        )
-    rank, _, scale = strength(adapter.config, module)
-    if a.shape[0] != rank or b.shape[1] != rank:
-        raise bad(
-            f"adapter_config.json says rank {rank}, but lora_A is {a.shape} and lora_B {b.shape}",
-            "r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed",
-        )
+    a, b = check_factors(adapter, module, f"base: {weight} {shape}")
+    scale = strength(adapter.config, module)[2]
+    embedding = bool(_EMBEDDING & set(adapter.lora[module]))
     linear, conv1d = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
-    if shape not in ((conv1d,) if pair is _EMBEDDING else (linear, conv1d)):
-        made = conv1d if pair is _EMBEDDING else linear
-        raise bad(f"the delta would be {made}, the base tensor is {shape}", "the adapter belongs to another base, or to a resized one")
-    if pair is _EMBEDDING:
+    if shape not in ((conv1d,) if embedding else (linear, conv1d)):
+        what = f"the delta would be {conv1d if embedding else linear}, the base tensor is {shape}"
+        part = adapter.names[f"{module}.{next(iter(adapter.lora[module]))}"]
+        where = [f"{adapter.path}: {part}", f"base: {weight} {shape}"]
+        raise AdapterError(what, where=where, help="the adapter belongs to another base, or to a resized one")
+    if embedding:
         transposed = True
     elif linear == conv1d:
         known = base_config.get("model_type")

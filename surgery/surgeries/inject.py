@@ -15,9 +15,11 @@ from ..dtypes import ARITHMETIC, F32
 from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_conv1d
 from ..formats.peft import PREFIX, Adapter
+from ..fused.row import Site
 from ..names import compiled, natural
+from ..names_v5 import in_memory, renames_of
 from ..tensor import Norms, Random, Shape, Sum, Tensor, Zeros
-from .split import fused_in, sites_held, split_at
+from .split import fused_in, in_memory_sites, sites_held, split_at
 
 ALL_LINEAR = "all-linear"
 INITS = ("uniform", "gaussian")
@@ -35,7 +37,7 @@ _DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NULL) | {
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ForCausalLM": ("CAUSAL_LM", ()),
     "LMHeadModel": ("CAUSAL_LM", ()),
-    "ForConditionalGeneration": ("SEQ_2_SEQ_LM", ()),
+    "ForConditionalGeneration": ("SEQ_2_SEQ_LM", ()),  # of an encoder-decoder; vision and text together have no task
     "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),
     "ForTokenClassification": ("TOKEN_CLS", ("classifier", "score")),
     "ForQuestionAnswering": ("QUESTION_ANS", ("qa_outputs",)),
@@ -72,6 +74,11 @@ def inject(
         raise SurgeryError("use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away")
     if rank < 1:
         raise SurgeryError(f"a rank of {rank} is none", help="give 1 or more")
+    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+        raise SurgeryError(f"an alpha of {alpha} scales nothing", help="give a number above 0")
+    if layers_to_transform is not None and isinstance(target_modules, str):
+        tip = "name the modules in a list, or the layers in the regular expression"
+        raise SurgeryError("layers_to_transform needs a list of names, and the target is a text", help=tip)
     if init not in INITS:
         raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
     wanted = target_modules if isinstance(target_modules, str) else list(target_modules)
@@ -95,27 +102,29 @@ def inject(
         "lora_bias": lora_bias,
         "fan_in_fan_out": False,
     }
-    modules = _modules(base)
-    chosen = _chosen(config, modules)
-    parted = [site for site in fused_in(base) if not site.row.stacked] if _asks_for_parts(config, chosen) else []
+    parted = _asked_apart(base, config)
     apart = split_at(base, parted) if parted else base
-    if parted:
-        modules = _modules(apart)
-        chosen = _chosen(config, modules)
+    files = _modules(apart)
+    modules = {module: apart.tensors[f"{file}.weight"].shape for module, file in files.items()}
+    chosen = _chosen(config, modules)
     _check_targets(base, config, chosen, modules)
-    lora = {module: _factors(apart, module, modules[module], config, seed) for module in chosen}
+    if parted:  # what was excluded of a fused module is no module of its own
+        config["exclude_modules"] = None
+    lora = {module: _factors(apart, module, files[module], config, seed) for module in chosen}
     if any(is_conv1d(base.config, module) for module in chosen):
         config["fan_in_fan_out"] = True
     if wanted == ALL_LINEAR:
         config["target_modules"] = sorted(chosen, key=natural)
     whole = {n: t for n, t in base.tensors.items() if n.rpartition(".")[0] in saved}
-    keys = [*(f"{m}.{part}" for m, parts in lora.items() for part in parts), *whole]
-    names = {key: f"{PREFIX}{key}" for key in keys}
+    names = {key: f"{PREFIX}{key}" for m, parts in lora.items() for key in (f"{m}.{part}" for part in parts)}
+    renames = renames_of(base.config)
+    names |= {name: f"{PREFIX}{in_memory(name, renames)}" for name in whole}
     step = {"surgery": "inject", "modules": len(lora), "rank": rank, "init": init, "seed": seed}
     adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(step,))
-    if held := sites_held(adapter, parted, fused=False):
+    if held := sites_held(adapter, in_memory_sites(base, parted), fused=False):
         adapter = fuse_adapter(adapter, held)
-        note = f"{len(held)} fused modules such as {held[0].module} hold LoRA on some of their rows: the zeros of B would train, too"
+        ranks = f"; the ranks of their parts add up to {adapter.config['r']}"
+        note = f"{len(held)} fused modules such as {held[0].module} hold LoRA on some of their rows{ranks}, and all of B would train"
         adapter = replace(adapter, notes=(*adapter.notes, note))
     return replace(adapter, notes=(_counted(base, adapter), *adapter.notes))
 
@@ -128,6 +137,8 @@ def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None,
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in base.tensors))
     kind = str((base.config.get("architectures") or [""])[0])
     task, heads = next((found for end, found in _TASKS.items() if kind.endswith(end)), (None, ()))
+    if task == "SEQ_2_SEQ_LM" and not base.config.get("is_encoder_decoder"):
+        task = None
     if heads and not any(module.endswith(heads) for module in modules):
         task, heads = None, ()
     if idle := [name for name in modules_to_save if not any(module.endswith(name) for module in modules)]:
@@ -138,9 +149,11 @@ def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None,
     return task, ends, [m for m in modules if m.endswith(tuple(ends))] if ends else []
 
 
-def _modules(base: Checkpoint) -> dict[str, Shape]:
-    """Module -> shape of its weight, for weights of two axes or more."""
-    return {n.removesuffix(".weight"): t.shape for n, t in base.tensors.items() if n.endswith(".weight") and len(t.shape) > 1}
+def _modules(base: Checkpoint) -> dict[str, str]:
+    """Module -> its name in the files, for those with a weight of two axes or more. PEFT meets the names of the class in memory."""
+    renames = renames_of(base.config)
+    names = [name for name, tensor in base.tensors.items() if name.endswith(".weight") and len(tensor.shape) > 1]
+    return {in_memory(name, renames).removesuffix(".weight"): name.removesuffix(".weight") for name in names}
 
 
 def _chosen(config: Mapping[str, Any], modules: Mapping[str, Shape]) -> list[str]:
@@ -171,12 +184,20 @@ def _matches(wanted: str | Sequence[str] | None, module: str) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in wanted)
 
 
-def _asks_for_parts(config: Mapping[str, Any], chosen: Sequence[str]) -> bool:
-    """Whether a target is in no module of the base: it may be a part of a fused one."""
-    wanted = config["target_modules"]
-    if isinstance(wanted, str):
-        return not chosen
-    return any(not any(m == target or m.endswith(f".{target}") for m in chosen) for target in wanted)
+def _asked_apart(base: Checkpoint, config: Mapping[str, Any]) -> list[Site]:
+    """The fused modules of which some parts are asked for, and not the whole: by the target's names, or by what is excluded."""
+    try:
+        sites = [site for site in fused_in(base) if not site.row.stacked]
+    except SurgeryError:  # a layout that is not known: its modules can be targeted as they are
+        return []
+    found = []
+    for site, shown in zip(sites, in_memory_sites(base, sites), strict=True):
+        shape = base.tensors[f"{site.module}{site.row.tensors[0][0]}"].shape
+        whole, parts = _chosen(config, {shown.module: shape}), _chosen(config, dict.fromkeys(shown.parts, shape))
+        excluded = any(_matches(config["exclude_modules"], part) for part in shown.parts)
+        if parts and (not whole or excluded):
+            found.append(site)
+    return found
 
 
 def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Shape]) -> None:
@@ -190,19 +211,23 @@ def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence
     raise NothingMatched(
         f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}",
         where=[base.path],
-        help=f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {', '.join(listed(leaves, 12))}",
+        help=f"the nearest names are {', '.join(dict.fromkeys(near))}; a text is a regular expression for whole names"
+        if near and isinstance(wanted, str)
+        else f"the nearest names are {', '.join(dict.fromkeys(near))}"
+        if near
+        else f"modules are called {', '.join(listed(leaves, 12))}",
     )
 
 
-def _factors(base: Checkpoint, module: str, shape: Shape, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    dtype = base.tensors[f"{module}.weight"].dtype
+def _factors(base: Checkpoint, module: str, file: str, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    source = base.tensors[f"{file}.weight"]
+    shape, dtype = source.shape, source.dtype
     if len(shape) != 2 or dtype not in ARITHMETIC:
         where = [f"{base.path}: {module}"]
         raise NotSupported(f"cannot put LoRA on a weight of {dtype} {shape}", where=where, help="Linear, Conv1D and Embedding are known")
     rank = int(pattern(config["rank_pattern"], module, config["r"]))
     key = f"{seed} {module}"
     columns = _is_embedding(module) or is_conv1d(base.config, module)
-    source = base.tensors[f"{module}.weight"]
     magnitude = {"lora_magnitude_vector": Norms(Sum(F32, source), columns)} if config["use_dora"] else {}
     if _is_embedding(module):
         b = Random((shape[1], rank), key, 1.0, normal=True)

@@ -16,7 +16,6 @@ from ..adapters.lora import bias_delta, check_config, delta
 from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NothingMatched, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
-from ..evaluate import same
 from ..families import EMBEDDINGS, HEADS, VOCABULARY_BIASES, is_tied, ties
 from ..formats.peft import Adapter, base_name
 from ..fused.row import Site
@@ -92,7 +91,7 @@ def merge(
     chosen, wanted = _chosen([_called(by_parameter(one), names) for one in adapters], only, except_)
     fitting = [_fitted(checkpoint, one) for one in chosen]
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
-    fitted = [one for one, _, _ in fitting]
+    fitted = [split_adapter(one, held) if (held := sites_held(one, parted, fused=True)) else one for one, _, _ in fitting]
     merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted)
     if parted:
         merged = replace(fuse_at(merged, parted), dropped=merged.dropped)
@@ -356,6 +355,8 @@ def _share_deltas(adapter: Adapter, placed: _Placed, names: Sequence[str]) -> No
 
 
 def _check_same(adapter: Adapter, two: Sequence[tuple[str, Tensor]]) -> None:
+    from ..evaluate import same
+
     (one, first), (other, second) = two
     if not same(first, second):
         raise _differ(adapter, [one, other])

@@ -20,6 +20,7 @@ from ..fused.given import Given, chosen, given_sites, given_split_sites
 from ..fused.layout import sections
 from ..fused.row import Site
 from ..fused.tables import TABLE
+from ..names_v5 import in_memory, renames_of
 from ..targets import targets_for
 from ..tensor import File, Tensor, Zeros
 
@@ -129,17 +130,23 @@ def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str],
         tip = "pass the base, fused or split: --base MODEL; or say the layout with --layout"
         raise SurgeryError("the layout of an adapter's modules is its base's", where=[adapter.path], help=tip)
     sites = [*fused_in(base, kinds, given), *split_in(base, kinds, given)]
-    mine = sites_held(adapter, sites, fused=fused)
-    if mine:
+    loaded = in_memory_sites(base, sites)
+    if mine := sites_held(adapter, sites, fused=fused) or sites_held(adapter, loaded, fused=fused):
         return mine
     state, one = ("fused", sites[0].module) if fused and sites else ("split", sites[0].parts[0] if sites else "")
-    if sites_held(adapter, sites, fused=not fused):
+    if sites_held(adapter, [*sites, *loaded], fused=not fused):
         what, tip = f"the adapter is already {'split' if fused else 'fused'}", "there is nothing to do"
     elif sites:
         what, tip = f"the adapter has nothing on what is {state} in the base", f"that is {one} and its like"
     else:
         what, tip = f"the base has no fused {' or '.join(kinds)}, and no parts of one", "pass the base that the adapter was trained on"
     raise NothingMatched(what, where=[adapter.path, base.path], help=tip)
+
+
+def in_memory_sites(base: Checkpoint, sites: Sequence[Site]) -> list[Site]:
+    """The sites under the names that transformers gives them when it loads the files, which an adapter has."""
+    renames = renames_of(base.config)
+    return [replace(site, module=in_memory(f"{site.module}.weight", renames).removesuffix(".weight")) for site in sites]
 
 
 def sites_held(adapter: Adapter, sites: Sequence[Site], *, fused: bool) -> list[Site]:

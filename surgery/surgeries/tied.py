@@ -11,7 +11,6 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NotSupported
-from ..evaluate import same
 from ..families import ties
 from ..tensor import substitute
 
@@ -26,6 +25,8 @@ class Group:
 
 def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
     """The tensors that the model ties, as far as the base does. Reads two that are both stored, to see whether they are equal."""
+    from ..evaluate import same
+
     known, found = ties(checkpoint.config), list[Group]()
     for source in dict.fromkeys(known.others.values()) if known else ():
         names = (source, *(name for name, to in known.others.items() if to == source)) if known else ()

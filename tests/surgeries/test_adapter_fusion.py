@@ -247,7 +247,8 @@ def test_saved_biases_follow(saved: Saved, bases: Bases, tmp_path: Path) -> None
     live.save_pretrained(tmp_path / "fused")
     parted = surgery.split_qkv(surgery.open_adapter(tmp_path / "fused"), base=surgery.open_checkpoint(base))
     surgery.write(parted, tmp_path / "parted")
-    assert sum(name.endswith("attention.value.bias") for name in parted.tensors) == 3
+    assert sum(name.endswith("attention.value.base_layer.bias") for name in parted.tensors) == 3
+    compare(computed(live, "gpt_neox"), computed(alive(apart("gpt_neox", split), tmp_path / "parted"), "gpt_neox"), without)
     merged = surgery.fuse_qkv(surgery.merge(surgery.open_checkpoint(split), surgery.open_adapter(tmp_path / "parted")))
     surgery.write(merged, tmp_path / "merged")
     again = type(models.build("gpt_neox")).from_pretrained(tmp_path / "merged").eval()
