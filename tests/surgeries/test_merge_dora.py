@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c != "embeddings"])
+@pytest.mark.parametrize("case", CASES)
 def test_it_computes_what_the_live_model_does(case: str, saved: Saved, tmp_path: Path) -> None:
     family, options = CASES[case]
     live = models.output(trained(family, tmp_path / "adapter", **options), family)
