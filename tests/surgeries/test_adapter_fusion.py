@@ -287,7 +287,7 @@ def test_a_given_layout_needs_no_base(bases: Bases, tmp_path: Path) -> None:
 # Refusals
 
 
-def refused(kind: type[SurgeryError], what: str, action: Callable[[], object]) -> SurgeryError:
+def check_refused(kind: type[SurgeryError], what: str, action: Callable[[], object]) -> SurgeryError:
     with pytest.raises(kind, match=re.escape(what)) as error:
         action()
     return error.value
@@ -302,7 +302,9 @@ def phi3(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_refuses_an_adapter_without_a_base(phi3: Path) -> None:
-    error = refused(SurgeryError, "the layout of an adapter's modules is its base's", lambda: surgery.split_qkv(surgery.open_adapter(phi3)))
+    error = check_refused(
+        SurgeryError, "the layout of an adapter's modules is its base's", lambda: surgery.split_qkv(surgery.open_adapter(phi3))
+    )
     assert error.help and "--base MODEL" in error.help
 
 
@@ -315,7 +317,7 @@ def test_refuses_an_adapter_of_another_layout(phi3: Path, saved: Saved, tmp_path
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     base = surgery.open_checkpoint(tmp_path / "base")
-    error = refused(
+    error = check_refused(
         LayoutError, "the adapter was trained on another layout", lambda: surgery.split_qkv(surgery.open_adapter(phi3), base=base)
     )
     assert "(96, 4)" in error.where[1] and "144 rows" in error.where[1]
@@ -324,12 +326,12 @@ def test_refuses_an_adapter_of_another_layout(phi3: Path, saved: Saved, tmp_path
 def test_refuses_what_is_done_or_elsewhere(phi3: Path, bases: Bases, saved: Saved, tmp_path: Path) -> None:
     base, split = map(surgery.open_checkpoint, bases("phi3"))
     adapter = surgery.open_adapter(phi3)
-    refused(NothingMatched, "the adapter is already fused", lambda: surgery.fuse_qkv(adapter, base=base))
+    check_refused(NothingMatched, "the adapter is already fused", lambda: surgery.fuse_qkv(adapter, base=base))
     parted = surgery.split_qkv(adapter, base=base)
-    refused(NothingMatched, "the adapter is already split", lambda: surgery.split_qkv(parted, base=split))
+    check_refused(NothingMatched, "the adapter is already split", lambda: surgery.split_qkv(parted, base=split))
     llama = surgery.open_checkpoint(saved("llama"))
-    refused(NothingMatched, "the base has no fused qkv or kv, and no parts of one", lambda: surgery.split_qkv(adapter, base=llama))
-    refused(NotPlaced, "3 of the adapter's 3 modules have no place in the base", lambda: surgery.merge(llama, adapter))
+    check_refused(NothingMatched, "the base has no fused qkv or kv, and no parts of one", lambda: surgery.split_qkv(adapter, base=llama))
+    check_refused(NotPlaced, "3 of the adapter's 3 modules have no place in the base", lambda: surgery.merge(llama, adapter))
 
 
 def test_refuses_dora_on_some_parts(bases: Bases, tmp_path: Path) -> None:
@@ -337,7 +339,9 @@ def test_refuses_dora_on_some_parts(bases: Bases, tmp_path: Path) -> None:
     base, split = bases("phi3")
     trained(apart("phi3", split), tmp_path / "apart", target_modules=["q_proj", "v_proj"], use_dora=True)
     adapter = surgery.open_adapter(tmp_path / "apart")
-    refused(NotSupported, "DoRA on some parts only cannot be fused", lambda: surgery.fuse_qkv(adapter, base=surgery.open_checkpoint(base)))
+    check_refused(
+        NotSupported, "DoRA on some parts only cannot be fused", lambda: surgery.fuse_qkv(adapter, base=surgery.open_checkpoint(base))
+    )
 
 
 def test_refuses_other_kinds_and_broken_adapters(phi3: Path, saved: Saved, tmp_path: Path) -> None:
@@ -353,6 +357,6 @@ def test_refuses_other_kinds_and_broken_adapters(phi3: Path, saved: Saved, tmp_p
         return surgery.open_adapter(folder)
 
     other = changed("loha", {"peft_type": "LOHA"})
-    refused(NotSupported, "adapters of kind LOHA cannot be split or fused", lambda: surgery.split_qkv(other, base=base))
+    check_refused(NotSupported, "adapters of kind LOHA cannot be split or fused", lambda: surgery.split_qkv(other, base=base))
     text = changed("text", {"lora_alpha": "16"})
-    refused(AdapterError, "the adapter's rank or alpha is not a number", lambda: surgery.split_qkv(text, base=base))
+    check_refused(AdapterError, "the adapter's rank or alpha is not a number", lambda: surgery.split_qkv(text, base=base))
