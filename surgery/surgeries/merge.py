@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from ..adapters.fused import split_adapter
 from ..adapters.lora import bias_delta, check_config, delta
 from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
-from ..errors import AdapterError, NothingMatched, NotPlaced, NotSupported, PlanError, SurgeryError, listed, nearest
+from ..errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
 from ..families import EMBEDDINGS, HEADS, VOCABULARY_BIASES, is_tied, ties
-from ..formats.peft import Adapter, base_name
+from ..formats.peft import Adapter
 from ..fused.row import Site
 from ..names import natural, select
 from ..tensor import File, Gain, LowRank, Tensor, add, concat, is_computed, narrow
@@ -25,6 +25,7 @@ from .places import EXPERTS, check_apart, on_parameters, under_base_names, with_
 from .rename import Rule, renamed
 from .split import encode_config, fuse_at, fused_in, sites_held, split_at, split_in
 from .tied import Group, groups_of, narrowed, widened
+from .unplaced import not_placed
 
 TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 # What a tokenizer is made of: an adapter of another vocabulary brings its own.
@@ -259,7 +260,7 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequ
         if more := bias_delta(adapter, module, checkpoint.tensors.get(bias)):
             placed.deltas.setdefault(bias, []).append(LowRank(more.left, None, more.scale * weight))
     if lost or unplaced:
-        raise _not_placed(checkpoint, adapter, [*lost, *unplaced])
+        raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if adapter.config.get("ensure_weight_tying"):
         for group in groups:
             _share_deltas(adapter, placed, [name for name in group.names if wanted(_module(name))])
@@ -493,52 +494,3 @@ def _check_weight(adapter: Adapter, key: str, weight: float) -> None:
             where=[f"{adapter.path}: {adapter.names[key]}"],
             help="leave the weight at 1, or leave the module out with --except",
         )
-
-
-def _not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
-    """The error for adapter modules without a place: which, what is near, and the rule that would mend it."""
-    bases = {n.rpartition(".")[0] for n in checkpoint.tensors}
-    bases |= {part for site in fused_in(checkpoint) for part in site.parts} | {site.module for site in split_in(checkpoint)}
-    modules = {key: key for key in adapter.lora} | {key: key.rpartition(".")[0] for key in adapter.whole}
-    near = nearest(modules[lost[0]], bases)
-    rule = _mending(modules, lost, bases)
-    rows = [_row(adapter, key) for key in lost]
-    tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
-    return NotPlaced(
-        f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
-        where=[adapter.path, *listed(rows)],
-        help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
-    )
-
-
-def _row(adapter: Adapter, key: str) -> str:
-    """A module or tensor without a place: as the file calls it, and as it was renamed."""
-    name = adapter.names.get(key) or adapter.names[f"{key}.{next(iter(adapter.lora[key]))}"]
-    before = base_name(name)
-    before = before if key in adapter.whole else before.rpartition(".lora_")[0]
-    return key if before == key else f"{before} -> {key}"
-
-
-def _mending(modules: Mapping[str, str], lost: Sequence[str], bases: set[str]) -> Rule | None:
-    """A rule that gives the lost modules a place, and leaves the others where they are; None where none is found."""
-    stay = {name for key, name in modules.items() if key not in lost}
-    for rule in _prefixes(modules[lost[0]], bases):
-        new = {name: re.sub(*rule, name) for name in modules.values()}
-        if all(new[modules[key]] in bases for key in lost) and all(new[name] == name for name in stay):
-            return rule
-    return None
-
-
-def _prefixes(name: str, bases: set[str]) -> Iterator[Rule]:
-    """The rules that turn `name` into a base name by changing its first parts."""
-    for base in sorted(b for b in bases if b.endswith(f".{name}")):
-        prefix, first = base.removesuffix(name), name.partition(".")[0]
-        yield "^", prefix
-        yield f"^{re.escape(first)}\\.", f"{prefix}{first}."
-    parts = name.split(".")
-    for i in range(1, len(parts)):
-        tail, head = ".".join(parts[i:]), re.escape(".".join(parts[:i]) + ".")
-        if tail in bases:
-            yield f"^{head}", ""
-        for base in sorted(b for b in bases if b.endswith(f".{tail}") and "." in tail):
-            yield f"^{head}", base.removesuffix(tail)
