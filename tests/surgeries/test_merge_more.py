@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import surgery
-from cli.app import app
 from surgery.errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError
 from surgery.families import TIES, ties
+from surgery_cli.app import app
 
 EPS = torch.finfo(torch.float32).eps
 IDS = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(7))
