@@ -235,6 +235,20 @@ def test_merge_takes_either_adapter_into_either_base(family: str, bases: Bases, 
         compare(live, computed(merged, family), without)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_adapters_of_both_kinds_merge_together(order: int, bases: Bases, tmp_path: Path) -> None:
+    """One trained fused, one apart, into the fused base and into the split one: the same as the first with twice the weight."""
+    base, split = map(surgery.open_checkpoint, bases("phi3"))
+    trained(models.build("phi3"), tmp_path / "fused", target_modules=["qkv_proj"])
+    fused = surgery.open_adapter(tmp_path / "fused")
+    surgery.write(surgery.split_qkv(fused, base=base), tmp_path / "apart")
+    both = [fused, surgery.open_adapter(tmp_path / "apart")][::order]
+    twice = surgery.merge(base, fused, [2.0]).load("model.layers.1.self_attn.qkv_proj.weight")
+    for checkpoint in (surgery.merge(base, both), surgery.fuse_qkv(surgery.merge(split, both))):
+        made = checkpoint.load("model.layers.1.self_attn.qkv_proj.weight")
+        assert (made - twice).abs().max() < 1e-5 * twice.abs().max()
+
+
 def test_saved_biases_follow(saved: Saved, bases: Bases, tmp_path: Path) -> None:
     """bias="lora_only": the trained bias of the fused projection goes to its parts."""
     base, split = bases("gpt_neox")
