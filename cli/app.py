@@ -171,22 +171,28 @@ def _split(model: Path, kinds: tuple[str, ...], fused: Fused, to: str, base: Pat
         raise typer.BadParameter("an adapter is no model: split it with its --base, and convert the base", param_hint="--as")
     if to:
         _written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
-    elif surgery.is_adapter(model):
-        _written(lambda: surgery.split(adapter := surgery.open_adapter(model), kinds, given=given, base=_base_of(adapter, base)), options)
     else:
-        _check_no_base(base)
-        _written(lambda: surgery.split(surgery.open_checkpoint(model), kinds, given=given), options)
+        _cut(surgery.split, model, kinds, given, base, options)
 
 
 def _fuse(model: Path, kinds: tuple[str, ...], fused: Fused, base: Path | None, options: Writing) -> None:
     import surgery
 
-    given = fused.given()
+    _cut(surgery.fuse, model, kinds, fused.given(), base, options)
+
+
+def _cut(
+    verb: Callable[..., Any], model: Path, kinds: tuple[str, ...], given: surgery.Given | None, base: Path | None, options: Writing
+) -> None:
+    """`surgery.split` or `surgery.fuse` of a checkpoint, or of an adapter with its base."""
+    import surgery
+
     if surgery.is_adapter(model):
-        _written(lambda: surgery.fuse(adapter := surgery.open_adapter(model), kinds, given=given, base=_base_of(adapter, base)), options)
-    else:
-        _check_no_base(base)
-        _written(lambda: surgery.fuse(surgery.open_checkpoint(model), kinds, given=given), options)
+        _written(lambda: verb(adapter := surgery.open_adapter(model), kinds, given=given, base=_base_of(adapter, base)), options)
+        return
+    if base:
+        raise typer.BadParameter("MODEL is no adapter: it is its own base", param_hint="--base")
+    _written(lambda: verb(surgery.open_checkpoint(model), kinds, given=given), options)
 
 
 def _base_of(adapter: surgery.Adapter, base: Path | None) -> surgery.Checkpoint | None:
@@ -198,11 +204,6 @@ def _base_of(adapter: surgery.Adapter, base: Path | None) -> surgery.Checkpoint 
         print(f"base: {Path(named).resolve()}, as adapter_config.json names it", file=sys.stderr)
         base = Path(named)
     return surgery.open_checkpoint(base) if base else None
-
-
-def _check_no_base(base: Path | None) -> None:
-    if base:
-        raise typer.BadParameter("MODEL is no adapter: it is its own base", param_hint="--base")
 
 
 @app.command()

@@ -73,7 +73,7 @@ def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool) -> None:
     rows += [("replaced", f"{len(plan.replaced)} tensors: {_some(plan.replaced)}")] if plan.replaced else []
     rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []
     rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(plan.needed))]
-    torch = ", and torch itself (about 220 MB)" if plan.computed else ""
+    torch = ", and torch itself (about 220 MB)" if plan.arithmetic else ""
     rows += [("memory", f"at most {size(parse_size(memory))} of buffers{torch}")]
     rows += [("note", note) for note in plan.notes]
     _table(rows, "dry run: nothing was written")

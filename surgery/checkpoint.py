@@ -7,6 +7,7 @@ surgery returns another one. Invariants: every tensor has a shard in `weight_map
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -88,6 +89,11 @@ class Checkpoint:
     def with_step(self, step: Mapping[str, Any], **changes: Any) -> Checkpoint:
         """The checkpoint with `changes`, and `step` added to its history."""
         return replace(self, history=(*self.history, step), **changes)
+
+    def with_config(self, config: Mapping[str, Any]) -> Checkpoint:
+        """The checkpoint with this config.json, as transformers writes it."""
+        raw = f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode()
+        return replace(self, files={**self.files, "config.json": raw})
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

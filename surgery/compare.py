@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .dtypes import BF16, F16, F32, F64, Dtype
-from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, blocks, exact, into, settle
+from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, blocks, exact, into, settle, torch_dtype
 from .tensor import Tensor, has_arithmetic
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ def identical(first: Tensor, second: Tensor, work: Workspace) -> bool:
         return False
     with comparing((first, second), work) as pair:
         return all(bytes(a) == bytes(b) for a, b in windows(pair, work))  # memcmp, which views are not compared by
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """`identical`, with a workspace of its own."""
+    with workspace() as work:
+        return identical(first, second, work)
 
 
 def measure(first: Tensor, second: Tensor, work: Workspace) -> Measure | None:
@@ -151,13 +157,6 @@ def ulp(size: torch.Tensor, dtypes: Sequence[Dtype]) -> torch.Tensor:
     for fraction, least in (PRECISION[d] for d in dict.fromkeys(dtypes)):
         widest = torch.maximum(widest, torch.ldexp(one, exponent.clamp(min=least) - fraction))
     return widest
-
-
-def torch_dtype(dtype: Dtype) -> Any:
-    """What torch calls it."""
-    import torch
-
-    return getattr(torch, TORCH_NAMES[dtype.name])
 
 
 def bits(values: torch.Tensor) -> torch.Tensor:

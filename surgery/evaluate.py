@@ -161,7 +161,7 @@ def nonfinite(tensor: Tensor, work: Workspace) -> int:
     """How many elements are NaN or infinite. The dtype is one of floats that torch has."""
     import torch
 
-    dtype, count = _torch(tensor.dtype), 0
+    dtype, count = torch_dtype(tensor.dtype), 0
     for _, data in blocks(tensor, 0, tensor.size, work):
         values = torch.frombuffer(data, dtype=dtype)
         finite = torch.isfinite(values if tensor.dtype.bits > 8 else values.to(torch.float32))
@@ -203,21 +203,6 @@ def load(tensor: Tensor) -> torch.Tensor:
     return torch.frombuffer(raw, dtype=getattr(torch, name)).view(tensor.shape)
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same bytes. Reads both, unless they are one; for tensors of an adapter's size."""
-    if first == second:
-        return True
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    one, other = Workspace(DEFAULT_MEMORY), Workspace(DEFAULT_MEMORY)
-    try:
-        pairs = zip(blocks(first, 0, first.size, one), blocks(second, 0, second.size, other), strict=True)
-        return all(a == b for (_, a), (_, b) in pairs)
-    finally:
-        one.close()
-        other.close()
-
-
 @contextmanager
 def exact() -> Iterator[None]:
     """One torch thread, full float32 precision: part of the block law. Restored afterwards."""
@@ -231,6 +216,13 @@ def exact() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """What torch calls it."""
+    import torch
+
+    return getattr(torch, TORCH_NAMES[dtype.name])
 
 
 def arithmetic_identity() -> str:
@@ -256,8 +248,8 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
     work.depth += 1
     into(total.base, start, stop, raw, work)
     work.depth -= 1
-    base = torch.frombuffer(raw, dtype=_torch(total.base.dtype)).view(rows, width)
-    result = torch.frombuffer(out, dtype=_torch(total.dtype)).view(rows, width)
+    base = torch.frombuffer(raw, dtype=torch_dtype(total.base.dtype)).view(rows, width)
+    result = torch.frombuffer(out, dtype=torch_dtype(total.dtype)).view(rows, width)
 
     high = min(1024, TILES // _padded(min(width, BAND), COLUMNS) // ROWS * ROWS)
     buffer = torch.frombuffer(work.buffer("tiles", TILES * kind.itemsize), dtype=kind)
@@ -302,7 +294,7 @@ def _scale(values: torch.Tensor, gain: Gain, row: int, tall: int, column: int, w
     for factor in gain.factors:
         raw = work.buffer("gain", count * factor.dtype.bits // 8)
         into(factor, first, first + count, raw, work)
-        found.append(torch.frombuffer(raw, dtype=_torch(factor.dtype)).to(values.dtype, copy=True))
+        found.append(torch.frombuffer(raw, dtype=torch_dtype(factor.dtype)).to(values.dtype, copy=True))
     quotient = found[0] / found[1]
     part = values[:, :wide] if gain.columns else values[:tall]
     part.mul_(quotient if gain.columns else quotient[:, None])
@@ -322,7 +314,7 @@ def _norms(norms: Norms, start: int, stop: int, out: memoryview, work: Workspace
         tall = min(ROWS, last - row)
         raw = work.buffer("norms", tall * columns * of.dtype.bits // 8)
         into(of, row * columns, (row + tall) * columns, raw, work)
-        values = torch.frombuffer(raw, dtype=_torch(of.dtype)).view(tall, columns).double()
+        values = torch.frombuffer(raw, dtype=torch_dtype(of.dtype)).view(tall, columns).double()
         if norms.columns:
             for line in values[:, start:stop]:
                 sums.addcmul_(line, line)
@@ -353,15 +345,9 @@ def _floats(tensor: Tensor, part: tuple[int, int, int, int], shape: tuple[int, i
         stop = min(r + step, last)
         raw = work.buffer("factor", (stop - r) * columns * tensor.dtype.bits // 8)
         into(tensor, r * columns, stop * columns, raw, work)
-        rows = torch.frombuffer(raw, dtype=_torch(tensor.dtype)).view(-1, columns)
+        rows = torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).view(-1, columns)
         value[r - first : stop - first, : end - begin].copy_(rows[:, begin:end])
     return value
-
-
-def _torch(dtype: Dtype) -> torch.dtype:
-    import torch
-
-    return getattr(torch, TORCH_NAMES[dtype.name])
 
 
 def _padded(size: int, tile: int) -> int:

@@ -19,6 +19,11 @@ def natural(name: str) -> str:
     return _DIGITS.sub(lambda found: chr(48 + len(n := found[0].lstrip("0"))) + n, name)
 
 
+def is_called(name: str, ends: Iterable[str]) -> bool:
+    """Whether the name is one of `ends`, or ends in one after a dot: how PEFT looks for modules."""
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
 def compiled(pattern: str) -> re.Pattern[str]:
     """The pattern, or an error that says what is wrong with it."""
     try:

@@ -184,7 +184,7 @@ def test_two_adapters_with_weights(made: Callable[..., Path], tmp_path: Path) ->
 # What is sabotaged is named
 
 
-def only(found: surgery.Proof, name: str, what: Verdict) -> surgery.Judgement:
+def check_only(found: surgery.Proof, name: str, what: Verdict) -> surgery.Judgement:
     """The one thing that is wrong."""
     assert [one.name for one in found.wrong] == [name], [str(one) for one in found.wrong]
     assert found.wrong[0].verdict is what, str(found.wrong[0])
@@ -195,7 +195,7 @@ def only(found: surgery.Proof, name: str, what: Verdict) -> surgery.Judgement:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_layer_that_was_left_out(kind: str, size: str, made: Callable[..., Path], tmp_path: Path) -> None:
     out = edited(made(kind, size), tmp_path / "out", lambda tensors, base: tensors.update({Q: base[Q]}))
-    assert str(only(proof(made(kind, size), out), Q, Verdict.NOT_APPLIED)) == f"{Q}: never applied"
+    assert str(check_only(proof(made(kind, size), out), Q, Verdict.NOT_APPLIED)) == f"{Q}: never applied"
 
 
 @pytest.mark.parametrize("times", [2, 0.5, -1, 1.2])
@@ -208,7 +208,7 @@ def test_another_scale(kind: str, size: str, times: float, made: Callable[..., P
     def scaled(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
         tensors[Q] = (base[Q].double() + times * delta(folder, Q)).to(base[Q].dtype)
 
-    found = only(proof(folder, edited(folder, tmp_path / "out", scaled)), Q, Verdict.SCALED)
+    found = check_only(proof(folder, edited(folder, tmp_path / "out", scaled)), Q, Verdict.SCALED)
     assert found.factor == pytest.approx(times, abs=0.05)
     assert f"{Q}: applied {found.factor:.4g} times" in str(found)
 
@@ -244,7 +244,7 @@ def test_a_transposed_square(kind: str, size: str, made: Callable[..., Path], tm
         tensors[name] = (base[name].double() + delta(folder, name)).to(base[name].dtype)
 
     assert proof(folder).ok
-    only(proof(folder, edited(folder, tmp_path / "out", turned)), name, Verdict.TRANSPOSED)
+    check_only(proof(folder, edited(folder, tmp_path / "out", turned)), name, Verdict.TRANSPOSED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -255,7 +255,7 @@ def test_one_element_of_a_merged_tensor(kind: str, made: Callable[..., Path], tm
     def flipped(tensors: dict[str, torch.Tensor], _: dict[str, torch.Tensor]) -> None:
         tensors[Q][3, 5] += 0.1 * tensors[Q].abs().max()
 
-    found = only(proof(folder, edited(folder, tmp_path / "out", flipped)), Q, Verdict.WRONG)
+    found = check_only(proof(folder, edited(folder, tmp_path / "out", flipped)), Q, Verdict.WRONG)
     assert found.beyond == 1
 
 
@@ -263,7 +263,7 @@ def test_nan_is_wrong(made: Callable[..., Path], tmp_path: Path) -> None:
     def spoilt(tensors: dict[str, torch.Tensor], _: dict[str, torch.Tensor]) -> None:
         tensors[Q][3, 5] = float("nan")
 
-    assert only(proof(made(), edited(made(), tmp_path / "out", spoilt)), Q, Verdict.WRONG).beyond == 1
+    assert check_only(proof(made(), edited(made(), tmp_path / "out", spoilt)), Q, Verdict.WRONG).beyond == 1
 
 
 def test_half_of_the_rows(made: Callable[..., Path], tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_half_of_the_rows(made: Callable[..., Path], tmp_path: Path) -> None:
     def halved(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
         tensors[Q][20:] = base[Q][20:]
 
-    only(proof(made(), edited(made(), tmp_path / "out", halved)), Q, Verdict.WRONG)
+    check_only(proof(made(), edited(made(), tmp_path / "out", halved)), Q, Verdict.WRONG)
 
 
 def test_another_layer_s_delta(made: Callable[..., Path], tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_another_layer_s_delta(made: Callable[..., Path], tmp_path: Path) -> Non
     def swapped(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
         tensors[Q] = (base[Q].double() + delta(folder, other)).to(base[Q].dtype)
 
-    only(proof(folder, edited(folder, tmp_path / "out", swapped)), Q, Verdict.WRONG)
+    check_only(proof(folder, edited(folder, tmp_path / "out", swapped)), Q, Verdict.WRONG)
 
 
 NORM = "model.layers.0.input_layernorm.weight"
@@ -294,7 +294,7 @@ def test_a_tensor_that_no_adapter_touches(made: Callable[..., Path], tmp_path: P
     def nudged(tensors: dict[str, torch.Tensor], _: dict[str, torch.Tensor]) -> None:
         tensors[NORM].view(torch.int16)[7] += 1
 
-    found = only(proof(made(), edited(made(), tmp_path / "out", nudged)), NORM, Verdict.CHANGED)
+    found = check_only(proof(made(), edited(made(), tmp_path / "out", nudged)), NORM, Verdict.CHANGED)
     assert (found.differing, found.ulps) == (1, 1)
     assert str(found) == f"{NORM}: changed: 1 of 48 elements differ, by up to 1 ulps"
 
@@ -347,7 +347,7 @@ def test_saved_modules_and_biases(tmp_path: Path) -> None:
     head = "qa_outputs.weight"
     for share, what in ((0.0, Verdict.NOT_APPLIED), (0.5, Verdict.SCALED)):
         out = edited(tmp_path, tmp_path / what.name, lambda t, base, s=share: t.update({head: torch.lerp(base[head], t[head], s)}))
-        only(proof(tmp_path, out), head, what)
+        check_only(proof(tmp_path, out), head, what)
 
 
 # How it is asked

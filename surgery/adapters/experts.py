@@ -23,6 +23,7 @@ from ..errors import AdapterError, NotSupported
 from ..formats.peft import Adapter
 from ..fused.layout import Layout, equal, sections, split_axis
 from ..fused.row import EXPERT, Row, Site
+from ..names import is_called
 from ..tensor import LowRank, Shape, Tensor, narrow, permute, reshape
 from .lora import strength
 
@@ -45,7 +46,7 @@ def by_parameter(adapter: Adapter) -> Adapter:
     new: dict[str, str] = {}
     for module, keys in nested.items():
         every = {f"{module}.{target.rpartition('.')[2]}" for target in targets}
-        mine = [name for name in every if any(name == target or name.endswith(f".{target}") for target in targets)]
+        mine = [name for name in every if is_called(name, targets)]
         if mine or len(keys) > 1:
             keys = sorted(keys, key=len)
             new |= dict(zip(reversed(keys), _ordered(adapter, module, mine, keys), strict=True))

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..dtypes import F32
-from ..errors import AdapterError, LayoutError, NotSupported, listed
+from ..errors import LayoutError, NotSupported, listed
 from ..formats.peft import Adapter, file_name
-from ..fused.apply import Change, fuse_tensors, split_tensors
+from ..fused.apply import Change, described, fuse_tensors, split_tensors
 from ..fused.layout import fuse_axis, split_axis
 from ..fused.row import Site
 from ..names import natural
@@ -50,7 +50,7 @@ def split_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
         ranks |= dict.fromkeys(site.parts, rank)
     whole = _whole(adapter.whole, [split_tensors(adapter.whole, site) for site in sites])
     leaves = {site.row.fused: list(site.row.parts.values()) for site in sites}
-    return _made(adapter, lora, whole, ranks, leaves, {"surgery": "split", "modules": _described(sites)})
+    return _made(adapter, lora, whole, ranks, leaves, {"surgery": "split", "modules": described(sites)})
 
 
 def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
@@ -78,7 +78,7 @@ def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
         _check_saved(adapter, site)
     whole = _whole(adapter.whole, [fuse_tensors(adapter.whole, site) for site in saved])
     leaves = {leaf: [site.row.fused] for site in sites for leaf in site.row.parts.values()}
-    made = _made(adapter, lora, whole, ranks, leaves, {"surgery": "fuse", "modules": _described(sites)})
+    made = _made(adapter, lora, whole, ranks, leaves, {"surgery": "fuse", "modules": described(sites)})
     note = [f"{len(once)} A's are equal to another one of their module, and kept once"] if once else []
     return replace(made, dropped={**adapter.dropped, **once}, notes=(*adapter.notes, *note))
 
@@ -111,7 +111,7 @@ def _split_rows(adapter: Adapter, site: Site, key: str, tensor: Tensor) -> list[
 
 def _shares_a(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, _Rank]) -> bool:
     """Whether all parts are there, with one A and one scale: they came from a split."""
-    from ..evaluate import same
+    from ..compare import same
 
     first = site.parts[0]
     alike = here.keys() == set(site.parts) and all(ranks[p] == ranks[first] and here[p].keys() == here[first].keys() for p in here)
@@ -191,8 +191,6 @@ def _check_fusible(adapter: Adapter, site: Site, here: Mapping[str, Mapping[str,
             if key in _ROWS and tensor.shape[:1] != (length,):
                 where.append(f"{tensor.shape}, where this part of {site.module} has {length} rows = {site.layout}")
                 raise LayoutError("the adapter was trained on another layout", where=where, help="pass the base that it belongs to")
-        if part in here and not {_SHARED, _B} <= here[part].keys():
-            raise AdapterError("the module has no lora_A.weight or no lora_B.weight", where=[f"{adapter.path}: {part}"])
     magnitudes = [part for part in here if any("magnitude" in key for key in here[part])]
     if magnitudes and len(magnitudes) != len(site.parts):
         raise NotSupported(
@@ -301,8 +299,3 @@ def _patterns(values: Mapping[str, float], usual: float) -> dict[str, float]:
         if value != usual:
             found[re.escape(leaf) if len(by_leaf[leaf]) == 1 else re.escape(module)] = value
     return found
-
-
-def _described(sites: Sequence[Site]) -> list[dict[str, Any]]:
-    alike = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout)) for site in sites)
-    return [{"fused": fused, "parts": list(parts), "layout": layout, "count": n} for (fused, parts, layout), n in alike.items()]

@@ -26,6 +26,8 @@ _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?!weight$|bi
 # A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
 # Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
 _SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
+# Rows of an embedding that were trained, and the module whose rows they are.
+TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
 
 

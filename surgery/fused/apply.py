@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..tensor import Tensor, Zeros, reshape
 from .row import Site
@@ -59,3 +61,10 @@ def fuse_tensors(tensors: Mapping[str, Tensor], site: Site) -> Change:
             change.take(name, {f"{site.parent}{one.name}": reshape(tensors[name], shape)})
     change.dropped += [n for key, suffix in site.row.zeros if (n := f"{site.part(key)}{suffix}") in tensors]
     return change
+
+
+def described(sites: Sequence[Site]) -> list[dict[str, Any]]:
+    """What a history says of these modules: one row for those that are alike."""
+    alike = Counter((s.row.kind, s.model_type, s.row.fused, tuple(s.row.parts.values()), str(s.layout), s.why) for s in sites)
+    keys = ("kind", "model_type", "fused", "parts", "layout", "why")
+    return [dict(zip(keys, row, strict=True)) | {"parts": list(row[3]), "count": count} for row, count in alike.items()]

@@ -37,6 +37,8 @@ STYLES: Mapping[str, tuple[str, ...]] = {
     "vision_expert_query_key_value": ("blocked",),
     "language_expert_query_key_value": ("blocked",),
 }
+# What ends the names of the tensors that quantised weights are stored in.
+QUANTISED = {"_blocks": "MXFP4", "_scales": "MXFP4", "_scale_inv": "FP8"}
 # Names of the projection that follows attention: as many columns as q has rows.
 _OUTPUTS = ("o_proj", "out_proj", "dense", "proj", "c_proj", "wo", "out", "linear_proj", "vision_expert_dense", "language_expert_dense")
 
@@ -131,10 +133,6 @@ def _check_counts(experts: Mapping[str, int]) -> None:
             (less, where), (more, _) = sorted(alike.items())[:2]
             what = f"there are {less} experts of one layer, and {more} of another"
             raise LayoutError(what, where=[where], help="some of them are missing")
-
-
-# What ends the names of the tensors that quantised weights are stored in.
-QUANTISED = {"_blocks": "MXFP4", "_scales": "MXFP4", "_scale_inv": "FP8"}
 
 
 def _check_whole(modules: Mapping[str, Mapping[str, Collection[str]]], known: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from ..skeleton import check_accepted, complete
 from ..targets import TARGETS, targets_for, targets_of, why_not
 from ..targets.target import Target
 from .rename import renamed
-from .split import encode_config, fused_in, split_at, split_in, without_note
+from .split import fused_in, split_at, split_in, without_note
 
 CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
 
@@ -34,9 +34,8 @@ def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     said = _written(config, target, checkpoint)
     written = {**complete(said), **said}
     check_accepted(written, target.model_class, moved.tensors)
-    return moved.with_step(
+    return moved.with_config(written).with_step(
         {"surgery": "convert", "from": target.source, "to": target.name, "class": target.model_class},
-        files={**moved.files, "config.json": encode_config(written)},
         notes=(*without_note(checkpoint).notes, *_notes(checkpoint.config, target, config)),
     )
 

@@ -16,7 +16,7 @@ from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_conv1d
 from ..formats.peft import PREFIX, Adapter
 from ..fused.row import Site
-from ..names import compiled, natural
+from ..names import compiled, is_called, natural
 from ..names_v5 import in_memory, renames_of
 from ..tensor import Norms, Random, Shape, Sum, Tensor, Zeros
 from .split import fused_in, in_memory_sites, sites_held, split_at
@@ -70,17 +70,6 @@ def inject(
     name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from the base, when it is written; `modules_to_save` are
     copied, with the heads that PEFT trains along for the class's task. Raises NothingMatched for a target that is not in the base.
     """
-    if use_dora and lora_bias:
-        raise SurgeryError("use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away")
-    if rank < 1:
-        raise SurgeryError(f"a rank of {rank} is none", help="give 1 or more")
-    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
-        raise SurgeryError(f"an alpha of {alpha} scales nothing", help="give a number above 0")
-    if layers_to_transform is not None and isinstance(target_modules, str):
-        tip = "name the modules in a list, or the layers in the regular expression"
-        raise SurgeryError("layers_to_transform needs a list of names, and the target is a text", help=tip)
-    if init not in INITS:
-        raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
     wanted = target_modules if isinstance(target_modules, str) else list(target_modules)
     task, ends, saved = _task(base, modules_to_save)
     config: dict[str, Any] = {
@@ -100,8 +89,8 @@ def inject(
         "use_rslora": use_rslora,
         "use_dora": use_dora,
         "lora_bias": lora_bias,
-        "fan_in_fan_out": False,
     }
+    _check_options(config, init)
     parted = _asked_apart(base, config)
     apart = split_at(base, parted) if parted else base
     files = _modules(apart)
@@ -111,8 +100,7 @@ def inject(
     if parted:  # what was excluded of a fused module is no module of its own
         config["exclude_modules"] = None
     lora = {module: _factors(apart, module, files[module], config, seed) for module in chosen}
-    if any(is_conv1d(base.config, module) for module in chosen):
-        config["fan_in_fan_out"] = True
+    config["fan_in_fan_out"] = any(is_conv1d(base.config, module) for module in chosen)
     if wanted == ALL_LINEAR:
         config["target_modules"] = sorted(chosen, key=natural)
     whole = {n: t for n, t in base.tensors.items() if n.rpartition(".")[0] in saved}
@@ -121,12 +109,33 @@ def inject(
     names |= {name: f"{PREFIX}{in_memory(name, renames)}" for name in whole}
     step = {"surgery": "inject", "modules": len(lora), "rank": rank, "init": init, "seed": seed}
     adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(step,))
-    if held := sites_held(adapter, in_memory_sites(base, parted), fused=False):
-        adapter = fuse_adapter(adapter, held)
-        ranks = f"; the ranks of their parts add up to {adapter.config['r']}"
-        note = f"{len(held)} fused modules such as {held[0].module} hold LoRA on some of their rows{ranks}, and all of B would train"
-        adapter = replace(adapter, notes=(*adapter.notes, note))
+    adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
     return replace(adapter, notes=(_counted(base, adapter), *adapter.notes))
+
+
+def _together(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
+    """The adapter on the fused modules of whose parts it has LoRA, with a note on what that means."""
+    if not sites:
+        return adapter
+    adapter = fuse_adapter(adapter, sites)
+    ranks = f"; the ranks of their parts add up to {adapter.config['r']}"
+    note = f"{len(sites)} fused modules such as {sites[0].module} hold LoRA on some of their rows{ranks}, and all of B would train"
+    return replace(adapter, notes=(*adapter.notes, note))
+
+
+def _check_options(config: Mapping[str, Any], init: str) -> None:
+    """Raise SurgeryError for options that make no LoRA."""
+    if config["use_dora"] and config["lora_bias"]:
+        raise SurgeryError("use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away")
+    if config["r"] < 1:
+        raise SurgeryError(f"a rank of {config['r']} is none", help="give 1 or more")
+    if not (math.isfinite(config["lora_alpha"]) and config["lora_alpha"] > 0):
+        raise SurgeryError(f"an alpha of {config['lora_alpha']} scales nothing", help="give a number above 0")
+    if config["layers_to_transform"] is not None and isinstance(config["target_modules"], str):
+        tip = "name the modules in a list, or the layers in the regular expression"
+        raise SurgeryError("layers_to_transform needs a list of names, and the target is a text", help=tip)
+    if init not in INITS:
+        raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
 
 
 def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
@@ -181,7 +190,7 @@ def _matches(wanted: str | Sequence[str] | None, module: str) -> bool:
         return False
     if isinstance(wanted, str):
         return bool(compiled(wanted).fullmatch(module))
-    return any(module == target or module.endswith(f".{target}") for target in wanted)
+    return is_called(module, wanted)
 
 
 def _asked_apart(base: Checkpoint, config: Mapping[str, Any]) -> list[Site]:
@@ -203,20 +212,15 @@ def _asked_apart(base: Checkpoint, config: Mapping[str, Any]) -> list[Site]:
 def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Shape]) -> None:
     wanted = config["target_modules"]
     targets = [wanted] if isinstance(wanted, str) else wanted
-    idle = [t for t in targets if not any(isinstance(wanted, str) or m == t or m.endswith(f".{t}") for m in chosen)]
+    idle = [t for t in targets if not any(isinstance(wanted, str) or is_called(m, [t]) for m in chosen)]
     if chosen and not idle:
         return
     leaves = sorted({module.rpartition(".")[2] for module in modules})
     near = [leaf for target in idle or targets for leaf in nearest(target, leaves)]
-    raise NothingMatched(
-        f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}",
-        where=[base.path],
-        help=f"the nearest names are {', '.join(dict.fromkeys(near))}; a text is a regular expression for whole names"
-        if near and isinstance(wanted, str)
-        else f"the nearest names are {', '.join(dict.fromkeys(near))}"
-        if near
-        else f"modules are called {', '.join(listed(leaves, 12))}",
-    )
+    tip = f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {', '.join(listed(leaves, 12))}"
+    tip += "; a text is a regular expression for whole names" if near and isinstance(wanted, str) else ""
+    what = f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}"
+    raise NothingMatched(what, where=[base.path], help=tip)
 
 
 def _factors(base: Checkpoint, module: str, file: str, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:

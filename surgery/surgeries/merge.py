@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,17 +16,16 @@ from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
 from ..families import EMBEDDINGS, HEADS, VOCABULARY_BIASES, is_tied, ties
-from ..formats.peft import Adapter
+from ..formats.peft import TOKENS, Adapter
 from ..fused.row import Site
-from ..names import natural, select
+from ..names import compiled, is_called, natural, select
 from ..tensor import File, Gain, LowRank, Tensor, add, concat, is_computed, narrow
 from .places import EXPERTS, check_apart, on_parameters, under_base_names, with_names
 from .rename import Rule, renamed
-from .split import encode_config, fuse_at, fused_in, sites_held, split_at, split_in
+from .split import fuse_at, fused_in, sites_held, split_at, split_in
 from .tied import Group, groups_of, narrowed, widened
 from .unplaced import not_placed
 
-TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 # What a tokenizer is made of: an adapter of another vocabulary brings its own.
 TOKENIZER = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt "
@@ -99,7 +97,7 @@ def merge(
     merged, edits = narrowed(replace(merged, files=base.files), base, groups, tied)
     merged = _with_vocabulary(merged, base, fitted)
     if edits:
-        merged = replace(merged, files={**merged.files, "config.json": encode_config({**merged.config, **edits})})
+        merged = merged.with_config({**merged.config, **edits})
     added = sorted(merged.tensors.keys() - base.tensors.keys())
     step = {
         "surgery": "merge",
@@ -160,7 +158,7 @@ def _chosen(adapters: Sequence[Adapter], only: str | None, except_: str | None) 
     gone = set(select(modules, except_)) if except_ is not None else set[str]()
     if not kept - gone:
         raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {', '.join(listed(modules, 3))}")
-    rules = [re.compile(pattern, re.DOTALL) if pattern is not None else None for pattern in (only, except_)]
+    rules = [compiled(pattern) if pattern is not None else None for pattern in (only, except_)]
 
     def wanted(module: str) -> bool:
         return (rules[0] is None or bool(rules[0].fullmatch(module))) and not (rules[1] and rules[1].fullmatch(module))
@@ -287,14 +285,14 @@ def _place_whole(
         elif name in checkpoint.tensors:
             _check_whole(checkpoint, adapter, name, key, weight)
             placed.whole[name], keys[name] = value, key
-        elif _is_saved(module, saved) and not _has_module(checkpoint, module):
+        elif is_called(module, saved) and not _has_module(checkpoint, module):
             placed.added[name] = value  # a head that the base does not have, such as qa_outputs on a pretrained BERT
         else:
             lost.append(key)
     for group in groups:
         # a module to save has a tensor of its own; any other tensor is the base's, of which there is one
         names = [name for name in group.names if wanted(_module(name))]
-        one = names if adapter.config.get("ensure_weight_tying") else [n for n in names if not _is_saved(_module(n), saved)]
+        one = names if adapter.config.get("ensure_weight_tying") else [n for n in names if not is_called(_module(n), saved)]
         _share(adapter, placed, keys, one)
         _share_rows(adapter, placed, rows, names)
     for name, key in rows.items():
@@ -356,7 +354,7 @@ def _share_deltas(adapter: Adapter, placed: _Placed, names: Sequence[str]) -> No
 
 
 def _check_same(adapter: Adapter, two: Sequence[tuple[str, Tensor]]) -> None:
-    from ..evaluate import same
+    from ..compare import same
 
     (one, first), (other, second) = two
     if not same(first, second):
@@ -375,7 +373,7 @@ def _tokens(adapter: Adapter, key: str) -> list[int]:
     """The rows of the embedding that `key` holds. Raises AdapterError unless they are different whole numbers."""
     said, module = adapter.config.get("trainable_token_indices"), _module(key)
     if isinstance(said, Mapping):
-        said = next((rows for name, rows in said.items() if module == name or module.endswith(f".{name}")), None)
+        said = next((rows for name, rows in said.items() if is_called(module, [name])), None)
     rows = [row for row in said if isinstance(row, int) and not isinstance(row, bool) and row >= 0] if isinstance(said, list) else []
     if rows != said or len(set(rows)) != len(rows):
         raise AdapterError(
@@ -420,8 +418,8 @@ def _with_vocabulary(checkpoint: Checkpoint, base: Checkpoint, adapters: Sequenc
             help="save the adapter with save_embedding_layers=True, so that embedding and head are both in it",
         )
     size = next(iter(resized.values()))
-    config = _resized(base.config, size)
-    files = {**checkpoint.files, "config.json": encode_config(config)}
+    checkpoint = checkpoint.with_config(_resized(base.config, size))
+    files = dict(checkpoint.files)
     whose = [one.path for one in adapters if any(f"{_module(key)}.weight" in resized for key in one.whole)]
     own = {name: os.path.join(folder, name) for folder in whose for name in TOKENIZER}
     found = {name: path for name, path in own.items() if os.path.isfile(path)}
@@ -461,10 +459,6 @@ def _is_head(module: str) -> bool:
 def _is_vocabulary(name: str) -> bool:
     """Whether the tensor has an entry for each word."""
     return _is_head(name.rpartition(".")[0]) or name in VOCABULARY_BIASES
-
-
-def _is_saved(module: str, saved: Sequence[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in saved)
 
 
 def _check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,14 +9,13 @@ from ..adapters.experts import called, on_experts, on_matrix, on_stack, pieces, 
 from ..adapters.fused import config_under
 from ..checkpoint import Checkpoint
 from ..errors import NotPlaced, NotSupported, PlanError, listed, nearest
-from ..formats.peft import Adapter
+from ..formats.peft import TOKENS, Adapter
 from ..fused.row import Site
 from ..names import natural
 from ..names_v5 import Reading, places
 from ..tensor import LowRank
 from .split import fused_in, split_in
 
-_TOKENS = re.compile(r"(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
 EXPERTS = ("experts",)
 
 
@@ -47,7 +45,7 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter,
     here = [name for name in wanted.values() if name in offered]
     if len(here) == len(wanted):
         return adapter, ""
-    whole = {name: f"{_TOKENS.sub('', name)}.weight" if _TOKENS.search(name) else name for name in adapter.whole}
+    whole = {name: f"{rows['module']}.weight" if (rows := TOKENS.fullmatch(name)) else name for name in adapter.whole}
     readings = places([*wanted.values(), *whole.values()], offered, checkpoint.config)
     full = [one for one in readings if one.places.keys() >= set(wanted.values())]
     if len(full) > 1:

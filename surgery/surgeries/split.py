@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed
 from ..formats.peft import Adapter
-from ..fused.apply import Change, fuse_tensors, split_tensors
+from ..fused.apply import Change, described, fuse_tensors, split_tensors
 from ..fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
 from ..fused.given import Given, chosen, given_sites, given_split_sites
 from ..fused.layout import sections
@@ -22,7 +20,7 @@ from ..fused.row import Site
 from ..fused.tables import TABLE
 from ..names_v5 import in_memory, renames_of
 from ..targets import targets_for
-from ..tensor import File, Tensor, Zeros
+from ..tensor import Tensor, Zeros
 
 ATTENTION = ("qkv", "kv")
 
@@ -230,8 +228,8 @@ def _contradicted(checkpoint: Checkpoint, sites: Sequence[Site], kinds: Collecti
 
 def _noted(checkpoint: Checkpoint, sites: Sequence[Site], told: Sequence[str]) -> Checkpoint:
     """With a word on the classes that load the result, as far as the tables know them."""
-    types = {section.get("model_type") for section in sections(checkpoint.config)}
-    typed = [site.row for site in sites if site.row.model_types or types & set(known_types())]
+    known = not {section.get("model_type") for section in sections(checkpoint.config)}.isdisjoint(known_types())
+    typed = [site.row for site in sites if site.row.model_types or known]
     ways = [f"surgery convert --as {name}" for name in targets_for(checkpoint.config)]
     notes = list(without_note(checkpoint).notes)
     notes += told
@@ -272,33 +270,10 @@ def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: 
         tensors |= change.made
         weight_map |= {name: checkpoint.weight_map[source] for name, source in change.source.items()}
     gone = {name: checkpoint.tensors[name] for change in changes for name in change.dropped}
-    return checkpoint.with_step(
-        {"surgery": verb, "modules": _rows(sites)},
-        tensors=tensors,
-        weight_map=weight_map,
-        files=_with_config(checkpoint, verb, sites),
-        dropped={**checkpoint.dropped, **gone},
-    )
-
-
-def _with_config(checkpoint: Checkpoint, verb: str, sites: Sequence[Site]) -> Mapping[str, File | bytes]:
-    """The files, with what config.json says of being fused."""
+    step = {"surgery": verb, "modules": described(sites)}
+    made = checkpoint.with_step(step, tensors=tensors, weight_map=weight_map, dropped={**checkpoint.dropped, **gone})
     edits = {key: values[verb == "split"] for site in sites for key, values in site.row.config.items()}
-    if not edits:
-        return checkpoint.files
-    return {**checkpoint.files, "config.json": encode_config({**checkpoint.config, **edits})}
-
-
-def encode_config(config: Mapping[str, Any]) -> bytes:
-    """config.json as transformers writes it."""
-    return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
-
-
-def _rows(sites: Sequence[Site]) -> list[dict[str, Any]]:
-    """The entry in the history: one row for modules that are alike."""
-    alike = Counter((s.row.kind, s.model_type, s.row.fused, tuple(s.row.parts.values()), str(s.layout), s.why) for s in sites)
-    keys = ("kind", "model_type", "fused", "parts", "layout", "why")
-    return [dict(zip(keys, row, strict=True)) | {"parts": list(row[3]), "count": count} for row, count in alike.items()]
+    return made.with_config({**made.config, **edits}) if edits else made
 
 
 def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched | LayoutError:

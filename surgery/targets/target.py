@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..fused.layout import Config
+from ..fused.row import QKV_PROJ
 from ..tensor import Tensor, Zeros, concat, permute
 
 Tensors = Mapping[str, Tensor]
 Made = dict[str, tuple[Tensor, str]]  # name -> its new tensor, and the tensor whose shard it takes
 Move = Callable[[Tensors], Made]
-
-QKV_PROJ = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 
 
 @dataclass(frozen=True, slots=True)

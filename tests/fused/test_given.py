@@ -250,7 +250,7 @@ SPLIT: Shapes = {f"h.{i}.attn.{part}.weight": (rows, 8) for i in range(2) for pa
 FUSED: Shapes = {f"h.{i}.attn.qkv.weight": (48, 8) for i in range(2)}
 
 
-def refused(command: str, words: str, shapes: Shapes, tmp_path: Path, config: Mapping[str, Any] | None, *said: str) -> None:
+def check_refused(command: str, words: str, shapes: Shapes, tmp_path: Path, config: Mapping[str, Any] | None, *said: str) -> None:
     """The command exits with 1, says all that, and writes nothing."""
     base = made(tmp_path / "base", shapes, config)
     before = hashes(tmp_path)
@@ -375,7 +375,7 @@ REFUSALS: dict[str, tuple[str, str, Shapes, Mapping[str, Any] | None, tuple[str,
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refusals_teach_and_write_nothing(name: str, tmp_path: Path) -> None:
     command, words, shapes, config, said = REFUSALS[name]
-    refused(command, words, shapes, tmp_path, config, *said)
+    check_refused(command, words, shapes, tmp_path, config, *said)
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_tables_agree_with_the_classes(kind: str) -> None:
 # What is refused
 
 
-def refused(folder: Path, error: type[SurgeryError], text: str, **options: Any) -> None:
+def check_refused(folder: Path, error: type[SurgeryError], text: str, **options: Any) -> None:
     with pytest.raises(error) as caught:
         merged(folder, **options)
     assert text in str(caught.value)
@@ -358,13 +358,13 @@ def test_refused_by_name(tmp_path: Path) -> None:
         ({"target_parameters": ["experts.down_proj", "experts.other"]}, NotSupported, "which of the nested tensors belong to other"),
     ):
         path.write_text(json.dumps(json.loads(good) | change))
-        refused(tmp_path, error, text)
+        check_refused(tmp_path, error, text)
     path.write_text(good)
     wider = stacks.build("qwen3_moe", moe_intermediate_size=14)
     wider.save_pretrained(tmp_path / "wider")
-    refused(tmp_path, AdapterError, "does not fit the class's axes: lora_A is (12, 12), lora_B (16, 12)", base="wider")
+    check_refused(tmp_path, AdapterError, "does not fit the class's axes: lora_A is (12, 12), lora_B (16, 12)", base="wider")
     models.build("llama").save_pretrained(tmp_path / "llama")
-    refused(tmp_path, NotPlaced, "4 of the 4 parameters that the adapter was trained on have no place in the base", base="llama")
+    check_refused(tmp_path, NotPlaced, "4 of the 4 parameters that the adapter was trained on have no place in the base", base="llama")
 
 
 def test_all_at_once_and_single_ones_in_one_tensor_are_merged_one_after_another(tmp_path: Path) -> None:
@@ -372,4 +372,6 @@ def test_all_at_once_and_single_ones_in_one_tensor_are_merged_one_after_another(
     single(tmp_path / "2", Case("qwen3_moe"), stacks_names()["qwen3_moe"], "mlp")
     surgery.write(surgery.fuse_experts(surgery.open_checkpoint(tmp_path / "1" / "base")), tmp_path / "fused")
     both = ("1/adapter", "2/adapter")
-    refused(tmp_path, PlanError, "one adapter was trained on all experts at once, another on single ones", base="fused", adapters=both)
+    check_refused(
+        tmp_path, PlanError, "one adapter was trained on all experts at once, another on single ones", base="fused", adapters=both
+    )
