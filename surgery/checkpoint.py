@@ -53,10 +53,13 @@ class Checkpoint:
     stem: str = "model"  # shards are called stem-00001-of-00002.safetensors
     index_name: str = "model.safetensors.index.json"
     index_metadata: Mapping[str, Any] = field(default_factory=dict)
+    index: bytes = b""  # the index file as it was opened
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, Tensor] = field(default_factory=dict)  # by an adapter's tensor of the same name
     history: tuple[Mapping[str, Any], ...] = ()  # what was done, oldest first
     notes: tuple[str, ...] = ()  # what a user should know, for the report
+    before: Checkpoint | None = None  # what the output shall hold a record of, so that it can be restored
+    headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -182,7 +185,8 @@ def _nothing(folder: str, here: list[str]) -> list[str]:
     nested = [d for d in here if os.path.isdir(os.path.join(folder, d)) and _has_safetensors(os.path.join(folder, d))]
     pickles = [f for f in here if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if ADAPTER_CONFIG in here:
-        what, tip = "this is an adapter, not a base model", "pass the base first: surgery merge BASE ADAPTER -o OUT"
+        what = "this is an adapter, and no checkpoint"
+        tip = "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected and verified"
     elif "snapshots" in here:
         names = sorted(os.listdir(os.path.join(folder, "snapshots")))
         what = "this is the root of a Hub cache entry"
@@ -240,7 +244,7 @@ def _indexed(folder: str, index_name: str) -> Checkpoint:
     checkpoint = _made(folder, headers, f"{stem}{variant.removesuffix('.json')}" if mark else "model", index_name)
     extra = len(holder) - len(index.weight_map)
     notes = (f"{extra} tensors are in the shards but not in the index: kept, and indexed from now on",) if extra else ()
-    return replace(checkpoint, index_metadata=index.metadata, notes=notes)
+    return replace(checkpoint, index_metadata=index.metadata, index=index.raw, notes=notes)
 
 
 def _bare(folder: str, shards: list[str]) -> Checkpoint:

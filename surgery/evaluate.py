@@ -11,18 +11,40 @@ the bytes depend neither on the number of workers, nor on the memory budget, nor
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import tempfile
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from .draw import draw
-from .dtypes import F64, Dtype
-from .errors import NotSupported
+from .dtypes import F16, F32, F64, Dtype
+from .errors import NotSupported, VerificationFailed
+from .losses import HUGE, Loss, overflow, rounded_away, samples
+from .patch import DIGEST, block_of, correct, digest
 from .read import SPAN, Reader
 from .runs import Piece, lower, to_bytes, window
-from .tensor import File, Gain, LowRank, Norms, Random, Stored, Sum, Tensor, children, has_arithmetic, narrow, substitute
+from .tensor import (
+    Before,
+    File,
+    Gain,
+    LowRank,
+    Norms,
+    Random,
+    Restored,
+    Stored,
+    Sum,
+    Tensor,
+    Zeros,
+    children,
+    has_arithmetic,
+    narrow,
+    substitute,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +71,13 @@ class Workspace:
         self.reader = Reader(aliases)
         self.window = min(8 << 20, budget // 8)  # bytes of a value that are made at once
         self.depth = 0  # of sums within sums, each with a buffer of its own for its base
+        self.loss = Loss()  # what rounding did to the sums that were made since the last `take_loss`
         self._rights_budget = budget // 4
         self._buffers: dict[str, bytearray] = {}
         self._rights: dict[int, tuple[LowRank, torch.Tensor]] = {}
         self._lowered: dict[int, tuple[Tensor, list[Piece]]] = {}
+        self._halves: dict[tuple[int, bool], tuple[LowRank, list[torch.Tensor]]] = {}
+        self._frames: dict[int, tuple[Restored, list[int]]] = {}
 
     def buffer(self, use: str, size: int) -> memoryview:
         """`size` bytes for `use`, the same memory at each call: fresh pages cost more than the arithmetic."""
@@ -84,11 +109,48 @@ class Workspace:
         part = narrow(narrow(delta.right, 0, first, stop - first), 1, begin, min(end, columns) - begin)
         return _floats(part, (0, stop - first, 0, min(end, columns) - begin), (stop - first, end - begin), kind, self, "right")
 
+    def halves(self, delta: LowRank, begin: int, end: int, *, fine: bool) -> list[tuple[torch.Tensor, int]]:
+        """The right factor of a delta as integers for `_product`, at least columns [begin, end): (matrix, its first column) each."""
+        assert delta.right is not None
+        rank, columns = delta.right.shape
+        size = rank * columns * 8 * (2 if fine else 1)
+        key = (id(delta), fine)
+        if key not in self._halves:
+            if size > self._rights_budget:
+                return [(half, begin) for half in _halved(delta.right, begin, end, self, fine=fine)]
+            if sum(h.nbytes for _, halves in self._halves.values() for h in halves) + size > self._rights_budget:
+                self._halves.clear()
+            self._halves[key] = (delta, _halved(delta.right, 0, columns, self, fine=fine))
+        return [(half, 0) for half in self._halves[key][1]]
+
+    def frame(self, restored: Restored, block: int) -> tuple[bytes, bytes]:
+        """The corrections of a block and its digest, from the record."""
+        if id(restored) not in self._frames:
+            self._frames.clear()
+            sizes = array("I", bytes(self._read(restored.sizes, 0, restored.sizes.nbytes)))
+            if sys.byteorder == "big":
+                sizes.byteswap()
+            self._frames[id(restored)] = restored, [0, *accumulate(sizes)]
+        ends = self._frames[id(restored)][1]
+        kept = bytes(self._read(restored.digests, block * DIGEST, DIGEST))
+        return bytes(self._read(restored.frames, ends[block], ends[block + 1] - ends[block])), kept
+
+    def _read(self, tensor: Stored, at: int, nbytes: int) -> memoryview:
+        data = self.buffer("record", nbytes)
+        self.reader.read(tensor.file, tensor.offset + at, data)
+        return data
+
+    def take_loss(self) -> Loss:
+        """What rounding did to the sums since the last call."""
+        taken, self.loss = self.loss, Loss()
+        return taken
+
     def close(self) -> None:
         """Close files, free buffers."""
         self.reader.close()
         self._buffers.clear()
         self._rights.clear()
+        self._halves.clear()
 
 
 def blocks(tensor: Tensor, start: int, stop: int, work: Workspace) -> Iterator[tuple[int, memoryview]]:
@@ -98,6 +160,9 @@ def blocks(tensor: Tensor, start: int, stop: int, work: Workspace) -> Iterator[t
     """
     bits = tensor.dtype.bits
     step = max(8, work.window * 8 // bits // 8 * 8)
+    if isinstance(tensor, Restored):
+        whole = block_of(tensor.shape)
+        step = max(whole, step // whole * whole)
     columns = next((leaf.shape[-1] for leaf in _sums(tensor) if leaf.shape), 1)
     for whole in (ROWS * columns, columns):
         if columns > 1 and step >= whole:
@@ -121,6 +186,13 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
     if isinstance(tensor, Norms):
         _norms(tensor, start, stop, out, work)
         return
+    if isinstance(tensor, Before):
+        for at, end in _rows(start, stop, tensor.shape[-1] if tensor.shape else 1):
+            _predict(tensor, at, end, out[(at - start) * item : (end - start) * item], work)
+        return
+    if isinstance(tensor, Restored):
+        _restore(tensor, start, stop, out, work)
+        return
     if isinstance(tensor, Random):
         draw(tensor, start, stop, out)
         return
@@ -128,9 +200,9 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
         work.reader.read(tensor.file, tensor.offset + start * item, out)
         return
     pieces = window(work.pieces(tensor), start, stop, tensor.size)
-    work.reader.gather([to_bytes(p) for p in pieces if not isinstance(p.leaf, Sum | Norms | Random)], out)
+    work.reader.gather([to_bytes(p) for p in pieces if isinstance(p.leaf, Stored | Zeros)], out)
     for piece in pieces:
-        if isinstance(piece.leaf, Sum | Norms | Random):
+        if not isinstance(piece.leaf, Stored | Zeros):
             for at, to in piece.runs():
                 into(piece.leaf, at, at + piece.run, out[to * item : (to + piece.run) * item], work)
 
@@ -253,6 +325,7 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
 
     high = min(1024, TILES // _padded(min(width, BAND), COLUMNS) // ROWS * ROWS)
     buffer = torch.frombuffer(work.buffer("tiles", TILES * kind.itemsize), dtype=kind)
+    watched = bool(total.deltas or total.gain) and not work.depth
     for c in range(0, width, BAND):
         wide = min(BAND, width - c)
         for r in range(0, rows, high):
@@ -264,7 +337,131 @@ def _compute(total: Sum, start: int, stop: int, out: memoryview, work: Workspace
                 _accumulate(values, delta, first + r, tall, begin + c, kind, work)
             if total.gain:
                 _scale(values, total.gain, first + r, tall, begin + c, wide, work)
-            result[r : r + tall, c : c + wide].copy_(values[:tall, :wide])
+            here = slice(r, r + tall), slice(c, c + wide)
+            looked = samples(first + r, tall, total.size // columns) if watched else []
+            before = [base[here][few].to(kind, copy=True) for few in looked]  # the result may lie where the base does
+            made = values[:tall, :wide]
+            usual = abs(float(made.sum())) < HUGE  # false for NaN too
+            if not usual:
+                work.loss.overflowed += overflow(base[here], made.to(result.dtype))
+            rounded = result[here].copy_(made)
+            if usual and total.dtype == F16 and not math.isfinite(float(rounded.sum())):
+                work.loss.overflowed += overflow(made, rounded)
+            for few, old in zip(looked, before, strict=True):
+                work.loss += rounded_away(old, made[few], rounded[few])
+
+
+def _predict(before: Before, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Elements [start, stop) of what the base of a sum was most likely: whole rows, or a part of one row.
+
+    Only elementwise arithmetic, and products in which every sum is exact: the same bits whatever the machine, the threads and
+    the elements asked for.
+    """
+    import torch
+
+    torch.get_num_threads()
+    columns = before.shape[-1] if before.shape else 1
+    first, begin = divmod(start, columns)
+    rows = max(1, (stop - start) // columns)
+    width = (stop - start) // rows
+    fine = before.dtype in (F32, F64)
+    kind = torch.float64 if fine else torch.float32
+    raw = work.buffer(f"base {work.depth}", (stop - start) * before.after.dtype.bits // 8)
+    work.depth += 1
+    into(before.after, start, stop, raw, work)
+    work.depth -= 1
+    after = torch.frombuffer(raw, dtype=torch_dtype(before.after.dtype)).view(rows, width)
+    result = torch.frombuffer(out, dtype=torch_dtype(before.dtype)).view(rows, width)
+    high = max(1, TILES // 2 // min(width, BAND))
+    for r in range(0, rows, high):
+        tall = min(high, rows - r)
+        lefts = [_left(delta, first + r, tall, work, fine=fine) for delta in before.deltas]
+        for c in range(0, width, BAND):
+            wide = min(BAND, width - c)
+            values = _buffer(work, "tiles", (tall, wide), kind).copy_(after[r : r + tall, c : c + wide])
+            if before.gain:
+                _scale(values, before.gain, first + r, tall, begin + c, wide, work, undo=True)
+            for delta, left in zip(before.deltas, lefts, strict=True):
+                product = _product(delta, left, first + r, begin + c, begin + c + wide, work, fine=fine)
+                values.sub_(product if fine else _buffer(work, "rounded", (tall, wide), kind).copy_(product))
+            result[r : r + tall, c : c + wide].copy_(values)
+
+
+def _left(delta: LowRank, row: int, tall: int, work: Workspace, *, fine: bool) -> torch.Tensor:
+    """Rows of a delta's left factor times its scale, for `_product`."""
+    import torch
+
+    if delta.right is None:
+        return torch.empty(tall, 0)
+    rank = delta.left.shape[-1]
+    left = _floats(delta.left, (row, row + tall, 0, rank), (tall, rank), torch.float64, work, "left").mul_(delta.scale)
+    return _integers(left, 1, 24 if fine else 15)
+
+
+def _product(delta: LowRank, left: torch.Tensor, row: int, begin: int, end: int, work: Workspace, *, fine: bool) -> torch.Tensor:
+    """Rows from `row` on and columns [begin, end) of a delta in float64, from factors rounded to integers times powers of two.
+
+    Integers of 15 bits, or of 24 times the halves of 24: sums of up to 2**16 such products are exact in float64, in any order.
+    """
+    import torch
+
+    if delta.right is None:
+        part, shape = (row, row + len(left), begin, end), (len(left), end - begin)
+        return _floats(delta.left, part, shape, torch.float64, work, "left").mul_(delta.scale)
+    halves = [half[:, begin - at : end - at] for half, at in work.halves(delta, begin, end, fine=fine)]
+    product = torch.mm(left, halves[0], out=_buffer(work, "product", (len(left), end - begin), torch.float64))
+    for half in halves[1:]:
+        product.add_(left @ half)
+    return product
+
+
+def _buffer(work: Workspace, use: str, shape: tuple[int, int], kind: Any) -> torch.Tensor:
+    """A matrix in the workspace's memory for `use`."""
+    import torch
+
+    return torch.frombuffer(work.buffer(use, shape[0] * shape[1] * kind.itemsize), dtype=kind).view(shape)
+
+
+def _integers(values: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
+    """Float64 values rounded to integers of `bits` bits times a power of two, which is one along `axis`."""
+    import torch
+
+    unit = (values.abs().amax(axis, keepdim=True).view(torch.int64) & (0x7FF << 52)).view(torch.float64)
+    unit = torch.where(unit == 0, 1.0, unit * 2.0 ** (1 - bits))
+    return torch.round_(values / unit).mul_(unit)
+
+
+def _halved(right: Tensor, begin: int, end: int, work: Workspace, *, fine: bool) -> list[torch.Tensor]:
+    """Columns [begin, end) of a right factor as integers of 15 bits, or as two that make one of 24, times powers of two."""
+    import torch
+
+    rank = right.shape[0]
+    part = narrow(right, 1, begin, end - begin)
+    values = _integers(_floats(part, (0, rank, 0, end - begin), (rank, end - begin), torch.float64, work, ""), 0, 24 if fine else 15)
+    if not fine:
+        return [values]
+    high = _integers(values, 0, 12)
+    return [high, values - high]
+
+
+def _restore(restored: Restored, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Elements [start, stop) of a tensor as it was: predicted, corrected, and compared with its digest, block by block."""
+    whole, bits = block_of(restored.shape), restored.dtype.bits
+    for block in range(start // whole, -(-stop // whole)):
+        low, high = block * whole, min((block + 1) * whole, restored.size)
+        inside = start <= low and high <= stop
+        data = out[(low - start) * bits // 8 : (high - start) * bits // 8] if inside else work.buffer("block", (high - low) * bits // 8)
+        into(restored.predicted, low, high, data, work)
+        frame, kept = work.frame(restored, block)
+        where = f"{restored.frames.file.path}: {restored.name}, elements {low} to {high}"
+        if frame:
+            correct(frame, data, bits, where)
+        if digest(data) != kept:
+            tip = "the merged tensor, or its record, was changed since the merge: take both from a copy"
+            raise VerificationFailed("what is restored is not what was", where=[where], help=tip)
+        if not inside:
+            a, b = max(start, low), min(stop, high)
+            out[(a - start) * bits // 8 : (b - start) * bits // 8] = data[(a - low) * bits // 8 : (b - low) * bits // 8]
 
 
 def _accumulate(values: torch.Tensor, delta: LowRank, row: int, tall: int, column: int, kind: Any, work: Workspace) -> None:
@@ -285,8 +482,8 @@ def _accumulate(values: torch.Tensor, delta: LowRank, row: int, tall: int, colum
                 tile.addmm_(left[r : r + ROWS], right[:, c : c + COLUMNS], alpha=delta.scale)
 
 
-def _scale(values: torch.Tensor, gain: Gain, row: int, tall: int, column: int, wide: int, work: Workspace) -> None:
-    """Multiply the tiles that begin at (row, column) by the gain of their rows or columns: one division, one product."""
+def _scale(values: torch.Tensor, gain: Gain, row: int, tall: int, column: int, wide: int, work: Workspace, *, undo: bool = False) -> None:
+    """Multiply the tiles that begin at (row, column) by the gain of their rows or columns, or divide them by it."""
     import torch
 
     first, count = (column, wide) if gain.columns else (row, tall)
@@ -295,7 +492,7 @@ def _scale(values: torch.Tensor, gain: Gain, row: int, tall: int, column: int, w
         raw = work.buffer("gain", count * factor.dtype.bits // 8)
         into(factor, first, first + count, raw, work)
         found.append(torch.frombuffer(raw, dtype=torch_dtype(factor.dtype)).to(values.dtype, copy=True))
-    quotient = found[0] / found[1]
+    quotient = found[1] / found[0] if undo else found[0] / found[1]
     part = values[:, :wide] if gain.columns else values[:tall]
     part.mul_(quotient if gain.columns else quotient[:, None])
 

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,11 +27,27 @@ from .evaluate import DEFAULT_MEMORY, SCRATCH, Workspace, arithmetic_identity, n
 from .formats.index import encode_index
 from .formats.manifest import MANIFEST, Manifest, encode_manifest
 from .formats.peft import Adapter
-from .formats.safetensors import encode_header, in_file_order
+from .formats.safetensors import encode_header, header_alone, in_file_order
 from .names import natural
+from .record import BASE, Kept, Recipes, Sidecar, base_record
 from .runs import Piece, lower, to_bytes
 from .sharding import assign
-from .tensor import File, Input, Shape, Stored, Sum, Tensor, Zeros, has_arithmetic, is_computed, stored, substitute
+from .tensor import (
+    Before,
+    File,
+    Input,
+    Restored,
+    Shape,
+    Stored,
+    Sum,
+    Tensor,
+    Zeros,
+    children,
+    has_arithmetic,
+    is_computed,
+    stored,
+    substitute,
+)
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
@@ -45,6 +61,7 @@ class Slot:
     name: str
     tensor: Tensor
     to: int
+    kept: Kept | None = None  # what is recorded along, element for element
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +82,41 @@ class Fill:
     start: int
     stop: int
     to: int
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Elements [start, stop) of a base tensor that nothing written resembles -> the record."""
+
+    kept: Kept
+    start: int
+    stop: int
+
+
+Part = Copy | Fill | Keep
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """A shard file: its header, and its tensors in the order of their offsets."""
+    """A shard file: its header, and its tensors in the order of their offsets.
+
+    With a `sidecar` it is recorded what the base was: by the slots, and of the base tensors `lone`, which no slot resembles.
+    """
 
     name: str
     header: bytes
     slots: tuple[Slot, ...]
     nbytes: int
+    sidecar: Sidecar | None = None
+    lone: tuple[Kept, ...] = ()
 
-    def steps(self) -> Iterator[Copy | Fill]:
-        """What fills the shard after its header; copies that continue each other are one."""
+    def steps(self) -> Iterator[Part]:
+        """What fills the shard after its header, and its record; copies that continue each other are one."""
+        yield from (Keep(kept, 0, kept.original.size) for kept in self.lone if kept.original.size)
         last: Copy | None = None
         for slot in self.slots:
-            for step in steps(slot.tensor, slot.to):
+            for step in steps(slot.tensor, slot.to, slot.kept):
                 match last, step:
                     case Copy(file, at, to, n), Copy(same, at2, to2, m) if same is file and at + n == at2 and to + n == to2:
                         last = Copy(file, at, to, n + m)
@@ -125,6 +161,16 @@ class Plan:
         return self.scratch is not None or any(has_arithmetic(slot.tensor) for shard in self.shards for slot in shard.slots)
 
     @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """The dtype of each tensor written."""
+        return {slot.name: slot.tensor.dtype for shard in self.shards for slot in shard.slots}
+
+    def users(self, scratch: Slot) -> list[str]:
+        """The tensors into which a scratch tensor goes."""
+        slots = [slot for shard in self.shards for slot in shard.slots]
+        return [s.name for s in slots if any((leaf.file.path, leaf.offset) == (SCRATCH, scratch.to) for leaf in stored(s.tensor))]
+
+    @property
     def tensors(self) -> int:
         """Number of tensors written."""
         return sum(len(shard.slots) for shard in self.shards)
@@ -148,7 +194,12 @@ class Plan:
     @property
     def needed(self) -> int:
         """Bytes of disk that a run needs, scratch included."""
-        return self.nbytes + self.file_bytes + (self.scratch.nbytes if self.scratch else 0)
+        return self.nbytes + self.file_bytes + self.record_bytes + (self.scratch.nbytes if self.scratch else 0)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes that the undo record of the shards may take; it mostly takes a fraction."""
+        return sum(shard.sidecar.most for shard in self.shards if shard.sidecar)
 
 
 def plan(
@@ -180,10 +231,16 @@ def plan(
     layout = assign(checkpoint, max_shard_size, balanced=balanced)
     if not layout:
         raise PlanError("no tensor is left to write", where=[checkpoint.path])
-    shards = _shards(checkpoint, tensors, layout, drop_metadata)
+    shards = _shards(checkpoint, tensors, layout, drop_metadata, verbatim=max_shard_size is None and not drop_metadata)
+    if checkpoint.before:
+        shards = _recorded(shards, checkpoint, scratch)
     options = {"max_shard_size": max_shard_size, "balanced": balanced, "drop_metadata": list(drop_metadata)}
     files = dict(checkpoint.files)
-    if len(shards) > 1:
+    if checkpoint.before:
+        files[BASE] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
+    if checkpoint.headers and max_shard_size is None:
+        pass  # the index is among the files, where there was one
+    elif len(shards) > 1:
         files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
     _check_paths(shards, files)
     spare = _shard(SCRATCH, {str(i): t for i, t in enumerate(scratch)}, None, in_order=True) if scratch else None
@@ -209,11 +266,15 @@ def plan(
     )
 
 
-def steps(tensor: Tensor, to: int) -> Iterator[Copy | Fill]:
+def steps(tensor: Tensor, to: int, kept: Kept | None = None) -> Iterator[Copy | Fill]:
     """What writes `tensor` from byte `to` on: kernel copies where all runs are long, one evaluation otherwise.
 
-    Zeros take no step: a new file is zero.
+    Zeros take no step: a new file is zero. What is `kept` along has to pass through our hands.
     """
+    if kept:
+        if tensor.nbytes:
+            yield Fill(tensor, 0, tensor.size, to, kept)
+        return
     if isinstance(tensor, Stored):
         if tensor.nbytes:
             yield Copy(tensor.file, tensor.offset, to, tensor.nbytes)
@@ -241,10 +302,14 @@ def _settled(tensor: Tensor, scratch: list[Tensor]) -> Tensor:
     return tensor
 
 
-def _shards(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str]) -> tuple[ShardPlan, ...]:
+def _shards(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str], *, verbatim: bool
+) -> tuple[ShardPlan, ...]:
     members: dict[str, list[str]] = {}
     for name, shard in layout.items():
         members.setdefault(shard, []).append(name)
+    if verbatim and checkpoint.headers:
+        return tuple(_verbatim(shard, checkpoint.headers[shard], tensors) for shard in sorted(members, key=natural))
     return tuple(
         _shard(shard, {n: tensors[n] for n in members[shard]}, _metadata(checkpoint, members[shard], shard, drop))
         for shard in sorted(members, key=natural)
@@ -259,6 +324,41 @@ def _shard(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         slots.append(Slot(tensor_name, tensors[tensor_name], at))
         at += tensors[tensor_name].nbytes
     return ShardPlan(name, header, tuple(slots), at)
+
+
+def _verbatim(name: str, raw: bytes, tensors: Mapping[str, Tensor]) -> ShardPlan:
+    """A shard under a header that is given, byte for byte."""
+    header = header_alone(raw, name)
+    slots = tuple(Slot(n, tensors[n], header.data + entry.start) for n, entry in header.entries.items())
+    return ShardPlan(name, raw, slots, header.end)
+
+
+def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list[Tensor]) -> tuple[ShardPlan, ...]:
+    """The shards with a record of the base that the checkpoint was before: each of its tensors in the shard that holds its name."""
+    assert checkpoint.before
+    base, made = checkpoint.before.tensors, []
+    lost = {name: tensor for name, tensor in base.items() if name not in checkpoint.tensors}
+    for shard in shards:
+        recipes, lone, slots = Recipes(shard.name, lambda tensor: _settled(tensor, scratch)), list[Kept](), list[Slot]()
+        for slot in shard.slots:
+            original = base.get(slot.name)
+            if original is None:
+                slots.append(slot)
+                continue
+            after = Stored(slot.tensor.dtype, slot.tensor.shape, File(written(shard.name), 0, 0), slot.to)
+            kept = recipes.keep(slot.name, original, checkpoint.tensors[slot.name], after)
+            alike = original.size == slot.tensor.size
+            lone += [] if alike else [kept]
+            slots.append(replace(slot, kept=kept if alike else None))
+        lone += [recipes.keep(name, original, None, None) for name, original in lost.items()]
+        lost = {}
+        made.append(replace(shard, slots=tuple(slots), sidecar=recipes.sidecar(), lone=tuple(lone)))
+    return tuple(made)
+
+
+def written(shard: str) -> str:
+    """The path under which a plan names a shard of its own output, as it is written."""
+    return f"written:{shard}"
 
 
 def _metadata(checkpoint: Checkpoint, names: Sequence[str], shard: str, drop: Sequence[str]) -> dict[str, str]:
@@ -309,6 +409,9 @@ def _check_accounts(checkpoint: Checkpoint) -> None:
                     parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
                 case Sum() as leaf:
                     for child in (leaf.base, *(f for d in leaf.deltas for f in d.factors), *([leaf.gain.magnitude] if leaf.gain else [])):
+                        count(child)
+                case Before() | Restored() as leaf:
+                    for child in children(leaf):
                         count(child)
 
     def arrives(tensor: Stored, copies: int) -> bool:
@@ -418,6 +521,8 @@ def _identity(
         digest.update(shard.name.encode() + b"\0" + shard.header)
         for slot in shard.slots:
             digest.update(_recipe(slot.tensor, names).encode())
+        if shard.sidecar:
+            digest.update(shard.sidecar.recipe.encode())
     for path, carried in files.items():
         content = hashlib.sha256(carried).hexdigest() if isinstance(carried, bytes) else f"{carried.size} {carried.mtime_ns}"
         digest.update(f"{path}\0{content}\n".encode())

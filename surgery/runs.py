@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from .errors import LayoutError
-from .tensor import Concat, Leaf, Narrow, Norms, Permute, Random, Reshape, Stored, Sum, Tensor, Zeros
+from .tensor import Before, Concat, Leaf, Narrow, Norms, Permute, Random, Reshape, Restored, Stored, Sum, Tensor, Zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def lower(tensor: Tensor) -> list[Piece]:
 
 def _lower(tensor: Tensor) -> list[Piece]:
     match tensor:
-        case Stored() | Zeros() | Random() | Sum() | Norms():
+        case Stored() | Zeros() | Random() | Sum() | Norms() | Before() | Restored():
             return [Piece(tensor, 0, 0, (Dim(tensor.size, 1, 1),))] if tensor.size else []
         case Reshape(base):
             return _lower(base)

@@ -5,6 +5,7 @@ A closed sum type of frozen dataclasses, handled with `match`:
     leaves       Stored | Zeros | Random               bytes of a file; nothing at all; numbers drawn from a key
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
     arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms: `evaluate.py`
+    undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record: `undo.py`
 
 Build nodes with the functions below, not with the classes: they check shapes, and they move movement under arithmetic,
 so that a row block of a sliced sum is the same row block of the sum. Elements are in row-major order everywhere.
@@ -217,6 +218,45 @@ class Norms(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Before(_Sized):
+    """`after / gain - sum(deltas)`, rounded to `dtype`: what the base of a `Sum` that gave `after` most likely was.
+
+    The same bits on every machine, for whatever elements it is asked: `undo.py`.
+    """
+
+    dtype: Dtype
+    after: Tensor
+    deltas: tuple[LowRank, ...] = ()
+    gain: Gain | None = None
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.after.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Restored(_Sized):
+    """`predicted`, corrected block by block to what it was when the record was made, and compared with the record's digests.
+
+    `frames` (U8) holds the corrections of one block after another, `sizes` (U32) their bytes, `digests` (U8) 8 bytes for each.
+    """
+
+    name: str
+    predicted: Tensor
+    frames: Stored
+    sizes: Stored
+    digests: Stored
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.predicted.dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.predicted.shape
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """What was opened: its place, its files, and all its tensors by name."""
 
@@ -226,8 +266,8 @@ class Input:
     tensors: Mapping[str, Stored]
 
 
-Leaf = Stored | Zeros | Random | Sum | Norms
-Tensor = Stored | Zeros | Random | Reshape | Narrow | Permute | Concat | Sum | Norms
+Leaf = Stored | Zeros | Random | Sum | Norms | Before | Restored
+Tensor = Leaf | Reshape | Narrow | Permute | Concat
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -338,6 +378,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (base, *(t for d in deltas for t in d.factors), *(gain.factors if gain else ()))
         case Norms(of):
             return (of,)
+        case Before(_, after, deltas, gain):
+            return (after, *(t for d in deltas for t in d.factors), *(gain.factors if gain else ()))
+        case Restored(_, predicted, frames, sizes, digests):
+            return predicted, frames, sizes, digests
     return ()
 
 
@@ -351,12 +395,14 @@ def stored(tensor: Tensor) -> Iterator[Stored]:
 
 def is_computed(tensor: Tensor) -> bool:
     """Whether any value in it is made and not copied."""
-    return isinstance(tensor, Sum | Norms | Random) or any(is_computed(child) for child in children(tensor))
+    return isinstance(tensor, Sum | Norms | Random | Before | Restored) or any(is_computed(child) for child in children(tensor))
 
 
 def has_arithmetic(tensor: Tensor) -> bool:
     """Whether a sum is in it: exactly reversible or not, without or with torch."""
-    return isinstance(tensor, Sum | Norms) or any(has_arithmetic(child) for child in children(tensor))
+    if isinstance(tensor, Restored) and tensor.frames.size:  # corrections are put in by torch
+        return True
+    return isinstance(tensor, Sum | Norms | Before) or any(has_arithmetic(child) for child in children(tensor))
 
 
 def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,10 +19,11 @@ from .strict import MEND, parse_object
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A parsed index: `metadata` as it stood there, `weight_map` from tensor to shard."""
+    """A parsed index: `metadata` as it stood there, `weight_map` from tensor to shard, `raw` the file's content."""
 
     metadata: Mapping[str, Any]
     weight_map: Mapping[str, str]
+    raw: bytes = field(default=b"", compare=False, repr=False)
 
 
 def parse_index(raw: bytes, where: str) -> Index:
@@ -42,7 +43,7 @@ def parse_index(raw: bytes, where: str) -> Index:
                 where=[f"{where}: {next(n for n, s in weight_map.items() if s == shard)}"],
                 help="a shard is named relative to the index, inside its folder",
             )
-    return Index(metadata or {}, {name: str(paths[shard]) for name, shard in weight_map.items()})
+    return Index(metadata or {}, {name: str(paths[shard]) for name, shard in weight_map.items()}, raw)
 
 
 def encode_index(metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> bytes:

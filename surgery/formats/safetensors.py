@@ -27,7 +27,7 @@ from typing import Any
 from ..dtypes import DTYPES, Dtype
 from ..errors import FormatError
 from ..tensor import File, Shape, Stored
-from .strict import parse_object
+from .strict import POINTER, parse_object, pointed
 
 MAX_HEADER = 100_000_000
 METADATA = "__metadata__"
@@ -147,18 +147,29 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
     try:
         with open(path, "rb") as stream:
             status = os.fstat(stream.fileno())
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(len(POINTER))
+            if start == POINTER:
+                raise pointed(lambda what: FormatError(what, where=[where]))
+            length = int.from_bytes(start[:8], "little")
             if status.st_size < 8 or length > MAX_HEADER or 8 + length > status.st_size:
                 raise FormatError(
                     f"the file is not safetensors: {status.st_size} bytes, and its first eight ask for a header of {length}",
                     where=[where],
-                    help="a Git LFS pointer or a broken download looks like this; fetch the file again",
+                    help="a broken download looks like this; fetch the file again",
                 )
+            stream.seek(8)
             raw = stream.read(length)
     except OSError as error:
         raise FormatError(f"cannot read the file: {error.strerror}", where=[where]) from error
     header = parse_header(raw, status.st_size, where)
     return File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest()), header
+
+
+def header_alone(raw: bytes, where: str) -> Header:
+    """The header in `raw`, length and all, without the file that it is of: what it says is what it must be."""
+    content = json.loads(raw[8:])
+    end = max((e["data_offsets"][1] for name, e in content.items() if name != METADATA), default=0)
+    return parse_header(raw[8:], len(raw) + end, where)
 
 
 def tensors_of(file: File, header: Header) -> dict[str, Stored]:

@@ -1,0 +1,143 @@
+"""Give a base back: byte for byte from the undo record of its merge, or approximately by subtraction."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..dtypes import F32
+from ..errors import NotSupported, VerificationFailed, listed
+from ..formats.peft import Adapter
+from ..formats.safetensors import header_alone
+from ..record import BASE, BaseRecord, read_base_record, read_shard_record
+from ..tensor import File, Input, Sum, Tensor, Zeros, add, narrow
+from .merge import merge
+
+SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an estimate
+
+
+def unmerge(checkpoint: Checkpoint) -> Checkpoint:
+    """The base that `merge(…, reversible=True)` made the checkpoint from: each file as it was, but for `.surgery/`.
+
+    Raises VerificationFailed where the folder holds no record, or not what was merged; FormatError for a damaged record. What
+    is restored is compared with its digests while it is written, block by block.
+    """
+    record = read_base_record(checkpoint.path)
+    tensors, used, sources = dict[str, Tensor](), set[str](), list[File]()
+    for shard in record.facts["shards"]:
+        part = read_shard_record(checkpoint.path, shard)
+        sources.append(part.file)
+        for name in part.recipes:
+            tensors[name], from_written = part.restored(name, checkpoint.tensors)
+            used |= {name} if from_written else set()
+    weight_map, metadata = _layout(checkpoint, record, tensors)
+    files = {path: _file(checkpoint, record, path, facts) for path, facts in record.files.items()}
+    unused = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in used}
+    step = {"surgery": "unmerge", "restored": len(tensors), "dropped": sorted(unused)}
+    return replace(
+        checkpoint,
+        tensors=tensors,
+        weight_map=weight_map,
+        metadata=metadata,
+        files=files,
+        inputs=(*checkpoint.inputs, Input("record", os.path.join(checkpoint.path, BASE), tuple(sources), {})),
+        stem=record.facts["stem"],
+        index_name=record.facts["index_name"],
+        dropped={**checkpoint.dropped, **unused},
+        history=(*record.facts["history"], step),
+        notes=(*record.facts["notes"], *_left(checkpoint, record), f"restored, and compared with their digests: {len(tensors)} tensors"),
+        headers=record.headers,
+    )
+
+
+def _layout(
+    checkpoint: Checkpoint, record: BaseRecord, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, str], dict[str, Mapping[str, str] | None]]:
+    """(shard by tensor, metadata by shard) as the base had them; every tensor in its headers is one that the record restores."""
+    headers = {shard: header_alone(raw, f"{checkpoint.path}/{BASE}: {shard}") for shard, raw in record.headers.items()}
+    said = {name: (entry.dtype, entry.shape) for header in headers.values() for name, entry in header.entries.items()}
+    if said != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
+        raise VerificationFailed("the parts of the undo record do not belong together", where=[os.path.join(checkpoint.path, BASE)])
+    weight_map = {name: shard for shard, header in headers.items() for name in header.entries}
+    return weight_map, {shard: header.metadata for shard, header in headers.items()}
+
+
+def _file(checkpoint: Checkpoint, record: BaseRecord, path: str, facts: Mapping[str, Any]) -> File | bytes:
+    """A file of the base: from the record, or the merged folder's where that is still the same."""
+    if path in record.contents:
+        return record.contents[path]
+    found = checkpoint.files.get(path)
+    where = [os.path.join(checkpoint.path, path)]
+    if not isinstance(found, File):
+        raise VerificationFailed("a file of the base is not there any more", where=where, help="put it back from the base, or a copy")
+    with open(found.path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != facts["sha256"]:
+        tip = f"put it back as it was: {facts['size']} bytes, sha256 {facts['sha256']}"
+        raise VerificationFailed("a file of the base was changed since the merge", where=where, help=tip)
+    return found
+
+
+def _left(checkpoint: Checkpoint, record: BaseRecord) -> list[str]:
+    """What the merged folder has besides the base's files: it does not come along."""
+    more = sorted(path for path in checkpoint.files if path not in record.files)
+    return [f"not the base's, and left out: {', '.join(more)}"] if more else []
+
+
+def unmerge_approximately(
+    checkpoint: Checkpoint,
+    adapter: Adapter | Sequence[Adapter],
+    weights: Sequence[float] | None = None,
+    *,
+    scale: float = 1.0,
+    **told: Any,
+) -> Checkpoint:
+    """The checkpoint with the adapters' deltas subtracted: the base but for the weights that rounding changed for good.
+
+    A note says how many that will be, estimated from rows of the tensors in question, which are read for it. `weights`, `scale`
+    and what else was `told` to `merge` are those of the merge. Raises NotSupported where subtraction cannot bring the base
+    back: DoRA scales its weights; modules to save, trained biases and trained tokens took the place of the base's own.
+    """
+    adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
+    for one in adapters:
+        if one.config.get("use_dora") or one.whole:
+            what = "DoRA scaled the weights" if one.config.get("use_dora") else "tensors of the base were replaced"
+            tip = "take the base again; merges made with --reversible can be undone exactly"
+            raise NotSupported(f"{what}, which no subtraction undoes", where=[one.path, *listed(sorted(one.whole))], help=tip)
+    factors = [-scale * weight for weight in (weights or [1.0] * len(adapters))]
+    undone = merge(checkpoint, adapters, factors, **told, again=True)
+    step = {"surgery": "unmerge", "approximate": True, "adapters": [one.digest for one in adapters]}
+    return replace(undone, history=(*checkpoint.history, step), notes=(*undone.notes, _estimate(undone)))
+
+
+def _estimate(undone: Checkpoint) -> str:
+    """How many weights will not be the base's, from merging and subtracting once more on some rows of some tensors."""
+    sums = {name: tensor for name, tensor in undone.tensors.items() if isinstance(tensor, Sum) and tensor.deltas}
+    chosen = list(sums.values())[:: max(1, len(sums) // SAMPLED)]
+    shares = [_share(narrow(tensor, 0, 0, min(ROWS, tensor.shape[0]))) for tensor in chosen]
+    total = sum(tensor.size for tensor in sums.values())
+    share = sum(shares) / len(shares) if shares else 0.0
+    return f"approximate: about {share:.2%} of the {total} weights in {len(sums)} tensors will not be the base's, mostly by the last bit"
+
+
+def _share(undone: Tensor) -> float:
+    """The share of weights that do not survive a merge and a subtraction: of weights like these, since the base's are not there."""
+    from ..evaluate import load
+
+    assert isinstance(undone, Sum)
+    weights, subtracted = load(undone.base), load(add(Zeros(F32, undone.shape), undone.deltas))
+    merged = (weights.float() - subtracted).to(weights.dtype)
+    back = (merged.float() + subtracted).to(weights.dtype)
+    return float((back != weights).float().mean())
+
+
+def reversible(merged: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """`merged`, with an undo record of `base` beside its shards when it is written, so that `unmerge` gives the base back.
+
+    Raises PlanError, when it is planned, unless `base` is as it was opened.
+    """
+    return replace(merged, before=base)
