@@ -38,14 +38,52 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def skeleton(config: Mapping[str, Any], model_class: str) -> Skeleton:
     """The tensors of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot be built."""
+    model = _built(config, model_class)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Skeleton(shapes, dict(model.all_tied_weights_keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What a class is made of: for each module with a weight of two axes or more its type ("Linear", "Conv1D", "Embedding",
+    "convolution", or the class's own name), the weight's shape, and the groups of a convolution.
+    """
+
+    modules: Mapping[str, tuple[str, Shape, int]]
+    head: str  # the module that `get_output_embeddings` gives; empty: none
+    parameters: Mapping[str, Shape]  # those that are shared under one of their names
+    tied: Mapping[str, str]
+
+
+def anatomy(config: Mapping[str, Any], model_class: str) -> Anatomy:
+    """The modules of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot be built."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = {torch.nn.Linear: "Linear", Conv1D: "Conv1D", torch.nn.Embedding: "Embedding"}
+    kinds |= dict.fromkeys((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), "convolution")
+    model = _built(config, model_class)
+    modules: dict[str, tuple[str, Shape, int]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.dim() > 1:
+            kind = next((text for known, text in kinds.items() if isinstance(module, known)), type(module).__name__)
+            modules[name] = (kind, tuple(weight.shape), int(getattr(module, "groups", 1)))
+    with _asked(model_class):
+        output = model.get_output_embeddings()
+    head = next((name for name, module in model.named_modules() if output is not None and module is output), "")
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Anatomy(modules, head, parameters, dict(model.all_tied_weights_keys))
+
+
+def _built(config: Mapping[str, Any], model_class: str) -> Any:
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     with _asked(model_class), torch.device("meta"):
         model: Any = getattr(transformers, model_class)(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return Skeleton(shapes, dict(model.all_tied_weights_keys))
+    return model
 
 
 def check_accepted(config: Mapping[str, Any], model_class: str, tensors: Mapping[str, Tensor]) -> None:

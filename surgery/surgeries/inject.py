@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,14 @@ from ..adapters.lora import pattern
 from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC, F32
 from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
-from ..families import EMBEDDINGS, HEADS, is_conv1d
+from ..families import NOT_FROM_TEXT
 from ..formats.peft import PREFIX, Adapter
 from ..fused.row import Site
 from ..names import compiled, is_called, natural
 from ..names_v5 import in_memory, renames_of
-from ..tensor import Norms, Random, Shape, Sum, Tensor, Zeros
+from ..tensor import Norms, Random, Sum, Tensor, Zeros, reshape
+from .modules import Kind, Module, checked, parameters_in, tied, told
+from .parameters import Parameter, as_peft_reads, keys_of, targeted
 from .split import fused_in, in_memory_sites, sites_held, split_at
 
 ALL_LINEAR = "all-linear"
@@ -27,7 +30,7 @@ INITS = ("uniform", "gaussian")
 # What PEFT 0.21 writes of a LoraConfig besides what is set here: null, unless said.
 _NULL = """
     alora_invocation_tokens arrow_config auto_mapping corda_config eva_config kasa_config layer_replication lora_ga_config
-    megatron_config monteclora_config revision target_parameters trainable_token_indices use_bdlora velora_config
+    megatron_config monteclora_config revision trainable_token_indices use_bdlora velora_config
 """.split()
 _DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NULL) | {
     "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {}, "lora_dropout": 0.0,
@@ -46,8 +49,9 @@ _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def inject(
     base: Checkpoint,
-    target_modules: str | Sequence[str],
+    target_modules: str | Sequence[str] = (),
     *,
+    target_parameters: Sequence[str] = (),
     rank: int = 8,
     alpha: float | None = None,
     init: str = "uniform",
@@ -61,14 +65,22 @@ def inject(
     layers_pattern: Sequence[str] | None = None,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    check_class: bool = False,
 ) -> Adapter:
     """A PEFT LoRA adapter for the base: A (r, in) random, B (out, r) zero, so that it changes nothing until it is trained.
 
+        convolution  (out, in / groups, *kernel)  ->  A (r, in, *kernel), B (out, r / groups, 1, …)
+        parameter    (experts, out, in)           ->  A (experts * r, in), B (out, r * experts)
+
     Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the output head).
-    Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`. `init` is PEFT's own kaiming-uniform, or
-    gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT does. Numbers follow from `seed` and the tensor's
-    name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from the base, when it is written; `modules_to_save` are
-    copied, with the heads that PEFT trains along for the class's task. Raises NothingMatched for a target that is not in the base.
+    Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`. `target_parameters` are names of
+    parameters, such as `experts.gate_up_proj`, which holds all experts of a layer. What is a Linear, a Conv1D, an embedding or a
+    convolution follows from config.json, names and shapes, or, with `check_class`, from the class, which transformers builds on
+    the meta device. `init` is PEFT's own kaiming-uniform, or gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT
+    does. Numbers follow from `seed` and the tensor's name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from
+    the base, when it is written; `modules_to_save` are copied, with the heads that PEFT trains along for the class's task.
+
+    Raises NothingMatched for a target that is not in the base, NotSupported for one that LoRA cannot be put on.
     """
     wanted = target_modules if isinstance(target_modules, str) else list(target_modules)
     task, ends, saved = _task(base, modules_to_save)
@@ -80,9 +92,10 @@ def inject(
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
         "target_modules": wanted,
+        "target_parameters": list(target_parameters) or None,
         "exclude_modules": exclude_modules,
-        "layers_to_transform": layers_to_transform,
-        "layers_pattern": layers_pattern,
+        "layers_to_transform": None if layers_to_transform is None else list(layers_to_transform),
+        "layers_pattern": None if layers_pattern is None else list(layers_pattern),
         "rank_pattern": dict(rank_pattern or {}),
         "alpha_pattern": dict(alpha_pattern or {}),
         "init_lora_weights": True if init == "uniform" else init,
@@ -91,26 +104,35 @@ def inject(
         "lora_bias": lora_bias,
     }
     _check_options(config, init)
-    parted = _asked_apart(base, config)
+    modules = told(base)
+    read = as_peft_reads(base, config, modules)
+    parted = _asked_apart(base, config, modules)
     apart = split_at(base, parted) if parted else base
-    files = _modules(apart)
-    modules = {module: apart.tensors[f"{file}.weight"].shape for module, file in files.items()}
+    size = parameters_in(base)
+    if parted:
+        modules = told(apart)
+    if check_class:
+        modules, size = checked(apart, modules, in_memory_sites(base, parted))
     chosen = _chosen(config, modules)
     _check_targets(base, config, chosen, modules)
+    parameters = targeted(base, config, chosen)
     if parted:  # what was excluded of a fused module is no module of its own
         config["exclude_modules"] = None
-    lora = {module: _factors(apart, module, files[module], config, seed) for module in chosen}
-    config["fan_in_fan_out"] = any(is_conv1d(base.config, module) for module in chosen)
-    if wanted == ALL_LINEAR:
+    lora = {module: _factors(apart, module, modules[module], config, seed) for module in chosen}
+    for key, parameter in keys_of(parameters).items():
+        lora[key] = _on_parameter(parameter, config, seed)
+    config["fan_in_fan_out"] = any(modules[module].kind is Kind.CONV1D for module in chosen)
+    if config["target_modules"] == ALL_LINEAR:
         config["target_modules"] = sorted(chosen, key=natural)
-    whole = {n: t for n, t in base.tensors.items() if n.rpartition(".")[0] in saved}
-    names = {key: f"{PREFIX}{key}" for m, parts in lora.items() for key in (f"{m}.{part}" for part in parts)}
     renames = renames_of(base.config)
-    names |= {name: f"{PREFIX}{in_memory(name, renames)}" for name in whole}
+    whole = {in_memory(name, renames): tensor for name, tensor in saved.items()}
+    names = {key: f"{PREFIX}{key}" for m, parts in lora.items() for key in (f"{m}.{part}" for part in parts)}
+    names |= {name: f"{PREFIX}{name}" for name in whole}
     step = {"surgery": "inject", "modules": len(lora), "rank": rank, "init": init, "seed": seed}
     adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(step,))
     adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
-    return replace(adapter, notes=(_counted(base, adapter), *adapter.notes))
+    source = str(base.config["architectures"][0]) if check_class else ""
+    return replace(adapter, notes=(*adapter.notes, *read, *_known(modules, chosen, parameters, source), _counted(size, adapter)))
 
 
 def _together(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
@@ -127,10 +149,17 @@ def _check_options(config: Mapping[str, Any], init: str) -> None:
     """Raise SurgeryError for options that make no LoRA."""
     if config["use_dora"] and config["lora_bias"]:
         raise SurgeryError("use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away")
-    if config["r"] < 1:
-        raise SurgeryError(f"a rank of {config['r']} is none", help="give 1 or more")
-    if not (math.isfinite(config["lora_alpha"]) and config["lora_alpha"] > 0):
-        raise SurgeryError(f"an alpha of {config['lora_alpha']} scales nothing", help="give a number above 0")
+    if not config["target_modules"] and not config["target_parameters"]:
+        raise SurgeryError("nothing is targeted", help="name modules with --target-modules, or parameters with --target-parameters")
+    for given, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        for name in config[patterns]:
+            compiled(name)
+        _check_numbers(given, [config[given], *config[patterns].values()])
+    if config["layers_pattern"] and config["layers_to_transform"] is None:
+        raise SurgeryError("layers_pattern says where the layers' numbers are, and no layers are given", help="add --layers-to-transform")
+    if config["target_parameters"] and (idle := [name for name in ("use_dora", "lora_bias") if config[name]]):
+        tip = "make two adapters, or leave it away"
+        raise SurgeryError(f"LoRA on parameters goes without {', '.join(idle)}: PEFT refuses it", help=tip)
     if config["layers_to_transform"] is not None and isinstance(config["target_modules"], str):
         tip = "name the modules in a list, or the layers in the regular expression"
         raise SurgeryError("layers_to_transform needs a list of names, and the target is a text", help=tip)
@@ -138,15 +167,24 @@ def _check_options(config: Mapping[str, Any], init: str) -> None:
         raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
 
 
-def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
-    """PEFT's name for what the class does, the ends of names whose modules are copied, and these modules. Raises NothingMatched.
+def _check_numbers(given: str, values: Sequence[float]) -> None:
+    for value in values:
+        if given == "r" and value < 1:
+            raise SurgeryError(f"a rank of {value} is none", help="give 1 or more")
+        if not (math.isfinite(value) and value > 0):
+            raise SurgeryError(f"an alpha of {value} scales nothing", help="give a number above 0")
 
-    No task where its head is not stored: PEFT would look for a trained one in the adapter.
+
+def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None, list[str], dict[str, Tensor]]:
+    """PEFT's name for what the class does, the ends of names of modules that are copied, and their tensors. Raises NothingMatched.
+
+    No task where its head is not stored: PEFT would look for a trained one in the adapter. Of tied modules, each has a copy.
     """
-    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in base.tensors))
+    tensors = {**base.tensors, **{name: base.tensors[holder] for name, holder in tied(base).items()}}
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     kind = str((base.config.get("architectures") or [""])[0])
     task, heads = next((found for end, found in _TASKS.items() if kind.endswith(end)), (None, ()))
-    if task == "SEQ_2_SEQ_LM" and not base.config.get("is_encoder_decoder"):
+    if task == "SEQ_2_SEQ_LM" and (not base.config.get("is_encoder_decoder") or base.config.get("model_type") in NOT_FROM_TEXT):
         task = None
     if heads and not any(module.endswith(heads) for module in modules):
         task, heads = None, ()
@@ -155,33 +193,31 @@ def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None,
         tip = f"the nearest names are {', '.join(near)}" if near else "surgery inspect --tensors '.*' lists the names"
         raise NothingMatched(f"no module of the base is called {', '.join(idle)}", where=[base.path], help=tip)
     ends = list(dict.fromkeys((*modules_to_save, *heads)))
-    return task, ends, [m for m in modules if m.endswith(tuple(ends))] if ends else []
+    return task, ends, {n: t for n, t in tensors.items() if n.rpartition(".")[0].endswith(tuple(ends))} if ends else {}
 
 
-def _modules(base: Checkpoint) -> dict[str, str]:
-    """Module -> its name in the files, for those with a weight of two axes or more. PEFT meets the names of the class in memory."""
-    renames = renames_of(base.config)
-    names = [name for name, tensor in base.tensors.items() if name.endswith(".weight") and len(tensor.shape) > 1]
-    return {in_memory(name, renames).removesuffix(".weight"): name.removesuffix(".weight") for name in names}
-
-
-def _chosen(config: Mapping[str, Any], modules: Mapping[str, Shape]) -> list[str]:
+def _chosen(config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[str]:
     """The modules that PEFT would take (peft/tuners/tuners_utils.py check_target_module_exists)."""
-    return sorted((m for m in modules if not _matches(config["exclude_modules"], m) and _is_target(config, m, modules[m])), key=natural)
+    left = [m for m in modules if not _matches(config["exclude_modules"], m) and not _is_saved(config, m)]
+    return sorted((m for m in left if _is_target(config, m, modules[m])), key=natural)
 
 
-def _is_target(config: Mapping[str, Any], module: str, shape: Shape) -> bool:
+def _is_saved(config: Mapping[str, Any], module: str) -> bool:
+    """Whether it is copied whole, or a part of what is, and so no target."""
+    return any(compiled(rf"(?:^|.*\.){end}(?:$|\..*)").match(module) for end in config["modules_to_save"] or ())
+
+
+def _is_target(config: Mapping[str, Any], name: str, module: Module) -> bool:
     wanted = config["target_modules"]
     if wanted == ALL_LINEAR:
-        leaf = module.rpartition(".")[2]
-        return len(shape) == 2 and not _is_embedding(module) and not (leaf in HEADS and module.count(".") <= 1)
-    if not _matches(wanted, module):
+        return module.kind in (Kind.LINEAR, Kind.CONV1D) and not module.head
+    if not _matches(wanted, name):
         return False
     layers = config["layers_to_transform"]
     if layers is None or isinstance(wanted, str):
         return True
-    patterns = config["layers_pattern"] or [r"[^.]*"]
-    found = next((f for p in patterns if (f := re.match(rf"(?:^|.*?\.){p}\.(?P<index>\d+)\.", module))), None)
+    patterns = [rf"(?:^|.*?\.){p}" for p in config["layers_pattern"] or ()] or [r".*?\.[^.]*"]
+    found = next((f for p in patterns if (f := re.match(rf"{p}\.(?P<index>\d+)\.", name))), None)
     return found is not None and int(found["index"]) in layers
 
 
@@ -193,7 +229,7 @@ def _matches(wanted: str | Sequence[str] | None, module: str) -> bool:
     return is_called(module, wanted)
 
 
-def _asked_apart(base: Checkpoint, config: Mapping[str, Any]) -> list[Site]:
+def _asked_apart(base: Checkpoint, config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[Site]:
     """The fused modules of which some parts are asked for, and not the whole: by the target's names, or by what is excluded."""
     try:
         sites = [site for site in fused_in(base) if not site.row.stacked]
@@ -201,19 +237,22 @@ def _asked_apart(base: Checkpoint, config: Mapping[str, Any]) -> list[Site]:
         return []
     found = []
     for site, shown in zip(sites, in_memory_sites(base, sites), strict=True):
-        shape = base.tensors[f"{site.module}{site.row.tensors[0][0]}"].shape
-        whole, parts = _chosen(config, {shown.module: shape}), _chosen(config, dict.fromkeys(shown.parts, shape))
+        weight = f"{site.module}{site.row.tensors[0][0]}"
+        module = modules.get(shown.module) or Module(Kind.LINEAR, weight, base.tensors[weight].shape)
+        whole, parts = _chosen(config, {shown.module: module}), _chosen(config, dict.fromkeys(shown.parts, module))
         excluded = any(_matches(config["exclude_modules"], part) for part in shown.parts)
         if parts and (not whole or excluded):
             found.append(site)
     return found
 
 
-def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Shape]) -> None:
+def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Module]) -> None:
     wanted = config["target_modules"]
     targets = [wanted] if isinstance(wanted, str) else wanted
-    idle = [t for t in targets if not any(isinstance(wanted, str) or is_called(m, [t]) for m in chosen)]
-    if chosen and not idle:
+    found = [*chosen, *(module for module in modules if _is_saved(config, module))]
+    idle = [t for t in targets if not any(isinstance(wanted, str) or is_called(m, [t]) for m in found)]
+    if (chosen or not targets) and not idle:
+        _check_kinds(base, config, {module: modules[module] for module in chosen})
         return
     leaves = sorted({module.rpartition(".")[2] for module in modules})
     near = [leaf for target in idle or targets for leaf in nearest(target, leaves)]
@@ -223,33 +262,94 @@ def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence
     raise NothingMatched(what, where=[base.path], help=tip)
 
 
-def _factors(base: Checkpoint, module: str, file: str, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    source = base.tensors[f"{file}.weight"]
-    shape, dtype = source.shape, source.dtype
-    if len(shape) != 2 or dtype not in ARITHMETIC:
-        where = [f"{base.path}: {module}"]
-        raise NotSupported(f"cannot put LoRA on a weight of {dtype} {shape}", where=where, help="Linear, Conv1D and Embedding are known")
-    rank = int(pattern(config["rank_pattern"], module, config["r"]))
-    key = f"{seed} {module}"
-    columns = _is_embedding(module) or is_conv1d(base.config, module)
-    magnitude = {"lora_magnitude_vector": Norms(Sum(F32, source), columns)} if config["use_dora"] else {}
-    if _is_embedding(module):
+def _check_kinds(base: Checkpoint, config: Mapping[str, Any], chosen: Mapping[str, Module]) -> None:
+    """Raise NotSupported for modules that LoRA cannot be put on, or not with these options, or not from what is known."""
+
+    def refuse(found: Mapping[str, Module], what: str, tip: str) -> None:
+        if found:
+            rows = [f"{base.path}: {name} {module.shape}" for name, module in found.items()]
+            raise NotSupported(what, where=listed(rows), help=tip)
+
+    of = {kind: {name: module for name, module in chosen.items() if module.kind is kind} for kind in Kind}
+    named = ", ".join(dict.fromkeys(module.what for module in of[Kind.OTHER].values()))
+    tip = "leave it out with --exclude-modules; --target-parameters takes parameters of experts and routers"
+    refuse(of[Kind.OTHER], f"LoRA cannot be put on {named}", tip)
+    kinds = {name: base.tensors[module.weight].dtype for name, module in chosen.items() if module.weight in base.tensors}
+    odd = {name: chosen[name] for name, dtype in kinds.items() if dtype not in ARITHMETIC}
+    refuse(odd, f"cannot put LoRA on weights of {', '.join(sorted({str(kinds[name]) for name in odd}))}", "dequantise the base first")
+    dark = {name: module for name, module in of[Kind.CONVOLUTION].items() if not module.groups}
+    what = "whether these convolutions are grouped, shape and model type do not tell, and lora_A depends on it"
+    refuse(dark, what, "ask the class: --check-class, in Python check_class=True")
+    uneven = {n: m for n, m in of[Kind.CONVOLUTION].items() if m.groups and _rank(config, n) % m.groups}
+    refuse(uneven, "the rank of a grouped convolution has to be a multiple of its groups", "choose another rank, or leave them out")
+    if config["lora_bias"]:
+        refuse(of[Kind.EMBEDDING], "an embedding goes without lora_bias: PEFT refuses it", "leave it away, or leave embeddings out")
+    if config["use_dora"]:
+        made = {name: module for name, module in chosen.items() if not module.weight}
+        refuse(made, "DoRA needs the norms of weights that the base does not store as they are", "leave these modules out")
+        grouped = {name: module for name, module in of[Kind.CONVOLUTION].items() if module.groups > 1}
+        refuse(grouped, "DoRA on grouped convolutions is not supported", "PEFT cannot compute it: leave them out")
+    if config["target_parameters"]:
+        tip = "make two adapters: PEFT takes one fan_in_fan_out for all of them"
+        refuse(of[Kind.CONV1D], "LoRA on parameters goes without LoRA on Conv1D: PEFT refuses it", tip)
+
+
+def _rank(config: Mapping[str, Any], name: str) -> int:
+    return int(pattern(config["rank_pattern"], name, config["r"]))
+
+
+def _factors(base: Checkpoint, name: str, module: Module, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    shape, rank, key = module.shape, _rank(config, name), f"{seed} {name}"
+    if module.kind is Kind.CONVOLUTION:
+        return _on_convolution(base, module, rank, key, config)
+    columns = module.kind in (Kind.EMBEDDING, Kind.CONV1D)
+    magnitude = {"lora_magnitude_vector": Norms(Sum(F32, base.tensors[module.weight]), columns)} if config["use_dora"] else {}
+    if module.kind is Kind.EMBEDDING:
         b = Random((shape[1], rank), key, 1.0, normal=True)
         return {"lora_embedding_A": Zeros(F32, (rank, shape[0])), "lora_embedding_B": b, **magnitude}
     out, into = shape[::-1] if columns else shape
-    gaussian = config["init_lora_weights"] == "gaussian"
-    a = Random((rank, into), key, 1 / rank if gaussian else 1 / math.sqrt(into), normal=gaussian)
     bias = {"lora_B.bias": Zeros(F32, (out,))} if config["lora_bias"] else {}
+    a = _drawn((rank, into), rank, key, config)
     return {"lora_A.weight": a, "lora_B.weight": Zeros(F32, (out, rank)), **bias, **magnitude}
 
 
-def _is_embedding(module: str) -> bool:
-    leaf = module.rpartition(".")[2]
-    return leaf in EMBEDDINGS or "embed" in leaf or leaf in ("wpe", "relative_attention_bias")
+def _on_convolution(base: Checkpoint, module: Module, rank: int, key: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A convolves with the kernel and is not grouped, B is pointwise and is (peft 0.21.2, tuners/lora/layer.py `_ConvNd`)."""
+    out, into, *kernel = module.shape
+    ones = (1,) * len(kernel)
+    found: dict[str, Tensor] = {"lora_A.weight": _drawn((rank, into * module.groups, *kernel), rank, key, config)}
+    found["lora_B.weight"] = Zeros(F32, (out, rank // module.groups, *ones))
+    if config["lora_bias"]:
+        found["lora_B.bias"] = Zeros(F32, (out,))
+    if config["use_dora"]:
+        rows = reshape(base.tensors[module.weight], (out, into * math.prod(kernel)))
+        found["lora_magnitude_vector"] = reshape(Norms(Sum(F32, rows)), (1, out, *ones))
+    return found
 
 
-def _counted(base: Checkpoint, adapter: Adapter) -> str:
-    """As PEFT's `print_trainable_parameters` says it."""
+def _on_parameter(parameter: Parameter, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    rank = _rank(config, parameter.name)
+    a = _drawn((parameter.experts * rank, parameter.into), rank, f"{seed} {parameter.name}", config)
+    return {"lora_A.weight": a, "lora_B.weight": Zeros(F32, (parameter.out, rank * parameter.experts))}
+
+
+def _drawn(shape: tuple[int, ...], rank: int, key: str, config: Mapping[str, Any]) -> Tensor:
+    """lora_A as PEFT draws it: uniform within 1 / √(what one output sees), as nn.Linear, or normal with deviation 1 / rank."""
+    gaussian = config["init_lora_weights"] == "gaussian"
+    return Random(shape, key, 1 / rank if gaussian else 1 / math.sqrt(math.prod(shape[1:])), normal=gaussian)
+
+
+def _known(modules: Mapping[str, Module], chosen: Sequence[str], parameters: Sequence[Parameter], source: str) -> list[str]:
+    """What the adapter is on, and how that is known."""
+    counts = Counter(kind.value for kind in Kind for name in chosen if modules[name].kind is kind)
+    if parameters:
+        counts["parameter"] = len(parameters)
+    said = ", ".join(f"{count} × {what}" for what, count in counts.items())
+    how = f"as {source} says" if source else "by config.json, names and shapes; --check-class asks the class"
+    return [f"LoRA on {said}: {how}"]
+
+
+def _counted(size: int, adapter: Adapter) -> str:
+    """As PEFT's `print_trainable_parameters` says it, of a base of `size` parameters."""
     mine = sum(tensor.size for tensor in adapter.tensors.values())
-    whole = mine + sum(tensor.size for tensor in base.tensors.values())
-    return f"trainable params: {mine:,} || all params: {whole:,} || trainable%: {100 * mine / whole:.4f}"
+    return f"trainable params: {mine:,} || all params: {mine + size:,} || trainable%: {100 * mine / (mine + size):.4f}"
