@@ -1,6 +1,7 @@
 """DoRA: the rows of W + scale * B @ A get trained lengths: magnitude / ‖row‖ times each row, of (out, in).
 
-A Conv1D's weight is (in, out), and an embedding's (vocabulary, dim): there it is the columns that have lengths.
+A Conv1D's weight is (in, out), and an embedding's (vocabulary, dim): there it is the columns that have lengths. A convolution's
+rows are its kernels, (out, in * k...); its magnitudes are stored as (1, out, 1...).
 
 Source: peft 0.21.2, tuners/lora/dora.py `DoraLinearLayer.get_weight_norm`, and variants.py `DoraLinearVariant.merge_safe`.
 """
@@ -16,7 +17,7 @@ MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 
 
 def gain(adapter: Adapter, module: str, base: Tensor, delta: LowRank, weight: float) -> Gain | None:
-    """What scales the rows of the base tensor with its delta, or its columns; None where the module has no magnitudes.
+    """What scales the rows of the base's matrix with its delta, or its columns; None where the module has no magnitudes.
 
     Raises NotSupported for a `weight` other than 1, AdapterError for magnitudes that do not fit.
     """
@@ -32,7 +33,8 @@ def gain(adapter: Adapter, module: str, base: Tensor, delta: LowRank, weight: fl
     if weight != 1:
         tip = "leave the weight at 1: rows with trained lengths have no part of themselves to add"
         raise NotSupported("a DoRA adapter can only be merged with weight 1", where=where, help=tip)
-    columns = delta.left is not parts.get("lora_B.weight")  # swapped factors: the weight is (in, out)
+    b = parts.get("lora_B.weight")
+    columns = b is None or delta.left != reshape(b, b.shape[:2])  # swapped factors: the weight is (in, out)
     wanted = base.shape[-1:] if columns else base.shape[:-1]
     magnitude = parts[key]
     if magnitude.dtype not in ARITHMETIC or magnitude.size != wanted[0]:

@@ -34,7 +34,7 @@ _ROWS = (_B, "lora_B.bias", "lora_magnitude_vector", "lora_magnitude_vector.weig
 def split_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
     """The adapter on the parts of the fused modules that it has LoRA on, or saved tensors of. Raises LayoutError, NotSupported."""
     _check_kind(adapter, sites)
-    lora, ranks = dict(adapter.lora), _ranks(adapter)
+    lora, ranks = dict(adapter.lora), ranks_of(adapter)
     for site in sites:
         if site.module not in lora:
             continue
@@ -58,7 +58,7 @@ def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
     equal. Raises LayoutError, AdapterError, NotSupported.
     """
     _check_kind(adapter, sites)
-    lora, ranks = dict(adapter.lora), _ranks(adapter)
+    lora, ranks = dict(adapter.lora), ranks_of(adapter)
     once: dict[str, Tensor] = {}  # A's that are equal to another, which is kept
     for site in sites:
         here = {part: lora.pop(part) for part in site.parts if part in lora}
@@ -84,16 +84,17 @@ def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rank:
+class Rank:
     """Rank and alpha of one module."""
 
     r: int
     alpha: float
 
 
-def _ranks(adapter: Adapter) -> dict[str, _Rank]:
+def ranks_of(adapter: Adapter) -> dict[str, Rank]:
+    """Rank and alpha of each module with LoRA. Raises AdapterError."""
     check_numbers(adapter)
-    return {module: _Rank(*strength(adapter.config, module)[:2]) for module in adapter.lora}
+    return {module: Rank(*strength(adapter.config, module)[:2]) for module in adapter.lora}
 
 
 def _split_rows(adapter: Adapter, site: Site, key: str, tensor: Tensor) -> list[Tensor]:
@@ -109,7 +110,7 @@ def _split_rows(adapter: Adapter, site: Site, key: str, tensor: Tensor) -> list[
     return split_axis(tensor, 0, site.layout)
 
 
-def _shares_a(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, _Rank]) -> bool:
+def _shares_a(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank]) -> bool:
     """Whether all parts are there, with one A and one scale: they came from a split."""
     from ..compare import same
 
@@ -124,8 +125,8 @@ def _joined(site: Site, here: Mapping[str, Mapping[str, Tensor]]) -> dict[str, T
 
 
 def _in_blocks(
-    site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, _Rank], adapter: Adapter
-) -> tuple[dict[str, Tensor], _Rank]:
+    site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank], adapter: Adapter
+) -> tuple[dict[str, Tensor], Rank]:
     """The tensors of a fused module's LoRA from A's of any parts, and its rank: the sum of theirs."""
     scales = {part: strength(adapter.config, part)[2] for part in here}
     scale = next(iter(scales.values()))
@@ -136,10 +137,10 @@ def _in_blocks(
     for key in dict.fromkeys(key for parts in here.values() for key in parts if key not in made):
         vectors = {part: parts[key] for part, parts in here.items() if key in parts}
         made[key] = _vector(site, vectors, factors if key.endswith("bias") else dict.fromkeys(here, 1.0))
-    return made, _Rank(total, int(alpha) if alpha == int(alpha) else alpha)
+    return made, Rank(total, int(alpha) if alpha == int(alpha) else alpha)
 
 
-def _block_form(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, _Rank], factors: Mapping[str, float]) -> Tensor:
+def _block_form(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank], factors: Mapping[str, float]) -> Tensor:
     """B (rows, Σ r): in the rows of a part, and in its columns, the part's B; zeros elsewhere."""
     scaled = _scaled({part: parts[_B] for part, parts in here.items()}, factors)
     dtype = next(iter(scaled.values())).dtype
@@ -186,8 +187,8 @@ def _check_fusible(adapter: Adapter, site: Site, here: Mapping[str, Mapping[str,
     for part, length in zip(site.parts, site.layout.lengths, strict=True):
         for key, tensor in here.get(part, {}).items():
             where = [f"{adapter.path}: {adapter.names[f'{part}.{key}']}"]
-            if key != _SHARED and key not in _ROWS:
-                raise NotSupported(f"{key} cannot be fused", where=where, help="merge it instead")
+            if (key != _SHARED and key not in _ROWS) or len(tensor.shape) > 2:
+                raise NotSupported(f"{key} of {tensor.shape} cannot be fused", where=where, help="merge it instead")
             if key in _ROWS and tensor.shape[:1] != (length,):
                 where.append(f"{tensor.shape}, where this part of {site.module} has {length} rows = {site.layout}")
                 raise LayoutError("the adapter was trained on another layout", where=where, help="pass the base that it belongs to")
@@ -230,7 +231,7 @@ def _made(
     adapter: Adapter,
     lora: Mapping[str, Mapping[str, Tensor]],
     whole: Mapping[str, Tensor],
-    ranks: Mapping[str, _Rank],
+    ranks: Mapping[str, Rank],
     leaves: Mapping[str, Sequence[str]],
     step: Mapping[str, Any],
 ) -> Adapter:
@@ -246,9 +247,9 @@ def _wrapped(key: str, lora: Mapping[str, object]) -> str:
     return f"{module}.base_layer.{kind}" if module in lora and kind == "bias" else key
 
 
-def _config(config: Mapping[str, Any], ranks: Mapping[str, _Rank], leaves: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], ranks: Mapping[str, Rank], leaves: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """adapter_config.json for the modules in `ranks`, after last names were replaced as `leaves` say."""
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else _Rank(config.get("r", 8), config.get("lora_alpha", 8))
+    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else Rank(config.get("r", 8), config.get("lora_alpha", 8))
     return {
         **config,
         "r": usual.r,
@@ -265,8 +266,13 @@ def config_under(adapter: Adapter, new: Mapping[str, str]) -> Mapping[str, Any]:
     """The adapter's config once its modules have `new` names: each keeps its rank and alpha, whatever patterns gave them."""
     if not (adapter.config.get("rank_pattern") or adapter.config.get("alpha_pattern")):
         return adapter.config
-    made = _config(adapter.config, {new[module]: rank for module, rank in _ranks(adapter).items()}, {})
-    return {**adapter.config, **{key: made[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}}
+    return config_with(adapter.config, {new[module]: rank for module, rank in ranks_of(adapter).items()})
+
+
+def config_with(config: Mapping[str, Any], ranks: Mapping[str, Rank]) -> dict[str, Any]:
+    """The config with these ranks and alphas for the modules, whatever it said before."""
+    made = _config(config, ranks, {})
+    return {**config, **{key: made[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}}
 
 
 def _targets(config: Mapping[str, Any], modules: Sequence[str]) -> list[str]:

@@ -1,11 +1,13 @@
-"""LoRA on nn.Linear, Conv1D and nn.Embedding: W + scale * B @ A.
+"""LoRA on nn.Linear, Conv1D, nn.Embedding and convolutions: W + scale * B @ A.
 
     lora_A.weight (r, in), lora_B.weight (out, r), for a weight (out, in); a Conv1D's weight is (in, out), and its delta
     is transposed. lora_embedding_A (r, vocabulary), lora_embedding_B (dim, r), for a weight (vocabulary, dim): transposed too.
+    A convolution's lora_A.weight is (r, in, k...), its lora_B.weight (out, r, 1...): the same for its weight as (out, in * k...).
     lora_B.bias (out) is added to the base's bias. scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and
     alpha per module by patterns.
 
-Source: peft 0.21.2, tuners/lora/layer.py `Linear.get_delta_weight`, `update_layer`, and utils/other.py `get_pattern_key`.
+Source: peft 0.21.2, tuners/lora/layer.py `get_delta_weight` of `Linear` and `_ConvNd`, `update_layer`, and utils/other.py
+`get_pattern_key`.
 """
 
 from __future__ import annotations
@@ -20,48 +22,11 @@ from ..errors import AdapterError, NotSupported
 from ..families import is_conv1d
 from ..formats.peft import Adapter
 from ..names import compiled
-from ..tensor import LowRank, Shape, Tensor, permute
+from ..tensor import LowRank, Shape, Tensor, permute, reshape
 from .dora import MAGNITUDES
 
-# Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
-_TRAINING = frozenset(
-    """
-    task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules
-    exclude_modules lora_dropout bias modules_to_save layers_to_transform layers_pattern megatron_core loftq_config
-    eva_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying
-    """.split()
-)
-_USED = frozenset(
-    """
-    r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out init_lora_weights use_dora lora_bias
-    trainable_token_indices target_parameters
-    """.split()
-)
 _LINEAR, _EMBEDDING = frozenset({"lora_A.weight", "lora_B.weight"}), frozenset({"lora_embedding_A", "lora_embedding_B"})
 BIAS = "lora_B.bias"
-# Initialisations that leave the base as it is. The others move a part of the base into A and B, so that the adapter
-# belongs to a changed base.
-_KEEP_BASE = (True, False, "gaussian", "eva", "orthogonal", None)
-
-
-def check_config(adapter: Adapter) -> None:
-    """Raise NotSupported, naming the option, unless all that the config asks for is supported."""
-    config, where = adapter.config, [f"{adapter.path}/adapter_config.json"]
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise NotSupported(f"adapters of kind {kind} are not supported", where=where, help="supported: LORA")
-    for key, value in config.items():
-        if key in _TRAINING or key in _USED or value in (None, False, [], {}, ""):
-            continue
-        raise NotSupported(f"the option `{key}` is not supported", where=[*where, f"{key} = {value!r}"], help="merge it with PEFT")
-    check_numbers(adapter)
-    init = config.get("init_lora_weights", True)
-    if init not in _KEEP_BASE:
-        raise NotSupported(
-            f"the adapter was initialised by {init!r}, which changes the base it belongs to",
-            where=where,
-            help="save it once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
-        )
 
 
 def check_numbers(adapter: Adapter) -> None:
@@ -88,7 +53,7 @@ def _is_number(value: Any, *, integer: bool) -> bool:
 
 
 def check_factors(adapter: Adapter, module: str, base: str = "") -> tuple[Tensor, Tensor]:
-    """The two factors of the module's LoRA: matrices of numbers, and of the rank that the config says.
+    """The two factors of the module's LoRA: matrices of numbers, or kernels, and of the rank that the config says.
 
     `base` is said where an error is. Raises AdapterError, NotSupported.
     """
@@ -104,12 +69,14 @@ def check_factors(adapter: Adapter, module: str, base: str = "") -> tuple[Tensor
         if factor.dtype not in ARITHMETIC:
             tip = "save the adapter in float32, float16 or bfloat16"
             raise NotSupported(f"adapter tensors of {factor.dtype} are not supported", where=where, help=tip)
-    if len(a.shape) > 2:
-        raise NotSupported(f"LoRA on a convolution, with a lora_A of {a.shape}, is not supported", where=where, help="merge it with PEFT")
-    if len(a.shape) != 2 or len(b.shape) != 2 or 0 in a.shape or 0 in b.shape:
+    if len(a.shape) < 2 or len(a.shape) != len(b.shape) or b.size != math.prod(b.shape[:2]) or 0 in (a.size, b.size):
         tip = "an ungathered ZeRO-3 or FSDP save looks like this"
         raise NotSupported(f"lora_A {a.shape} and lora_B {b.shape} are not two matrices", where=where, help=tip)
     rank = strength(adapter.config, module)[0]
+    if len(a.shape) > 2 and a.shape[0] == rank and 1 < (groups := rank / b.shape[1]) == rank // b.shape[1]:
+        tip = "no tool can merge it: use it live, or train it with convolutions left out"
+        what = f"LoRA on a convolution of {int(groups)} groups lets each of them see the inputs of all, and its weight does not"
+        raise NotSupported(what, where=[*where, f"lora_A is {a.shape}, lora_B {b.shape}"], help=tip)
     if a.shape[0] != rank or b.shape[1] != rank:
         raise AdapterError(
             f"adapter_config.json says rank {rank}, but lora_A is {a.shape} and lora_B {b.shape}",
@@ -120,19 +87,23 @@ def check_factors(adapter: Adapter, module: str, base: str = "") -> tuple[Tensor
 
 
 def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config: Mapping[str, Any]) -> LowRank:
-    """What the adapter adds to the base tensor `weight` of `shape`, for its module `module`.
+    """What the adapter adds to the base tensor `weight` of `shape`, as a matrix, for its module `module`.
 
     Raises AdapterError where shapes, rank or dtypes contradict each other or the base.
     """
     a, b = check_factors(adapter, module, f"base: {weight} {shape}")
     scale = strength(adapter.config, module)[2]
     embedding = bool(_EMBEDDING & set(adapter.lora[module]))
-    linear, conv1d = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
-    if shape not in ((conv1d,) if embedding else (linear, conv1d)):
-        what = f"the delta would be {conv1d if embedding else linear}, the base tensor is {shape}"
+    linear, conv1d = (b.shape[0], *a.shape[1:]), (*a.shape[1:], b.shape[0])
+    made = conv1d if embedding else linear
+    fits = matrix_of(shape) if len(a.shape) == 2 else shape  # AdaLoRA's A on a convolution is a matrix
+    if fits != made and (fits != conv1d or len(shape) > 2):
+        what = f"the delta would be {made}, the base tensor is {shape}"
         part = adapter.names[f"{module}.{next(iter(adapter.lora[module]))}"]
         where = [f"{adapter.path}: {part}", f"base: {weight} {shape}"]
         raise AdapterError(what, where=where, help="the adapter belongs to another base, or to a resized one")
+    if len(shape) > 2:
+        return LowRank(reshape(b, b.shape[:2]), reshape(a, matrix_of(a.shape)), scale)
     if embedding:
         transposed = True
     elif linear == conv1d:
@@ -143,6 +114,11 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
     if transposed:
         return LowRank(permute(a, (1, 0)), permute(b, (1, 0)), scale)
     return LowRank(b, a, scale)
+
+
+def matrix_of(shape: Shape) -> Shape:
+    """The shape under which a tensor is a matrix: a convolution's kernels are its rows. Shapes of up to two axes stay."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape
 
 
 def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> LowRank | None:

@@ -38,20 +38,25 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter,
     Raises NotPlaced where that would place only some of it, or where it could be placed in more than one way.
     """
     wanted = {key: key if key in adapter.parameters else f"{key}.weight" for key in adapter.lora}
+    whole = {name: f"{rows['module']}.weight" if (rows := TOKENS.fullmatch(name)) else name for name in adapter.whole}
+    asked = {*wanted.values(), *whole.values()}
     offered = set(checkpoint.tensors)
-    if offered.issuperset(wanted.values()):
+    if offered >= asked:
         return adapter, ""
     offered |= _offered(checkpoint, experts=bool(adapter.parameters) or any(".experts." in key for key in adapter.lora))
-    here = [name for name in wanted.values() if name in offered]
-    if len(here) == len(wanted):
+    if offered >= asked:
         return adapter, ""
-    whole = {name: f"{rows['module']}.weight" if (rows := TOKENS.fullmatch(name)) else name for name in adapter.whole}
+    here = {name for name in wanted.values() if name in offered}
+    placed = len(here) == len(wanted)
     readings = places([*wanted.values(), *whole.values()], offered, checkpoint.config)
+    if placed:  # what is saved whole may be called otherwise; what is in its place stays there
+        readings = [one for one in readings if one.places.keys() > here and all(one.places[name] == name for name in here)]
     full = [one for one in readings if one.places.keys() >= set(wanted.values())]
+    full = [one for one in full if len(one.places) == len(full[0].places)]
     if len(full) > 1:
         raise _either(adapter, full)
     if not full:
-        if readings and len(readings[0].places.keys() & set(wanted.values())) > len(here):
+        if not placed and readings and len(readings[0].places.keys() & set(wanted.values())) > len(here):
             raise _partly(adapter, readings[0], wanted)
         return adapter, ""
     found = full[0].places

@@ -1,0 +1,139 @@
+"""The kinds of adapters that are merged, and those that are refused by name: one closed list, that the check and the README share.
+
+An option of adapter_config.json that is in none of the tables here is refused too: it may change the arithmetic.
+
+Source: peft 0.21.2, utils/peft_types.py, tuners/lora/config.py, tuners/lora/variants.py; a test compares the tables with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import NotSupported
+from ..formats.peft import Adapter
+
+WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of adapter: what adapter_config.json calls it, by peft_type, option or value; and what becomes of it.
+
+    `why` says of a merged kind what is done, of a refused one why; `help` what to do instead.
+    """
+
+    name: str
+    said: tuple[str, ...]
+    why: str
+    help: str = ""
+
+
+# Values of init_lora_weights that leave the base as it is.
+KEPT_BASE = Kind("initialisations", ("gaussian", "eva", "orthogonal", "mica"), "leave the base as it is: ordinary LoRA")
+MERGED = (
+    Kind("LoRA", ("LORA",), "`nn.Linear`, Conv1D, embeddings, convolutions in 1, 2 and 3 dimensions, `nn.MultiheadAttention`"),
+    Kind("AdaLoRA", ("ADALORA", "init_r"), "its singular values go into A, its scale into alpha; any ranks that are left"),
+    Kind("rank and alpha", ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"), "for each module, and with rsLoRA"),
+    Kind("DoRA", ("use_dora",), "wherever PEFT has it: `nn.Linear`, Conv1D, embeddings, convolutions; with weight 1"),
+    Kind("biases", ("lora_bias", "bias"), "B's own is added, the base's trained ones take its place"),
+    Kind("experts, parameters", ("target_parameters",), "stacked or one by one, in either orientation"),
+    Kind("saved modules and tokens", ("modules_to_save", "trainable_token_indices"), "take the base's place; resized vocabularies too"),
+    Kind("weight tying", ("ensure_weight_tying",), "tied tensors stay one where they stay equal, and are two where not"),
+    Kind("layer replication", ("layer_replication",), "as real layers, of which config.json tells"),
+    KEPT_BASE,
+)
+
+# Values of init_lora_weights that change the base that the adapter belongs to: a part of it moves into A and B.
+CHANGED_BASE = Kind(
+    "changed bases",
+    ("pissa", "olora", "corda", "lora_ga", "loftq"),
+    "which changes the base it belongs to",
+    "save it once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA; or, where BASE is that "
+    "changed base, saved at the training's beginning, set init_lora_weights to true in adapter_config.json",
+)
+OPTIONS = (
+    Kind("aLoRA", ("alora_invocation_tokens",), "it acts on some tokens only, and a weight acts on all", "serve it live"),
+    Kind("QALoRA", ("use_qalora",), "its A acts on pooled inputs of a quantised base", "serve it live"),
+    Kind("Arrow", ("arrow_config",), "it chooses among adapters for each token", "merge those that it chooses among, each by itself"),
+    Kind("KaSA", ("kasa_config",), "it cuts the smallest singular values off the base itself", WITH_PEFT),
+    Kind("MonteCLoRA", ("monteclora_config",), "its A is drawn, and what is stored is its mean", WITH_PEFT),
+    Kind("VeLoRA", ("velora_config",), "it keeps a projection beside A and B", WITH_PEFT),
+    Kind("BD-LoRA", ("use_bdlora",), "its factors are stored as the blocks of larger ones", WITH_PEFT),
+    Kind("Megatron", ("megatron_config",), "its factors belong to layers that lie on several devices", "gather it in Megatron"),
+)
+TYPES = (
+    Kind(
+        "prompts and prefixes",
+        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
+        "they train tokens or states, and no weights of the base",
+        "serve it live",
+    ),
+    Kind("mixtures", ("XLORA", "POLY"), "they choose among adapters for each input", "serve it live"),
+    Kind(
+        "other kinds",
+        tuple(
+            "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR MISS OFT OSF PEANUT "
+            "PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
+        ),
+        "their arithmetic is not LoRA's",
+        WITH_PEFT,
+    ),
+)
+REFUSED = (CHANGED_BASE, *OPTIONS, *TYPES)
+
+# Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
+_TRAINING = frozenset(
+    """
+    task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules
+    exclude_modules lora_dropout layers_to_transform layers_pattern megatron_core loftq_config eva_config corda_config
+    lora_ga_config qalora_group_size runtime_config fan_in_fan_out init_lora_weights
+    target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step
+    """.split()
+)
+KNOWN = _TRAINING | {said for kind in MERGED if kind != KEPT_BASE for said in kind.said}
+_TYPES = {said: kind for kind in TYPES for said in kind.said}
+_OPTIONS = {said: kind for kind in OPTIONS for said in kind.said}
+SUPPORTED = ("LORA", "ADALORA")
+_INITS = (True, False, None, *KEPT_BASE.said)
+
+
+def check_kind(adapter: Adapter) -> None:
+    """Raise NotSupported, naming the kind or the option, unless all that the config asks for is merged."""
+    config, where = adapter.config, [f"{adapter.path}/adapter_config.json"]
+    asked = config.get("peft_type")
+    if asked not in SUPPORTED:
+        kind = _TYPES.get(str(asked))
+        tip = f"supported: {', '.join(SUPPORTED)}"
+        why = [f"{kind.name}: {kind.why}"] if kind else []
+        what = f"adapters of kind {asked} are not supported"
+        raise NotSupported(what, where=[*where, *why], help=f"{tip}; {kind.help}" if kind else tip)
+    _check_options(config, where)
+    _check_init(config, where)
+
+
+def _check_options(config: Mapping[str, Any], where: list[str]) -> None:
+    for key, value in config.items():
+        if key in KNOWN or value in (None, False, [], {}, ""):
+            continue
+        said = [*where, f"{key} = {value!r}"]
+        if kind := _OPTIONS.get(key):
+            raise NotSupported(f"{kind.name} is not merged: {kind.why}", where=said, help=kind.help)
+        raise NotSupported(f"the option `{key}` is not supported", where=said, help="merge it with PEFT")
+
+
+def _check_init(config: Mapping[str, Any], where: list[str]) -> None:
+    init = config.get("init_lora_weights", True)
+    if init in _INITS:
+        return
+    if isinstance(init, str) and init.startswith(CHANGED_BASE.said):
+        raise NotSupported(f"the adapter was initialised by {init!r}, {CHANGED_BASE.why}", where=where, help=CHANGED_BASE.help)
+    raise NotSupported(f"the adapter was initialised by {init!r}, which is not known", where=where, help="merge it with PEFT")
+
+
+def table() -> str:
+    """The kinds as the README's table, in Markdown: what is merged, then what is refused."""
+    rows = [(kind, "merged") for kind in MERGED] + [(kind, "refused") for kind in REFUSED]
+    lines = [f"| {kind.name} | {', '.join(f'`{said}`' for said in kind.said)} | {how}: {kind.why} |" for kind, how in rows]
+    return "\n".join(["| kind | in adapter_config.json | |", "|---|---|---|", *lines])
