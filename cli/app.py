@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Base, Debug, Fused, Json, Maps, Model, Quiet, Writing, parse_map, parse_numbers, writing_options
+from .options import Base, Debug, Fused, Json, Maps, Merging, Model, Quiet, Writing, parse_map, parse_numbers, writing_options
 
 if TYPE_CHECKING:
     import surgery
@@ -230,11 +230,14 @@ def _kinds(text: str) -> tuple[str, ...]:
 def inject(
     model: Model,
     target_modules: Annotated[
-        str,
-        typer.Option(
-            "--target-modules", metavar="NAME,…", help="Last names of modules, a regular expression, or all-linear.", show_default=False
-        ),
-    ],
+        str, typer.Option("--target-modules", metavar="NAME,…", help="Last names of modules, a regular expression, or all-linear.")
+    ] = "",
+    target_parameters: Annotated[
+        str, typer.Option("--target-parameters", metavar="NAME,…", help="Parameters, such as experts.gate_up_proj: all experts at once.")
+    ] = "",
+    as_: Annotated[
+        str, typer.Option("--as", metavar="adapter|checkpoint", help="A PEFT folder, or the base with the LoRA in a shard of its own.")
+    ] = "adapter",
     rank: Annotated[int, typer.Option("--rank", "-r", metavar="N", help="The inner dimension of B·A.")] = 8,
     alpha: Annotated[float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; 1 if not given.")] = None,
     init: Annotated[str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")] = "uniform",
@@ -245,16 +248,33 @@ def inject(
     modules_to_save: Annotated[str, typer.Option("--modules-to-save", metavar="NAME,…", help="Copied whole, to be trained.")] = "",
     exclude_modules: Annotated[str, typer.Option("--exclude-modules", metavar="NAME,…", help="As --target-modules, left out.")] = "",
     layers: Annotated[str, typer.Option("--layers-to-transform", metavar="N,…", help="Only in these layers.")] = "",
+    layers_pattern: Annotated[str, typer.Option("--layers-pattern", metavar="NAME,…", help="What the layers' list is called.")] = "",
+    ranks: Annotated[
+        list[str] | None, typer.Option("--rank-pattern", metavar="REGEX=N", help="Another rank where a name's end matches; often.")
+    ] = None,
+    alphas: Annotated[
+        list[str] | None, typer.Option("--alpha-pattern", metavar="REGEX=X", help="Another alpha where a name's end matches; often.")
+    ] = None,
+    check_class: Annotated[
+        bool, typer.Option("--check-class", help="Ask the class what each module is, through transformers, on the meta device.")
+    ] = False,
     *,
     options: Writing,
 ) -> None:
     """Make a zero-initialised LoRA adapter for a base, from headers alone: PEFT loads it, and nothing changes yet."""
     import surgery
 
-    def made() -> surgery.Adapter:
-        return surgery.inject(
-            surgery.open_checkpoint(model),
-            _modules(target_modules),
+    if as_ not in ("adapter", "checkpoint"):
+        raise typer.BadParameter("adapter or checkpoint", param_hint="--as")
+    rank_pattern = {name: int(value) for name, value in _patterns(ranks, r"\d+", "N", "--rank-pattern")}
+    alpha_pattern = {name: float(value) for name, value in _patterns(alphas, r"\d+(?:\.\d+)?", "X", "--alpha-pattern")}
+
+    def made() -> surgery.Checkpoint | surgery.Adapter:
+        base = surgery.open_checkpoint(model)
+        adapter = surgery.inject(
+            base,
+            _modules(target_modules) if target_modules else (),
+            target_parameters=target_parameters.split(",") if target_parameters else (),
             rank=rank,
             alpha=int(alpha) if alpha is not None and alpha.is_integer() else alpha,
             init=init,
@@ -265,9 +285,23 @@ def inject(
             modules_to_save=modules_to_save.split(",") if modules_to_save else (),
             exclude_modules=_modules(exclude_modules) if exclude_modules else None,
             layers_to_transform=parse_numbers(layers, "--layers-to-transform") if layers else None,
+            layers_pattern=layers_pattern.split(",") if layers_pattern else None,
+            rank_pattern=rank_pattern,
+            alpha_pattern={name: int(value) if value.is_integer() else value for name, value in alpha_pattern.items()},
+            check_class=check_class,
         )
+        return surgery.inject_into(base, adapter) if as_ == "checkpoint" else adapter
 
     _written(made, options)
+
+
+def _patterns(texts: list[str] | None, number: str, sign: str, option: str) -> list[tuple[str, str]]:
+    """REGEX=NUMBER, cut at the last `=`."""
+    pairs = {text: text.rpartition("=") for text in texts or []}
+    for text, (name, _, value) in pairs.items():
+        if not name or not re.fullmatch(number, value):
+            raise typer.BadParameter(f"`{text}` is not REGEX={sign}, such as v_proj=4", param_hint=option)
+    return [(name, value) for name, _, value in pairs.values()]
 
 
 def _modules(text: str) -> str | list[str]:
@@ -281,40 +315,74 @@ def _modules(text: str) -> str | list[str]:
 def merge(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The base checkpoint: a folder, or one file.", show_default=False)],
     adapters: Annotated[
-        list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders, summed in one pass.", show_default=False)
-    ],
-    weights: Annotated[str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.")] = "",
-    scale: Annotated[float, typer.Option("--scale", metavar="X", help="A factor for all of them.")] = 1.0,
-    only: Annotated[str, typer.Option("--only", metavar="REGEX", help="Merge the modules whose whole name matches; drop the rest.")] = "",
-    except_: Annotated[str, typer.Option("--except", metavar="REGEX", help="Drop the modules whose whole name matches.")] = "",
-    tied: Annotated[
-        str, typer.Option("--tied", metavar="untie|error", help="Where an adapter makes tied tensors differ: store both, or refuse.")
-    ] = "untie",
+        list[Path] | None,
+        typer.Argument(
+            metavar="[ADAPTER...]", help="PEFT adapter folders, summed in one pass; without one, BASE's own LoRA.", show_default=False
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Merge an adapter that is in the base already.")] = False,
-    maps: Maps = None,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Of the result: bfloat16, float16, float32 or float64.")] = "",
+    reversible: Annotated[
+        bool, typer.Option("--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte.")
+    ] = False,
     *,
+    merging: Merging,
     options: Writing,
 ) -> None:
     """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
     import surgery
 
-    if tied not in ("untie", "error"):
-        raise typer.BadParameter("untie or error", param_hint="--tied")
-    factors = _factors(weights)
-    rules = [parse_map(text) for text in maps or []]
+    told = merging.told()
 
     def made() -> surgery.Checkpoint:
-        return surgery.merge(
-            surgery.open_checkpoint(base),
-            [surgery.open_adapter(a) for a in adapters],
-            factors,
-            names=rules,
-            scale=scale,
-            only=only or None,
-            except_=except_ or None,
-            tied=tied,
+        before = surgery.open_checkpoint(base)
+        opened, own = (before, []) if adapters else _apart(before)
+        merged = surgery.merge(
+            opened,
+            [*own, *(surgery.open_adapter(a) for a in adapters or ())],
+            **told,
             again=again,
+            dtype=dtype or None,
         )
+        return surgery.reversible(merged, before) if reversible else merged
+
+    _written(made, options)
+
+
+def _apart(checkpoint: surgery.Checkpoint) -> tuple[surgery.Checkpoint, list[surgery.Adapter]]:
+    import surgery
+
+    base, adapter = surgery.own_adapter(checkpoint)
+    return base, [adapter]
+
+
+@app.command()
+@writing_options
+def unmerge(
+    merged: Annotated[Path, typer.Argument(metavar="MERGED", help="A checkpoint that surgery merged.", show_default=False)],
+    adapters: Annotated[
+        list[Path] | None, typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False)
+    ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Without an undo record: subtract the adapters; most weights come back, not all.")
+    ] = False,
+    *,
+    merging: Merging,
+    options: Writing,
+) -> None:
+    """Restore the base of a merge that was made with [bold]--reversible[/bold], byte for byte, each block checked."""
+    import surgery
+
+    if bool(adapters) != approximate or (not approximate and merging != Merging()):
+        tip = "adapters, and how they were merged, go with --approximate, and only with it"
+        raise typer.BadParameter(tip, param_hint="--approximate")
+    told = merging.told()
+
+    def made() -> surgery.Checkpoint:
+        checkpoint = surgery.open_checkpoint(merged)
+        if not approximate:
+            return surgery.unmerge(checkpoint)
+        return surgery.unmerge_approximately(checkpoint, [surgery.open_adapter(a) for a in adapters or ()], **told)
 
     _written(made, options)
 
@@ -379,6 +447,7 @@ PROOF = "Is it this merge?"
 
 
 @app.command()
+@writing_options
 def verify(
     model: Model,
     values: Annotated[bool, typer.Option("--values", help="Read every tensor and look for NaN and infinity.")] = False,
@@ -392,29 +461,26 @@ def verify(
         list[Path] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
-    weights: Annotated[
-        str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, as for merge.", rich_help_panel=PROOF)
-    ] = "",
-    maps: Annotated[
-        list[str] | None, typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rewrite the adapters' names.", rich_help_panel=PROOF)
-    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    merging: Merging,
 ) -> None:
     """Check headers, index and files against each other, the values, and what the model's class says.
 
     With [bold]--base[/bold] and [bold]--adapter[/bold]: whether every adapter is in it, once, and all else as in the base,
-    whoever merged it; what is rounding, and what is wrong. Exit status: 0 all well, 1 not.
+    whoever merged it; what is rounding, and what is wrong. How surgery merged is read from MODEL, unless it is said here.
+
+    Exit status: 0 all well, 1 not.
     """
     import surgery
 
     from . import output
 
-    if bool(base) != bool(adapters) or (not base and (weights or maps)):
+    told = merging.told()
+    if bool(base) != bool(adapters) or (not base and merging != Merging()):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
-    factors = _factors(weights)
-    rules = [parse_map(text) for text in maps or []]
 
     def body() -> None:
         with output.counting((values or base is not None) and not json and not quiet) as on_tensor:
@@ -424,8 +490,7 @@ def verify(
                 check_class=check_class,
                 base=base,
                 adapter=adapters or (),
-                weights=factors,
-                names=rules,
+                **told,
                 on_tensor=on_tensor,
             )
         if json:
@@ -467,10 +532,3 @@ def demo(
     from .demo import run
 
     guarded(lambda: run(folder), json=False, debug=debug)
-
-
-def _factors(text: str) -> list[float] | None:
-    try:
-        return [float(part) for part in text.split(",")] if text else None
-    except ValueError as error:
-        raise typer.BadParameter(f"`{text}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error

@@ -1,5 +1,5 @@
-"""Options that commands share. `writing_options` gives a command those of `Writing`, which every writing command takes, and of
-`Fused`, where it has a parameter of that type.
+"""Options that commands share. `writing_options` gives a command those of `Writing`, which every writing command takes, of `Fused`
+and of `Merging`, where it has a parameter of that type.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import surgery
 
 WRITING, LAYOUT, RUNNING, FUSED = "Output", "Layout", "Running", "Fused modules, where config.json does not tell"
+MERGING = "How adapters are merged"
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A checkpoint: a folder, one .safetensors file, or an index.", show_default=False)
@@ -46,6 +47,9 @@ class Writing:
     ] = None
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output that surgery wrote, atomically.", rich_help_panel=WRITING)
+    ] = False
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard-link untouched files instead of copying them: write to neither.", rich_help_panel=WRITING)
     ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=WRITING)] = False
     max_shard_size: Annotated[
@@ -111,6 +115,58 @@ class Fused:
             return surgery.Given(**{name: read.get(name, lambda value: value)(value) for name, value in said.items()}) if said else None
         except surgery.SurgeryError as error:
             raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)) from error
+
+
+@dataclass(frozen=True)
+class Merging:
+    """The options that say how adapters are merged, for the command that merges and for the one that proves it."""
+
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.", rich_help_panel=MERGING)
+    ] = ""
+    scale: Annotated[float, typer.Option("--scale", metavar="X", help="A factor for all of them.", rich_help_panel=MERGING)] = 1.0
+    only: Annotated[
+        str,
+        typer.Option("--only", metavar="REGEX", help="Merge the modules whose whole name matches; drop the rest.", rich_help_panel=MERGING),
+    ] = ""
+    except_: Annotated[
+        str, typer.Option("--except", metavar="REGEX", help="Drop the modules whose whole name matches.", rich_help_panel=MERGING)
+    ] = ""
+    tied: Annotated[
+        str,
+        typer.Option(
+            "--tied",
+            metavar="untie|error",
+            help="Where an adapter makes tied tensors differ: store both, or refuse.",
+            rich_help_panel=MERGING,
+        ),
+    ] = "untie"
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="REGEX=REPLACEMENT",
+            help="Rewrite the adapters' names, wherever REGEX occurs; may be given often.",
+            rich_help_panel=MERGING,
+        ),
+    ] = None
+
+    def told(self) -> dict[str, Any]:
+        """What was said, as arguments for the library."""
+        if self.tied not in ("untie", "error"):
+            raise typer.BadParameter("untie or error", param_hint="--tied")
+        try:
+            weights = [float(part) for part in self.weights.split(",")] if self.weights else None
+        except ValueError as error:
+            raise typer.BadParameter(f"`{self.weights}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error
+        return {
+            "weights": weights,
+            "names": [parse_map(text) for text in self.maps or []],
+            "scale": self.scale,
+            "only": self.only or None,
+            "except_": self.except_ or None,
+            "tied": self.tied,
+        }
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -31,7 +31,15 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
         output.show_plan(plan, memory, json=options.json)
         return
     with progress(plan, shown=not (options.quiet or options.json)) as on_step:
-        report = surgery.execute(plan, options.out, memory=memory, workers=options.workers, overwrite=options.overwrite, on_step=on_step)
+        report = surgery.execute(
+            plan,
+            options.out,
+            memory=memory,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            link=options.link,
+            on_step=on_step,
+        )
     if options.json:
         output.show_json(asdict(report))
     elif not options.quiet:

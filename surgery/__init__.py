@@ -36,6 +36,7 @@ from .stage import clean
 from .surgeries.convert import convert
 from .surgeries.inject import inject
 from .surgeries.merge import merge
+from .surgeries.own import inject_into, own_adapter
 from .surgeries.rename import drop, rename
 from .surgeries.split import (
     fuse,
@@ -47,6 +48,7 @@ from .surgeries.split import (
     split_gate_up,
     split_qkv,
 )
+from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
 from .tensor import Input
 from .verify import Check, Verification, verify
 from .version import __version__
@@ -91,17 +93,22 @@ __all__ = [
     "fuse_gate_up",
     "fuse_qkv",
     "inject",
+    "inject_into",
     "inspect",
     "is_adapter",
     "merge",
     "open_adapter",
     "open_checkpoint",
+    "own_adapter",
     "plan",
     "rename",
+    "reversible",
     "split",
     "split_experts",
     "split_gate_up",
     "split_qkv",
+    "unmerge",
+    "unmerge_approximately",
     "verify",
     "write",
 ]

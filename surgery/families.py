@@ -45,6 +45,74 @@ EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "t
 HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection"})
 
 
+# The output head by its whole name, as `get_output_embeddings` gives it: what PEFT leaves out of "all-linear".
+OUTPUT_HEAD = re.compile(
+    r"(?:(?:language_model|text_model|decoder)\.)?(?:lm_head(?:\.(?:decoder|out_proj))?|cls\.predictions\.decoder)"
+    r"|(?:head|predictions)\.decoder|generator_lm_head|vocab_projector|pred_layer\.proj|proj_out|lm_loss|embed_out|output_projection|output"
+)
+OUTPUT_HEADS = {"rwkv": "head", "modernbert": "decoder", "modernbert-decoder": "decoder"}  # what is no head in other types
+
+# Two-axis weights of torch.nn.Embedding whose last name (numbers left out) has no "embed" in it, and of nn.Linear that have one.
+OTHER_EMBEDDINGS = EMBEDDINGS | frozenset(
+    """
+    audio_bos_eos_token bias_values codebook freq_emb hq_token iou_token mask_tokens obj_score_token pe_k pos_emb presence_token
+    queries_features query_feat reference_points rel_pos_emb relative_attention_bias segment_emb w wpe HashBucketCodepointEmbedder
+    """.split()
+)
+LINEAR_EMBEDDINGS = frozenset(
+    """
+    box_linear_embeddings class_embed embed_action embed_out embed_return embed_state embedding_hidden_mapping_in embedding_projection
+    embedding_transformation embeddings_project enc_out_class_embed entity_embedding_dense inputs_embeds_projector mask_embedder
+    patch_embed patch_embedding patch_embedding_projection predictor_embeddings relative_pos_embeddings unembedding_projection
+    vision_embed_tokens xpath_unitseq2_embeddings
+    """.split()
+)
+# Routers of experts whose weight is a parameter of their own class, by last name: no module that LoRA can be put on.
+ROUTERS: Mapping[str, frozenset[str]] = {
+    "gate": frozenset(
+        """
+        axk1 axk2 bailing_hybrid cohere2_moe deepseek_v2 deepseek_v3 deepseek_v4 dots1 dots3_note dots3_note_text ernie4_5_moe
+        ernie4_5_vl_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm4v_moe glm4v_moe_text glm5_next hy_v3 hy_v4 inkling2
+        inkling2_text inkling_mm_model inkling_text kimi_k25 kimi_linear kolibri1 laguna mellum mimo_v2_flash minimax minimax_m2
+        minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 mistral_large4_text mixtral muse_spark muse_spark_text nemo_speechlm
+        nemotron_h nemotron_h_omni olmoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_thinker
+        qwen3_vl_moe qwen3_vl_moe_text qwen4_exp_text solar_open step3p7 unlimited_ocr
+        """.split()
+    ),
+    "router": frozenset(
+        "aria aria_text gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared jamba openai_privacy_filter".split()
+    ),
+}
+# Names of modules that a type's files have and that its class holds in one parameter, or as a router's own: PEFT takes them for these
+# parameters, by type.
+_OF_MIXTRAL = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
+_OF_QWEN = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
+EXPERT_TARGETS: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys("minimax minimax_m2 mixtral".split(), _OF_MIXTRAL),
+    **dict.fromkeys(
+        """
+        afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo glm4_moe glm4_moe_lite
+        glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe qwen3_next qwen3_omni_moe qwen3_omni_moe_text
+        qwen3_omni_moe_thinker solar_open
+        """.split(),
+        _OF_QWEN,
+    ),
+}
+# Encoder-decoders that are not called with input_ids, as PEFT's model for SEQ_2_SEQ_LM calls them.
+NOT_FROM_TEXT = frozenset("canary cohere_asr moonshine moonshine_streaming pix2struct pp_formulanet speech_to_text whisper".split())
+# Convolutions that go the other way, whose weight is (in, out / groups, *kernel), by last name without its number.
+TRANSPOSED_CONVOLUTIONS = frozenset("compress_vit_conv conv_t convt_pre convtr encoder_conv upsampler upscale_conv".split())
+# Types with convolutions in groups of several channels, which the shape does not tell from one group.
+GROUPED_CONVOLUTIONS = frozenset("data2vec-audio mgp-str regnet squeezebert timm_backbone timm_wrapper zaya".split())
+# Last names of tensors that are stored and are no parameters, in any type and in some.
+BUFFERS = frozenset(
+    """
+    running_mean running_var num_batches_tracked position_ids relative_position_index inv_freq masked_bias final_logits_bias
+    e_score_correction_bias
+    """.split()
+)
+CAUSAL_MASKS = {"gpt2": "attn.bias", "gpt_neo": "attn.attention.bias", "gpt_neox": "attention.bias"}
+
 # Tensors of one entry per word of the vocabulary that are neither embedding nor head.
 VOCABULARY_BIASES = frozenset({"cls.predictions.bias", "predictions.bias", "final_logits_bias"})
 
@@ -93,6 +161,7 @@ TIES: Mapping[str, Ties] = {
     "DistilBertForMaskedLM": Ties({"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}),
     "ElectraForMaskedLM": Ties({"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"}),
     **_of("BertForMaskedLM BertForPreTraining BertLMHeadModel", _bert("bert", "cls.predictions")),
+    "BlipForConditionalGeneration": _bert("text_decoder.bert", "text_decoder.cls.predictions"),
     **_of("RobertaForMaskedLM RobertaForCausalLM XLMRobertaForMaskedLM", _bert("roberta", "lm_head")),
     **_of(
         "T5ForConditionalGeneration MT5ForConditionalGeneration UMT5ForConditionalGeneration",

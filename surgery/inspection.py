@@ -5,17 +5,31 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from .adapters.consistency import contradictions, doubts
+from .adapters.experts import by_parameter
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import LayoutError, NotSupported
+from .errors import LayoutError, NotSupported, SurgeryError
 from .families import EMBEDDINGS, HEADS, is_tied
 from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .formats.peft import Adapter, is_adapter, open_adapter
 from .fused.detect import choices, detect, looks_fused
 from .names import natural
+from .surgeries.own import own_adapter, own_names
 from .tensor import Shape, Tensor
+
+# Of adapter_config.json, what says which modules have what.
+SHOWN = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "bias", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "layer_replication", "target_parameters", "modules_to_save", "trainable_token_indices",
+    "ensure_weight_tying", "rank_pattern", "alpha_pattern", "base_model_name_or_path",
+)  # fmt: skip
+
+
+FACTORS = ("lora_A.weight", "lora_embedding_A", "lora_B.weight", "lora_embedding_B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """What an opened checkpoint is, whatever surgeries it has behind it."""
-    config, tensors = checkpoint.config, checkpoint.tensors
+    config, tensors, own = checkpoint.config, checkpoint.tensors, set(own_names(checkpoint))
+    plain = {name: tensor for name, tensor in tensors.items() if name not in own}
     return Inspection(
         path=checkpoint.path,
         kind="checkpoint",
@@ -78,9 +93,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         shards=_by(tensors, lambda name: checkpoint.weight_map[name]),
         ties=_ties(checkpoint),
         fused=_fused(checkpoint),
-        targets=_targets(tensors),
+        targets=_targets({n.removesuffix(".weight"): t.shape for n, t in plain.items() if n.endswith(".weight") and len(t.shape) == 2}),
         quantization=_quantization(config),
-        adapter={},
+        adapter=_own(checkpoint) if own else {},
         files=tuple(sorted(checkpoint.files)),
         history=checkpoint.history,
         notes=checkpoint.notes,
@@ -88,11 +103,6 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 
 def _inspect_adapter(adapter: Adapter) -> Inspection:
-    config = adapter.config
-    named = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "target_modules", "modules_to_save", "rank_pattern")
-    shown = {key: config[key] for key in (*named, "alpha_pattern", "base_model_name_or_path") if config.get(key)}
-    shown |= {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
-    parts = {f"{module}.weight": part for module, parts in adapter.lora.items() for part in parts.values()}
     return Inspection(
         path=adapter.path,
         kind="adapter",
@@ -103,13 +113,42 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         shards={ADAPTER_WEIGHTS: _count(adapter.tensors.values())},
         ties=(),
         fused=(),
-        targets=_targets(parts),
+        targets=_targets(_adapted(adapter)),
         quantization="",
-        adapter=shown,
+        adapter=_described(adapter),
         files=tuple(sorted(f for f in os.listdir(adapter.path) if os.path.isfile(os.path.join(adapter.path, f)))),
         history=(),
-        notes=(),
+        notes=(*contradictions(adapter), *doubts(adapter)),
     )
+
+
+def _own(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The LoRA that the checkpoint holds itself; why it makes no sense, where it makes none."""
+    try:
+        return {"adapter": "LoRA of its own, which surgery merge folds in", **_described(own_adapter(checkpoint)[1])}
+    except SurgeryError as error:
+        return {"adapter": f"LoRA tensors of its own, but {error.what}"}
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    """What its config says, and how much it holds."""
+    config = adapter.config
+    said = {key: config[key] for key in SHOWN if config.get(key, "") not in ([], {}, "")}
+    shown = {key: value for key, value in said.items() if value is not None and value is not False}
+    return shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+
+
+def _adapted(adapter: Adapter) -> dict[str, Shape]:
+    """The shape of what LoRA adds to each module, or to each expert's parameter: (out, in), of an embedding (vocabulary, dim)."""
+    with suppress(SurgeryError):  # the notes say why its parameters have no names
+        adapter = by_parameter(adapter)
+    found = dict[str, Shape]()
+    for module, parts in adapter.lora.items():
+        shapes = [parts[key].shape for key in FACTORS if key in parts]
+        if len(shapes) == 2 and all(shapes):
+            a, b = shapes
+            found[module] = (*a[1:], b[0]) if "lora_embedding_A" in parts else (b[0], *a[1:])
+    return found
 
 
 def _count(tensors: Iterable[Tensor]) -> Count:
@@ -162,14 +201,13 @@ def _undetermined(checkpoint: Checkpoint, looks: Iterable[tuple[str, str]]) -> l
     ]
 
 
-def _targets(tensors: Mapping[str, Tensor]) -> tuple[Target, ...]:
+def _targets(modules: Mapping[str, Shape]) -> tuple[Target, ...]:
+    """The modules with what is, or could be, added to each, by last name."""
     shapes: dict[str, Counter[Shape]] = defaultdict(Counter)
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        if kind == "weight" and len(tensor.shape) == 2:
-            parts = module.split(".")
-            last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
-            shapes[".".join(parts[last:])][tensor.shape] += 1
+    for module, shape in modules.items():
+        parts = module.split(".")
+        last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
+        shapes[".".join(parts[last:])][shape] += 1
     return tuple(Target(leaf, sum(c.values()), tuple(sorted(c))) for leaf, c in sorted(shapes.items()))
 
 

@@ -48,6 +48,32 @@ LEAST_FACTOR, SIGMAS = 0.01, 6
 UNEXPLAINED, ROUNDINGS = 0.01, 3
 
 
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """How adapters were merged: what `merge` was told."""
+
+    weights: Sequence[float] | None = None
+    names: Sequence[Rule] = ()
+    scale: float = 1.0
+    only: str | None = None
+    except_: str | None = None
+    tied: str = "untie"
+
+    def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+        """The base with the adapters merged so; raises what `merge` raises."""
+        return merge(
+            base,
+            adapters,
+            self.weights,
+            names=self.names,
+            scale=self.scale,
+            only=self.only,
+            except_=self.except_,
+            tied=self.tied,
+            again=True,
+        )
+
+
 class Verdict(StrEnum):
     """What is said of one tensor."""
 
@@ -127,16 +153,15 @@ def prove(
     merged: Checkpoint,
     base: Checkpoint,
     adapters: Sequence[Adapter],
-    weights: Sequence[float] | None = None,
+    how: Merging,
     *,
-    names: Sequence[Rule] = (),
     on_tensor: Callable[[str, int], None] | None = None,
 ) -> Proof:
-    """Judge every tensor of `merged` against `merge(base, adapters, weights, names=names)`, tensor names being the base's.
+    """Judge every tensor of `merged` against the base with the adapters merged as `how` says, tensor names being the base's.
 
     Raises what `merge` raises. Holds a few windows of 4 MB; a tensor that has to be transposed lies in a temporary file.
     """
-    expected = merge(base, adapters, weights, names=names, again=True)
+    expected = how(base, adapters)
     kinds = {t.dtype for a in adapters for t in a.tensors.values() if t.dtype in ARITHMETIC}
     judged = []
     with workspace() as work:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from .adapters.consistency import contradictions, doubts
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Kind
 from .errors import SurgeryError, VerificationFailed, listed
 from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
 from .formats.manifest import read_manifest
-from .formats.peft import is_adapter, open_adapter
+from .formats.peft import Adapter, is_adapter, open_adapter
 from .names import natural
-from .proof import Proof, Verdict, prove
+from .proof import Merging, Proof, Verdict, prove
+from .surgeries.merge import merge
+from .surgeries.own import own_adapter, own_names
 from .surgeries.rename import Rule
 from .tensor import Tensor
 
@@ -65,6 +68,10 @@ def verify(
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     weights: Sequence[float] | None = None,
     names: Sequence[Rule] = (),
+    scale: float = 1.0,
+    only: str | None = None,
+    except_: str | None = None,
+    tied: str = "untie",
     on_tensor: Callable[[str, int], None] | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
@@ -73,30 +80,77 @@ def verify(
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. `weights` and `names` are as for `merge`, whose errors are raised.
+    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_` and `tied` are as for `merge`, whose
+    errors are raised; where none is given and surgery made the merge, they are read from its manifest. An adapter whose config
+    and tensors contradict each other fails, and no merge is replayed.
     """
     path = os.path.abspath(os.fspath(path))
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    if (base is None) != (not adapters) or (base is None and (weights is not None or names)):
+    told = Merging(weights, tuple(names), scale, only, except_, tied)
+    if (base is None) != (not adapters) or (base is None and told != Merging()):
         raise SurgeryError("a merge is proved against its base and its adapters", where=[path], help="give both: --base and --adapter")
     if is_adapter(path):
         if base is not None:
-            raise SurgeryError("this is an adapter, not a merged checkpoint", where=[path], help="pass the merged checkpoint first")
+            tip = "the merge comes first: surgery verify MERGED --base BASE --adapter ADAPTER"
+            raise SurgeryError("this is an adapter, not a merged checkpoint", where=[path], help=tip)
         return _verify_adapter(path, values, on_tensor)
     try:
         checkpoint = open_checkpoint(path)
     except SurgeryError as error:
-        return Verification(path, (Check("structure", False, error.what, error.where),))
-    checks = [_structure(checkpoint), *_manifest(checkpoint)]
+        return Verification(path, (_unopened(error),))
+    checks = [_structure(checkpoint), *_manifest(checkpoint), *_own(checkpoint)]
     if values:
         checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
     if check_class:
         checks.append(_accepted(checkpoint))
     if base is None:
         return Verification(path, tuple(checks))
-    opened = [open_adapter(one) for one in adapters]
-    proof = prove(checkpoint, open_checkpoint(base), opened, weights, names=names, on_tensor=on_tensor)
+    opened, origin = [open_adapter(one) for one in adapters], open_checkpoint(base)
+    if wrong := [check for one in opened if not (check := _consistent(one)).ok]:
+        return Verification(path, (*checks, *wrong, Check("merge", None, "not replayed: the adapter contradicts itself")))
+    if told == Merging():
+        told, said = _recorded(checkpoint, origin, opened)
+        checks += said
+    proof = prove(checkpoint, origin, opened, told, on_tensor=on_tensor)
     return Verification(path, (*checks, _merged(proof)), proof)
+
+
+def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[Merging, list[Check]]:
+    """How the manifest says that these adapters were merged since the base, and a check that tells, unless it says nothing of it."""
+    past = len(base.history) if merged.history[: len(base.history)] == base.history else 0
+    steps = [step for step in merged.history[past:] if step.get("surgery") == "merge"]
+    if not steps:
+        return Merging(), []
+    weights = {str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())}
+    ways = {(step.get("only"), step.get("except"), tuple((str(a), str(b)) for a, b in step.get("map", ()))) for step in steps}
+    if unknown := [one.path for one in adapters if one.digest not in weights]:
+        what = f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to be 1"
+        return Merging(), [Check("options", None, what, tuple(unknown))]
+    if len(ways) > 1:
+        what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
+        return Merging(), [Check("options", None, what)]
+    only, except_, names = ways.pop()
+    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_)
+    said = {
+        "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
+        "only": only,
+        "except": except_,
+        "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
+    }
+    rows = "; ".join(f"{key} {value}" for key, value in said.items() if value)
+    return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []
+
+
+def _unopened(error: SurgeryError) -> Check:
+    return Check("structure", False, error.what, (*error.where, *([f"help: {error.help}"] if error.help else [])))
+
+
+def _consistent(adapter: Adapter) -> Check:
+    """Whether the adapter's config and its tensors are of one training, as far as they tell."""
+    if wrong := contradictions(adapter):
+        what = "adapter_config.json and the tensors contradict each other: one of them is not of this training"
+        return Check("adapter", False, what, (adapter.path, *listed(wrong)))
+    return Check("adapter", True, "adapter_config.json and the tensors agree")
 
 
 def _merged(proof: Proof) -> Check:
@@ -111,8 +165,9 @@ def _verify_adapter(path: str, values: bool, on_tensor: Callable[[str, int], Non
     try:
         adapter = open_adapter(path)
     except SurgeryError as error:
-        return Verification(path, (Check("structure", False, error.what, error.where),))
-    checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules")]
+        return Verification(path, (_unopened(error),))
+    checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"), _consistent(adapter)]
+    checks += [Check("targets", None, f"without its base: {doubt}") for doubt in doubts(adapter)]
     if values:
         checks.append(_finite(adapter.tensors, {}, on_tensor))
     return Verification(path, tuple(checks))
@@ -125,6 +180,19 @@ def _structure(checkpoint: Checkpoint) -> Check:
     if isinstance(said, int | float) and said != held and not _counts_ties_twice(checkpoint, int(said), held):
         return Check("structure", False, f"the index says total_size {said}, the shards hold {held} bytes")
     return Check("structure", True, f"{len(checkpoint.tensors)} tensors in {shards} shards: headers, index and files agree")
+
+
+def _own(checkpoint: Checkpoint) -> list[Check]:
+    """Whether LoRA that the checkpoint holds itself would merge into it; no check where it holds none."""
+    if not own_names(checkpoint):
+        return []
+    try:
+        base, adapter = own_adapter(checkpoint)
+        merge(base, adapter, again=True)
+    except SurgeryError as error:
+        return [Check("adapter", False, error.what, error.where)]
+    count = f"{len(adapter.tensors)} tensors of its own LoRA, on {len(adapter.lora)} modules"
+    return [Check("adapter", True, f"{count}, fit the base: surgery merge folds them in")]
 
 
 def _counts_ties_twice(checkpoint: Checkpoint, said: int, held: int) -> bool:
@@ -196,12 +264,16 @@ def _accepted(checkpoint: Checkpoint) -> Check:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info).items()]
+    own = own_names(checkpoint)
+    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
         return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
-    return Check("class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape")
+    rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""
+    return Check("class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape{rest}")
 
 
-def _complaints(info: Mapping[str, Any]) -> dict[str, list[str]]:
+def _complaints(info: Mapping[str, Any], own: Sequence[str]) -> dict[str, list[str]]:
+    """What the class misses, does not know, or has in another shape; the checkpoint's own LoRA is no tensor of a class."""
     found = {what: sorted(map(str, info.get(what) or ()), key=natural) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    found["unexpected_keys"] = [name for name in found["unexpected_keys"] if name not in own]
     return {what: names for what, names in found.items() if names}

@@ -319,8 +319,8 @@ def test_a_tensor_in_two_shards(tmp_path: Path, indexed: bool) -> None:
         ),
         (
             {"adapter_config.json": "{}", "adapter_model.safetensors": numbered(1)},
-            "this is an adapter, not a base model",
-            "pass the base first: surgery merge BASE ADAPTER -o OUT",
+            "this is an adapter, and no checkpoint",
+            "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected and verified",
         ),
         (
             {"unet/a.safetensors": numbered(1), "x/y": ""},

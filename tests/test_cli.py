@@ -160,7 +160,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         ["rename", "x", "-o", "y"],
         ["rename", "x", "-o", "y", "--map", "no-equals-sign"],
         ["drop", "x", "-o", "y"],
-        ["merge", "x", "-o", "y"],
         ["merge", "x", "a", "-o", "y", "--weights", "one"],
         ["split-qkv", "x", "-o", "y", "--workers", "many"],
     ],

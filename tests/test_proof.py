@@ -16,6 +16,7 @@ import models
 import peft
 import pytest
 import torch
+from fused import stacks
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -40,7 +41,7 @@ KINDS = {
 def merge_with_peft(out: Path, kind: str = "bfloat16", size: float = 1e-4, family: str = "llama", **options: Any) -> Path:
     """out/base, out/adapter and out/merged, the last by merge_and_unload and save_pretrained."""
     dtype, of = KINDS[kind]
-    model = models.build(family, dtype=dtype)
+    model = models.build(family, dtype=dtype) if family in models.MODELS else stacks.build(family).to(dtype)
     model.save_pretrained(out / "base")
     lora = peft.LoraConfig(**{"r": 8, "lora_alpha": 16, "target_modules": "all-linear", **options})
     adapted = peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
@@ -137,18 +138,25 @@ def test_our_own_merge_is_exact(made: Callable[..., Path], tmp_path: Path) -> No
     assert counts(proof(folder, tmp_path / "out")) == {"EXACT": 21, "KEPT": 9}
 
 
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 OTHERS: dict[str, Mapping[str, Any]] = {
     "conv1d": {"family": "gpt2", "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
     "fused": {"family": "phi3", "target_modules": ["qkv_proj", "gate_up_proj", "o_proj"]},
     "rslora": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"v_proj": 5}},
     "large rank": {"r": 96},
     "dora": {"use_dora": True},
+    "dora, conv1d": {"family": "gpt2", "target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True, "use_dora": True},
+    "embedding": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "embedding, dora": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "biases": {"family": "bert", "target_modules": ["query", "dense"], "lora_bias": True},
+    "experts": {"family": "qwen3_moe", "target_modules": ["q_proj"], "target_parameters": list(EXPERTS)},
+    "experts, transposed": {"family": "gpt_oss", "target_modules": [], "target_parameters": list(EXPERTS)},
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_merges_by_peft_are_right(name: str, made: Callable[..., Path]) -> None:
-    for kind in ("float32", "bfloat16, of bfloat16"):
+    for kind in ("float32", "bfloat16", "bfloat16, of bfloat16"):
         found = proof(made(kind, **OTHERS[name]))
         assert found.ok, [str(one) for one in found.wrong]
         assert counts(found).keys() - {"KEPT"}
@@ -283,6 +291,43 @@ def test_another_layer_s_delta(made: Callable[..., Path], tmp_path: Path) -> Non
         tensors[Q] = (base[Q].double() + delta(folder, other)).to(base[Q].dtype)
 
     check_only(proof(folder, edited(folder, tmp_path / "out", swapped)), Q, Verdict.WRONG)
+
+
+@pytest.mark.parametrize("times", [0, 2, 0.5])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_merges_sabotaged(name: str, times: float, made: Callable[..., Path], tmp_path: Path) -> None:
+    """Of each kind of adapter, its last tensor: left out, merged twice, or with half the alpha."""
+    folder = made("bfloat16", "large", **OTHERS[name])
+    last = [one.name for one in proof(folder).tensors if one.verdict in (Verdict.EXACT, Verdict.ROUNDED)][-1]
+
+    def scaled(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+        change = tensors[last].double() - base[last].double()
+        tensors[last] = (base[last].double() + times * change).to(base[last].dtype)
+
+    found = check_only(proof(folder, edited(folder, tmp_path / "out", scaled)), last, Verdict.SCALED if times else Verdict.NOT_APPLIED)
+    assert found.factor is None if not times else found.factor == pytest.approx(times, abs=0.05)
+
+
+def test_a_tensor_of_another_scale(made: Callable[..., Path], tmp_path: Path) -> None:
+    """The whole of it, and not the delta alone; one that is merged, and one that is not."""
+    for name, what in ((Q, Verdict.WRONG), (NORM, Verdict.CHANGED)):
+        out = edited(made(), tmp_path / what.name, lambda tensors, _, n=name: tensors.update({n: tensors[n] * 1.5}))
+        check_only(proof(made(), out), name, what)
+
+
+def test_one_of_two_adapters_was_left_out_of_a_layer(made: Callable[..., Path], tmp_path: Path) -> None:
+    """PEFT merges one after the other, and rounds twice."""
+    folder, other = made(), made("bfloat16, of bfloat16", "usual", r=5)
+    model = type(models.build("llama")).from_pretrained(folder / "base", dtype=torch.bfloat16)
+    adapted = peft.PeftModel.from_pretrained(model, folder / "adapter", "one", autocast_adapter_dtype=False)
+    adapted.load_adapter(other / "adapter", "two", autocast_adapter_dtype=False)
+    adapted.merge_and_unload(adapter_names=["one", "two"]).save_pretrained(tmp_path / "merged")
+    both = [folder / "adapter", other / "adapter"]
+    assert counts(proof(folder, tmp_path / "merged", adapter=both)) == {"ROUNDED": 21, "KEPT": 9}
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    alone = load_file(folder / "merged" / "model.safetensors")[Q]
+    save_file({**tensors, Q: alone}, tmp_path / "merged" / "model.safetensors", {"format": "pt"})
+    check_only(proof(folder, tmp_path / "merged", adapter=both), Q, Verdict.WRONG)
 
 
 NORM = "model.layers.0.input_layernorm.weight"

@@ -79,7 +79,8 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     weights = os.path.join(path, WEIGHTS)
     if not os.path.isfile(weights):
         pickled = os.path.isfile(os.path.join(path, "adapter_model.bin"))
-        tip = "a pickle can run code, so we do not open it; load and save the adapter once with PEFT" if pickled else None
+        save = "save it once with PEFT's save_pretrained, which writes safetensors"
+        tip = f"a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and {save}" if pickled else save
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[path], help=tip)
     config_path = os.path.join(path, CONFIG)
     config = read_object(config_path)

@@ -11,11 +11,16 @@ from typing import Any
 from ..errors import FormatError
 
 MEND = "mend the file, or fetch it again"
+# What stands in a clone for a file that was never fetched: three lines of text, of which this begins the first.
+POINTER = b"version https://git-lfs"
+PULL = "git lfs pull fetches it, in the clone that the file came from"
 _LONE = re.compile("[\ud800-\udfff]")
 
 
 def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, Any]:
     """The JSON object in `raw`. `fail` makes the error to raise from what is wrong."""
+    if raw.startswith(POINTER):
+        raise pointed(fail)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -33,8 +38,12 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, An
 
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise fail(f"not UTF-8 JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise fail(f"cut off in the midst of a character: {error}" if error.end == len(raw) else f"not UTF-8: {error}") from error
+    except json.JSONDecodeError as error:
+        raise fail(f"cut off: {error}" if _is_cut(error) else f"not JSON: {error}") from error
+    except RecursionError as error:
+        raise fail(f"nested too deeply: {error}") from error
     except ValueError as error:  # an integer of more digits than Python converts
         raise fail(f"not JSON that can be read: {error}") from error
     if not isinstance(content, dict):
@@ -42,6 +51,17 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, An
     if b"\\u" in raw and _LONE.search(json.dumps(content, ensure_ascii=False)):
         raise fail("half of a surrogate pair is not text")
     return content
+
+
+def pointed(fail: Callable[[str], FormatError]) -> FormatError:
+    """The error for a Git LFS pointer, which says how to get the file."""
+    error = fail("a Git LFS pointer is here in the place of the file")
+    return FormatError(error.what, where=error.where, help=PULL)
+
+
+def _is_cut(error: json.JSONDecodeError) -> bool:
+    """Whether the text ended too early."""
+    return error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
 
 
 def read_object(path: str, *, help: str | None = None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_paths_outside_are_refused(shard: str) -> None:
         (b'{"metadata": {"total_size": NaN}, "weight_map": {}}', "NaN is not JSON"),
         (b'{"weight_map": {"\\udc00": "x"}}', "half of a surrogate pair is not text"),
         (b"[]", "not a JSON object"),
-        (b"version https://git-lfs.github.com/spec/v1", "not UTF-8 JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer is here in the place of the file"),
     ],
 )
 def test_broken_indices(raw: bytes, what: str) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from surgery.dtypes import DTYPES, F32, Dtype
 from surgery.errors import FormatError
 from surgery.formats.safetensors import Entry, Header, encode_header, in_file_order, parse_header, read_header
+from surgery.formats.strict import read_object
 from surgery.tensor import Shape
 
 TORCH = {
@@ -199,14 +200,14 @@ BROKEN = {
     "not an object": (encoded(b"[1]     "), "the header does not begin with `{`"),
     "blank first": (encoded(b" {}"), "the header does not begin with `{`"),
     "no header": (encoded(b""), "the header does not begin with `{`"),
-    "truncated json": (encoded(b'{"a": '), "the header is wrong: not UTF-8 JSON: "),
-    "two values": (encoded(b"{} {}"), "the header is wrong: not UTF-8 JSON: Extra data"),
-    "not utf-8": (encoded(b'{"\xff": 1}'), "the header is wrong: not UTF-8 JSON: 'utf-8' codec can't decode byte 0xff"),
+    "truncated json": (encoded(b'{"a": '), "the header is wrong: cut off: Expecting value: line 1 column 7 (char 6)"),
+    "two values": (encoded(b"{} {}"), "the header is wrong: not JSON: Extra data"),
+    "not utf-8": (encoded(b'{"\xff": 1}'), "the header is wrong: not UTF-8: 'utf-8' codec can't decode byte 0xff"),
     "half a surrogate pair": (encoded({"\ud800": tensor()}, bytes(4)), "the header is wrong: half of a surrogate pair is not text"),
     "nan": (encoded(b'{"a": NaN}'), "the header is wrong: NaN is not JSON"),
     "infinity": (encoded(b'{"a": -Infinity}'), "the header is wrong: -Infinity is not JSON"),
     "endless integer": (encoded(b'{"a": ' + b"1" * 5000 + b"}"), "the header is wrong: not JSON that can be read"),
-    "bottomless": (encoded(b'{"a":' * 100_000), "the header is wrong: not UTF-8 JSON: "),
+    "bottomless": (encoded(b'{"a":' * 100_000), "the header is wrong: nested too deeply: "),
     "name twice": (
         encoded(b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"),
         "the header is wrong: the key 'a' comes twice",
@@ -289,9 +290,8 @@ LFS = (
         ((100_000_001).to_bytes(8, "little") + b"{}", 100_000_001),
         ((3).to_bytes(8, "little") + b"{}", 3),
         (bytes([255] * 8) + b"{}", 2**64 - 1),
-        (LFS, int.from_bytes(b"version ", "little")),
     ],
-    ids=["empty", "stump", "above 100 MB", "longer than the file", "all ones", "LFS pointer"],
+    ids=["empty", "stump", "above 100 MB", "longer than the file", "all ones"],
 )
 def test_lengths_that_cannot_be(tmp_path: Path, content: bytes, length: int) -> None:
     path = tmp_path / "a.safetensors"
@@ -300,7 +300,38 @@ def test_lengths_that_cannot_be(tmp_path: Path, content: bytes, length: int) -> 
         read_header(str(path), where="shard 3")
     assert caught.value.what == f"the file is not safetensors: {len(content)} bytes, and its first eight ask for a header of {length}"
     assert caught.value.where == ("shard 3",)
-    assert caught.value.help == "a Git LFS pointer or a broken download looks like this; fetch the file again"
+    assert caught.value.help == "a broken download looks like this; fetch the file again"
+
+
+def test_a_pointer_is_named_as_one(tmp_path: Path) -> None:
+    """What a clone without Git LFS has in the place of weights and of larger JSON files."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(LFS)
+    for read in (lambda: read_header(str(path)), lambda: read_object(str(path), help="mend it")):
+        with pytest.raises(FormatError) as caught:
+            read()
+        assert caught.value.what == "a Git LFS pointer is here in the place of the file"
+        assert caught.value.where == (str(path),)
+        assert caught.value.help == "git lfs pull fetches it, in the clone that the file came from"
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        (b"", "cut off: Expecting value"),
+        (b'{"a": 1', "cut off: Expecting ',' delimiter"),
+        (b'{"a": "b', "cut off: Unterminated string"),
+        (b'{"a": "\xc3', "cut off in the midst of a character: "),
+        (b'{"a": b}', "not JSON: Expecting value"),
+        (b'{"a": "\xc3"}', "not UTF-8: "),
+    ],
+)
+def test_json_that_is_cut_off_is_called_so(raw: bytes, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(raw)
+    with pytest.raises(FormatError) as caught:
+        read_object(str(path))
+    assert caught.value.what.startswith(what)
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
