@@ -12,12 +12,13 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .checkpoint import Checkpoint
 from .errors import FormatError, NoSpace, SurgeryError
@@ -25,24 +26,30 @@ from .evaluate import DEFAULT_MEMORY, LEAST_BUDGET, ROWS, SCRATCH, Workspace, bl
 from .formats.manifest import MANIFEST
 from .formats.peft import Adapter
 from .formats.safetensors import read_header
+from .hub.refs import has_scheme
 from .plan import Copy, Fill, Plan, ShardPlan, plan
-from .read import Reader
+from .read import PIECE, Reader
 from .sharding import parse_size
 from .stage import Stage, size_of, staged, sync
 from .tensor import File, Sum
 
+if TYPE_CHECKING:
+    from .hub.push import PushReport
+    from .hub.stream import HubDestination
+
 COPY_CHUNK = 64 << 20  # bytes of one kernel copy: a unit of work and of progress
 FILL_CHUNK = 16 << 20  # bytes of one evaluation
-PIECE = 1 << 20  # bytes of the read/write loop where the kernel cannot copy
+BULKY = 10_000_000  # bytes of a carried file that leaves the disk as a shard does, where shards do
+CONNECTIONS = 8  # workers where inputs are on the Hub: they wait more than they work
 # Where the kernel cannot copy, or does not tell which side failed (EIO): the read/write loop can, and does.
 NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.EIO)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the executor has just done; `nbytes` were written by it. `name` is the shard, file or folder."""
+    """What the executor has just done; `nbytes` were written by it, or sent. `name` is the shard, file or folder."""
 
-    kind: Literal["resumed", "begun", "filled", "synced", "finished", "file", "staged", "published"]
+    kind: Literal["resumed", "begun", "filled", "synced", "finished", "sent", "file", "staged", "published"]
     name: str
     nbytes: int = 0
     tensor: str = ""
@@ -66,11 +73,36 @@ class Report:
     seconds: float
     history: tuple[object, ...]
     notes: tuple[str, ...] = field(default=())
+    commit: PushReport | None = None  # of an output on the Hub
+
+
+class Delivery(Protocol):
+    """A destination elsewhere: what is finished goes there at once and leaves the disk, and `publish` makes it visible."""
+
+    @property
+    def place(self) -> str:
+        """The local path beside which the stage is, as it is beside a local destination; nothing is ever there itself."""
+
+    @property
+    def room(self) -> int:
+        """How many shards may be on the disk, finished or begun."""
+
+    def begin(self, stage: str) -> None:
+        """The stage is there, and locked; it may hold what a broken run left."""
+
+    def has(self, name: str) -> bool:
+        """Whether a shard or file has been delivered, by this run or a broken one."""
+
+    def deliver(self, names: Sequence[str]) -> None:
+        """These finished files of the stage are where they belong, together, or in the stage still. Called in the caller's thread."""
+
+    def publish(self) -> PushReport:
+        """All of it is visible, and the stage gone."""
 
 
 def write(
     checkpoint: Checkpoint | Adapter,
-    dest: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | HubDestination,
     max_shard_size: int | str | None = None,
     *,
     balanced: bool = False,
@@ -87,25 +119,29 @@ def write(
 
 def execute(
     plan: Plan,
-    dest: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | HubDestination,
     *,
     memory: int | str = DEFAULT_MEMORY,
     workers: int | None = None,
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
-    """Carry out `plan` at `dest`. `memory` (bytes, or "512MB") bounds the buffers of all `workers` together.
+    """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a HubDestination.
 
+    `memory` (bytes, or "512MB") bounds the buffers of all `workers` together.
     Bytes do not depend on `workers` or `memory`. `on_step` is called after each step, from any worker, never by two at
-    once. Raises DestinationError, NoSpace, SourceChanged; the finished shards stay staged, and a rerun resumes them.
+    once. Raises DestinationError, NoSpace, SourceChanged, HubError; the finished shards stay staged, and a rerun resumes them.
     """
     begun = time.monotonic()
     emit = _serial(on_step)
     count, budget = _share(plan, parse_size(memory), workers)
-    inputs = [*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))]
-    with staged(os.fspath(dest), plan.identity, overwrite=overwrite, inputs=inputs) as stage:
-        todo, resumed = _resume(plan, stage, emit)
-        _check_space(plan, stage, resumed)
+    inputs = [path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)]
+    place, delivery = _delivery(plan, dest, overwrite=overwrite)
+    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs) as stage:
+        if delivery:
+            delivery.begin(stage.path)
+        todo, resumed = _resume(plan, stage, emit, delivery)
+        _check_space(plan, stage, resumed, delivery)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
@@ -116,15 +152,18 @@ def execute(
             if plan.scratch and todo:
                 for slot in plan.scratch.slots:  # one by one: a scratch tensor may be made of those before it
                     _Crew([replace(plan.scratch, slots=(slot,))], stage.path, space, emit, scratch=True).run(count)
-            _Crew(todo, stage.path, space, emit, scratch=False).run(count)
-        _write_files(plan, stage, emit)
+            _Crew(todo, stage.path, space, emit, scratch=False, delivery=delivery).run(count)
+        _write_files(plan, stage, emit, delivery)
         _check_sources(plan)
-        _remove_strays(plan, stage)
+        if not delivery:
+            _remove_strays(plan, stage)
         emit(Step("staged", stage.path))
-        stage.publish(overwrite=overwrite)
+        commit = delivery.publish() if delivery else None
+        if not delivery:
+            stage.publish(overwrite=overwrite)
         emit(Step("published", stage.dest))
     return Report(
-        output=os.path.abspath(os.fspath(dest)),
+        output=commit.url if commit else stage.dest,
         shards=len(plan.shards),
         tensors=plan.tensors,
         copied=plan.tensors - len(plan.computed),
@@ -137,8 +176,19 @@ def execute(
         resumed=resumed,
         seconds=time.monotonic() - begun,
         history=plan.history,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys([*notes, *(commit.notes if commit else ())])),
+        commit=commit,
     )
+
+
+def _delivery(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool) -> tuple[str, Delivery | None]:
+    """The local path beside which the stage will be, and where finished shards go if they do not stay in it."""
+    if isinstance(dest, str | os.PathLike) and not has_scheme(os.fspath(dest)):
+        return os.fspath(dest), None
+    from .hub.stream import deliver_to
+
+    delivery = deliver_to(dest, plan, overwrite=overwrite)
+    return delivery.place, delivery
 
 
 def _serial(on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
@@ -157,7 +207,8 @@ def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
     least = LEAST_BUDGET if plan.arithmetic else 4 * PIECE
     if memory < least:
         raise SurgeryError(f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more")
-    wanted = workers if workers is not None else min(4, len(os.sched_getaffinity(0)))
+    remote = any(file.remote for file in _sources(plan))
+    wanted = workers if workers is not None else CONNECTIONS if remote else min(4, len(os.sched_getaffinity(0)))
     if wanted < 1:
         raise SurgeryError(f"{wanted} workers can do nothing", help="pass --workers 1 or more")
     count = max(1, min(wanted, memory // least))
@@ -170,21 +221,25 @@ def _sources(plan: Plan) -> list[File]:
 
 
 def _check_sources(plan: Plan) -> None:
-    """Nothing was written to the inputs while we read them. Raises SourceChanged."""
+    """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises SourceChanged."""
     reader = Reader()
     try:
         for file in _sources(plan):
-            reader.fd(file)
+            if not file.remote:
+                reader.fd(file)
     finally:
         reader.close()
 
 
-def _resume(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> tuple[list[ShardPlan], int]:
+def _resume(plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None) -> tuple[list[ShardPlan], int]:
     """The shards that are still to be made, and the bytes of those that a broken run of this plan finished."""
     todo, resumed = [], 0
     for shard in plan.shards:
         path = os.path.join(stage.path, shard.name)
-        if os.path.isfile(path) and _is_as_planned(path, shard):
+        sent = delivery is not None and delivery.has(shard.name)
+        if sent or (os.path.isfile(path) and _is_as_planned(path, shard)):
+            if delivery and not sent:
+                delivery.deliver([shard.name])
             resumed += shard.nbytes
             emit(Step("resumed", shard.name, shard.nbytes))
         else:
@@ -209,18 +264,18 @@ def _compare(path: str, shard: ShardPlan) -> None:
         raise FormatError("a written shard is not what was planned", where=[path], help="a fault of the disk, or of surgery: report it")
 
 
-def _check_space(plan: Plan, stage: Stage, resumed: int) -> None:
+def _check_space(plan: Plan, stage: Stage, resumed: int, delivery: Delivery | None) -> None:
     free = shutil.disk_usage(stage.path).free + sum(
         os.stat(os.path.join(stage.path, f)).st_blocks * 512 for f in os.listdir(stage.path) if f.endswith(".part")
     )
-    needed = plan.needed - resumed
+    needed = min(plan.needed - resumed, plan.needed_for(delivery.room)) if delivery else plan.needed - resumed
     if needed > free:
         if not os.listdir(stage.path):
             os.rmdir(stage.path)
         raise NoSpace(
             f"the output needs {needed} bytes, and {free} are free",
             where=[os.path.dirname(stage.dest)],
-            help="make room, or write to another disk with -o",
+            help="make room, or put the stage on another disk with --stage" if delivery else "make room, or write to another disk with -o",
         )
 
 
@@ -252,33 +307,46 @@ class _Crew:
     """Workers that fill shards, and a thread that makes the filled ones durable while they go on.
 
     Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
-    A `scratch` file is no output: it keeps the name of an unfinished part.
+    A `scratch` file is no output: it keeps the name of an unfinished part. With a `delivery`, finished shards leave the folder
+    in the caller's thread, where Ctrl-C reaches an upload, and no more are begun than there is room for.
     """
 
     def __init__(
-        self, shards: Sequence[ShardPlan], folder: str, space: Callable[[], Workspace], emit: Callable[[Step], None], *, scratch: bool
+        self,
+        shards: Sequence[ShardPlan],
+        folder: str,
+        space: Callable[[], Workspace],
+        emit: Callable[[Step], None],
+        *,
+        scratch: bool,
+        delivery: Delivery | None = None,
     ) -> None:
-        self.folder, self.space, self.emit, self.scratch = folder, space, emit, scratch
-        self.waiting = iter(shards)
+        self.folder, self.space, self.emit, self.scratch, self.delivery = folder, space, emit, scratch, delivery
+        self.waiting = deque(shards)
+        self.room = delivery.room if delivery else len(shards)
         self.opened: list[_Shard] = []
         self.filled: SimpleQueue[_Shard | None] = SimpleQueue()
+        self.finished: SimpleQueue[_Shard | None] = SimpleQueue()
         self.lock, self.stop = threading.Lock(), threading.Event()
+        self.changed = threading.Condition(self.lock)
         self.errors: list[BaseException] = []
 
     def run(self, workers: int) -> None:
         """Fill all shards. The first error stops all workers and is raised; when this returns or raises, all is at rest."""
         running: list[threading.Event] = []
+        self.working = workers
         named = self._start(self._name, "sync")
         # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
         try:
             for i in range(workers):
                 running.append(self._start(self._work, str(i)))
+            while (shard := self.finished.get()) and not self.stop.is_set():
+                self._deliver(shard)
             for ended in running:
                 ended.wait()
-            self.filled.put(None)
             named.wait()
         finally:
-            self.stop.set()
+            self._halt()
             for ended in running:
                 ended.wait()
             self.filled.put(None)
@@ -297,15 +365,32 @@ class _Crew:
                 task()
             except BaseException as error:
                 self.errors.append(error)
-                self.stop.set()
+                self._halt()
             finally:
                 ended.set()
 
         threading.Thread(target=guarded, name=f"surgery-{title}", daemon=True).start()
         return ended
 
+    def _halt(self) -> None:
+        """No further part is taken, and nobody waits for room."""
+        self.stop.set()
+        with self.changed:
+            self.changed.notify_all()
+
     def _work(self) -> None:
+        try:
+            self._fill_shards()
+        finally:
+            with self.lock:
+                self.working -= 1
+                last = not self.working
+            if last:
+                self.filled.put(None)
+
+    def _fill_shards(self) -> None:
         space, shard = self.space(), None
+        space.reader.stop = self.stop
         try:
             while item := self._take(shard):
                 shard, part = item
@@ -322,8 +407,9 @@ class _Crew:
 
     def _take(self, mine: _Shard | None) -> tuple[_Shard, Copy | Fill | None] | None:
         """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all taken."""
-        with self.lock:
-            shard = None if self.stop.is_set() else mine if mine and not mine.issued else self._begin()
+        with self.changed:
+            while (shard := self._next(mine)) is None and self.waiting and not self.stop.is_set():
+                self.changed.wait()  # until a delivery makes room
             if shard is None:
                 return None
             part = next(shard.parts, None)
@@ -331,11 +417,18 @@ class _Crew:
             shard.pending += 1
             return shard, part
 
-    def _begin(self) -> _Shard | None:
-        """The next shard, begun; when all are, one of which parts are left."""
-        plan = next(self.waiting, None)
-        if plan is None:
-            return next((shard for shard in self.opened if not shard.issued), None)
+    def _next(self, mine: _Shard | None) -> _Shard | None:
+        """The shard to go on with: one's own, a new one, or, when all are begun that may be, another's of which parts are left."""
+        if self.stop.is_set():
+            return None
+        if mine and not mine.issued:
+            return mine
+        if self.waiting and self.room:
+            self.room -= 1
+            return self._begin(self.waiting.popleft())
+        return next((shard for shard in self.opened if not shard.issued), None)
+
+    def _begin(self, plan: ShardPlan) -> _Shard:
         shard = _Shard(plan, os.path.join(self.folder, plan.name))
         self.opened.append(shard)
         shard.begin(scratch=self.scratch)
@@ -343,15 +436,29 @@ class _Crew:
         return shard
 
     def _name(self) -> None:
-        while shard := self.filled.get():
-            _finish(shard, self.emit)
+        try:
+            while shard := self.filled.get():
+                _finish(shard, self.emit)
+                if self.delivery:
+                    self.finished.put(shard)
+        finally:
+            self.finished.put(None)
+
+    def _deliver(self, shard: _Shard) -> None:
+        assert self.delivery
+        self.delivery.deliver([shard.plan.name])
+        self.emit(Step("sent", shard.plan.name, shard.plan.nbytes))
+        with self.changed:
+            self.room += 1
+            self.changed.notify_all()
 
 
 def _cut(step: Copy | Fill) -> Iterator[Copy | Fill]:
     """A step as parts of bounded size, so that workers share a large tensor."""
     if isinstance(step, Copy):
-        for at in range(0, step.nbytes, COPY_CHUNK):
-            yield Copy(step.file, step.at + at, step.to + at, min(COPY_CHUNK, step.nbytes - at))
+        chunk = FILL_CHUNK if step.file.remote else COPY_CHUNK
+        for at in range(0, step.nbytes, chunk):
+            yield Copy(step.file, step.at + at, step.to + at, min(chunk, step.nbytes - at))
         return
     bits = step.tensor.dtype.bits
     unit = 8 * (ROWS * step.tensor.shape[-1] if isinstance(step.tensor, Sum) and step.tensor.shape else 1)
@@ -364,7 +471,7 @@ def _fill(fd: int, part: Copy | Fill, space: Workspace) -> int:
     """Write one part; returns its bytes."""
     match part:
         case Copy(file, at, to, nbytes):
-            copy_range(space.reader, file, at, fd, to, nbytes, space)
+            copy_range(space.reader, file, at, fd, to, nbytes)
             return nbytes
         case Fill(tensor, start, stop, to):
             for offset, data in blocks(tensor, start, stop, space):
@@ -372,10 +479,17 @@ def _fill(fd: int, part: Copy | Fill, space: Workspace) -> int:
             return (stop - start) * tensor.dtype.bits // 8
 
 
-def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int, space: Workspace) -> None:
-    """Copy bytes between files: in the kernel where it can, else through a buffer."""
+def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int) -> None:
+    """Copy bytes between files: in the kernel where it can, else through a buffer, as from the Hub."""
+    done = _copied(source, at, fd, to, nbytes) if (source := reader.fd(file)) is not None else 0
+    for part in reader.stream(file, at + done, nbytes - done):
+        _write(fd, part, to + done)
+        done += len(part)
+
+
+def _copied(source: int, at: int, fd: int, to: int, nbytes: int) -> int:
+    """How many bytes the kernel copied."""
     done = 0
-    source = reader.fd(file)
     while done < nbytes:
         try:
             got = os.copy_file_range(source, fd, nbytes - done, at + done, to + done)
@@ -386,11 +500,7 @@ def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: in
         if got == 0:
             break
         done += got
-    while done < nbytes:
-        data = space.buffer("window", min(PIECE, nbytes - done))
-        reader.read(file, at + done, data)
-        _write(fd, data, to + done)
-        done += len(data)
+    return done
 
 
 def _write(fd: int, data: memoryview, to: int) -> None:
@@ -421,11 +531,13 @@ def _finish(shard: _Shard, emit: Callable[[Step], None]) -> None:
     emit(Step("finished", shard.plan.name))
 
 
-def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> None:
+def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None) -> None:
     """Carried files, then the index, then the manifest, which declares the stage complete."""
     space = Workspace(4 * PIECE)
     try:
         for path in sorted(plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
+            if delivery and delivery.has(path):
+                continue
             file, target = plan.files[path], os.path.join(stage.path, path)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -433,11 +545,15 @@ def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None]) -> None
                 if isinstance(file, bytes):
                     _write(fd, memoryview(file), 0)
                 else:
-                    copy_range(space.reader, file, 0, fd, 0, file.size, space)
+                    copy_range(space.reader, file, 0, fd, 0, file.size)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            emit(Step("file", path, len(file) if isinstance(file, bytes) else file.size))
+            nbytes = len(file) if isinstance(file, bytes) else file.size
+            emit(Step("file", path, nbytes))
+            if delivery and nbytes >= BULKY:
+                delivery.deliver([path])
+                emit(Step("sent", path, nbytes))
     finally:
         space.close()
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_any
 from .errors import LayoutError, NotSupported
 from .families import EMBEDDINGS, HEADS, is_tied
+from .folder import folder_at
 from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
-from .formats.peft import Adapter, is_adapter, open_adapter
+from .formats.peft import Adapter
 from .fused.detect import choices, detect, looks_fused
 from .names import natural
 from .tensor import Shape, Tensor
@@ -59,10 +60,8 @@ class Inspection:
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
-    path = os.path.abspath(os.fspath(path))
-    if is_adapter(path):
-        return _inspect_adapter(open_adapter(path))
-    return inspect_checkpoint(open_checkpoint(path))
+    found = open_any(path)
+    return _inspect_adapter(found) if isinstance(found, Adapter) else inspect_checkpoint(found)
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
@@ -88,7 +87,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 
 def _inspect_adapter(adapter: Adapter) -> Inspection:
-    config = adapter.config
+    config, folder = adapter.config, folder_at(adapter.path)
     named = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "target_modules", "modules_to_save", "rank_pattern")
     shown = {key: config[key] for key in (*named, "alpha_pattern", "base_model_name_or_path") if config.get(key)}
     shown |= {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
@@ -106,7 +105,7 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         targets=_targets(parts),
         quantization="",
         adapter=shown,
-        files=tuple(sorted(f for f in os.listdir(adapter.path) if os.path.isfile(os.path.join(adapter.path, f)))),
+        files=tuple(sorted(f for f in folder.names() if folder.has(f))) if folder else (),
         history=(),
         notes=(),
     )

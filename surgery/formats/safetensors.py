@@ -147,18 +147,23 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
     try:
         with open(path, "rb") as stream:
             status = os.fstat(stream.fileno())
-            length = int.from_bytes(stream.read(8), "little")
-            if status.st_size < 8 or length > MAX_HEADER or 8 + length > status.st_size:
-                raise FormatError(
-                    f"the file is not safetensors: {status.st_size} bytes, and its first eight ask for a header of {length}",
-                    where=[where],
-                    help="a Git LFS pointer or a broken download looks like this; fetch the file again",
-                )
-            raw = stream.read(length)
+            raw = stream.read(header_length(stream.read(8), status.st_size, where))
     except OSError as error:
         raise FormatError(f"cannot read the file: {error.strerror}", where=[where]) from error
     header = parse_header(raw, status.st_size, where)
     return File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest()), header
+
+
+def header_length(begin: bytes, file_size: int, where: str) -> int:
+    """How many bytes of JSON follow the first eight of a file, which are in `begin`."""
+    length = int.from_bytes(begin[:8], "little")
+    if file_size < 8 or length > MAX_HEADER or 8 + length > file_size:
+        raise FormatError(
+            f"the file is not safetensors: {file_size} bytes, and its first eight ask for a header of {length}",
+            where=[where],
+            help="a Git LFS pointer or a broken download looks like this; fetch the file again",
+        )
+    return length
 
 
 def tensors_of(file: File, header: Header) -> dict[str, Stored]:

@@ -42,13 +42,3 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, An
     if b"\\u" in raw and _LONE.search(json.dumps(content, ensure_ascii=False)):
         raise fail("half of a surrogate pair is not text")
     return content
-
-
-def read_object(path: str, *, help: str | None = None) -> dict[str, Any]:
-    """The JSON object in the file at `path`; `help` goes with what is wrong with its content."""
-    try:
-        with open(path, "rb") as stream:
-            raw = stream.read()
-    except OSError as error:
-        raise FormatError(f"cannot read the file: {error.strerror}", where=[path]) from error
-    return parse_object(raw, lambda what: FormatError(what, where=[path], help=help))

@@ -16,6 +16,7 @@ from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
 from ..families import EMBEDDINGS, HEADS, is_conv1d
 from ..formats.peft import PREFIX, Adapter
 from ..fused.row import Site
+from ..hub.refs import has_scheme, parse_ref
 from ..names import compiled, is_called, natural
 from ..names_v5 import in_memory, renames_of
 from ..tensor import Norms, Random, Shape, Sum, Tensor, Zeros
@@ -74,7 +75,7 @@ def inject(
     task, ends, saved = _task(base, modules_to_save)
     config: dict[str, Any] = {
         **_DEFAULTS,
-        "base_model_name_or_path": base.path,
+        **_named(base),
         "task_type": task,
         "modules_to_save": ends or None,
         "r": rank,
@@ -111,6 +112,12 @@ def inject(
     adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(step,))
     adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
     return replace(adapter, notes=(_counted(base, adapter), *adapter.notes))
+
+
+def _named(base: Checkpoint) -> dict[str, str | None]:
+    """Where PEFT finds the base: its path, or its repository and commit on the Hub."""
+    ref = parse_ref(base.path) if has_scheme(base.path) else None
+    return {"base_model_name_or_path": ref.repo_id if ref else base.path, "revision": ref.revision if ref else None}
 
 
 def _together(adapter: Adapter, sites: Sequence[Site]) -> Adapter:

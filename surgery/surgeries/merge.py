@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +15,7 @@ from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
 from ..families import EMBEDDINGS, HEADS, VOCABULARY_BIASES, is_tied, ties
+from ..folder import folder_at
 from ..formats.peft import TOKENS, Adapter
 from ..fused.row import Site
 from ..names import compiled, is_called, natural, select
@@ -419,13 +419,11 @@ def _with_vocabulary(checkpoint: Checkpoint, base: Checkpoint, adapters: Sequenc
         )
     size = next(iter(resized.values()))
     checkpoint = checkpoint.with_config(_resized(base.config, size))
-    files = dict(checkpoint.files)
+    files: dict[str, File | bytes] = dict(checkpoint.files)
     whose = [one.path for one in adapters if any(f"{_module(key)}.weight" in resized for key in one.whole)]
-    own = {name: os.path.join(folder, name) for folder in whose for name in TOKENIZER}
-    found = {name: path for name, path in own.items() if os.path.isfile(path)}
-    for name, path in found.items():
-        status = os.stat(path)
-        files[name] = File(path, status.st_size, status.st_mtime_ns)
+    folders = [folder for path in whose if (folder := folder_at(path))]
+    found = {name: folder.file(name) for folder in folders for name in TOKENIZER if folder.has(name)}
+    files |= found
     brought = f"the tokenizer is the adapter's: {', '.join(found)}" if found else "the adapter has no tokenizer: the base's is carried"
     note = f"the vocabulary has {size} entries, as the adapter's tensors, and config.json says so; {brought}"
     return replace(checkpoint, files=files, notes=(*checkpoint.notes, note))
