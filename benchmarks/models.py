@@ -23,7 +23,7 @@ from pathlib import Path
 from surgery.dtypes import BF16
 from surgery.formats.index import encode_index
 from surgery.formats.safetensors import encode_header
-from surgery.hub import split_into_shards
+from surgery.hub.shards import split_into_shards
 from surgery.sharding import parse_size
 
 Shapes = dict[str, tuple[int, ...]]

@@ -12,6 +12,7 @@ WORKDIR should be in tmpfs (such as /dev/shm/bench) for the cases without `disk`
     memory                                     peaks: one shard, one tensor of 2 GB, --memory 64MB
     start                                      --help; inspect of 1,000 shards and 100,000 tensors
     huge                                       1.3 TB in 163 sparse shards: inspect, dry runs
+    stream                                     merge -o hf://…, by LFS and by Xet: peaks of memory and disk; killed half way
 
 Needs about 8 GB of room, 2.2 GB for each of the base, the output and the other's output.
 """
@@ -27,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from measure import Run, measured
+from stream import streamed
 
 HERE = Path(__file__).parent
 SURGERY = [sys.executable, "-m", "surgery_cli"]
@@ -140,6 +142,8 @@ def main() -> None:
                 ):
                     run = measured([*SURGERY, *words])
                     print(f"| {' '.join(words[:1])} 1.3 TB | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True)
+            case "stream":
+                streamed(work, SURGERY, made(work, "llama", "500MB"), made(work, "adapter", "16", ALL))
             case _:
                 parser.error(f"no case is called {case}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Base, Debug, Fused, Json, Maps, Merging, Model, Quiet, Writing, parse_map, parse_numbers, writing_options
+from .options import Base, Committing, Debug, Fused, Json, Maps, Merging, Model, Quiet, Writing, parse_map, parse_numbers, writing_options
 
 if TYPE_CHECKING:
     import surgery
@@ -37,8 +37,11 @@ def main() -> None:
     app()
 
 
-def guarded(command: Callable[[], Any], *, json: bool, debug: bool) -> Any:
-    """Run a command's body: an error of ours, or Ctrl-C, ends the process with a clear word and the right status."""
+def guarded(command: Callable[[], Any], *, json: bool, debug: bool, interrupted: tuple[str, str] | None = None) -> Any:
+    """Run a command's body: an error of ours, or Ctrl-C, ends the process with a clear word and the right status.
+
+    `interrupted` is what Ctrl-C leaves, and what to do, where that is not a staged output.
+    """
     import surgery
 
     from . import output
@@ -51,7 +54,7 @@ def guarded(command: Callable[[], Any], *, json: bool, debug: bool) -> Any:
         output.show_error(error, json=json)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        output.show_interrupt(json=json)
+        output.show_interrupt(*(interrupted or output.STAGED), json=json)
         raise typer.Exit(130) from error
 
 
@@ -72,9 +75,9 @@ def _top(
 
 def _written(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: Writing) -> None:
     """The one way in which commands write: plan, show or execute, report."""
-    from .writing import run
+    from .writing import left, run
 
-    guarded(partial(run, surgeries, options), json=options.json, debug=options.debug)
+    guarded(partial(run, surgeries, options), json=options.json, debug=options.debug, interrupted=left(options))
 
 
 @app.command()
@@ -92,12 +95,10 @@ def inspect(
     def body() -> None:
         if not tensors:
             output.show_inspection(surgery.inspect(model), json=json)
-        elif surgery.is_adapter(model):
-            adapter = surgery.open_adapter(model)
-            output.show_tensors(adapter.path, adapter.tensors, {}, tensors, json=json)
         else:
-            checkpoint = surgery.open_checkpoint(model)
-            output.show_tensors(checkpoint.path, checkpoint.tensors, checkpoint.weight_map, tensors, json=json)
+            found = surgery.open_any(model)
+            weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
+            output.show_tensors(found.path, found.tensors, weight_map, tensors, json=json)
 
     guarded(body, json=json, debug=debug)
 
@@ -158,7 +159,7 @@ for _kind in KINDS:
     _add_commands_of(_kind)
 
 
-def _split(model: Path, kinds: tuple[str, ...], fused: Fused, to: str, base: Path | None, options: Writing) -> None:
+def _split(model: str, kinds: tuple[str, ...], fused: Fused, to: str, base: str | None, options: Writing) -> None:
     """`surgery.split`, or `surgery.convert` where a target is named, which knows what is split and how."""
     import surgery
 
@@ -167,43 +168,58 @@ def _split(model: Path, kinds: tuple[str, ...], fused: Fused, to: str, base: Pat
         raise typer.BadParameter("the target says what is split: use surgery convert", param_hint="--as")
     if to and (given or base):
         raise typer.BadParameter("the target says how the parts lie and what they are called", param_hint="--as")
-    if to and surgery.is_adapter(model):
-        raise typer.BadParameter("an adapter is no model: split it with its --base, and convert the base", param_hint="--as")
-    if to:
-        _written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
-    else:
+    if not to:
         _cut(surgery.split, model, kinds, given, base, options)
+        return
+
+    def made() -> surgery.Checkpoint:
+        found = surgery.open_any(model)
+        if isinstance(found, surgery.Adapter):
+            raise typer.BadParameter("an adapter is no model: split it with its --base, and convert the base", param_hint="--as")
+        return surgery.convert(found, to)
+
+    _written(made, options)
 
 
-def _fuse(model: Path, kinds: tuple[str, ...], fused: Fused, base: Path | None, options: Writing) -> None:
+def _fuse(model: str, kinds: tuple[str, ...], fused: Fused, base: str | None, options: Writing) -> None:
     import surgery
 
     _cut(surgery.fuse, model, kinds, fused.given(), base, options)
 
 
 def _cut(
-    verb: Callable[..., Any], model: Path, kinds: tuple[str, ...], given: surgery.Given | None, base: Path | None, options: Writing
+    verb: Callable[..., Any], model: str, kinds: tuple[str, ...], given: surgery.Given | None, base: str | None, options: Writing
 ) -> None:
     """`surgery.split` or `surgery.fuse` of a checkpoint, or of an adapter with its base."""
     import surgery
 
-    if surgery.is_adapter(model):
-        _written(lambda: verb(adapter := surgery.open_adapter(model), kinds, given=given, base=_base_of(adapter, base)), options)
-        return
-    if base:
-        raise typer.BadParameter("MODEL is no adapter: it is its own base", param_hint="--base")
-    _written(lambda: verb(surgery.open_checkpoint(model), kinds, given=given), options)
+    def made() -> surgery.Checkpoint | surgery.Adapter:
+        found = surgery.open_any(model)
+        if isinstance(found, surgery.Adapter):
+            return verb(found, kinds, given=given, base=_base_of(found, base))
+        if base:
+            raise typer.BadParameter("MODEL is no adapter: it is its own base", param_hint="--base")
+        return verb(found, kinds, given=given)
+
+    _written(made, options)
 
 
-def _base_of(adapter: surgery.Adapter, base: Path | None) -> surgery.Checkpoint | None:
-    """The base that was given, or that the adapter names, where that is here."""
+def _base_of(adapter: surgery.Adapter, base: str | None) -> surgery.Checkpoint | None:
+    """The base that was given, or that the adapter names, where that is here or on the Hub."""
     import surgery
+    from surgery.hub.refs import HubRef, is_ref
 
+    if base:
+        return surgery.open_checkpoint(base)
     named = adapter.config.get("base_model_name_or_path")
-    if base is None and isinstance(named, str) and Path(named).is_dir():
-        print(f"base: {Path(named).resolve()}, as adapter_config.json names it", file=sys.stderr)
-        base = Path(named)
-    return surgery.open_checkpoint(base) if base else None
+    if not isinstance(named, str) or not (Path(named).is_dir() or is_ref(named)):
+        return None
+    found = Path(named).resolve() if Path(named).is_dir() else HubRef(named, adapter.config.get("revision"))
+    print(f"base: {found}, as adapter_config.json names it", file=sys.stderr)
+    try:
+        return surgery.open_checkpoint(str(found))
+    except surgery.HubError as error:
+        raise type(error)(error.what, where=error.where, help=f"pass the adapter's base with --base; or {error.help}") from error
 
 
 @app.command()
@@ -313,11 +329,15 @@ def _modules(text: str) -> str | list[str]:
 @app.command()
 @writing_options
 def merge(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="The base checkpoint: a folder, or one file.", show_default=False)],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="The base checkpoint: a folder, one file, or org/name on the Hub.", show_default=False)
+    ],
     adapters: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            metavar="[ADAPTER...]", help="PEFT adapter folders, summed in one pass; without one, BASE's own LoRA.", show_default=False
+            metavar="[ADAPTER...]",
+            help="PEFT adapters, here or on the Hub, summed in one pass; without one, BASE's own LoRA.",
+            show_default=False,
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Merge an adapter that is in the base already.")] = False,
@@ -359,9 +379,9 @@ def _apart(checkpoint: surgery.Checkpoint) -> tuple[surgery.Checkpoint, list[sur
 @app.command()
 @writing_options
 def unmerge(
-    merged: Annotated[Path, typer.Argument(metavar="MERGED", help="A checkpoint that surgery merged.", show_default=False)],
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="A checkpoint that surgery merged.", show_default=False)],
     adapters: Annotated[
-        list[Path] | None, typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False)
     ] = None,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Without an undo record: subtract the adapters; most weights come back, not all.")
@@ -417,8 +437,8 @@ def drop(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
     json: Json = False,
     quiet: Quiet = False,
@@ -455,10 +475,10 @@ def verify(
         bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
     ] = True,
     base: Annotated[
-        Path | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
+        str | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
     ] = None,
     adapters: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
     json: Json = False,
@@ -507,8 +527,45 @@ def verify(
 
 
 @app.command()
+@writing_options
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a model or an adapter.", show_default=False)],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name; made if it is not there.", show_default=False)],
+    revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="main if not given; made if it is not there.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, deleted and kept; change nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    *,
+    options: Committing,
+) -> None:
+    """Make a folder one commit on the Hub: verified first, only what is new is sent, all of it visible at once or nothing.
+
+    Log in with [bold]hf auth login[/bold], or set HF_TOKEN.
+    """
+    import surgery
+
+    from . import output
+    from .progress import counted
+
+    def body() -> None:
+        plan = surgery.plan_push(folder, repo_id, revision=revision or None, **options.committing())
+        if dry_run:
+            output.show_push_plan(plan, json=json)
+            return
+        with counted(plan.nbytes, shown=not (quiet or json)) as on_file:
+            report = surgery.execute_push(plan, on_file=on_file)
+        if json or not quiet:
+            output.show_push_report(report, json=json)
+
+    guarded(body, json=json, debug=debug, interrupted=output.SENT)
+
+
+@app.command()
 def clean(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An output, or the folder that holds outputs.", show_default=False)],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="An output, here or hf://org/name, or the folder that holds outputs.", show_default=False)
+    ],
     json: Json = False,
     debug: Debug = False,
 ) -> None:

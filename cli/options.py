@@ -5,10 +5,9 @@ and of `Merging`, where it has a parameter of that type.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -18,15 +17,19 @@ if TYPE_CHECKING:
 
 WRITING, LAYOUT, RUNNING, FUSED = "Output", "Layout", "Running", "Fused modules, where config.json does not tell"
 MERGING = "How adapters are merged"
+COMMIT = "The commit on the Hub"
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A checkpoint: a folder, one .safetensors file, or an index.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint: a folder, one .safetensors file, an index, or org/name on the Hub.", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
 Base = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--base", metavar="MODEL", help="An adapter's model, fused or split; if not given, the one its config names.", rich_help_panel=FUSED
     ),
@@ -38,15 +41,47 @@ Maps = Annotated[
 
 
 @dataclass(frozen=True)
+class Committing:
+    """The options of what commits to the Hub."""
+
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="A new repository is made private; one that is public is refused.", rich_help_panel=COMMIT),
+    ] = False
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing to main.", rich_help_panel=COMMIT)
+    ] = False
+    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Title of the commit.", rich_help_panel=COMMIT)] = ""
+    tag: Annotated[str, typer.Option("--tag", metavar="TAG", help="Tag the commit.", rich_help_panel=COMMIT)] = ""
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Delete nothing; else stale shards and their index go in the same commit.", rich_help_panel=COMMIT),
+    ] = False
+
+    def committing(self) -> dict[str, Any]:
+        """These options, as the library calls them."""
+        return asdict(self) | {"private": self.private or None}
+
+
+@dataclass(frozen=True)
 class Writing:
     """The options of every writing command."""
 
     out: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the result goes (needed, but for --dry-run).", rich_help_panel=WRITING),
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where the result goes (needed, but for --dry-run): a folder, or hf://org/name\\[@branch], shard by shard.",
+            rich_help_panel=WRITING,
+        ),
     ] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output that surgery wrote, atomically.", rich_help_panel=WRITING)
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an output that surgery wrote, atomically; or a repository's weights.", rich_help_panel=WRITING
+        ),
     ] = False
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link untouched files instead of copying them: write to neither.", rich_help_panel=WRITING)
@@ -62,6 +97,16 @@ class Writing:
         list[str] | None,
         typer.Option("--drop-metadata", metavar="KEY", help="Leave this key of __metadata__ out.", rich_help_panel=LAYOUT),
     ] = None
+    commit: Committing = Committing()
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="DIR", help="Where shards wait to be sent; HF_HOME if not given.", rich_help_panel=COMMIT)
+    ] = ""
+    stage_shards: Annotated[
+        int | None,
+        typer.Option(
+            "--stage-shards", metavar="N", help="Shards on the disk at a time; 1 if not given, 2 to send and make.", rich_help_panel=COMMIT
+        ),
+    ] = None
     memory: Annotated[
         str, typer.Option("--memory", metavar="SIZE", help="Bound of all buffers together; 96MB if not given.", rich_help_panel=RUNNING)
     ] = ""
@@ -72,6 +117,21 @@ class Writing:
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False
+
+    def destination(self) -> str | surgery.HubDestination | None:
+        """Where the result goes, for the library; None where nothing was said. Raises where the Hub's options are for no output on it."""
+        from surgery.hub.refs import has_scheme
+
+        said = {**self.commit.committing(), "stage": self.stage or None, "stage_shards": self.stage_shards}
+        given = {name: value for name, value in said.items() if value}
+        if self.out and has_scheme(self.out):
+            import surgery
+
+            return surgery.HubDestination(self.out, **given)
+        if given:
+            options = " ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise typer.BadParameter("this is for an output on the Hub: -o hf://org/name", param_hint=options)
+        return self.out
 
 
 @dataclass(frozen=True)
@@ -185,24 +245,42 @@ def _names(text: str) -> dict[str, str]:
 
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the command line."""
+    """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the command line.
+
+    A group may hold another one, whose options then stand in its place.
+    """
     taken = inspect.signature(command).parameters.values()
     hints = get_type_hints(command, include_extras=True)
     groups = {p.name: hints[p.name] for p in taken if is_dataclass(hints[p.name])}
     shared: list[inspect.Parameter] = []
     for group in groups.values():
-        hints |= get_type_hints(group, include_extras=True)
-        shared += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields(group)]
+        for field, hint in _options_of(group):
+            hints[field.name] = hint
+            shared.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default))
 
     @wraps(command)
     def wrapped(*args: Any, **values: Any) -> None:
-        made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        made = {name: _made(group, values) for name, group in groups.items()}
         command(*args, **values, **made)
 
     parameters = [p.replace(annotation=hints[p.name]) for p in (*(p for p in taken if p.name not in groups), *shared)]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
+
+
+def _options_of(group: Any) -> Iterator[tuple[Field[Any], Any]]:
+    """The options of a group, with their types."""
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        hint = hints[field.name]
+        yield from _options_of(hint) if is_dataclass(hint) else [(field, hint)]
+
+
+def _made(group: Any, values: dict[str, Any]) -> Any:
+    """The group with its options' values, which are taken out of `values`."""
+    hints = get_type_hints(group, include_extras=True)
+    return group(**{f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name) for f in fields(group)})
 
 
 def parse_map(text: str) -> tuple[str, str]:

@@ -33,18 +33,32 @@ def show_error(error: surgery.SurgeryError, *, json: bool) -> None:
         _styled(f"error: {error}", stderr=True)
 
 
-def show_interrupt(*, json: bool) -> None:
+# What Ctrl-C leaves, and what to do: of an output that is staged, and of a push.
+STAGED = (
+    "interrupted: the destination is as it was",
+    "finished shards are kept beside it; the same command resumes them, and `surgery clean DIR` removes them",
+)
+STREAMED = (
+    "interrupted: the repository shows all of the result, or nothing of it",
+    "run the same command again: what was sent is taken up from the Hub; `surgery clean {place}` removes what is left here",
+)
+SENT = (
+    "interrupted: the repository shows all of the push, or nothing of it",
+    "run the same command again: it looks first, and what was sent already is not sent again",
+)
+
+
+def show_interrupt(what: str, tip: str, *, json: bool) -> None:
     """After Ctrl-C: what is left."""
-    what = "interrupted: the destination is as it was"
-    tip = "finished shards are kept beside it; the same command resumes them, and `surgery clean DIR` removes them"
     if json:
         show_json({"error": {"kind": "Interrupted", "what": what, "where": [], "help": tip}})
     else:
         _styled(f"{what}\nhelp: {tip}", stderr=True)
 
 
-def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool) -> None:
-    """The plan of a dry run."""
+def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool, push: surgery.PushPlan | None = None, stage_shards: int = 0) -> None:
+    """The plan of a dry run; of an output on the Hub, with what that does to the repository, by way of `stage_shards` on this disk."""
+    disk = plan.needed_for(stage_shards) if push else plan.needed
     if json:
         show_json(
             {
@@ -58,8 +72,9 @@ def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool) -> None:
                 "replaced": plan.replaced,
                 "added": plan.added,
                 "files": sorted(plan.files),
-                "nbytes": plan.needed,
+                "nbytes": disk,
                 "notes": plan.notes,
+                **({"hub": _pushed(push)} if push else {}),
             }
         )
         return
@@ -72,10 +87,11 @@ def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool) -> None:
     rows += [("new names", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
     rows += [("replaced", f"{len(plan.replaced)} tensors: {_some(plan.replaced)}")] if plan.replaced else []
     rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []
-    rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(plan.needed))]
+    rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(disk))]
     torch = ", and torch itself (about 220 MB)" if plan.arithmetic else ""
     rows += [("memory", f"at most {size(parse_size(memory))} of buffers{torch}")]
     rows += [("note", note) for note in plan.notes]
+    rows += _push_rows(push) if push else []
     _table(rows, "dry run: nothing was written")
 
 
@@ -84,6 +100,8 @@ def show_report(report: surgery.Report) -> None:
     rate = report.nbytes / max(report.seconds, 1e-9)
     rows = [
         ("output", report.output),
+        *([("review", report.commit.pull_request)] if report.commit and report.commit.pull_request else []),
+        *([("deleted", f"{len(gone)}: {_some(gone)}")] if report.commit and (gone := report.commit.deleted) else []),
         ("shards", f"{report.shards}, {report.tensors} tensors"),
         ("tensors", _tensors(report)),
         ("files", f"{report.files} carried or written"),
@@ -193,6 +211,52 @@ def _measured(name: str, found: surgery.compare.Measure) -> list[str]:
     relative = "" if found.relative is None else f"{found.relative:.3g}"
     ulps = "" if found.ulps is None else str(found.ulps)
     return [name, f"{found.largest:.3g}", f"{found.mean:.3g}", relative, f"{100 * found.share:.3g} %{nonfinite}", ulps]
+
+
+def show_push_plan(plan: surgery.PushPlan, *, json: bool) -> None:
+    """The plan of a dry run: each file that would be sent, copied on the Hub, deleted, or is kept, with its size."""
+    if json:
+        show_json(_pushed(plan))
+        return
+    _table(_push_rows(plan), "dry run: nothing was changed")
+
+
+_LISTS = ("send", "copy", "there", "delete", "keep")
+
+
+def _pushed(plan: surgery.PushPlan) -> dict[str, Any]:
+    said = ("repo_id", "revision", "parent", "message", "nbytes", "new_branch", "create_pr", "tag", *_LISTS, "notes")
+    return {name: getattr(plan, name) for name in said}
+
+
+def _push_rows(plan: surgery.PushPlan) -> list[tuple[str, str]]:
+    state = f"at {plan.parent[:8]}" if plan.parent else "not there yet"
+    goal = "a pull request" if plan.create_pr else f"the new branch {plan.revision}" if plan.new_branch else plan.revision
+    rows = [("repository", f"{plan.repo_id}, {state}"), ("to", goal)]
+    rows += [("commit", "none: nothing is to be done" if plan.empty else plan.message)] if plan.empty or plan.message else []
+    rows += [("tag", plan.tag)] if plan.tag else []
+    rows += [
+        (what, f"{item.path} ({size(item.nbytes)}){f', which is there as {item.source}' if item.source else ''}")
+        for what in _LISTS
+        for item in getattr(plan, what)
+    ]
+    rows += [("bytes", f"{size(plan.nbytes)} to be sent, at most")]
+    return rows + [("note", note) for note in plan.notes]
+
+
+def show_push_report(report: surgery.PushReport, *, json: bool) -> None:
+    """The end of a push."""
+    if json:
+        show_json(asdict(report))
+        return
+    lists = (("sent", report.sent), ("copied", report.copied), ("there", report.there), ("deleted", report.deleted), ("kept", report.kept))
+    rows = [("repository", f"{report.repo_id}, {report.revision}"), ("commit", report.url)]
+    rows += [("review", report.pull_request)] if report.pull_request else []
+    rows += [("tag", report.tag)] if report.tag else []
+    rows += [(what, f"{len(paths)}: {_some(paths)}") for what, paths in lists if paths]
+    rows += [("bytes", f"{size(report.nbytes)} in {report.seconds:.1f} s")]
+    rows += [("note", note) for note in report.notes]
+    _table(rows, "done" if report.sent or report.copied or report.deleted else "nothing to do: the Hub has all of it")
 
 
 def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import surgery
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-@contextmanager
-def progress(plan: surgery.Plan, *, shown: bool) -> Iterator[Callable[[surgery.Step], None] | None]:
-    """A callback for `execute` that draws the run; None where there is nobody to look."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
+
+def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -25,10 +24,31 @@ def progress(plan: surgery.Plan, *, shown: bool) -> Iterator[Callable[[surgery.S
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=plan.needed)
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def progress(plan: surgery.Plan, *, shown: bool, sent: bool = False) -> Iterator[Callable[[surgery.Step], None] | None]:
+    """A callback for `execute` that draws the run, `sent` to the Hub or not; None where there is nobody to look."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    with _bar() as bar:
+        task = bar.add_task("", total=plan.needed + (plan.nbytes if sent else 0))
 
         def on_step(step: surgery.Step) -> None:
-            bar.update(task, advance=step.nbytes, description=step.tensor or f"{step.kind} {step.name}")
+            twice = sent and step.kind == "resumed"  # made and sent
+            bar.update(task, advance=step.nbytes * (1 + twice), description=step.tensor or f"{step.kind} {step.name}")
 
         yield on_step
+
+
+@contextmanager
+def counted(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """A callback for `execute_push`: the bytes that have arrived, of `total`, after each file; None where there is nobody to look."""
+    if not shown or not total or not sys.stderr.isatty():
+        yield None
+        return
+    with _bar() as bar:
+        task = bar.add_task("", total=total)
+        yield lambda name, nbytes: bar.update(task, advance=nbytes, description=name)

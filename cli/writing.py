@@ -19,6 +19,7 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     """Carry out a writing command."""
     if options.out is None and not options.dry_run:
         raise typer.BadParameter("where should the result go?", param_hint="-o/--output")
+    dest = options.destination()
     checkpoint = surgeries()
     plan = surgery.plan(
         checkpoint,
@@ -27,20 +28,25 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
         drop_metadata=tuple(options.drop_metadata or ()),
     )
     memory = options.memory or DEFAULT_MEMORY
-    if options.out is None or options.dry_run:
-        output.show_plan(plan, memory, json=options.json)
+    hub = dest if isinstance(dest, surgery.HubDestination) else None
+    if dest is None or options.dry_run:
+        push = surgery.preview(plan, hub, overwrite=options.overwrite) if hub else None
+        output.show_plan(plan, memory, json=options.json, push=push, stage_shards=hub.stage_shards if hub else 0)
         return
-    with progress(plan, shown=not (options.quiet or options.json)) as on_step:
+    with progress(plan, shown=not (options.quiet or options.json), sent=hub is not None) as on_step:
         report = surgery.execute(
-            plan,
-            options.out,
-            memory=memory,
-            workers=options.workers,
-            overwrite=options.overwrite,
-            link=options.link,
-            on_step=on_step,
+            plan, dest, memory=memory, workers=options.workers, overwrite=options.overwrite, link=options.link, on_step=on_step
         )
     if options.json:
         output.show_json(asdict(report))
     elif not options.quiet:
         output.show_report(report)
+
+
+def left(options: Writing) -> tuple[str, str]:
+    """What Ctrl-C leaves of a writing command, and what to do."""
+    dest = options.destination()
+    if not isinstance(dest, surgery.HubDestination):
+        return output.STAGED
+    what, tip = output.STREAMED
+    return what, tip.format(place=options.stage or options.out)

@@ -9,16 +9,21 @@ A checkpoint maps names to lazy tensors; a surgery is a pure function from check
 data, in one pass. Importing this package imports neither torch, transformers, numpy nor huggingface_hub.
 """
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_any, open_checkpoint
 from .diff import Change, Difference, diff
 from .errors import (
     AdapterError,
     DestinationError,
     FormatError,
+    HubConflict,
+    HubError,
+    HubUnreachable,
     LayoutError,
     NoSpace,
     NotACheckpoint,
+    NotAllowed,
     NothingMatched,
+    NotOnHub,
     NotPlaced,
     NotSupported,
     PlanError,
@@ -29,6 +34,8 @@ from .errors import (
 from .execute import Report, Step, execute, write
 from .formats.peft import Adapter, is_adapter, open_adapter
 from .fused.given import Given
+from .hub.push import PushPlan, PushReport, execute_push, plan_push, push
+from .hub.stream import HubDestination, preview
 from .inspection import Inspection, inspect
 from .plan import Plan, plan
 from .proof import Judgement, Proof, Verdict
@@ -63,18 +70,26 @@ __all__ = [
     "Difference",
     "FormatError",
     "Given",
+    "HubConflict",
+    "HubDestination",
+    "HubError",
+    "HubUnreachable",
     "Input",
     "Inspection",
     "Judgement",
     "LayoutError",
     "NoSpace",
     "NotACheckpoint",
+    "NotAllowed",
+    "NotOnHub",
     "NotPlaced",
     "NotSupported",
     "NothingMatched",
     "Plan",
     "PlanError",
     "Proof",
+    "PushPlan",
+    "PushReport",
     "Report",
     "SourceChanged",
     "Step",
@@ -88,6 +103,7 @@ __all__ = [
     "diff",
     "drop",
     "execute",
+    "execute_push",
     "fuse",
     "fuse_experts",
     "fuse_gate_up",
@@ -98,9 +114,13 @@ __all__ = [
     "is_adapter",
     "merge",
     "open_adapter",
+    "open_any",
     "open_checkpoint",
     "own_adapter",
     "plan",
+    "plan_push",
+    "preview",
+    "push",
     "rename",
     "reversible",
     "split",

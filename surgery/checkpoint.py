@@ -8,7 +8,6 @@ surgery returns another one. Invariants: every tensor has a shard in `weight_map
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -18,13 +17,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
-from .formats.index import parse_index
+from .folder import Folder, PathLike, folder_at, locate
+from .formats.index import Index, parse_index
+from .formats.manifest import read_manifest
 from .formats.peft import CONFIG as ADAPTER_CONFIG
 from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
-from .formats.peft import Adapter, encode_config, is_adapter
-from .formats.safetensors import Header, read_header, tensors_of
-from .formats.strict import MEND, parse_object, read_object
+from .formats.peft import Adapter, encode_config, is_adapter, open_adapter
+from .formats.safetensors import Header, tensors_of
+from .formats.strict import MEND, parse_object
 from .names import natural
+from .read import content
 from .tensor import File, Input, Stored, Tensor
 
 if TYPE_CHECKING:
@@ -64,16 +66,14 @@ class Checkpoint:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of config.json; empty where there is none."""
-        match self.files.get("config.json"):
-            case None:
-                content: dict[str, Any] = {}
-            case bytes(raw):
-                content = parse_object(raw, lambda what: FormatError(what, where=["config.json"], help=MEND))
-            case File(path):
-                content = read_object(path, help=MEND)
-        if not isinstance(content.get("model_type", ""), str):
-            raise FormatError(f"the model_type is {content['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=MEND)
-        return content
+        file = self.files.get("config.json")
+        if file is None:
+            return {}
+        where = [file.path if isinstance(file, File) else "config.json"]
+        found = parse_object(content(file), lambda what: FormatError(what, where=where, help=MEND))
+        if not isinstance(found.get("model_type", ""), str):
+            raise FormatError(f"the model_type is {found['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=MEND)
+        return found
 
     def load(self, name: str) -> torch.Tensor:
         """The value of one tensor, computed by the code that writes it. Loads torch."""
@@ -99,30 +99,37 @@ class Checkpoint:
         return replace(self, files={**self.files, "config.json": raw})
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
 
-    Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or the
-    index and the shards disagree.
-    """
-    path = os.path.abspath(os.fspath(path))
-    if os.path.isdir(path):
-        folder, weights = path, _choose(path)
-    elif os.path.isfile(path):
-        folder, weights = os.path.dirname(path), os.path.basename(path)
-        if not weights.endswith((".safetensors", ".json")):
-            raise NotACheckpoint("not a safetensors file", where=[path], help=_pickle_help(weights))
-    else:
-        raise NotACheckpoint("no such file or folder", where=[path], help="a model on the Hub has to be downloaded first: hf download")
+    `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is then pinned to
+    the commit that the revision means now.
 
+    Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or the
+    index and the shards disagree; a HubError where the Hub refuses or does not answer.
+    """
+    return _opened(*locate(path))
+
+
+def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
+    """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
+    folder, name = locate(path)
+    if name:
+        return _opened(folder, name)
+    return open_adapter(folder) if is_adapter(folder) else _opened(folder)
+
+
+def _opened(folder: Folder, name: str = "") -> Checkpoint:
+    """What is in the folder, or in its file `name`."""
+    if name and not name.endswith((".safetensors", ".json")):
+        raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
+    weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
-        index_name, shards = weights, None
+        checkpoint = _indexed(folder, weights)
     else:
-        index_name, shards = None, [weights] if isinstance(weights, str) else weights
-    checkpoint = _indexed(folder, index_name) if shards is None and index_name else _bare(folder, shards or [])
-    alone = os.path.isfile(path) and not os.path.exists(os.path.join(folder, "config.json"))
-    if alone:  # the folder is no input, so that an output may lie in it
-        return replace(checkpoint, inputs=tuple(replace(i, path=path) for i in checkpoint.inputs))
+        checkpoint = _bare(folder, [weights] if isinstance(weights, str) else weights)
+    if name and not folder.has("config.json"):  # the folder is no input, so that an output may lie in it
+        return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
     return _with_files(checkpoint, folder)
 
 
@@ -130,15 +137,16 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
     """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies beside."""
     files: dict[str, File | bytes] = {ADAPTER_CONFIG: encode_config(adapter.config)}
     left: list[str] = []
-    for name in sorted(os.listdir(adapter.path)) if is_adapter(adapter.path) else []:
-        full = os.path.join(adapter.path, name)
-        if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) or not os.path.isfile(full):
+    folder = folder_at(adapter.path)
+    if folder and not is_adapter(folder):  # made for the base there
+        folder = None
+    for name in folder.names() if folder else []:
+        if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) or not (folder and folder.has(name)):
             continue
         if any(fnmatch(name, p) for p in OTHER_WEIGHTS) or name.endswith(".safetensors"):
             left.append(name)
             continue
-        info = os.stat(full)
-        files[name] = File(full, info.st_size, info.st_mtime_ns)
+        files[name] = folder.file(name)
     notes = [f"left out, since they would still hold the old weights or the training's state: {', '.join(listed(left))}"] if left else []
     return Checkpoint(
         path=adapter.path,
@@ -150,14 +158,14 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
         stem=ADAPTER_WEIGHTS.removesuffix(".safetensors"),
         index_name=f"{ADAPTER_WEIGHTS}.index.json",
         dropped=adapter.dropped,
-        history=(*(_earlier(adapter.path) if is_adapter(adapter.path) else ()), *adapter.history),
+        history=(*(_earlier(folder) if folder else ()), *adapter.history),
         notes=(*adapter.notes, *notes),
     )
 
 
-def _choose(folder: str) -> str | list[str]:
+def _choose(folder: Folder) -> str | list[str]:
     """Which weights of a folder are meant: an index, one file, or a bare set of shards."""
-    here = sorted(os.listdir(folder), key=natural)
+    here = sorted(folder.names(), key=natural)
     shards = [f for f in here if f.endswith(".safetensors")]
     indices = [f for f in here if fnmatch(f, "*.safetensors.index*.json")]
     single = next((f for f in SINGLE if f in shards), None)
@@ -167,8 +175,8 @@ def _choose(folder: str) -> str | list[str]:
         found = [*chosen, *([single] if single else [])]
         raise NotACheckpoint(
             f"the folder holds more than one set of weights: {', '.join(found)}",
-            where=[folder],
-            help=f"loaders prefer one of them in silence; pass the one that you mean: {os.path.join(folder, found[0])}",
+            where=[folder.path],
+            help=f"loaders prefer one of them in silence; pass the one that you mean: {folder.at(found[0])}",
         )
     if chosen:
         return chosen[0]
@@ -180,24 +188,23 @@ def _choose(folder: str) -> str | list[str]:
     return bare or _nothing(folder, here)
 
 
-def _nothing(folder: str, here: list[str]) -> list[str]:
+def _nothing(folder: Folder, here: list[str]) -> list[str]:
     """Say why a folder without safetensors is not a checkpoint, and what to do."""
-    nested = [d for d in here if os.path.isdir(os.path.join(folder, d)) and _has_safetensors(os.path.join(folder, d))]
+    nested = [d for d in here if any(f.endswith(".safetensors") for f in folder.names(d))]
     pickles = [f for f in here if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if ADAPTER_CONFIG in here:
         what = "this is an adapter, and no checkpoint"
         tip = "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected and verified"
     elif "snapshots" in here:
-        names = sorted(os.listdir(os.path.join(folder, "snapshots")))
         what = "this is the root of a Hub cache entry"
-        tip = "pass one of its snapshots: " + ", ".join(os.path.join(folder, "snapshots", n) for n in names)
+        tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
     elif nested:
-        what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(os.path.join(folder, d) for d in nested)
+        what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(map(folder.at, nested))
     elif pickles:
         what, tip = f"only pickled weights are here: {', '.join(listed(pickles))}", _pickle_help(pickles[0])
     else:
         what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
-    raise NotACheckpoint(what, where=[folder], help=tip)
+    raise NotACheckpoint(what, where=[folder.path], help=tip)
 
 
 def _pickle_help(name: str) -> str:
@@ -206,24 +213,15 @@ def _pickle_help(name: str) -> str:
     return "pass a folder, a .safetensors file or an .index.json file"
 
 
-def _has_safetensors(folder: str) -> bool:
-    return any(f.endswith(".safetensors") for f in os.listdir(folder))
+def _read_index(folder: Folder, name: str) -> Index:
+    return parse_index(folder.read(name), folder.at(name))
 
 
-def _read_index(folder: str, name: str) -> Any:
-    path = os.path.join(folder, name)
-    try:
-        with open(path, "rb") as stream:
-            return parse_index(stream.read(), path)
-    except OSError as error:
-        raise FormatError(f"cannot read the index: {error.strerror}", where=[path]) from error
-
-
-def _indexed(folder: str, index_name: str) -> Checkpoint:
+def _indexed(folder: Folder, index_name: str) -> Checkpoint:
     index = _read_index(folder, index_name)
-    where = os.path.join(folder, index_name)
+    where = folder.at(index_name)
     shards = sorted(set(index.weight_map.values()), key=natural)
-    missing = [s for s in shards if not os.path.isfile(os.path.join(folder, s))]
+    missing = [s for s in shards if not folder.has(s)]
     if missing:
         raise FormatError(
             f"the index names {len(missing)} files that are not there",
@@ -247,7 +245,7 @@ def _indexed(folder: str, index_name: str) -> Checkpoint:
     return replace(checkpoint, index_metadata=index.metadata, index=index.raw, notes=notes)
 
 
-def _bare(folder: str, shards: list[str]) -> Checkpoint:
+def _bare(folder: Folder, shards: list[str]) -> Checkpoint:
     """Shards without an index. Numbered ones must be complete."""
     numbered = [found for shard in shards if (found := _NUMBERED.fullmatch(shard))]
     here = Counter(found.groups() for found in numbered)
@@ -255,7 +253,7 @@ def _bare(folder: str, shards: list[str]) -> Checkpoint:
         if here[shard.groups()] != int(shard["count"]):
             raise NotACheckpoint(
                 f"{here[shard.groups()]} of {int(shard['count'])} shards were given, and no index",
-                where=[os.path.join(folder, shard[0])],
+                where=[folder.at(shard[0])],
                 help="pass the folder with all of them; if some are missing there, fetch them, or the index",
             )
     stem = shards[0].removesuffix(".safetensors") if len(shards) == 1 else "model"
@@ -270,75 +268,54 @@ def _index_name(stem: str) -> str:
     return f"{head}.safetensors.index.{variant}.json" if variant and f"{head}.safetensors" in SINGLE else f"{stem}.safetensors.index.json"
 
 
-def _headers(folder: str, shards: list[str]) -> dict[str, tuple[File, Header]]:
-    headers = {s: read_header(os.path.join(folder, s)) for s in shards}
+def _headers(folder: Folder, shards: list[str]) -> Mapping[str, tuple[File, Header]]:
+    headers = folder.headers(shards)
     seen: dict[str, str] = {}
     for shard, (_, header) in headers.items():
         double = [n for n in header.entries if n in seen]
         if double:
             raise FormatError(
                 f"{len(double)} tensors are in two shards",
-                where=[folder, *listed([f"{n}: {seen[n]} and {shard}" for n in double])],
+                where=[folder.path, *listed([f"{n}: {seen[n]} and {shard}" for n in double])],
                 help="remove the stale shard, or pass the one file that you mean",
             )
         seen.update(dict.fromkeys(header.entries, shard))
     return headers
 
 
-def _made(folder: str, headers: Mapping[str, tuple[File, Header]], stem: str, index_name: str) -> Checkpoint:
+def _made(folder: Folder, headers: Mapping[str, tuple[File, Header]], stem: str, index_name: str) -> Checkpoint:
     tensors: dict[str, Stored] = {}
     weight_map: dict[str, str] = {}
     for shard, (file, header) in headers.items():
         tensors |= tensors_of(file, header)
         weight_map |= dict.fromkeys(header.entries, shard)
     return Checkpoint(
-        path=folder,
+        path=folder.path,
         tensors=tensors,
         weight_map=weight_map,
         metadata={shard: header.metadata for shard, (_, header) in headers.items()},
         files={},
-        inputs=(Input("base", folder, tuple(file for file, _ in headers.values()), tensors),),
+        inputs=(Input("base", folder.path, tuple(file for file, _ in headers.values()), tensors),),
         stem=stem,
         index_name=index_name,
     )
 
 
-def _with_files(checkpoint: Checkpoint, folder: str) -> Checkpoint:
+def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
     """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones."""
     files: dict[str, File | bytes] = {}
-    left: list[str] = []
-    nested: list[str] = []
-    above: dict[str, frozenset[tuple[int, int]]] = {}
+    left = [f"{f}/" for f in folder.names() if f in LEFT_FOLDERS and f != ".surgery" and not folder.has(f)]
     shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
-    for here, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        status = os.stat(here)
-        relative = os.path.relpath(here, folder)
-        top = relative == "."
-        parents = above.get(os.path.dirname(here), frozenset())
-        if (status.st_dev, status.st_ino) in parents:  # a link to a folder above: carried there
-            folders.clear()
-            continue
-        above[here] = parents | {(status.st_dev, status.st_ino)}
-        if top:
-            left += [f"{f}/" for f in folders if f in LEFT_FOLDERS and f != ".surgery"]
-            folders[:] = [f for f in folders if f not in LEFT_FOLDERS]
-        folders.sort()
-        own = not top and any(n.endswith(".safetensors") and os.path.join(relative, n) not in shards for n in names)
-        nested += [relative] if own else []
-        inside = any(relative == n or relative.startswith(n + os.sep) for n in nested)
-        for name in sorted(names):
-            path = name if top else os.path.join(relative, name)
-            if path in shards:
-                continue
-            stale = any(fnmatch(name, p) for p in OTHER_WEIGHTS) or name.startswith("consolidated.")
-            if not inside and (stale or name.endswith(".safetensors") or fnmatch(name, "*.safetensors.index*.json")):
-                left.append(path)
-                continue
-            full = os.path.join(here, name)
-            if not os.path.isfile(full):
-                raise FormatError("neither a file nor a folder: a broken link?", where=[full], help="remove it, or mend the link")
-            info = os.stat(full)
-            files[path] = File(full, info.st_size, info.st_mtime_ns)
+    paths = [path for path in folder.walk(LEFT_FOLDERS) if path not in shards]
+    nested = list(dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path))
+    for path in paths:
+        name = path.rpartition("/")[2]
+        inside = any(path.startswith(f"{place}/") for place in nested)
+        stale = any(fnmatch(name, p) for p in OTHER_WEIGHTS) or name.startswith("consolidated.")
+        if not inside and (stale or name.endswith(".safetensors") or fnmatch(name, "*.safetensors.index*.json")):
+            left.append(path)
+        else:
+            files[path] = folder.file(path)
     notes = list(checkpoint.notes)
     if left:
         notes.append("left out, since they would still hold the old weights: " + ", ".join(listed(left)))
@@ -347,13 +324,7 @@ def _with_files(checkpoint: Checkpoint, folder: str) -> Checkpoint:
     return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))
 
 
-def _unreadable(error: OSError) -> None:
-    raise FormatError(f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions") from error
-
-
-def _earlier(folder: str) -> tuple[Mapping[str, Any], ...]:
+def _earlier(folder: Folder) -> tuple[Mapping[str, Any], ...]:
     """The history in the manifest of a folder that surgery wrote, so that the next manifest continues it."""
-    from .formats.manifest import read_manifest
-
     manifest = read_manifest(folder)
     return tuple(manifest.history) if manifest else ()

@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .checkpoint import Checkpoint, of_adapter, open_checkpoint
+from .checkpoint import Checkpoint, of_adapter, open_any
 from .compare import Measure, identical, measure, workspace
 from .errors import FormatError, SurgeryError
 from .evaluate import Workspace
 from .formats.peft import CONFIG as ADAPTER_CONFIG
-from .formats.peft import Adapter, is_adapter, open_adapter
+from .formats.peft import Adapter
 from .formats.strict import MEND, parse_object
 from .names import natural, select
+from .read import content, same_content
 from .tensor import File, Tensor
 
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 ABSENT = "absent"
-_READ = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +123,9 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: Callable[[str, int],
 
 
 def _opened(side: Side) -> Checkpoint:
-    if isinstance(side, Checkpoint):
-        return side
-    if not isinstance(side, Adapter):
-        if not is_adapter(side):
-            return open_checkpoint(side)
-        side = open_adapter(side)
-    return of_adapter(side)
+    if isinstance(side, str | os.PathLike):
+        side = open_any(side)
+    return of_adapter(side) if isinstance(side, Adapter) else side
 
 
 def _change(name: str, a: Tensor, b: Tensor, work: Workspace) -> Change:
@@ -145,7 +141,7 @@ def _fields(a: Mapping[str, File | bytes], b: Mapping[str, File | bytes]) -> tup
     found: list[Field] = []
     for name in CONFIGS:
         if name in a and name in b:
-            one, other = (_flat(parse_object(_content(side[name]), _broken(side[name], name))) for side in (a, b))
+            one, other = (_flat(parse_object(content(side[name]), _broken(side[name], name))) for side in (a, b))
             found += [
                 Field(key, one.get(key, ABSENT), other.get(key, ABSENT))
                 for key in dict.fromkeys((*one, *other))
@@ -168,26 +164,7 @@ def _flat(content: Mapping[str, Any], path: str = "") -> dict[str, str]:
 def _files(a: Mapping[str, File | bytes], b: Mapping[str, File | bytes]) -> Names:
     both = [n for n in sorted(a) if n in b and n not in CONFIGS]
     only_a, only_b = (tuple(sorted(x.keys() - y.keys())) for x, y in ((a, b), (b, a)))
-    return Names(only_a, only_b, tuple(n for n in both if not _same_file(a[n], b[n])))
-
-
-def _same_file(a: File | bytes, b: File | bytes) -> bool:
-    if isinstance(a, File) and isinstance(b, File):
-        if a.size != b.size:
-            return False
-        with open(a.path, "rb") as one, open(b.path, "rb") as other:
-            while (data := one.read(_READ)) == other.read(_READ):
-                if not data:
-                    return True
-        return False
-    return _content(a) == _content(b)
-
-
-def _content(file: File | bytes) -> bytes:
-    if isinstance(file, bytes):
-        return file
-    with open(file.path, "rb") as stream:
-        return stream.read()
+    return Names(only_a, only_b, tuple(n for n in both if not same_content(a[n], b[n])))
 
 
 def _broken(file: File | bytes, name: str) -> Callable[[str], FormatError]:

@@ -12,7 +12,12 @@
     ├── DestinationError      the output may not be written there
     ├── NoSpace               the disk is, or would be, full
     ├── SourceChanged         an input changed after it was opened
-    └── VerificationFailed    a checkpoint that is not what it should be
+    ├── VerificationFailed    a checkpoint that is not what it should be
+    └── HubError              the Hub refused, failed, or could not be reached
+        ├── NotAllowed        the token may not do that, or there is none
+        ├── NotOnHub          no such repository, revision or file
+        ├── HubConflict       someone else changed the repository meanwhile
+        └── HubUnreachable    no answer, or none but errors, after all tries
 
 What, where and help are lower case, without a full stop, with real values in them.
 """
@@ -95,6 +100,26 @@ class SourceChanged(SurgeryError):
 
 class VerificationFailed(SurgeryError):
     """A checkpoint that is not what it should be."""
+
+
+class HubError(SurgeryError):
+    """The Hub refused, failed, or could not be reached."""
+
+
+class NotAllowed(HubError):
+    """What the token at hand may not do, or nobody without one."""
+
+
+class NotOnHub(HubError):
+    """A repository, a revision or a file that the Hub does not have, or does not show."""
+
+
+class HubConflict(HubError):
+    """A repository that someone else changed meanwhile."""
+
+
+class HubUnreachable(HubError):
+    """No answer from the Hub, or none but errors, after all tries."""
 
 
 def printable(text: str) -> str:

@@ -68,7 +68,7 @@ class Workspace:
     """What one worker needs: open files and buffers, together at most `budget` bytes."""
 
     def __init__(self, budget: int, aliases: dict[str, str] | None = None) -> None:
-        self.reader = Reader(aliases)
+        self.reader = Reader(aliases, budget // 8)
         self.window = min(8 << 20, budget // 8)  # bytes of a value that are made at once
         self.depth = 0  # of sums within sums, each with a buffer of its own for its base
         self.loss = Loss()  # what rounding did to the sums that were made since the last `take_loss`
@@ -197,7 +197,7 @@ def into(tensor: Tensor, start: int, stop: int, out: memoryview, work: Workspace
         draw(tensor, start, stop, out)
         return
     if isinstance(tensor, Stored) and item:
-        work.reader.read(tensor.file, tensor.offset + start * item, out)
+        work.reader.read(tensor.file, tensor.offset + start * item, out, tensor.offset + tensor.nbytes)
         return
     pieces = window(work.pieces(tensor), start, stop, tensor.size)
     work.reader.gather([to_bytes(p) for p in pieces if isinstance(p.leaf, Stored | Zeros)], out)

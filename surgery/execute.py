@@ -12,44 +12,50 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from queue import SimpleQueue
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .checkpoint import Checkpoint
-from .errors import FormatError, NoSpace, SurgeryError, listed
+from .errors import FormatError, NoSpace, SurgeryError
 from .evaluate import DEFAULT_MEMORY, LEAST_BUDGET, ROWS, SCRATCH, Workspace, blocks, exact
 from .formats.manifest import MANIFEST
 from .formats.peft import Adapter
 from .formats.safetensors import read_header
+from .hub.refs import has_scheme
+from .links import Links, removed
 from .losses import Erased, Loss, check_finite, erased_in, note_on
 from .patch import block_of
 from .plan import Copy, Fill, Keep, Part, Plan, ShardPlan, plan, written
-from .read import Reader
+from .read import PIECE, Reader
 from .record import BASE
 from .sharding import parse_size
 from .sidecar import SidecarFile
 from .stage import Stage, size_of, staged, sync
 from .tensor import File, Restored, Sum, Tensor
 
+if TYPE_CHECKING:
+    from .hub.push import PushReport
+    from .hub.stream import HubDestination
+
 COPY_CHUNK = 64 << 20  # bytes of one kernel copy: a unit of work and of progress
 FILL_CHUNK = 16 << 20  # bytes of one evaluation
-PIECE = 1 << 20  # bytes of the read/write loop where the kernel cannot copy
+BULKY = 10_000_000  # bytes of a carried file that leaves the disk as a shard does, where shards do
+CONNECTIONS = 8  # workers where inputs are on the Hub: they wait more than they work
 # Where the kernel cannot copy, or does not tell which side failed (EIO): the read/write loop can, and does.
 NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.EIO)
-# Where a file cannot get a second name: on another file system, or one without links, or another user's file, or one too many.
-NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the executor has just done; `nbytes` were written by it. `name` is the shard, file or folder."""
+    """What the executor has just done; `nbytes` were written by it, or sent. `name` is the shard, file or folder."""
 
-    kind: Literal["resumed", "linked", "begun", "filled", "recorded", "synced", "finished", "file", "staged", "published"]
+    kind: Literal["resumed", "linked", "begun", "filled", "recorded", "synced", "finished", "sent", "file", "staged", "published"]
     name: str
     nbytes: int = 0
     tensor: str = ""
@@ -75,11 +81,36 @@ class Report:
     notes: tuple[str, ...] = field(default=())
     erased: tuple[Erased, ...] = ()  # where rounding leaves most of the changed weights as they were
     linked: int = 0  # bytes that lie in the output without having been written: hard links to inputs
+    commit: PushReport | None = None  # of an output on the Hub
+
+
+class Delivery(Protocol):
+    """A destination elsewhere: what is finished goes there at once and leaves the disk, and `publish` makes it visible."""
+
+    @property
+    def place(self) -> str:
+        """The local path beside which the stage is, as it is beside a local destination; nothing is ever there itself."""
+
+    @property
+    def room(self) -> int:
+        """How many shards may be on the disk, finished or begun."""
+
+    def begin(self, stage: str) -> None:
+        """The stage is there, and locked; it may hold what a broken run left."""
+
+    def has(self, name: str) -> bool:
+        """Whether a shard or file has been delivered, by this run or a broken one."""
+
+    def deliver(self, names: Sequence[str]) -> None:
+        """These finished files of the stage are where they belong, together, or in the stage still. Called in the caller's thread."""
+
+    def publish(self) -> PushReport:
+        """All of it is visible, and the stage gone."""
 
 
 def write(
     checkpoint: Checkpoint | Adapter,
-    dest: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | HubDestination,
     max_shard_size: int | str | None = None,
     *,
     balanced: bool = False,
@@ -97,7 +128,7 @@ def write(
 
 def execute(
     plan: Plan,
-    dest: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | HubDestination,
     *,
     memory: int | str = DEFAULT_MEMORY,
     workers: int | None = None,
@@ -105,10 +136,11 @@ def execute(
     link: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
-    """Carry out `plan` at `dest`. `memory` (bytes, or "512MB") bounds the buffers of all `workers` together.
+    """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a HubDestination.
 
+    `memory` (bytes, or "512MB") bounds the buffers of all `workers` together.
     Bytes do not depend on `workers` or `memory`. `on_step` is called after each step, from any worker, never by two at
-    once. Raises DestinationError, NoSpace, SourceChanged; the finished shards stay staged, and a rerun resumes them.
+    once. Raises DestinationError, NoSpace, SourceChanged, HubError; the finished shards stay staged, and a rerun resumes them.
 
     `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where the file
     system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
@@ -116,12 +148,15 @@ def execute(
     begun = time.monotonic()
     emit = _serial(on_step)
     count, budget = _share(plan, parse_size(memory), workers)
-    inputs = [*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))]
-    with staged(os.fspath(dest), plan.identity, overwrite=overwrite, inputs=inputs) as stage:
-        todo, resumed = _resume(plan, stage, emit, link=link)
-        links = _Links(stage, emit) if link else None
-        todo = [shard for shard in todo if not (links and links.take(shard))]
-        _check_space(plan, stage, resumed + (links.nbytes if links else 0))
+    inputs = [path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)]
+    place, delivery = _delivery(plan, dest, overwrite=overwrite)
+    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs) as stage:
+        if delivery:
+            delivery.begin(stage.path)
+        todo, resumed = _resume(plan, stage, emit, delivery, link=link)
+        links = Links(stage.path, lambda name, size: emit(Step("linked", name, size))) if link and not delivery else None
+        todo = [shard for shard in todo if not (links and _linked(shard, stage, links))]
+        _check_space(plan, stage, resumed + (links.nbytes if links else 0), delivery)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
@@ -136,19 +171,22 @@ def execute(
                     made = _Crew([replace(plan.scratch, slots=(slot,))], stage.path, space, emit, scratch=True).run(count)
                     losses |= {name: loss for loss in made.values() if loss.erased or loss.overflowed for name in plan.users(slot)}
                 check_finite(losses, plan.dtypes)
-            losses |= _Crew(todo, stage.path, space, emit, scratch=False).run(count)
+            losses |= _Crew(todo, stage.path, space, emit, scratch=False, delivery=delivery).run(count)
             check_finite(losses, plan.dtypes)
         erased = erased_in(losses)
         notes += note_on(erased, losses)
-        _write_files(plan, stage, emit, links)
-        notes = [*(links.notes() if links else []), *notes, *_record_note(plan, stage)]
+        _write_files(plan, stage, emit, delivery, links)
+        notes = [*(links.notes() if links else []), *notes, *(_record_note(plan, stage) if not delivery else [])]
         _check_sources(plan)
-        _remove_strays(plan, stage)
+        if not delivery:
+            _remove_strays(plan, stage)
         emit(Step("staged", stage.path))
-        stage.publish(overwrite=overwrite)
+        commit = delivery.publish() if delivery else None
+        if not delivery:
+            stage.publish(overwrite=overwrite)
         emit(Step("published", stage.dest))
     return Report(
-        output=os.path.abspath(os.fspath(dest)),
+        output=commit.url if commit else stage.dest,
         shards=len(plan.shards),
         tensors=plan.tensors,
         copied=plan.tensors - len(plan.computed),
@@ -161,10 +199,21 @@ def execute(
         resumed=resumed,
         seconds=time.monotonic() - begun,
         history=plan.history,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys([*notes, *(commit.notes if commit else ())])),
         erased=erased,
         linked=links.nbytes if links else 0,
+        commit=commit,
     )
+
+
+def _delivery(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool) -> tuple[str, Delivery | None]:
+    """The local path beside which the stage will be, and where finished shards go if they do not stay in it."""
+    if isinstance(dest, str | os.PathLike) and not has_scheme(os.fspath(dest)):
+        return os.fspath(dest), None
+    from .hub.stream import deliver_to
+
+    delivery = deliver_to(dest, plan, overwrite=overwrite)
+    return delivery.place, delivery
 
 
 def _serial(on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
@@ -183,7 +232,8 @@ def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
     least = LEAST_BUDGET if plan.arithmetic else 4 * PIECE
     if memory < least:
         raise SurgeryError(f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more")
-    wanted = workers if workers is not None else min(4, len(os.sched_getaffinity(0)))
+    remote = any(file.remote for file in _sources(plan))
+    wanted = workers if workers is not None else CONNECTIONS if remote else min(4, len(os.sched_getaffinity(0)))
     if wanted < 1:
         raise SurgeryError(f"{wanted} workers can do nothing", help="pass --workers 1 or more")
     count = max(1, min(wanted, memory // least))
@@ -196,16 +246,19 @@ def _sources(plan: Plan) -> list[File]:
 
 
 def _check_sources(plan: Plan) -> None:
-    """Nothing was written to the inputs while we read them. Raises SourceChanged."""
+    """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises SourceChanged."""
     reader = Reader()
     try:
         for file in _sources(plan):
-            reader.fd(file)
+            if not file.remote:
+                reader.fd(file)
     finally:
         reader.close()
 
 
-def _resume(plan: Plan, stage: Stage, emit: Callable[[Step], None], *, link: bool) -> tuple[list[ShardPlan], int]:
+def _resume(
+    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool
+) -> tuple[list[ShardPlan], int]:
     """The shards that are still to be made, and the bytes of those that a broken run of this plan finished.
 
     What that run linked is made anew where this one is to share nothing with the inputs.
@@ -213,8 +266,12 @@ def _resume(plan: Plan, stage: Stage, emit: Callable[[Step], None], *, link: boo
     todo, resumed = [], 0
     for shard in plan.shards:
         path = os.path.join(stage.path, shard.name)
+        sent = delivery is not None and delivery.has(shard.name)
         recorded = not shard.sidecar or os.path.isfile(os.path.join(stage.path, shard.sidecar.name))
-        if os.path.isfile(path) and recorded and _is_as_planned(path, shard) and (link or os.stat(path).st_nlink == 1):
+        here = os.path.isfile(path) and recorded and _is_as_planned(path, shard)
+        if sent or (here and (link or os.stat(path).st_nlink == 1)):
+            if delivery and not sent:
+                delivery.deliver(_files_of(shard))
             resumed += shard.nbytes
             emit(Step("resumed", shard.name, shard.nbytes))
         else:
@@ -239,18 +296,18 @@ def _compare(path: str, shard: ShardPlan) -> None:
         raise FormatError("a written shard is not what was planned", where=[path], help="a fault of the disk, or of surgery: report it")
 
 
-def _check_space(plan: Plan, stage: Stage, resumed: int) -> None:
+def _check_space(plan: Plan, stage: Stage, resumed: int, delivery: Delivery | None) -> None:
     free = shutil.disk_usage(stage.path).free + sum(
         os.stat(os.path.join(stage.path, f)).st_blocks * 512 for f in os.listdir(stage.path) if f.endswith(".part")
     )
-    needed = plan.needed - resumed
+    needed = min(plan.needed - resumed, plan.needed_for(delivery.room)) if delivery else plan.needed - resumed
     if needed > free:
         if not os.listdir(stage.path):
             os.rmdir(stage.path)
         raise NoSpace(
             f"the output needs {needed} bytes, and {free} are free",
             where=[os.path.dirname(stage.dest)],
-            help="make room, or write to another disk with -o",
+            help="make room, or put the stage on another disk with --stage" if delivery else "make room, or write to another disk with -o",
         )
 
 
@@ -287,17 +344,28 @@ class _Crew:
     """Workers that fill shards, and a thread that makes the filled ones durable while they go on.
 
     Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
-    A `scratch` file is no output: it keeps the name of an unfinished part.
+    A `scratch` file is no output: it keeps the name of an unfinished part. With a `delivery`, finished shards leave the folder
+    in the caller's thread, where Ctrl-C reaches an upload, and no more are begun than there is room for.
     """
 
     def __init__(
-        self, shards: Sequence[ShardPlan], folder: str, space: Callable[[], Workspace], emit: Callable[[Step], None], *, scratch: bool
+        self,
+        shards: Sequence[ShardPlan],
+        folder: str,
+        space: Callable[[], Workspace],
+        emit: Callable[[Step], None],
+        *,
+        scratch: bool,
+        delivery: Delivery | None = None,
     ) -> None:
-        self.folder, self.space, self.emit, self.scratch = folder, space, emit, scratch
-        self.waiting = iter(shards)
+        self.folder, self.space, self.emit, self.scratch, self.delivery = folder, space, emit, scratch, delivery
+        self.waiting = deque(shards)
+        self.room = delivery.room if delivery else len(shards)
         self.opened: list[_Shard] = []
         self.filled: SimpleQueue[_Shard | None] = SimpleQueue()
+        self.finished: SimpleQueue[_Shard | None] = SimpleQueue()
         self.lock, self.stop = threading.Lock(), threading.Event()
+        self.changed = threading.Condition(self.lock)
         self.errors: list[BaseException] = []
         self.losses: dict[str, Loss] = {}
 
@@ -307,17 +375,19 @@ class _Crew:
         What rounding did, by tensor, is returned. A shard with weights that became infinite is not finished: a rerun makes it anew.
         """
         running: list[threading.Event] = []
+        self.working = workers
         named = self._start(self._name, "sync")
         # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
         try:
             for i in range(workers):
                 running.append(self._start(self._work, str(i)))
+            while (shard := self.finished.get()) and not self.stop.is_set():
+                self._deliver(shard)
             for ended in running:
                 ended.wait()
-            self.filled.put(None)
             named.wait()
         finally:
-            self.stop.set()
+            self._halt()
             for ended in running:
                 ended.wait()
             self.filled.put(None)
@@ -337,15 +407,32 @@ class _Crew:
                 task()
             except BaseException as error:
                 self.errors.append(error)
-                self.stop.set()
+                self._halt()
             finally:
                 ended.set()
 
         threading.Thread(target=guarded, name=f"surgery-{title}", daemon=True).start()
         return ended
 
+    def _halt(self) -> None:
+        """No further part is taken, and nobody waits for room."""
+        self.stop.set()
+        with self.changed:
+            self.changed.notify_all()
+
     def _work(self) -> None:
+        try:
+            self._fill_shards()
+        finally:
+            with self.lock:
+                self.working -= 1
+                last = not self.working
+            if last:
+                self.filled.put(None)
+
+    def _fill_shards(self) -> None:
         space, shard = self.space(), None
+        space.reader.stop = self.stop
         try:
             while item := self._take(shard):
                 shard, part = item
@@ -371,8 +458,9 @@ class _Crew:
 
     def _take(self, mine: _Shard | None) -> tuple[_Shard, Part | None] | None:
         """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all taken."""
-        with self.lock:
-            shard = None if self.stop.is_set() else mine if mine and not mine.issued else self._begin()
+        with self.changed:
+            while (shard := self._next(mine)) is None and self.waiting and not self.stop.is_set():
+                self.changed.wait()  # until a delivery makes room
             if shard is None:
                 return None
             part = next(shard.parts, None)
@@ -380,11 +468,18 @@ class _Crew:
             shard.pending += 1
             return shard, part
 
-    def _begin(self) -> _Shard | None:
-        """The next shard, begun; when all are, one of which parts are left."""
-        plan = next(self.waiting, None)
-        if plan is None:
-            return next((shard for shard in self.opened if not shard.issued), None)
+    def _next(self, mine: _Shard | None) -> _Shard | None:
+        """The shard to go on with: one's own, a new one, or, when all are begun that may be, another's of which parts are left."""
+        if self.stop.is_set():
+            return None
+        if mine and not mine.issued:
+            return mine
+        if self.waiting and self.room:
+            self.room -= 1
+            return self._begin(self.waiting.popleft())
+        return next((shard for shard in self.opened if not shard.issued), None)
+
+    def _begin(self, plan: ShardPlan) -> _Shard:
         shard = _Shard(plan, os.path.join(self.folder, plan.name))
         self.opened.append(shard)
         shard.begin(scratch=self.scratch)
@@ -396,16 +491,33 @@ class _Crew:
         try:
             while shard := self.filled.get():
                 _finish(shard, self.emit, space)
+                if self.delivery:
+                    self.finished.put(shard)
         finally:
             space.close()
+            self.finished.put(None)
+
+    def _deliver(self, shard: _Shard) -> None:
+        assert self.delivery
+        self.delivery.deliver(_files_of(shard.plan))
+        self.emit(Step("sent", shard.plan.name, shard.plan.nbytes))
+        with self.changed:
+            self.room += 1
+            self.changed.notify_all()
+
+
+def _files_of(shard: ShardPlan) -> list[str]:
+    """The files that a finished shard is: its record, and itself."""
+    return [*([shard.sidecar.name] if shard.sidecar else []), shard.name]
 
 
 def _cut(step: Part) -> Iterator[Part]:
     """A step as parts of bounded size, so that workers share a large tensor."""
     match step:
         case Copy(file, first, to, nbytes):
-            for at in range(0, nbytes, COPY_CHUNK):
-                yield Copy(file, first + at, to + at, min(COPY_CHUNK, nbytes - at))
+            chunk = FILL_CHUNK if file.remote else COPY_CHUNK
+            for at in range(0, nbytes, chunk):
+                yield Copy(file, first + at, to + at, min(chunk, nbytes - at))
         case Fill(tensor, first, stop, to, kept):
             elements = _elements(kept.original if kept else tensor, blockwise=bool(kept) or isinstance(tensor, Restored))
             for start in range(first, stop, elements):
@@ -425,7 +537,7 @@ def _fill(shard: _Shard, part: Part, space: Workspace) -> int:
     """Write one part; returns its bytes."""
     match part:
         case Copy(file, at, to, nbytes):
-            copy_range(space.reader, file, at, shard.fd, to, nbytes, space)
+            copy_range(space.reader, file, at, shard.fd, to, nbytes)
             return nbytes
         case Fill(tensor, start, stop, to, kept):
             for offset, data in blocks(tensor, start, stop, space):
@@ -439,10 +551,17 @@ def _fill(shard: _Shard, part: Part, space: Workspace) -> int:
             return 0
 
 
-def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int, space: Workspace) -> None:
-    """Copy bytes between files: in the kernel where it can, else through a buffer."""
+def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int) -> None:
+    """Copy bytes between files: in the kernel where it can, else through a buffer, as from the Hub."""
+    done = _copied(source, at, fd, to, nbytes) if (source := reader.fd(file)) is not None else 0
+    for part in reader.stream(file, at + done, nbytes - done):
+        _write(fd, part, to + done)
+        done += len(part)
+
+
+def _copied(source: int, at: int, fd: int, to: int, nbytes: int) -> int:
+    """How many bytes the kernel copied."""
     done = 0
-    source = reader.fd(file)
     while done < nbytes:
         try:
             got = os.copy_file_range(source, fd, nbytes - done, at + done, to + done)
@@ -453,11 +572,7 @@ def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: in
         if got == 0:
             break
         done += got
-    while done < nbytes:
-        data = space.buffer("window", min(PIECE, nbytes - done))
-        reader.read(file, at + done, data)
-        _write(fd, data, to + done)
-        done += len(data)
+    return done
 
 
 def _write(fd: int, data: memoryview, to: int) -> None:
@@ -491,60 +606,25 @@ def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> No
     emit(Step("finished", shard.plan.name))
 
 
+def _linked(shard: ShardPlan, stage: Stage, links: Links) -> bool:
+    """Whether the shard is there now, as a link to the input that it is. Durable, and compared with the plan, as any shard."""
+    file = whole_file(shard)
+    if file is None or shard.sidecar or not links.link(file, shard.name):
+        return False
+    _compare(os.path.join(stage.path, shard.name), shard)
+    return True
+
+
 def whole_file(shard: ShardPlan) -> File | None:
     """The input file that the shard is, byte for byte, its header included; None where it is not just that."""
     match list(islice(shard.steps(), 2)):
-        case [Copy(file, at, to, nbytes)] if at == to == len(shard.header) and to + nbytes == file.size == shard.nbytes:
+        case [Copy(file, at, to, nbytes)] if not file.remote and at == to == len(shard.header) and to + nbytes == file.size == shard.nbytes:
             with open(file.path, "rb") as stream:
                 return file if stream.read(to) == shard.header else None
     return None
 
 
-class _Links:
-    """Hard links from a stage to inputs: what was linked, and what could not be."""
-
-    def __init__(self, stage: Stage, emit: Callable[[Step], None]) -> None:
-        self.stage, self.emit = stage, emit
-        self.nbytes, self.refused = 0, list[str]()
-
-    def take(self, shard: ShardPlan) -> bool:
-        """Whether the shard is there now, as a link to the input that it is. Durable, and compared with the plan, as any shard."""
-        file = whole_file(shard)
-        if file is None or shard.sidecar or not self.link(file, shard.name):
-            return False
-        _compare(os.path.join(self.stage.path, shard.name), shard)
-        return True
-
-    def link(self, file: File, name: str) -> bool:
-        """Whether `name` is a link to the input now. A name is made, never a byte written: the input stays what it is."""
-        target = os.path.join(self.stage.path, name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        _remove(target)
-        try:
-            os.link(os.path.realpath(file.path), target)
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            self.refused.append(f"{name}: {error.strerror}")
-            return False
-        sync(target)
-        sync(os.path.dirname(target))
-        self.nbytes += file.size
-        self.emit(Step("linked", name, file.size))
-        return True
-
-    def notes(self) -> list[str]:
-        """What the report says of it."""
-        said = [f"hard-linked to the inputs: {self.nbytes} bytes; whoever writes to one of them writes to both"] if self.nbytes else []
-        return said + ([f"copied, since they could not be linked: {', '.join(listed(self.refused))}"] if self.refused else [])
-
-
-def _remove(path: str) -> None:
-    if os.path.lexists(path):
-        os.unlink(path)
-
-
-def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], links: _Links | None) -> None:
+def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, links: Links | None) -> None:
     """Carried files, then the index, then the manifest, which declares the stage complete.
 
     A file that a broken run left is removed, not written over: it may be a link to an input.
@@ -552,21 +632,27 @@ def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], links: 
     space = Workspace(4 * PIECE)
     try:
         for path in sorted(plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
+            if delivery and delivery.has(path):
+                continue
             file, target = plan.files[path], os.path.join(stage.path, path)
             if links and isinstance(file, File) and links.link(file, path):
                 continue
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            _remove(target)
+            removed(target)
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 if isinstance(file, bytes):
                     _write(fd, memoryview(file), 0)
                 else:
-                    copy_range(space.reader, file, 0, fd, 0, file.size, space)
+                    copy_range(space.reader, file, 0, fd, 0, file.size)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            emit(Step("file", path, len(file) if isinstance(file, bytes) else file.size))
+            nbytes = len(file) if isinstance(file, bytes) else file.size
+            emit(Step("file", path, nbytes))
+            if delivery and nbytes >= BULKY:
+                delivery.deliver([path])
+                emit(Step("sent", path, nbytes))
     finally:
         space.close()
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from .adapters.consistency import contradictions, doubts
 from .adapters.experts import by_parameter
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_any
 from .errors import LayoutError, NotSupported, SurgeryError
 from .families import EMBEDDINGS, HEADS, is_tied
+from .folder import folder_at
 from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
-from .formats.peft import Adapter, is_adapter, open_adapter
+from .formats.peft import Adapter
 from .fused.detect import choices, detect, looks_fused
 from .names import natural
 from .surgeries.own import own_adapter, own_names
@@ -73,10 +74,8 @@ class Inspection:
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
-    path = os.path.abspath(os.fspath(path))
-    if is_adapter(path):
-        return _inspect_adapter(open_adapter(path))
-    return inspect_checkpoint(open_checkpoint(path))
+    found = open_any(path)
+    return _inspect_adapter(found) if isinstance(found, Adapter) else inspect_checkpoint(found)
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
@@ -103,6 +102,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 
 def _inspect_adapter(adapter: Adapter) -> Inspection:
+    folder = folder_at(adapter.path)
     return Inspection(
         path=adapter.path,
         kind="adapter",
@@ -116,7 +116,7 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         targets=_targets(_adapted(adapter)),
         quantization="",
         adapter=_described(adapter),
-        files=tuple(sorted(f for f in os.listdir(adapter.path) if os.path.isfile(os.path.join(adapter.path, f)))),
+        files=tuple(sorted(f for f in folder.names() if folder.has(f))) if folder else (),
         history=(),
         notes=(*contradictions(adapter), *doubts(adapter)),
     )

@@ -28,6 +28,7 @@ from .formats.index import encode_index
 from .formats.manifest import MANIFEST, Manifest, encode_manifest
 from .formats.peft import Adapter
 from .formats.safetensors import encode_header, header_alone, in_file_order
+from .hub.refs import SCHEME, has_scheme
 from .names import natural
 from .record import BASE, Kept, Recipes, Sidecar, base_record
 from .runs import Piece, lower, to_bytes
@@ -51,6 +52,7 @@ from .tensor import (
 from .version import __version__
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
+FETCH_RUN = 1 << 20  # the same for a file on the Hub, where each copy is a request
 _PRIME, _POINT = 2**127 - 1, 3**79
 
 
@@ -201,6 +203,11 @@ class Plan:
         """Bytes that the undo record of the shards may take; it mostly takes a fraction."""
         return sum(shard.sidecar.most for shard in self.shards if shard.sidecar)
 
+    def needed_for(self, room: int) -> int:
+        """The same where no more than `room` shards are on the disk at a time."""
+        most = sum(sorted((shard.nbytes for shard in self.shards), reverse=True)[:room])
+        return self.needed - self.nbytes + most
+
 
 def plan(
     checkpoint: Checkpoint | Adapter,
@@ -282,7 +289,8 @@ def steps(tensor: Tensor, to: int, kept: Kept | None = None) -> Iterator[Copy | 
     if isinstance(tensor, Zeros):
         return
     pieces = [] if is_computed(tensor) else [to_bytes(p) for p in lower(tensor)]
-    if not pieces or min(p.run for p in pieces) < COPY_RUN:
+    remote = any(leaf.file.remote for leaf in stored(tensor))
+    if not pieces or min(p.run for p in pieces) < (FETCH_RUN if remote else COPY_RUN):
         if tensor.nbytes:
             yield Fill(tensor, 0, tensor.size, to)
         return
@@ -496,10 +504,12 @@ def _check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes])
 
 
 def _described(source: Input) -> dict[str, Any]:
-    """An input as the manifest names it: by digests, without the machine's paths."""
-    files = {f.path.rsplit("/", 1)[-1]: {"size": f.size, "sha256": f.digest} for f in source.files}
-    what = "sha256 of the whole file" if source.role == "adapter" else "sha256 of the header"
-    return {"role": source.role, "name": source.path.rstrip("/").rsplit("/", 1)[-1], "digest": what, "files": files}
+    """An input as the manifest names it: by digests, without the machine's paths; one on the Hub by its name and commit there."""
+    remote = has_scheme(source.path)
+    files = {f.path.rsplit("/", 1)[-1]: {"size": f.size, "git" if len(f.digest) == 40 else "sha256": f.digest} for f in source.files}
+    what = "sha256 of the whole file" if source.role == "adapter" or remote else "sha256 of the header"
+    name = source.path.removeprefix(SCHEME) if remote else source.path.rstrip("/").rsplit("/", 1)[-1]
+    return {"role": source.role, "name": name, "digest": what, "files": files}
 
 
 def _identity(

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .checkpoint import Checkpoint
 from .dtypes import DTYPES, Dtype
-from .errors import FormatError, PlanError, VerificationFailed
-from .formats.safetensors import Header, encode_header, in_file_order, read_header, tensors_of
+from .errors import FormatError, PlanError, VerificationFailed, listed
+from .folder import Folder
+from .formats.safetensors import Header, encode_header, in_file_order, tensors_of
 from .read import Reader
 from .runs import lower
 from .tensor import (
@@ -251,12 +251,12 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
     return encode_header(shapes, sealed(json.dumps(facts))) + b"".join(packed[name] for name in in_file_order(shapes))
 
 
-def read_base_record(folder: str) -> BaseRecord:
+def read_base_record(folder: Folder) -> BaseRecord:
     """The base record of a merged folder. Raises FormatError where it is broken, VerificationFailed where there is none."""
-    path = os.path.join(folder, BASE)
-    if not os.path.isfile(path):
+    path = folder.at(BASE)
+    if not folder.has(BASE):
         raise VerificationFailed("no undo record is here: the merge was not made with --reversible", where=[path], help=WITHOUT)
-    file, header = read_header(path)
+    file, header = folder.headers([BASE])[BASE]
     facts = unsealed(header, path)
     reader = Reader()
     try:
@@ -300,13 +300,13 @@ class ShardRecord:
             raise FormatError("the undo record is damaged", where=[f"{self.file.path}: {name}"], help=MEND) from error
 
 
-def read_shard_record(folder: str, shard: str) -> ShardRecord:
-    """The sidecar of a written shard. Raises FormatError where it is missing or broken."""
-    path = os.path.join(folder, sidecar_of(shard))
-    if not os.path.isfile(path):
-        raise FormatError("a part of the undo record is missing", where=[path], help=MEND)
-    file, header = read_header(path)
-    return ShardRecord(file, unsealed(header, path)["tensors"], tensors_of(file, header))
+def read_shard_records(folder: Folder, shards: Sequence[str]) -> list[ShardRecord]:
+    """The sidecars of written shards. Raises FormatError where one is missing or broken."""
+    names = [sidecar_of(shard) for shard in shards]
+    if missing := [folder.at(name) for name in names if not folder.has(name)]:
+        raise FormatError("a part of the undo record is missing", where=listed(missing), help=MEND)
+    found = folder.headers(names)
+    return [ShardRecord(file, unsealed(header, file.path)["tensors"], tensors_of(file, header)) for file, header in found.values()]
 
 
 def sealed(recipe: str) -> dict[str, str]:

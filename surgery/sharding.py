@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from .checkpoint import Checkpoint
 from .errors import SurgeryError
-from .hub import split_into_shards
+from .hub.shards import split_into_shards
 from .names import natural
 
 _UNITS = (

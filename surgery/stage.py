@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from .errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
 from .formats.manifest import read_manifest
+from .hub.refs import has_scheme
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -76,10 +77,10 @@ def stages(dest: str) -> list[str]:
 def clean(folder: str) -> tuple[tuple[str, int], ...]:
     """Remove what broken runs left for the destination `folder`, and for all destinations inside it.
 
-    Returns each removed path with its bytes. An old output that an interrupted overwrite moved aside is moved back first.
-    Raises DestinationError where a run is at work.
+    For `hf://org/name`, what runs that wrote to that repository left here. Returns each removed path with its bytes. An old output
+    that an interrupted overwrite moved aside is moved back first. Raises DestinationError where a run is at work.
     """
-    folder = os.path.abspath(folder)
+    folder = _local(folder)
     found = [folder]
     if os.path.isdir(folder):
         marks = (f for f in os.listdir(folder) if f.startswith(".") and ".surgery" in f)
@@ -98,6 +99,15 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
         except OSError as error:
             raise DestinationError(f"cannot clean up: {error.strerror}", where=[error.filename or dest]) from error
     return tuple(removed)
+
+
+def _local(dest: str) -> str:
+    """The absolute path beside which the stages for a destination are."""
+    if not has_scheme(os.fspath(dest)):
+        return os.path.abspath(dest)
+    from .hub.resume import stage_of
+
+    return stage_of(os.fspath(dest))
 
 
 def size_of(folder: str) -> int:

@@ -25,16 +25,23 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A local file as it was when it was opened.
+    """A file as it was when it was opened: a local one, or one on the Hub, `hf://org/name@commit/path`, which never changes.
 
     `digest` names its content for the identity of a plan: the SHA-256 of a checkpoint shard's header, or of an adapter
-    file's whole content (a retrained adapter has the same header, size and perhaps time).
+    file's whole content (a retrained adapter has the same header, size and perhaps time). On the Hub it is what the Hub says:
+    the SHA-256 of the whole content, or git's hash of it.
     """
 
     path: str
     size: int
     mtime_ns: int
     digest: str = ""
+    whole: bool = False  # on the Hub: it is fetched as a whole, and held against `digest`, before any part of it is read
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is on the Hub."""
+        return self.path.startswith("hf://")
 
 
 class _Sized:

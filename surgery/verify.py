@@ -7,25 +7,32 @@ them, through transformers' own loader); is it the base with these adapters merg
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from .adapters.consistency import contradictions, doubts
-from .checkpoint import Checkpoint, open_checkpoint
-from .dtypes import Kind
-from .errors import SurgeryError, VerificationFailed, listed
+from .checkpoint import Checkpoint, open_any, open_checkpoint
+from .dtypes import Dtype, Kind
+from .errors import HubError, SurgeryError, VerificationFailed, listed
 from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
+from .folder import folder_at
+from .formats.index import encode_index
 from .formats.manifest import read_manifest
-from .formats.peft import Adapter, is_adapter, open_adapter
+from .formats.peft import Adapter, open_adapter
+from .formats.safetensors import encode_header
+from .hub.refs import has_scheme
 from .names import natural
 from .proof import Merging, Proof, Verdict, prove
 from .surgeries.merge import merge
 from .surgeries.own import own_adapter, own_names
 from .surgeries.rename import Rule
-from .tensor import Tensor
+from .tensor import Shape, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +91,23 @@ def verify(
     errors are raised; where none is given and surgery made the merge, they are read from its manifest. An adapter whose config
     and tensors contradict each other fails, and no merge is replayed.
     """
-    path = os.path.abspath(os.fspath(path))
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
-        raise SurgeryError("a merge is proved against its base and its adapters", where=[path], help="give both: --base and --adapter")
-    if is_adapter(path):
+        tip = "give both: --base and --adapter"
+        raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
+    try:
+        found = open_any(path)
+    except HubError:
+        raise
+    except SurgeryError as error:
+        return Verification(_named(path), (_unopened(error),))
+    if isinstance(found, Adapter):
         if base is not None:
             tip = "the merge comes first: surgery verify MERGED --base BASE --adapter ADAPTER"
-            raise SurgeryError("this is an adapter, not a merged checkpoint", where=[path], help=tip)
-        return _verify_adapter(path, values, on_tensor)
-    try:
-        checkpoint = open_checkpoint(path)
-    except SurgeryError as error:
-        return Verification(path, (_unopened(error),))
+            raise SurgeryError("this is an adapter, not a merged checkpoint", where=[found.path], help=tip)
+        return _verify_adapter(found, values, on_tensor)
+    path, checkpoint = (found.path if has_scheme(found.path) else _named(path)), found
     checks = [_structure(checkpoint), *_manifest(checkpoint), *_own(checkpoint)]
     if values:
         checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
@@ -161,16 +171,17 @@ def _merged(proof: Proof) -> Check:
     return Check("merge", True, f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base")
 
 
-def _verify_adapter(path: str, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:
-    try:
-        adapter = open_adapter(path)
-    except SurgeryError as error:
-        return Verification(path, (_unopened(error),))
+def _named(path: str | os.PathLike[str]) -> str:
+    """The path as it is shown: absolute, but for what is on the Hub."""
+    return os.fspath(path) if has_scheme(os.fspath(path)) else os.path.abspath(path)
+
+
+def _verify_adapter(adapter: Adapter, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:
     checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"), _consistent(adapter)]
     checks += [Check("targets", None, f"without its base: {doubt}") for doubt in doubts(adapter)]
     if values:
         checks.append(_finite(adapter.tensors, {}, on_tensor))
-    return Verification(path, tuple(checks))
+    return Verification(adapter.path, tuple(checks))
 
 
 def _structure(checkpoint: Checkpoint) -> Check:
@@ -201,16 +212,16 @@ def _counts_ties_twice(checkpoint: Checkpoint, said: int, held: int) -> bool:
 
 
 def _manifest(checkpoint: Checkpoint) -> list[Check]:
-    manifest = read_manifest(checkpoint.path)
-    if manifest is None:
+    folder = folder_at(checkpoint.path)
+    manifest = read_manifest(folder) if folder else None
+    if folder is None or manifest is None:
         return []
     wrong = []
     for name, size in manifest.files.items():
-        full = os.path.join(checkpoint.path, name)
-        if not os.path.isfile(full):
+        if not folder.has(name):
             wrong.append(f"{name}: missing")
-        elif os.path.getsize(full) != size:
-            wrong.append(f"{name}: {os.path.getsize(full)} bytes, written with {size}")
+        elif (here := folder.file(name).size) != size:
+            wrong.append(f"{name}: {here} bytes, written with {size}")
     if wrong:
         return [Check("manifest", False, f"{len(wrong)} files are not as surgery wrote them", tuple(listed(wrong)))]
     return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]
@@ -257,7 +268,8 @@ def _accepted(checkpoint: Checkpoint) -> Check:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        _, info = kind.from_pretrained(checkpoint.path, device_map="meta", output_loading_info=True, local_files_only=True)
+        with _as_files(checkpoint) as folder:
+            _, info = kind.from_pretrained(folder, device_map="meta", output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         return Check("class", False, f"{names[0]} cannot load it: {str(error).splitlines()[0]}")
     finally:
@@ -270,6 +282,31 @@ def _accepted(checkpoint: Checkpoint) -> Check:
         return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
     rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""
     return Check("class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape{rest}")
+
+
+@contextmanager
+def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
+    """A local folder with the checkpoint's config and headers: its own, or, of one on the Hub, a temporary one of sparse files."""
+    if not has_scheme(checkpoint.path):
+        yield checkpoint.path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        members: dict[str, dict[str, tuple[Dtype, Shape]]] = {}
+        for name, tensor in checkpoint.tensors.items():
+            members.setdefault(checkpoint.weight_map[name], {})[name] = (tensor.dtype, tensor.shape)
+        for shard, tensors in members.items():
+            header = encode_header(tensors, {"format": "pt"})
+            os.makedirs(os.path.dirname(path := os.path.join(folder, shard)), exist_ok=True)
+            with open(path, "wb") as stream:
+                stream.write(header)
+                stream.truncate(len(header) + sum(checkpoint.tensors[name].nbytes for name in tensors))
+        files = {"config.json": json.dumps(checkpoint.config).encode()}
+        if members.keys() != {checkpoint.index_name.replace(".index.json", "")}:
+            files[checkpoint.index_name] = encode_index({}, checkpoint.weight_map)
+        for path, raw in files.items():
+            with open(os.path.join(folder, path), "wb") as stream:
+                stream.write(raw)
+        yield folder
 
 
 def _complaints(info: Mapping[str, Any], own: Sequence[str]) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ import surgery
 from surgery.checkpoint import Checkpoint
 from surgery.dtypes import DTYPES
 from surgery.errors import NothingMatched, PlanError, SurgeryError
-from surgery.hub import split_into_shards
+from surgery.hub.shards import split_into_shards
 from surgery.names import natural
 from surgery.sharding import assign, in_order, parse_size
 from surgery.tensor import Zeros

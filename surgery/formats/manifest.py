@@ -7,13 +7,13 @@ gives the same bytes anywhere.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FormatError
-from .strict import read_object
+from ..folder import Folder, LocalFolder
+from .strict import parse_object
 
 MANIFEST = ".surgery/manifest.json"
 FORMAT = 1
@@ -46,12 +46,13 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-def read_manifest(folder: str) -> Manifest | None:
-    """The manifest in `folder`; None where there is none. Raises FormatError where it is broken."""
-    path = os.path.join(folder, MANIFEST)
-    if not os.path.isfile(path):
+def read_manifest(folder: str | Folder) -> Manifest | None:
+    """The manifest in `folder`, or in the local folder of that path; None where there is none. Raises FormatError where it is broken."""
+    folder = LocalFolder(folder) if isinstance(folder, str) else folder
+    if not folder.has(MANIFEST):
         return None
-    content = read_object(path)
+    path = folder.at(MANIFEST)
+    content = parse_object(folder.read(MANIFEST), lambda what: FormatError(what, where=[path]))
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
             raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,11 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AdapterError, FormatError, NotACheckpoint
-from ..tensor import File, Input, LowRank, Tensor
-from .safetensors import read_header, tensors_of
-from .strict import read_object
+from ..folder import Folder, PathLike, folder_at, locate
+from ..read import sha256
+from ..tensor import Input, LowRank, Tensor
+from .safetensors import tensors_of
+from .strict import parse_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -65,31 +66,32 @@ class Adapter:
         return hashlib.sha256("".join(f.digest for i in self.inputs for f in i.files).encode()).hexdigest()
 
 
-def is_adapter(path: str | os.PathLike[str]) -> bool:
+def is_adapter(path: PathLike | Folder) -> bool:
     """Whether the folder holds an adapter, and no model of its own."""
-    path = os.fspath(path)
-    return os.path.isfile(os.path.join(path, CONFIG)) and not os.path.isfile(os.path.join(path, "config.json"))
+    folder = folder_at(path)
+    return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
 
 
-def open_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """The adapter in the folder `path`. Raises NotACheckpoint, FormatError."""
-    path = os.path.abspath(os.fspath(path))
-    if not os.path.isdir(path) or not os.path.isfile(os.path.join(path, CONFIG)):
-        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[path], help=_nearby(path))
-    weights = os.path.join(path, WEIGHTS)
-    if not os.path.isfile(weights):
-        pickled = os.path.isfile(os.path.join(path, "adapter_model.bin"))
+def open_adapter(path: PathLike | Folder) -> Adapter:
+    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError."""
+    folder, name = locate(path)
+    if name:
+        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help="pass the folder, not the file")
+    if not folder.has(CONFIG):
+        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.path], help=_nearby(folder))
+    if not folder.has(WEIGHTS):
         save = "save it once with PEFT's save_pretrained, which writes safetensors"
+        pickled = folder.has("adapter_model.bin")
         tip = f"a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and {save}" if pickled else save
-        raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[path], help=tip)
-    config_path = os.path.join(path, CONFIG)
-    config = read_object(config_path)
-    file, header = read_header(weights)
-    file = File(file.path, file.size, file.mtime_ns, digest_of(weights))
-    status = os.stat(config_path)
-    files = (File(config_path, status.st_size, status.st_mtime_ns, digest_of(config_path)), file)
+        raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=tip)
+    config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)]))
+    file, header = folder.headers([WEIGHTS])[WEIGHTS]
+    # On the Hub it is small enough to be fetched, and checked, as a whole before its values are asked for.
+    file = replace(file, digest=sha256(file), whole=True)
+    files = (replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True), file)
     tensors = tensors_of(file, header)
-    return replace(parse_adapter(path, config, tensors), inputs=(Input("adapter", path, files, tensors),), metadata=header.metadata)
+    adapter = parse_adapter(folder.path, config, tensors)
+    return replace(adapter, inputs=(Input("adapter", folder.path, files, tensors),), metadata=header.metadata)
 
 
 def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
@@ -133,19 +135,10 @@ def base_name(name: str) -> str:
     return _WRAPPERS.sub("", "." + name.removeprefix(PREFIX)).removeprefix(".")
 
 
-def digest_of(path: str) -> str:
-    """SHA-256 of a whole file: the one place where adapter-sized data is read at plan time."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _nearby(path: str) -> str | None:
+def _nearby(folder: Folder) -> str:
     """Adapters in subfolders, which PEFT writes for several adapters and trainers for checkpoints."""
-    if not os.path.isdir(path):
-        return "no such folder" if not os.path.exists(path) else "pass the folder, not the file"
-    inside = sorted(d for d in os.listdir(path) if os.path.isfile(os.path.join(path, d, CONFIG)))
-    if inside:
-        return f"adapters are in {', '.join(os.path.join(path, d) for d in inside)}"
-    if os.path.isfile(os.path.join(path, "config.json")):
+    if inside := [d for d in folder.names() if folder.has(f"{d}/{CONFIG}")]:
+        return f"adapters are in {', '.join(map(folder.at, inside))}"
+    if folder.has("config.json"):
         return "this is a model; the base comes first: surgery merge BASE ADAPTER -o OUT"
     return f"an adapter is a folder with {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes it"

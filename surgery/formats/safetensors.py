@@ -147,16 +147,7 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
     try:
         with open(path, "rb") as stream:
             status = os.fstat(stream.fileno())
-            start = stream.read(len(POINTER))
-            if start == POINTER:
-                raise pointed(lambda what: FormatError(what, where=[where]))
-            length = int.from_bytes(start[:8], "little")
-            if status.st_size < 8 or length > MAX_HEADER or 8 + length > status.st_size:
-                raise FormatError(
-                    f"the file is not safetensors: {status.st_size} bytes, and its first eight ask for a header of {length}",
-                    where=[where],
-                    help="a broken download looks like this; fetch the file again",
-                )
+            length = header_length(stream.read(len(POINTER)), status.st_size, where)
             stream.seek(8)
             raw = stream.read(length)
     except OSError as error:
@@ -170,6 +161,20 @@ def header_alone(raw: bytes, where: str) -> Header:
     content = json.loads(raw[8:])
     end = max((e["data_offsets"][1] for name, e in content.items() if name != METADATA), default=0)
     return parse_header(raw[8:], len(raw) + end, where)
+
+
+def header_length(begin: bytes, file_size: int, where: str) -> int:
+    """How many bytes of JSON follow the first eight of a file, which are in `begin`, with what follows them."""
+    if begin.startswith(POINTER):
+        raise pointed(lambda what: FormatError(what, where=[where]))
+    length = int.from_bytes(begin[:8], "little")
+    if file_size < 8 or length > MAX_HEADER or 8 + length > file_size:
+        raise FormatError(
+            f"the file is not safetensors: {file_size} bytes, and its first eight ask for a header of {length}",
+            where=[where],
+            help="a broken download looks like this; fetch the file again",
+        )
+    return length
 
 
 def tensors_of(file: File, header: Header) -> dict[str, Stored]:

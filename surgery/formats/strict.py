@@ -62,13 +62,3 @@ def pointed(fail: Callable[[str], FormatError]) -> FormatError:
 def _is_cut(error: json.JSONDecodeError) -> bool:
     """Whether the text ended too early."""
     return error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
-
-
-def read_object(path: str, *, help: str | None = None) -> dict[str, Any]:
-    """The JSON object in the file at `path`; `help` goes with what is wrong with its content."""
-    try:
-        with open(path, "rb") as stream:
-            raw = stream.read()
-    except OSError as error:
-        raise FormatError(f"cannot read the file: {error.strerror}", where=[path]) from error
-    return parse_object(raw, lambda what: FormatError(what, where=[path], help=help))

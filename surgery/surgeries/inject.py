@@ -17,6 +17,7 @@ from ..errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
 from ..families import NOT_FROM_TEXT
 from ..formats.peft import PREFIX, Adapter
 from ..fused.row import Site
+from ..hub.refs import has_scheme, parse_ref
 from ..names import compiled, is_called, natural
 from ..names_v5 import in_memory, renames_of
 from ..tensor import Norms, Random, Sum, Tensor, Zeros, reshape
@@ -86,7 +87,7 @@ def inject(
     task, ends, saved = _task(base, modules_to_save)
     config: dict[str, Any] = {
         **_DEFAULTS,
-        "base_model_name_or_path": base.path,
+        **_named(base),
         "task_type": task,
         "modules_to_save": ends or None,
         "r": rank,
@@ -133,6 +134,12 @@ def inject(
     adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
     source = str(base.config["architectures"][0]) if check_class else ""
     return replace(adapter, notes=(*adapter.notes, *read, *_known(modules, chosen, parameters, source), _counted(size, adapter)))
+
+
+def _named(base: Checkpoint) -> dict[str, str | None]:
+    """Where PEFT finds the base: its path, or its repository and commit on the Hub."""
+    ref = parse_ref(base.path) if has_scheme(base.path) else None
+    return {"base_model_name_or_path": ref.repo_id if ref else base.path, "revision": ref.revision if ref else None}
 
 
 def _together(adapter: Adapter, sites: Sequence[Site]) -> Adapter:

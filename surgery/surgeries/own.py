@@ -17,11 +17,12 @@ from dataclasses import replace
 from ..checkpoint import Checkpoint
 from ..dtypes import Dtype
 from ..errors import AdapterError, FormatError, NotPlaced, PlanError, listed
-from ..formats.peft import CONFIG, PREFIX, TOKENS, WEIGHTS, Adapter, digest_of, encode_config, parse_adapter
+from ..formats.peft import CONFIG, PREFIX, TOKENS, WEIGHTS, Adapter, encode_config, parse_adapter
 from ..formats.safetensors import encode_header, in_file_order
-from ..formats.strict import MEND, parse_object, read_object
+from ..formats.strict import MEND, parse_object
 from ..names import natural
 from ..names_v5 import in_memory, renames_of
+from ..read import content, sha256
 from ..tensor import File, Input, Shape, Stored, Tensor
 
 SAVED = "modules_to_save.default"  # stands before the last name of a tensor that takes the place of the base's, as in memory
@@ -90,11 +91,7 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
         return name
 
     mine = {f"{PREFIX}{called(name)}": checkpoint.tensors[name] for name in names}
-    match checkpoint.files[CONFIG]:
-        case bytes(raw):
-            config = parse_object(raw, lambda what: FormatError(what, where=[CONFIG], help=MEND))
-        case File(path):
-            config = read_object(path)
+    config = parse_object(content(checkpoint.files[CONFIG]), lambda what: FormatError(what, where=[CONFIG], help=MEND))
     metadata = checkpoint.metadata.get(checkpoint.weight_map[names[0]])
     adapter = replace(parse_adapter(checkpoint.path, config, mine), metadata=metadata)
     bases, inputs = _parted(checkpoint, adapter, set(names))
@@ -172,7 +169,7 @@ def _parted(checkpoint: Checkpoint, adapter: Adapter, names: Collection[str]) ->
     if len(mine) < len(names) or not isinstance(config, File):  # made in this pass: what they are made of is accounted for
         return checkpoint.inputs, ()
     first, *more = files.values()
-    described = replace(config, digest=digest_of(config.path))
+    described = replace(config, digest=sha256(config))
     weights = (replace(first, digest=_digest(adapter)), *more)
     return tuple(bases), (Input("adapter", checkpoint.path, (described, *weights), mine),)
 

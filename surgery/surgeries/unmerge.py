@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,9 +9,11 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..dtypes import F32
 from ..errors import NotSupported, VerificationFailed, listed
+from ..folder import folder_at
 from ..formats.peft import Adapter
 from ..formats.safetensors import header_alone
-from ..record import BASE, BaseRecord, read_base_record, read_shard_record
+from ..read import sha256
+from ..record import BASE, BaseRecord, read_base_record, read_shard_records
 from ..tensor import File, Input, Sum, Tensor, Zeros, add, narrow
 from .merge import merge
 
@@ -26,10 +26,12 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
     Raises VerificationFailed where the folder holds no record, or not what was merged; FormatError for a damaged record. What
     is restored is compared with its digests while it is written, block by block.
     """
-    record = read_base_record(checkpoint.path)
+    folder = folder_at(checkpoint.path)
+    if folder is None:
+        raise VerificationFailed("a record lies in a folder", where=[checkpoint.path], help="pass the merged folder")
+    record = read_base_record(folder)
     tensors, used, sources = dict[str, Tensor](), set[str](), list[File]()
-    for shard in record.facts["shards"]:
-        part = read_shard_record(checkpoint.path, shard)
+    for part in read_shard_records(folder, record.facts["shards"]):
         sources.append(part.file)
         for name in part.recipes:
             tensors[name], from_written = part.restored(name, checkpoint.tensors)
@@ -44,7 +46,7 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
         weight_map=weight_map,
         metadata=metadata,
         files=files,
-        inputs=(*checkpoint.inputs, Input("record", os.path.join(checkpoint.path, BASE), tuple(sources), {})),
+        inputs=(*checkpoint.inputs, Input("record", folder.at(BASE), tuple(sources), {})),
         stem=record.facts["stem"],
         index_name=record.facts["index_name"],
         dropped={**checkpoint.dropped, **unused},
@@ -61,7 +63,7 @@ def _layout(
     headers = {shard: header_alone(raw, f"{checkpoint.path}/{BASE}: {shard}") for shard, raw in record.headers.items()}
     said = {name: (entry.dtype, entry.shape) for header in headers.values() for name, entry in header.entries.items()}
     if said != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
-        raise VerificationFailed("the parts of the undo record do not belong together", where=[os.path.join(checkpoint.path, BASE)])
+        raise VerificationFailed("the parts of the undo record do not belong together", where=[f"{checkpoint.path}/{BASE}"])
     weight_map = {name: shard for shard, header in headers.items() for name in header.entries}
     return weight_map, {shard: header.metadata for shard, header in headers.items()}
 
@@ -71,12 +73,10 @@ def _file(checkpoint: Checkpoint, record: BaseRecord, path: str, facts: Mapping[
     if path in record.contents:
         return record.contents[path]
     found = checkpoint.files.get(path)
-    where = [os.path.join(checkpoint.path, path)]
+    where = [f"{checkpoint.path}/{path}"]
     if not isinstance(found, File):
         raise VerificationFailed("a file of the base is not there any more", where=where, help="put it back from the base, or a copy")
-    with open(found.path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != facts["sha256"]:
+    if sha256(found) != facts["sha256"]:
         tip = f"put it back as it was: {facts['size']} bytes, sha256 {facts['sha256']}"
         raise VerificationFailed("a file of the base was changed since the merge", where=where, help=tip)
     return found

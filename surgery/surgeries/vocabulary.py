@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import AdapterError
 from ..families import EMBEDDINGS, HEADS, VOCABULARY_BIASES
+from ..folder import folder_at
 from ..formats.peft import Adapter
 from ..names import natural
 from ..tensor import File
@@ -39,13 +39,11 @@ def with_vocabulary(checkpoint: Checkpoint, base: Checkpoint, adapters: Sequence
         )
     size = next(iter(resized.values()))
     checkpoint = checkpoint.with_config(_resized(base.config, size))
-    files = dict(checkpoint.files)
+    files: dict[str, File | bytes] = dict(checkpoint.files)
     whose = [one.path for one in adapters if any(f"{module_of(key)}.weight" in resized for key in one.whole)]
-    own = {name: os.path.join(folder, name) for folder in whose for name in TOKENIZER}
-    found = {name: path for name, path in own.items() if os.path.isfile(path)}
-    for name, path in found.items():
-        status = os.stat(path)
-        files[name] = File(path, status.st_size, status.st_mtime_ns)
+    folders = [folder for path in whose if (folder := folder_at(path))]
+    found = {name: folder.file(name) for folder in folders for name in TOKENIZER if folder.has(name)}
+    files |= found
     brought = f"the tokenizer is the adapter's: {', '.join(found)}" if found else "the adapter has no tokenizer: the base's is carried"
     note = f"the vocabulary has {size} entries, as the adapter's tensors, and config.json says so; {brought}"
     return replace(checkpoint, files=files, notes=(*checkpoint.notes, note))

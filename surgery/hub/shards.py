@@ -1,4 +1,4 @@
-"""The Hub: the only module that imports huggingface_hub, and only inside its functions."""
+"""The Hub's own rule for shards."""
 
 from __future__ import annotations
 
