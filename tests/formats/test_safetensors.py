@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from surgery.dtypes import DTYPES, F32, Dtype
 from surgery.errors import FormatError
 from surgery.formats.safetensors import Entry, Header, encode_header, in_file_order, parse_header, read_header
-from surgery.formats.strict import read_object
+from surgery.formats.strict import parse_object
 from surgery.tensor import Shape
 
 TORCH = {
@@ -303,11 +303,15 @@ def test_lengths_that_cannot_be(tmp_path: Path, content: bytes, length: int) -> 
     assert caught.value.help == "a broken download looks like this; fetch the file again"
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    return parse_object(path.read_bytes(), lambda what: FormatError(what, where=[str(path)], help="mend it"))
+
+
 def test_a_pointer_is_named_as_one(tmp_path: Path) -> None:
     """What a clone without Git LFS has in the place of weights and of larger JSON files."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(LFS)
-    for read in (lambda: read_header(str(path)), lambda: read_object(str(path), help="mend it")):
+    for read in (lambda: read_header(str(path)), lambda: read_json(path)):
         with pytest.raises(FormatError) as caught:
             read()
         assert caught.value.what == "a Git LFS pointer is here in the place of the file"
@@ -330,7 +334,7 @@ def test_json_that_is_cut_off_is_called_so(raw: bytes, what: str, tmp_path: Path
     path = tmp_path / "config.json"
     path.write_bytes(raw)
     with pytest.raises(FormatError) as caught:
-        read_object(str(path))
+        read_json(path)
     assert caught.value.what.startswith(what)
 
 
