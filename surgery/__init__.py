@@ -10,6 +10,7 @@ data, in one pass. Importing this package imports neither torch, transformers, n
 """
 
 from .checkpoint import Checkpoint, open_any, open_checkpoint
+from .crew import Step
 from .diff import Change, Difference, diff
 from .errors import (
     AdapterError,
@@ -31,7 +32,7 @@ from .errors import (
     SurgeryError,
     VerificationFailed,
 )
-from .execute import Report, Step, execute, write
+from .execute import Report, execute, write
 from .formats.peft import Adapter, is_adapter, open_adapter
 from .fused.given import Given
 from .hub.push import PushPlan, PushReport, execute_push, plan_push, push

@@ -134,6 +134,10 @@ class ShardPlan:
         if last:
             yield last
 
+    def apart(self) -> list[ShardPlan]:
+        """The same file slot by slot."""
+        return [replace(self, slots=(slot,)) for slot in self.slots]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -205,8 +209,8 @@ class Plan:
 
     def needed_for(self, room: int) -> int:
         """The same where no more than `room` shards are on the disk at a time."""
-        most = sum(sorted((shard.nbytes for shard in self.shards), reverse=True)[:room])
-        return self.needed - self.nbytes + most
+        sizes = (shard.nbytes + (shard.sidecar.most if shard.sidecar else 0) for shard in self.shards)
+        return self.needed - self.nbytes - self.record_bytes + sum(sorted(sizes, reverse=True)[:room])
 
 
 def plan(

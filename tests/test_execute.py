@@ -37,7 +37,7 @@ from surgery.formats.safetensors import read_header
 from surgery.stage import stages
 from surgery.tensor import LowRank, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
 
-execute = importlib.import_module("surgery.execute")  # `surgery.execute` is the function
+crew = importlib.import_module("surgery.crew")
 MEMORY, WORKERS = ("20MB", "64MB", "512MB"), (1, 2, 4)
 
 
@@ -126,8 +126,8 @@ def test_bytes_do_not_depend_on_workers_memory_or_chunks(
     found = set()
     for chunk in (None, 100_003):
         if chunk:
-            monkeypatch.setattr(execute, "COPY_CHUNK", chunk)
-            monkeypatch.setattr(execute, "FILL_CHUNK", chunk)
+            monkeypatch.setattr(crew, "COPY_CHUNK", chunk)
+            monkeypatch.setattr(crew, "FILL_CHUNK", chunk)
         for workers in WORKERS:
             for memory in MEMORY if workers != 2 else MEMORY[:1]:
                 dest = tmp_path / "outputs" / f"{workers}-{memory}-{chunk}"
@@ -302,7 +302,7 @@ def test_copies_without_the_kernel(saved: Callable[..., Path], tmp_path: Path, m
 def test_a_copy_is_cut_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor larger than a part is shared by the workers, and told part by part."""
     checkpoint = opened(tmp_path / "base", {"a": torch.randn(250_001), "b": torch.randn(7)})
-    monkeypatch.setattr(execute, "COPY_CHUNK", 300_000)
+    monkeypatch.setattr(crew, "COPY_CHUNK", 300_000)
     steps: list[Step] = []
     surgery.write(checkpoint, tmp_path / "out", workers=4, on_step=steps.append)
     assert sorted(s.nbytes for s in steps if s.kind == "filled") == [100_032, 300_000, 300_000, 300_000]
@@ -464,7 +464,7 @@ def test_an_error_in_a_worker_reaches_the_caller(
     checkpoint = surgery.open_checkpoint(saved("llama", shard="40KB"))
     dest = tmp_path / "outputs" / "out"
     boom = kind("boom")
-    real, calls = execute._fill, []
+    real, calls = crew._fill, []
 
     def fill(*args: Any) -> int:
         calls.append(threading.current_thread())
@@ -473,7 +473,7 @@ def test_an_error_in_a_worker_reaches_the_caller(
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "_fill", fill)
+        patch.setattr(crew, "_fill", fill)
         with pytest.raises(kind) as info:
             surgery.write(checkpoint, dest, workers=workers, on_step=lambda step: time.sleep(0.001))
     assert info.value is boom

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..crew import files_of
 from ..errors import DestinationError, HubError, SurgeryError, listed
 from ..folder import LocalFolder
 from ..formats.manifest import read_manifest
@@ -190,7 +191,7 @@ class Streamed:
         self._prepare()
         self._hollow()
         verify(self.stage, check_class=False).require()
-        names = [*(shard.name for shard in self.plan.shards), *self.plan.files]
+        names = [*(name for shard in self.plan.shards for name in files_of(shard)), *self.plan.files]
         here = LocalFolder(self.stage)
         files = {name: Local(self.sent.get(name) or here.file(name)) for name in names}
         try:
