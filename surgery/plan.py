@@ -292,7 +292,7 @@ def steps(tensor: Tensor, to: int, kept: Kept | None = None) -> Iterator[Copy | 
         return
     if isinstance(tensor, Zeros):
         return
-    pieces = [] if is_computed(tensor) else [to_bytes(p) for p in lower(tensor)]
+    pieces = [] if is_computed(tensor) or isinstance(tensor, Restored) else [to_bytes(p) for p in lower(tensor)]
     remote = any(leaf.file.remote for leaf in stored(tensor))
     if not pieces or min(p.run for p in pieces) < (FETCH_RUN if remote else COPY_RUN):
         if tensor.nbytes:

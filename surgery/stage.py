@@ -205,7 +205,7 @@ def _check_replaceable(dest: str, overwrite: bool) -> None:
         for folder, folders, names in os.walk(dest)
         for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]
     }
-    foreign = sorted(here - set(manifest.files) - {".surgery/manifest.json"})
+    foreign = sorted(name for name in here - set(manifest.files) if not name.startswith(".surgery/"))
     if foreign:
         raise DestinationError(
             f"the destination holds {len(foreign)} files that surgery did not write",

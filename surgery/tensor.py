@@ -401,8 +401,10 @@ def stored(tensor: Tensor) -> Iterator[Stored]:
 
 
 def is_computed(tensor: Tensor) -> bool:
-    """Whether any value in it is made and not copied."""
-    return isinstance(tensor, Sum | Norms | Random | Before | Restored) or any(is_computed(child) for child in children(tensor))
+    """Whether any value in it is made and not copied. What is restored without a correction is copied, and compared."""
+    if isinstance(tensor, Restored) and tensor.frames.size:
+        return True
+    return isinstance(tensor, Sum | Norms | Random | Before) or any(is_computed(child) for child in children(tensor))
 
 
 def has_arithmetic(tensor: Tensor) -> bool:

@@ -29,9 +29,11 @@ from .formats.safetensors import encode_header
 from .hub.refs import has_scheme
 from .names import natural
 from .proof import Merging, Proof, Verdict, prove
+from .record import BASE
 from .surgeries.merge import merge
 from .surgeries.own import own_adapter, own_names
 from .surgeries.rename import Rule
+from .surgeries.unmerge import unmerge
 from .tensor import Shape, Tensor
 
 
@@ -108,7 +110,7 @@ def verify(
             raise SurgeryError("this is an adapter, not a merged checkpoint", where=[found.path], help=tip)
         return _verify_adapter(found, values, on_tensor)
     path, checkpoint = (found.path if has_scheme(found.path) else _named(path)), found
-    checks = [_structure(checkpoint), *_manifest(checkpoint), *_own(checkpoint)]
+    checks = [_structure(checkpoint), *_manifest(checkpoint), *_record(checkpoint), *_own(checkpoint)]
     if values:
         checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
     if check_class:
@@ -225,6 +227,18 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
     if wrong:
         return [Check("manifest", False, f"{len(wrong)} files are not as surgery wrote them", tuple(listed(wrong)))]
     return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]
+
+
+def _record(checkpoint: Checkpoint) -> list[Check]:
+    """Whether the undo record, where there is one, is whole and fits; its corrections are checked when they are used."""
+    folder = folder_at(checkpoint.path)
+    if folder is None or not folder.has(BASE):
+        return []
+    try:
+        restored = unmerge(checkpoint).tensors
+    except SurgeryError as error:
+        return [Check("undo record", False, error.what, error.where)]
+    return [Check("undo record", True, f"{len(restored)} tensors of the base can be restored: surgery unmerge")]
 
 
 def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: Callable[[str, int], None] | None) -> Check:

@@ -15,6 +15,7 @@ import transformers as tf
 from typer.testing import CliRunner
 
 import surgery
+from surgery.adapters import kinds
 from surgery.fused.tables import TABLE
 from surgery.targets import TARGETS
 from surgery_cli.app import app
@@ -98,3 +99,7 @@ def test_the_families_are_those_of_the_table(kind: str) -> None:
     assert set(re.findall(r"`([^`]+)`", listed[2])) == known
     said = re.search(r"(\d+) model types", README)
     assert said and int(said[1]) == len({name for row in TABLE for name in row.model_types})
+
+
+def test_the_kinds_of_adapters_are_those_of_the_table() -> None:
+    assert kinds.table() in README

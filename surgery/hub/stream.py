@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from ..plan import Plan
 
-HERE = (".json", ".md")  # what is checked and completed before the commit stays here until then
+HERE = (".json", ".md", ".undo")  # what is checked and completed before the commit stays here until then
 
 
 @dataclass(frozen=True, slots=True)

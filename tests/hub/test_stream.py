@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import hashes
 from handmade import write_adapter
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -578,3 +579,39 @@ def test_the_disk_holds_one_shard(hub: Hub, bulky: Path, tmp_path: Path, disable
     assert process.returncode == 0, out
     assert 7_500_000 <= peak < 1.1 * 7_500_000 + 200_000
     assert hub.hashes(REPO) == pushed(hub, surgery.plan(surgery.open_checkpoint(bulky), "8MB"), tmp_path / "out")
+
+
+# What comes with a shard, and what must never leave.
+
+
+def reversibly_merged(base: Path, adapter: Path) -> surgery.Plan:
+    opened = surgery.open_checkpoint(base)
+    return surgery.plan(surgery.reversible(surgery.merge(opened, surgery.open_adapter(adapter)), opened))
+
+
+def test_a_merge_on_the_hub_is_undone_from_there(hub: Hub, mode: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Its record goes with it, and is read by ranges."""
+    base = saved("phi3", shard="60KB")
+    sizes = {"q_proj": (48, 48), "o_proj": (48, 48)}
+    modules = {f"model.layers.{i}.self_attn.{part}": size for i in range(3) for part, size in sizes.items()}
+    plan = reversibly_merged(base, write_adapter(tmp_path / "adapter", modules))
+    surgery.execute(plan, DEST)
+    local = tmp_path / "merged"
+    surgery.execute(plan, local)
+    assert hub.hashes(REPO).items() >= hashes(local, without=(".surgery/manifest", "README")).items()
+    surgery.write(surgery.unmerge(surgery.open_checkpoint(REPO)), tmp_path / "out")
+    assert {name: hashes(tmp_path / "out")[name] for name in hashes(base)} == hashes(base)
+
+
+def test_weights_that_became_infinite_end_the_run(hub: Hub, tmp_path: Path) -> None:
+    """With room for one shard: the one that is not finished makes no room, and nobody waits for it."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for i in range(3):
+        save_file({f"layers.{i}.weight": torch.full((64, 64), 6e4, dtype=torch.float16)}, base / f"model-{i + 1:05}-of-00003.safetensors")
+    (base / "config.json").write_text("{}")
+    adapter = write_adapter(tmp_path / "adapter", {f"layers.{i}": (64, 64) for i in range(3)})
+    made = surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter), scale=1e6)
+    with pytest.raises(surgery.VerificationFailed, match="became infinite"):
+        surgery.write(made, DEST, workers=2)
+    assert REPO not in hub.repos

@@ -234,6 +234,28 @@ def test_a_changed_large_file(saved: Callable[..., Path], adapters: Callable[[st
     check_refused(made, tmp_path / "out", "not there any more", "tokenizer.json")
 
 
+def test_an_output_with_a_record_can_be_overwritten(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path) -> None:
+    """What lies in .surgery/ is ours."""
+    before = hashes(made, without=())
+    merged(saved("llama", shard="60KB", dtype=torch.bfloat16), adapters("DoRA"), made, overwrite=True)
+    assert hashes(made, without=()) != before
+    surgery.verify(made).require()
+
+
+def test_verify_says_whether_the_base_can_be_restored(made: Path) -> None:
+    def said() -> surgery.Check:
+        return next(check for check in surgery.verify(made, check_class=False).checks if check.name == "undo record")
+
+    assert said().ok and "30 tensors of the base can be restored" in said().detail
+    sidecars(made)[0].unlink()
+    assert said().ok is False and "a part of the undo record is missing" in said().detail
+
+
+def test_what_the_merge_left_alone_counts_as_copied(made: Path, tmp_path: Path) -> None:
+    report = surgery.write(surgery.unmerge(surgery.open_checkpoint(made)), tmp_path / "out")
+    assert report.computed == 21 and report.copied == 9
+
+
 def test_only_a_base_as_it_was_opened(saved: Callable[..., Path], tmp_path: Path) -> None:
     split = surgery.split_qkv(surgery.open_checkpoint(saved("phi3")))
     with pytest.raises(PlanError, match="only a base as it was opened can be restored"):
