@@ -8,6 +8,7 @@ WORKDIR should be in tmpfs (such as /dev/shm/bench) for the cases without `disk`
                                                against cp -r --reflink=never
     disk-reshard disk-split                    the same, each followed by sync -f
     merge merge-qv                             against cp, and against PEFT: load, merge, save
+    unmerge                                    against cp, against the merge, and against the merge with its undo record
     load-save                                  reshard against transformers: load, save
     memory                                     peaks: one shard, one tensor of 2 GB, --memory 64MB
     start                                      --help; inspect of 1,000 shards and 100,000 tensors
@@ -91,7 +92,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     out = work / "out"
     o = ["-o", str(out), "--quiet"]
-    cases = arguments.cases or [*COPIES, "merge", "merge-qv", "load-save", "memory", "start", "huge"]
+    cases = arguments.cases or [*COPIES, "merge", "merge-qv", "unmerge", "load-save", "memory", "start", "huge"]
     for case in cases:
         disk = case.startswith("disk-")
         match case.removeprefix("disk-"):
@@ -106,6 +107,15 @@ def main() -> None:
                 commands = {"cp": copied(base, out), "surgery": [*SURGERY, "merge", str(base), str(adapter), *o]}
                 commands["start-up"] = [sys.executable, "-c", "import torch, surgery, surgery_cli"]
                 compared(case, {**commands, "PEFT": peft}, out, runs)
+            case "unmerge":
+                base, adapter, merged = made(work, "llama", "500MB"), made(work, "adapter", "16", ALL), work / "merged"
+                subprocess.run([*SURGERY, "merge", str(base), str(adapter), "--reversible", "-o", str(merged), "--quiet"], check=True)
+                record = sum(p.stat().st_size for p in (merged / ".surgery").rglob("*.undo"))
+                print(f"| undo record | {record / 1e6:.1f} MB | adapter {sum(p.stat().st_size for p in adapter.iterdir()) / 1e6:.1f} MB |")
+                merge = [*SURGERY, "merge", str(base), str(adapter), *o]
+                commands = {"cp": copied(base, out), "merge": merge, "merge --reversible": [*merge, "--reversible"]}
+                compared(case, {**commands, "surgery": [*SURGERY, "unmerge", str(merged), *o]}, out, runs)
+                shutil.rmtree(merged)
             case "load-save":
                 base = made(work, "llama", "500MB")
                 peer = [sys.executable, str(HERE / "peers.py"), "reshard", str(base), str(out), "300MB"]

@@ -80,7 +80,7 @@ def test_the_count_that_the_readme_states(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model.safetensors", {n: ("BF16", s) for n, (_, s) in tensors.items()})
     adapter = surgery.inject(surgery.open_checkpoint(tmp_path), ["q", "v"], rank=16, alpha=32)
     assert sum(t.size for t in adapter.tensors.values()) == 589_824
-    assert "trainable params: 589,824" in README and adapter.notes[0].startswith("trainable params: 589,824 ||")
+    assert "trainable params: 589,824" in README and adapter.notes[-1].startswith("trainable params: 589,824 ||")
 
 
 def test_targets_are_those_of_the_table() -> None:

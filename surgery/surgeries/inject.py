@@ -105,6 +105,14 @@ def inject(
         "lora_bias": lora_bias,
     }
     _check_options(config, init)
+    step = {"surgery": "inject", "rank": rank, "init": init, "seed": seed}
+    return _adapter(base, config, saved, step, check_class=check_class)
+
+
+def _adapter(
+    base: Checkpoint, config: dict[str, Any], saved: Mapping[str, Tensor], step: Mapping[str, Any], *, check_class: bool
+) -> Adapter:
+    """The adapter that `config` asks for, with the tensors that are `saved` whole."""
     modules = told(base)
     read = as_peft_reads(base, config, modules)
     parted = _asked_apart(base, config, modules)
@@ -119,9 +127,9 @@ def inject(
     parameters = targeted(base, config, chosen)
     if parted:  # what was excluded of a fused module is no module of its own
         config["exclude_modules"] = None
-    lora = {module: _factors(apart, module, modules[module], config, seed) for module in chosen}
+    lora = {module: _factors(apart, module, modules[module], config, step["seed"]) for module in chosen}
     for key, parameter in keys_of(parameters).items():
-        lora[key] = _on_parameter(parameter, config, seed)
+        lora[key] = _on_parameter(parameter, config, step["seed"])
     config["fan_in_fan_out"] = any(modules[module].kind is Kind.CONV1D for module in chosen)
     if config["target_modules"] == ALL_LINEAR:
         config["target_modules"] = sorted(chosen, key=natural)
@@ -129,8 +137,8 @@ def inject(
     whole = {in_memory(name, renames): tensor for name, tensor in saved.items()}
     names = {key: f"{PREFIX}{key}" for m, parts in lora.items() for key in (f"{m}.{part}" for part in parts)}
     names |= {name: f"{PREFIX}{name}" for name in whole}
-    step = {"surgery": "inject", "modules": len(lora), "rank": rank, "init": init, "seed": seed}
-    adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(step,))
+    done = {**step, "modules": len(lora)}
+    adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(done,))
     adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
     source = str(base.config["architectures"][0]) if check_class else ""
     return replace(adapter, notes=(*adapter.notes, *read, *_known(modules, chosen, parameters, source), _counted(size, adapter)))
