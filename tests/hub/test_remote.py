@@ -224,10 +224,13 @@ def test_headers_are_read_at_once(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_what_is_no_safetensors(hub: Hub) -> None:
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n"
-    hub.put("org/name", {"model.safetensors": pointer})
-    with pytest.raises(FormatError, match=f"the file is not safetensors: {len(pointer)} bytes") as caught:
+    page = b"<!DOCTYPE html><html>"
+    hub.put("org/name", {"model.safetensors": page})
+    with pytest.raises(FormatError, match=f"the file is not safetensors: {len(page)} bytes") as caught:
         surgery.open_checkpoint("org/name")
+    hub.put("org/other", {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n"})
+    with pytest.raises(FormatError, match="a Git LFS pointer is here in the place of the file"):
+        surgery.open_checkpoint("org/other")
     assert re.fullmatch(r"hf://org/name@[0-9a-f]{40}/model\.safetensors", caught.value.where[0])
 
 
