@@ -38,6 +38,7 @@ OTHER_WEIGHTS = tuple(
     "*.mlmodel *.bin.index.json *.h5.index.json".split()
 )
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
+UNDO = ".surgery/base.undo"  # where a reversible merge keeps what its base was
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
@@ -317,6 +318,10 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
         else:
             files[path] = folder.file(path)
     notes = list(checkpoint.notes)
+    if folder.has(UNDO):
+        notes.append(
+            "an undo record is here, and stays here: surgery unmerge restores the base from this folder, not from what is made of it"
+        )
     if left:
         notes.append("left out, since they would still hold the old weights: " + ", ".join(listed(left)))
     if nested:

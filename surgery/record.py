@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import UNDO, Checkpoint
 from .dtypes import DTYPES, Dtype
 from .errors import FormatError, PlanError, VerificationFailed, listed
 from .folder import Folder
@@ -44,7 +44,7 @@ from .tensor import (
     reshape,
 )
 
-BASE = ".surgery/base.undo"
+BASE = UNDO
 FORMAT = 1
 SMALL = 1 << 20  # bytes up to which a carried file is kept as it was, changed or not: people edit cards and configs
 WITHOUT = "without it, most weights come back, not all: surgery unmerge --approximate MERGED ADAPTER -o OUT"
@@ -256,7 +256,7 @@ def read_base_record(folder: Folder) -> BaseRecord:
     path = folder.at(BASE)
     if not folder.has(BASE):
         raise VerificationFailed("no undo record is here: the merge was not made with --reversible", where=[path], help=WITHOUT)
-    file, header = folder.headers([BASE])[BASE]
+    file, header = _headers(folder, [BASE])[BASE]
     facts = unsealed(header, path)
     reader = Reader()
     try:
@@ -305,13 +305,20 @@ def read_shard_records(folder: Folder, shards: Sequence[str]) -> list[ShardRecor
     names = [sidecar_of(shard) for shard in shards]
     if missing := [folder.at(name) for name in names if not folder.has(name)]:
         raise FormatError("a part of the undo record is missing", where=listed(missing), help=MEND)
-    found = folder.headers(names)
+    found = _headers(folder, names)
     return [ShardRecord(file, unsealed(header, file.path)["tensors"], tensors_of(file, header)) for file, header in found.values()]
 
 
 def sealed(recipe: str) -> dict[str, str]:
     """The `__metadata__` that holds a record's JSON, with its digest."""
     return {"undo": recipe, "sha256": hashlib.sha256(recipe.encode()).hexdigest()}
+
+
+def _headers(folder: Folder, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
+    try:
+        return folder.headers(names)
+    except FormatError as error:
+        raise FormatError("the undo record is damaged", where=error.where, help=MEND) from error
 
 
 def unsealed(header: Header, path: str) -> dict[str, Any]:

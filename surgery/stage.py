@@ -194,7 +194,9 @@ def _check_replaceable(dest: str, overwrite: bool) -> None:
     if not os.path.lexists(dest) or _is_empty(dest):
         return
     if not overwrite:
-        raise DestinationError("the destination exists", where=[dest], help="choose another with -o, or replace it with --overwrite")
+        ours = _identity_of(dest) is not None
+        tip = "choose another with -o, or replace it with --overwrite" if ours else "choose another with -o: surgery did not write this one"
+        raise DestinationError("the destination exists", where=[dest], help=tip)
     manifest = read_manifest(dest)
     if manifest is None:
         raise DestinationError(

@@ -17,6 +17,7 @@ from .strict import parse_object
 
 MANIFEST = ".surgery/manifest.json"
 FORMAT = 1
+MEND = "restore it from a copy, or remove it: then nothing says what was done to the folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
     if not folder.has(MANIFEST):
         return None
     path = folder.at(MANIFEST)
-    content = parse_object(folder.read(MANIFEST), lambda what: FormatError(what, where=[path]))
+    content = parse_object(folder.read(MANIFEST), lambda what: FormatError(what, where=[path], help=MEND))
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
             raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])
@@ -65,6 +66,4 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
             {str(k): int(v) for k, v in content["files"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            f"the manifest is not one that surgery writes: {error!r}", where=[path], help="restore it, or remove the folder .surgery"
-        ) from error
+        raise FormatError(f"the manifest is not one that surgery writes: {error!r}", where=[path], help=MEND) from error

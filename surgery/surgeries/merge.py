@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ..adapters.adalora import as_lora
 from ..adapters.attention import on_attention
+from ..adapters.consistency import strangers, without_factors
 from ..adapters.dora import gain
 from ..adapters.experts import by_parameter
 from ..adapters.fused import split_adapter
@@ -15,7 +16,7 @@ from ..adapters.kinds import check_kind
 from ..adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
-from ..errors import NothingMatched, NotSupported, PlanError, SurgeryError, listed
+from ..errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
 from ..formats.peft import Adapter
 from ..fused.row import Site
 from ..names import compiled, natural, select
@@ -29,7 +30,7 @@ from .split import fuse_at, fused_in, sites_held, split_at, split_in
 from .tied import Group, groups_of, narrowed, widened
 from .unplaced import not_placed
 from .vocabulary import with_vocabulary
-from .whole import check_known, place_whole, share_deltas
+from .whole import check_known, keeps_ties, place_whole, share_deltas
 
 
 def merge(
@@ -68,7 +69,10 @@ def merge(
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
-    chosen, wanted = _chosen([_called(_plain(one), names) for one in adapters], only, except_)
+    plain = [_plain(one) for one in adapters]
+    chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
+    for one in plain:
+        _check_aimed_at(one, names, wanted)
     fitting = [_fitted(checkpoint, one) for one in chosen]
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
     fitted = [split_adapter(one, held) if (held := sites_held(one, parted, fused=True)) else one for one, _, _ in fitting]
@@ -89,6 +93,7 @@ def merge(
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
     said = [note for *_, notes in fitting for note in notes if note]
+    said += [note for one in plain for note in _idle(one, base)]
     merged = replace(merged, history=(*checkpoint.history, step), notes=(*merged.notes, *said))
     return cast(merged, dtype) if dtype else merged
 
@@ -140,6 +145,25 @@ def _merged(
     )
 
 
+def _check_aimed_at(adapter: Adapter, rules: Sequence[Rule], wanted: Callable[[str], bool]) -> None:
+    """Raise AdapterError for LoRA on modules that are wanted and that adapter_config.json does not aim at, by the adapter's own names."""
+    new = renamed([*adapter.lora, *adapter.whole], rules) if rules else {}
+    found = [module for module in strangers(adapter) if wanted(new.get(module, module))]
+    if found:
+        raise AdapterError(
+            f"adapter_config.json does not aim at {len(found)} of the {len(adapter.lora)} modules that the adapter has LoRA on",
+            where=[adapter.path, *listed(found), f"target_modules = {adapter.config.get('target_modules')!r}"],
+            help="PEFT would pass over them: restore adapter_config.json from the training, or leave them out with --except",
+        )
+
+
+def _idle(adapter: Adapter, base: Checkpoint) -> list[str]:
+    """A note on what the config aims at and the adapter has nothing for."""
+    if not (idle := without_factors(adapter, base.tensors)):
+        return []
+    return [f"adapter_config.json aims at {len(idle)} modules that {adapter.path} has no factors for: {', '.join(listed(idle, 3))}"]
+
+
 def _called(adapter: Adapter, rules: Sequence[Rule]) -> Adapter:
     """The adapter with its modules called as the rules say."""
     return with_names(adapter, renamed([*adapter.lora, *adapter.whole], rules)) if rules else adapter
@@ -147,12 +171,16 @@ def _called(adapter: Adapter, rules: Sequence[Rule]) -> Adapter:
 
 def _check_new(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
     """Raise PlanError for an adapter that was merged before, as the checkpoint's history says, or that is given twice."""
+    given: dict[str, str] = {}
     before = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
     for one in adapters:
         if one.inputs and one.digest in before:
             tip = "its delta would be added twice; if that is meant: --again, in Python again=True"
             raise PlanError("the adapter is merged into this base already", where=[one.path, checkpoint.path], help=tip)
-        before.add(one.digest)
+        if one.inputs and one.digest in given:
+            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again, in Python again=True"
+            raise PlanError("the adapter is given twice", where=list(dict.fromkeys([given[one.digest], one.path])), help=tip)
+        given[one.digest] = one.path
 
 
 def _chosen(adapters: Sequence[Adapter], only: str | None, except_: str | None) -> tuple[list[Adapter], Callable[[str], bool]]:
@@ -222,7 +250,7 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequ
     if lost or unplaced:
         _check_quantised(checkpoint, adapter, lost)
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
-    if adapter.config.get("ensure_weight_tying"):
+    if keeps_ties(adapter):
         for group in groups:
             share_deltas(adapter, placed, [name for name in group.names if wanted(module_of(name))])
     return placed

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..dtypes import F32
-from ..errors import NotSupported, VerificationFailed, listed
+from ..errors import AdapterError, NotSupported, VerificationFailed, listed
 from ..folder import folder_at
 from ..formats.peft import Adapter
 from ..formats.safetensors import header_alone
@@ -108,10 +108,22 @@ def unmerge_approximately(
             what = "DoRA scaled the weights" if one.config.get("use_dora") else "tensors of the base were replaced"
             tip = "take the base again; merges made with --reversible can be undone exactly"
             raise NotSupported(f"{what}, which no subtraction undoes", where=[one.path, *listed(sorted(one.whole))], help=tip)
+    trust = _check_merged(checkpoint, adapters)
     factors = [-scale * weight for weight in (weights or [1.0] * len(adapters))]
     undone = merge(checkpoint, adapters, factors, **told, again=True)
     step = {"surgery": "unmerge", "approximate": True, "adapters": [one.digest for one in adapters]}
-    return replace(undone, history=(*checkpoint.history, step), notes=(*undone.notes, _estimate(undone)))
+    return replace(undone, history=(*checkpoint.history, step), notes=(*undone.notes, *trust, _estimate(undone)))
+
+
+def _check_merged(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
+    """Raise AdapterError for an adapter that is not among those which the manifest names; a note where it names none."""
+    merged = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
+    if not merged:
+        return ["nothing here says which adapters were merged: that these were is taken on trust"]
+    if strange := [one.path for one in adapters if one.digest not in merged]:
+        tip = "name the adapters of the merge, as they were then; .surgery/manifest.json has their digests"
+        raise AdapterError("the adapter is not one that was merged into this checkpoint", where=[*strange, checkpoint.path], help=tip)
+    return []
 
 
 def _estimate(undone: Checkpoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ..checkpoint import Checkpoint
@@ -13,6 +14,8 @@ from ..tensor import Tensor, add, concat, narrow
 from .placed import Placed, module_of
 from .tied import Group
 from .vocabulary import is_head, is_vocabulary
+
+KEPT_TIED = ("embed_tokens", "lm_head")
 
 
 def place_whole(
@@ -35,14 +38,14 @@ def place_whole(
         elif name in checkpoint.tensors:
             _check_whole(checkpoint, adapter, name, key, weight)
             placed.whole[name], keys[name] = value, key
-        elif is_called(module, saved) and not _has_module(checkpoint, module):
+        elif _is_within(module, saved) and not _has_module(checkpoint, module):
             placed.added[name] = value  # a head that the base does not have, such as qa_outputs on a pretrained BERT
         else:
             lost.append(key)
     for group in groups:
         # a module to save has a tensor of its own; any other tensor is the base's, of which there is one
         names = [name for name in group.names if wanted(module_of(name))]
-        one = names if adapter.config.get("ensure_weight_tying") else [n for n in names if not is_called(module_of(n), saved)]
+        one = names if keeps_ties(adapter) else [n for n in names if not _is_within(module_of(n), saved)]
         _share(adapter, placed, keys, one)
         _share_rows(adapter, placed, rows, names)
     for name, key in rows.items():
@@ -58,6 +61,25 @@ def place_whole(
         placed.under |= {adapter.names[k]: adapter.whole[k] for k in keys.values() if adapter.whole[k] == base}
         placed.whole[name] = _with_rows(adapter, key, add(base, [], checkpoint.tensors[name].dtype))
     return lost
+
+
+def keeps_ties(adapter: Adapter) -> bool:
+    """Whether tied tensors stay one: PEFT sees to it for two names alone, whatever the class calls its embedding.
+
+    Source: peft 0.21.2, tuners/tuners_utils.py `_check_tied_modules`, and utils/constants.py EMBEDDING_LAYER_NAMES.
+    """
+    if not adapter.config.get("ensure_weight_tying"):
+        return False
+    aimed, saved = (adapter.config.get(key) or [] for key in ("target_modules", "modules_to_save"))
+    if isinstance(aimed, str):
+        return any(re.fullmatch(aimed, name) or is_called(name, saved) for name in KEPT_TIED)
+    return any(name.rpartition(".")[2] in KEPT_TIED for name in (*aimed, *saved))
+
+
+def _is_within(module: str, saved: Sequence[str]) -> bool:
+    """Whether the module is one of those saved, or a part of one."""
+    parts = module.split(".")
+    return any(is_called(".".join(parts[: i + 1]), saved) for i in range(len(parts)))
 
 
 def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None:
@@ -84,7 +106,11 @@ def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None
 
 
 def check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
-    if is_head(name.rpartition(".")[0]) and is_tied(checkpoint.config) and ties(checkpoint.config) is None:
+    config, tensor = checkpoint.config, checkpoint.tensors.get(name)
+    text = config.get("text_config")
+    entries = {config.get("vocab_size"), text.get("vocab_size") if isinstance(text, Mapping) else None} - {None}
+    looks = tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] in entries
+    if (is_head(name.rpartition(".")[0]) or looks) and is_tied(config) and ties(config) is None:
         raise NotSupported(
             "the adapter changes a tied tensor, and how its class keeps tied tensors apart is not known",
             where=[f"{adapter.path}: {name}", f"config.json: architectures is {checkpoint.config.get('architectures')!r}"],

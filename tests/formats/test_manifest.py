@@ -96,7 +96,7 @@ def test_incomplete_manifests(tmp_path: Path, key: str) -> None:
     broken = {k: v for k, v in WHOLE.items() if k != key}
     with pytest.raises(FormatError, match="the manifest is not one that surgery writes: KeyError") as caught:
         read_manifest(placed(tmp_path, json.dumps(broken).encode()))
-    assert caught.value.help == "restore it, or remove the folder .surgery"
+    assert caught.value.help == "restore it from a copy, or remove it: then nothing says what was done to the folder"
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b'{"tool": "surgery", "tool": "surgery"}', b"\xff"])

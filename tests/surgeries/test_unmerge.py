@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import surgery
-from surgery.errors import FormatError, NotSupported, PlanError, SurgeryError, VerificationFailed
+from surgery.errors import AdapterError, FormatError, NotSupported, PlanError, SurgeryError, VerificationFailed
 from surgery.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, Workspace, exact, into
 from surgery.record import BASE
 from surgery.tensor import Before, Gain, LowRank
@@ -296,6 +296,24 @@ def test_approximately(saved: Callable[..., Path], adapters: Callable[[str], lis
     note = next(n for n in undone.notes if "will not be the base's" in n)
     said = float(note.split("about ")[1].split("%")[0]) / 100
     assert 0 < true < 0.3 and 0.7 * true < said < 1.4 * true
+
+
+def test_only_what_was_merged_is_subtracted(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path) -> None:
+    """As far as a manifest tells."""
+    other = surgery.open_adapter(adapters("several adapters")[1])
+    with pytest.raises(AdapterError, match="not one that was merged into this checkpoint"):
+        surgery.unmerge_approximately(surgery.open_checkpoint(made), other)
+    assert any("taken on trust" in note for note in surgery.unmerge_approximately(surgery.open_checkpoint(saved("llama")), other).notes)
+
+
+def test_other_surgeries_say_that_the_record_stays_behind(made: Path) -> None:
+    assert any("an undo record is here, and stays here" in note for note in surgery.open_checkpoint(made).notes)
+    assert not any("stays here" in note for note in surgery.unmerge(surgery.open_checkpoint(made)).notes)
+
+
+def test_a_cut_record_says_how_to_mend_it(made: Path, tmp_path: Path) -> None:
+    sidecars(made)[0].write_bytes(sidecars(made)[0].read_bytes()[:-5])
+    check_refused(made, tmp_path / "out", "the undo record is damaged", "take the record from a copy")
 
 
 @pytest.mark.parametrize("case", ["DoRA", "a saved head", "trained tokens"])

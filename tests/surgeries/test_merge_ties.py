@@ -1,0 +1,74 @@
+"""Tied tensors under other names, and inside modules that are saved whole: merged, they compute what the live adapted model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import surgery
+from surgery.errors import NotSupported
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROBERTA = {**SMALL, "max_position_embeddings": 64, "pad_token_id": 1}
+T5 = {"vocab_size": 97, "d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "tie_word_embeddings": True}
+DISTILBERT = {"vocab_size": 97, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
+    "bert": lambda: tf.BertForMaskedLM(tf.BertConfig(**SMALL, max_position_embeddings=64)),
+    "roberta": lambda: tf.XLMRobertaForMaskedLM(tf.XLMRobertaConfig(**ROBERTA)),
+    "distilbert": lambda: tf.DistilBertForMaskedLM(tf.DistilBertConfig(**DISTILBERT, tie_word_embeddings=True)),
+    "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**T5, decoder_start_token_id=0)),
+    "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "a saved head that holds the tied decoder": ("bert", {"target_modules": ["query"], "modules_to_save": ["cls"]}),
+    "a part of it": ("bert", {"target_modules": ["query"], "modules_to_save": ["predictions"]}),
+    "lm_head with a decoder": ("roberta", {"target_modules": ["query"], "modules_to_save": ["lm_head"]}),
+    "tying asked, not done by PEFT": ("distilbert", {"target_modules": ["q_lin", "word_embeddings"], "ensure_weight_tying": True}),
+    "shared": ("t5", {"target_modules": ["q", "shared"], "ensure_weight_tying": True}),
+    "wte": ("gpt2", {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True}),
+    "saved, tying asked": ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["wte"], "ensure_weight_tying": True}),
+}
+
+
+def output(model: Any) -> torch.Tensor:
+    ids = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, **extra).logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tied_tensors_become_what_the_live_model_has(case: str, tmp_path: Path) -> None:
+    family, options = CASES[case]
+    torch.manual_seed(0)
+    MODELS[family]().save_pretrained(tmp_path / "base")
+    kind = type(MODELS[family]())
+    model = get_peft_model(kind.from_pretrained(tmp_path / "base"), LoraConfig(r=4, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    plain = output(kind.from_pretrained(tmp_path / "base"))
+    live = output(PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter"))
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter")), tmp_path / "merged"
+    )
+    merged = output(kind.from_pretrained(tmp_path / "merged"))
+    assert (live - plain).abs().max() > 1000 * (live - merged).abs().max()
+    assert (live - merged).abs().max() < 1e-4 * live.abs().max()
+
+
+def test_an_embedding_by_its_shape_where_the_rule_is_not_known(tmp_path: Path) -> None:
+    """Mamba ties `backbone.embeddings`, and no rule says how its class keeps them apart."""
+    base = tf.MambaForCausalLM(tf.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True))
+    base.save_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["embeddings"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(NotSupported, match="how its class keeps tied tensors apart is not known"):
+        surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"))
