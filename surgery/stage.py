@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from .errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
 from .formats.manifest import read_manifest
-from .hub.refs import has_scheme
+from .hub.refs import has_scheme, is_ref
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -57,7 +57,7 @@ def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str]) 
         with _locked(os.path.join(parent, f".{name}.surgery.lock"), dest):
             _recover(dest)
             _check_replaceable(dest, overwrite)
-            path = _stage_prefix(dest) + identity[:16]
+            path = stage_at(dest, identity)
             if (found := _identity_of(path)) and (found != identity or found == _identity_of(dest)):
                 _discard(path, dest)
             os.makedirs(path, exist_ok=True)
@@ -78,9 +78,10 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
     """Remove what broken runs left for the destination `folder`, and for all destinations inside it.
 
     For `hf://org/name`, what runs that wrote to that repository left here. Returns each removed path with its bytes. An old output
-    that an interrupted overwrite moved aside is moved back first. Raises DestinationError where a run is at work.
+    that an interrupted overwrite moved aside is moved back first. Raises DestinationError where a run is at work, and for
+    `org/name` without `hf://` where no folder `org` is.
     """
-    folder = _local(folder)
+    given, folder = os.fspath(folder), _local(folder)
     found = [folder]
     if os.path.isdir(folder):
         marks = (f for f in os.listdir(folder) if f.startswith(".") and ".surgery" in f)
@@ -98,6 +99,9 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
                     shutil.rmtree(path)
         except OSError as error:
             raise DestinationError(f"cannot clean up: {error.strerror}", where=[error.filename or dest]) from error
+    if not os.path.isdir(os.path.dirname(folder)) and is_ref(given) and not has_scheme(given):
+        tip = f"for what runs that wrote to the Hub left here: surgery clean hf://{given}"
+        raise DestinationError("no such folder, and none that it would be in", where=[folder], help=tip)
     return tuple(removed)
 
 
@@ -145,6 +149,11 @@ def _elsewhere() -> str:
 def _lock_path(dest: str) -> str:
     parent, name = os.path.split(dest)
     return os.path.join(parent, f".{name}.surgery.lock")
+
+
+def stage_at(dest: str, identity: str) -> str:
+    """The stage of plan `identity` beside `dest`."""
+    return _stage_prefix(dest) + identity[:16]
 
 
 def _stage_prefix(dest: str) -> str:

@@ -130,7 +130,7 @@ def test_an_existing_destination_is_refused(source: Path, dest: Path) -> None:
         partial(surgery.write, first(source), dest),
         "the destination exists",
         dest.parent,
-        "choose another with -o, or replace it with --overwrite",
+        "choose another with -o: surgery did not write this one",
     )
 
 
