@@ -13,9 +13,13 @@ from typing import Any
 from ..errors import AdapterError, SurgeryError, listed
 from ..formats.peft import Adapter
 from ..names import compiled, is_called, natural
+from ..tensor import Tensor
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .lora import BIAS, check_factors, check_numbers
+
+TIED = ("embed_tokens", "lm_head", "wte", "word_embeddings", "decoder")
+IN_PROJ = ".in_proj_weight"
 
 
 def contradictions(adapter: Adapter) -> list[str]:
@@ -45,16 +49,41 @@ def doubts(adapter: Adapter) -> list[str]:
         return []
 
 
+def strangers(adapter: Adapter) -> list[str]:
+    """Modules that the adapter has LoRA on and its config does not aim at: PEFT passes over them. `by_parameter` comes first.
+
+    A module that is aimed at only because it is tied to another one, and the out_proj within an attention, are none.
+    """
+    config, modules = adapter.config, sorted(adapter.lora.keys() - adapter.parameters, key=natural)
+    tied = TIED if config.get("ensure_weight_tying") else ()
+    inside = {f"{name.removesuffix(IN_PROJ)}.out_proj" for name in adapter.parameters if name.endswith(IN_PROJ)}
+    return [one for one in modules if one not in inside and not is_called(one, tied) and not _is_aimed_at(config, one)]
+
+
+def without_factors(adapter: Adapter, weights: Mapping[str, Tensor]) -> list[str]:
+    """Modules among the base's `weights` that the config aims at and the adapter has no factors for.
+
+    None where the adapter has other names than the base: which of its modules the config aims at is not told by names, then.
+    """
+    if adapter.config.get("target_modules") in (None, "all-linear") or any(
+        f"{module}.weight" not in weights for module in adapter.lora.keys() - adapter.parameters
+    ):
+        return []
+    saved = {name.rpartition(".")[0] for name in adapter.whole}
+    modules = {name.removesuffix(".weight") for name, one in weights.items() if name.endswith(".weight") and len(one.shape) > 1}
+    idle = [module for module in modules - adapter.lora.keys() - saved if _is_aimed_at(adapter.config, module)]
+    return sorted((module for module in idle if ".experts." not in module), key=natural)  # in memory they are one module
+
+
 def _doubts(adapter: Adapter) -> list[str]:
     modules = sorted(adapter.lora.keys() - adapter.parameters, key=natural)
     idle = _idle(adapter.config, modules)
-    strangers = [module for module in modules if not _is_aimed_at(adapter.config, module)]
     rows = [f"no tensor is of {', '.join(listed(idle))}, which adapter_config.json names"] if idle else []
     saved = adapter.config.get("modules_to_save") or []
     if saved and not any(is_called(name.rpartition(".")[0], saved) for name in adapter.whole):
         rows.append(f"no tensor is of {', '.join(listed(saved))}, which adapter_config.json says is saved")
-    if strangers:
-        rows.append(f"adapter_config.json does not aim at {', '.join(listed(strangers))}, which tensors are of")
+    if unaimed := strangers(adapter):
+        rows.append(f"adapter_config.json does not aim at {', '.join(listed(unaimed))}, which tensors are of")
     return rows
 
 
@@ -98,7 +127,7 @@ def _is_aimed_at(config: Mapping[str, Any], module: str) -> bool:
     if not _matches(wanted, module) or _matches(config.get("exclude_modules"), module):
         return False
     numbers = [layers] if isinstance(layers, int) else layers
-    return numbers is None or isinstance(wanted, str) or _layer(config, module) in numbers
+    return not numbers or isinstance(wanted, str) or module in wanted or _layer(config, module) in numbers
 
 
 def _matches(wanted: Any, module: str) -> bool:

@@ -46,7 +46,7 @@ def by_parameter(adapter: Adapter) -> Adapter:
     new: dict[str, str] = {}
     for module, keys in nested.items():
         every = {f"{module}.{target.rpartition('.')[2]}" for target in targets}
-        mine = [name for name in every if is_called(name, targets)]
+        mine = _owned(adapter.config, module, [name for name in every if is_called(name, targets)], targets, len(keys))
         if mine or len(keys) > 1:
             keys = sorted(keys, key=len)
             new |= dict(zip(reversed(keys), _ordered(adapter, module, mine, keys), strict=True))
@@ -55,6 +55,18 @@ def by_parameter(adapter: Adapter) -> Adapter:
     lora = {new.get(key, key): parts for key, parts in adapter.lora.items()}
     names = {f"{new.get(key, key)}.{part}": adapter.names[f"{key}.{part}"] for key, parts in adapter.lora.items() for part in parts}
     return replace(adapter, lora=lora, names={**adapter.names, **names}, parameters=frozenset(new.values()))
+
+
+def _owned(config: Mapping[str, Any], module: str, names: list[str], targets: Sequence[str], count: int) -> list[str]:
+    """Those of the parameter names that the module may have: a target without a dot is called like one of every module.
+
+    Where more are called so than there are tensors of, a target that names the module, too, says which.
+    """
+    if len(names) <= count:
+        return names
+    dotted = [name for name in names if is_called(name, [target for target in targets if "." in target])]
+    modules = config.get("target_modules")
+    return dotted if dotted or (isinstance(modules, list) and is_called(module, map(str, modules))) else names
 
 
 def _ordered(adapter: Adapter, module: str, names: Sequence[str], keys: Sequence[str]) -> list[str]:

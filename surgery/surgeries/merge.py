@@ -71,9 +71,9 @@ def merge(
     base, checkpoint = checkpoint, widened(checkpoint, groups)
     plain = [_plain(one) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
+    fitting = [_fitted(checkpoint, one) for one in chosen]
     for one in plain:
         _check_aimed_at(one, names, wanted)
-    fitting = [_fitted(checkpoint, one) for one in chosen]
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
     fitted = [split_adapter(one, held) if (held := sites_held(one, parted, fused=True)) else one for one, _, _ in fitting]
     merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted)

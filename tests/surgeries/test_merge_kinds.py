@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from conftest import hashes
+from fused import stacks
 from safetensors.torch import load_file, save_file
 
 import surgery
@@ -468,3 +469,51 @@ def test_bytes_depend_on_nothing_else(name: str, base_of: Bases, tmp_path: Path)
     surgery.write(checkpoint, tmp_path / "one", workers=1)
     surgery.write(checkpoint, tmp_path / "two", workers=3, memory="64MB")
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
+# What the config aims at
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_all_linear_as_peft_writes_it_on_experts(kind: str, tmp_path: Path) -> None:
+    """Bare target_parameters are called like parameters that each module might have; the router's is named with its module."""
+    base = stacks.build(kind)
+    base.save_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(stacks.build(kind), peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    model.save_pretrained(tmp_path / "a")
+    said = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert {"gate.weight", "gate_up_proj", "down_proj"} <= set(said["target_parameters"])
+    merged(tmp_path / "base", tmp_path / "a", tmp_path / "out")
+    tokens = torch.arange(12).reshape(1, -1)
+    with torch.no_grad():
+        live, before = model(input_ids=tokens).logits, base.eval()(input_ids=tokens).logits
+        made = type(base).from_pretrained(tmp_path / "out").eval()(input_ids=tokens).logits
+    assert (made - live).abs().max() <= 1e-5 * live.abs().max() < 1e-2 * (live - before).abs().max()
+
+
+def test_lora_that_the_config_does_not_aim_at_is_refused(base_of: Bases, tmp_path: Path) -> None:
+    """PEFT's live model passes over it: what is merged without it is what that computes."""
+    base = base_of("llama")
+    trained(base, Case("llama", {"target_modules": ["q_proj", "v_proj"]}), tmp_path / "a")
+    edited(tmp_path / "a", lambda config, _: config.update(target_modules=["q_proj"]))
+    with pytest.raises(AdapterError, match=r"adapter_config\.json does not aim at 3 of the 6 modules") as caught:
+        merged(base, tmp_path / "a", tmp_path / "out")
+    assert "model.layers.0.self_attn.v_proj" in caught.value.where and "--except" in str(caught.value)
+    merged(base, tmp_path / "a", tmp_path / "out", except_=r".*v_proj")
+    live = peft.PeftModel.from_pretrained(type(build("llama")).from_pretrained(base).eval(), tmp_path / "a").eval()
+    error, effect = errors(tmp_path / "out", output(live.base_model.model, "llama"), base, "llama")
+    assert error < 1e-5 and effect >= 1000 * max(error, EPS)
+    edited(tmp_path / "a", lambda config, _: config.pop("target_modules"))
+    merged(base, tmp_path / "a", tmp_path / "unsaid")
+
+
+def test_targets_without_factors_are_noted(base_of: Bases, tmp_path: Path) -> None:
+    trained(base_of("llama"), Case("llama", {"target_modules": ["q_proj", "v_proj"]}), tmp_path / "a")
+    edited(tmp_path / "a", lambda _, tensors: [tensors.pop(name) for name in list(tensors) if ".1.self_attn.v_proj" in name])
+    report = merged(base_of("llama"), tmp_path / "a", tmp_path / "out")
+    said = f"adapter_config.json aims at 1 modules that {tmp_path / 'a'} has no factors for: model.layers.1.self_attn.v_proj"
+    assert said in report.notes

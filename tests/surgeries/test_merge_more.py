@@ -387,7 +387,7 @@ def test_an_adapter_is_merged_once(bases: Path, tmp_path: Path) -> None:
     base = base_of("llama", bases / "llama0")
     trained(base, "llama", tmp_path / "a", target_modules=["v_proj"])
     what = "the adapter is merged into this base already"
-    check_refused(base, [tmp_path / "a", tmp_path / "a"], PlanError, what, "--again")
+    check_refused(base, [tmp_path / "a", tmp_path / "a"], PlanError, "the adapter is given twice", str(tmp_path / "a"), "--again")
     merged(base, tmp_path / "a", tmp_path / "out")
     surgery.write(surgery.open_checkpoint(tmp_path / "out"), tmp_path / "copy")
     check_refused(tmp_path / "copy", tmp_path / "a", PlanError, what, str(tmp_path / "a"), "--again")

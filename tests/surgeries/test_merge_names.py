@@ -163,6 +163,9 @@ def test_older_names_into_newer_files(name: str, tmp_path: Path) -> None:
         module, dot, part = key.partition(".lora_")
         made[f"{old[module]}{dot}{part}"] = tensor
     save_file(made, file)
+    said = tmp_path / "adapter" / "adapter_config.json"  # its targets have the older names, too
+    targets = sorted({key.partition(".lora_")[0].rpartition(".")[2] for key in made})
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"target_modules": targets}))
     if case.lora:  # the patterns were written for the names in memory
         config = tmp_path / "adapter" / "adapter_config.json"
         config.write_text(
