@@ -160,7 +160,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
         index_name=f"{ADAPTER_WEIGHTS}.index.json",
         dropped=adapter.dropped,
         history=(*(_earlier(folder) if folder else ()), *adapter.history),
-        notes=(*adapter.notes, *notes),
+        notes=(*([folder.note] if folder and folder.note else []), *adapter.notes, *notes),
     )
 
 
@@ -317,7 +317,7 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
             left.append(path)
         else:
             files[path] = folder.file(path)
-    notes = list(checkpoint.notes)
+    notes = [*([folder.note] if folder.note else []), *checkpoint.notes]
     if folder.has(UNDO):
         notes.append(
             "an undo record is here, and stays here: surgery unmerge restores the base from this folder, not from what is made of it"

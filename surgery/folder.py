@@ -13,7 +13,7 @@ from typing import Protocol
 
 from .errors import FormatError, HubError, NotACheckpoint
 from .formats.safetensors import Header, read_header
-from .hub.refs import has_scheme, is_ref, parse_ref
+from .hub.refs import has_scheme, is_ref, name_of_url, parse_ref
 from .tensor import File
 
 PathLike = str | os.PathLike[str]
@@ -25,6 +25,10 @@ class Folder(Protocol):
     @property
     def path(self) -> str:
         """Its name in messages, and for `locate`: absolute, or `hf://org/name@commit/folder`."""
+
+    @property
+    def note(self) -> str:
+        """What a user should know of it; "" where all is known."""
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
@@ -53,6 +57,11 @@ class LocalFolder:
     """A folder on a disk of this machine; `path` is absolute."""
 
     path: str
+
+    @property
+    def note(self) -> str:
+        """See `Folder`."""
+        return ""
 
     def has(self, name: str) -> bool:
         """See `Folder`."""
@@ -121,7 +130,9 @@ def locate(path: PathLike | Folder) -> tuple[Folder, str]:
     if os.path.isfile(full):
         return LocalFolder(os.path.dirname(full)), os.path.basename(full)
     if not is_ref(text):
-        raise NotACheckpoint("no such file or folder", where=[full], help="a model on the Hub is called org/name, or hf://org/name")
+        called = name_of_url(text)
+        tip = f"write {called}" if called else "a model on the Hub is called org/name, or hf://org/name"
+        raise NotACheckpoint("no such file or folder", where=[text if called else full], help=tip)
     try:
         return _on_hub(text)
     except HubError as error:

@@ -26,7 +26,7 @@ from .formats.index import encode_index
 from .formats.manifest import read_manifest
 from .formats.peft import Adapter, open_adapter
 from .formats.safetensors import encode_header
-from .hub.refs import has_scheme
+from .hub.refs import has_scheme, is_ref, parse_ref
 from .names import natural
 from .proof import Merging, Proof, Verdict, prove
 from .record import BASE
@@ -175,7 +175,10 @@ def _merged(proof: Proof) -> Check:
 
 def _named(path: str | os.PathLike[str]) -> str:
     """The path as it is shown: absolute, but for what is on the Hub."""
-    return os.fspath(path) if has_scheme(os.fspath(path)) else os.path.abspath(path)
+    text = os.fspath(path)
+    if not os.path.exists(text) and is_ref(text):
+        return str(parse_ref(text))
+    return text if has_scheme(text) else os.path.abspath(text)
 
 
 def _verify_adapter(adapter: Adapter, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:

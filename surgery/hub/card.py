@@ -26,20 +26,25 @@ _BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)(?P<end>^---[ \t]*(?:\r?\n
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """What a folder says about where its content is from; `bases` are repositories on the Hub."""
+    """What a folder says about where its content is from; `bases` are repositories on the Hub.
+
+    `named` are the same, and the repository that the content goes to where it is named: it is no base of its own.
+    """
 
     name: str
     bases: tuple[str, ...]
     metadata: Mapping[str, Any]
     manifest: Manifest | None
+    named: tuple[str, ...] = ()
 
 
-def origins(folder: Folder, name: str) -> Origins:
-    """What is known of the model or adapter in `folder`, which is to be called `name`."""
+def origins(folder: Folder, name: str, target: str = "") -> Origins:
+    """What is known of the model or adapter in `folder`, which is to be called `name` in the repository `target`."""
     manifest = read_manifest(folder)
     adapter = _object(folder, ADAPTER_CONFIG)
     config = _object(folder, "config.json")
-    bases = tuple(dict.fromkeys(found for text in _named(manifest, adapter, config) if (found := repo_named(text))))
+    named = tuple(dict.fromkeys(found for text in _named(manifest, adapter, config) if (found := repo_named(text))))
+    bases = tuple(repo for repo in named if repo.casefold() != target.casefold())  # to the Hub, names differ by more than case
     steps = [str(step.get("surgery")) for step in manifest.history] if manifest else []
     relation = "adapter" if adapter and not config else "merge" if "merge" in steps else "finetune"
     kind = [str(adapter["peft_type"]).lower()] if adapter.get("peft_type") and not config else []
@@ -49,7 +54,7 @@ def origins(folder: Folder, name: str) -> Origins:
         "library_name": _library(config, adapter),
         "tags": list(dict.fromkeys([*kind, "surgery", *(["merge"] if "merge" in steps else [])])),
     }
-    return Origins(name, bases, {key: value for key, value in metadata.items() if value}, manifest)
+    return Origins(name, bases, {key: value for key, value in metadata.items() if value}, manifest, named)
 
 
 def repo_named(text: str) -> str | None:
@@ -120,7 +125,8 @@ def written(origins: Origins, metadata: Mapping[str, Any]) -> str:
     if origins.manifest:
         parts += [f"## How it was made\n\nBy `surgery` {origins.manifest.version}, on the files, without loading the model:"]
         parts += ["\n".join(_steps(origins.manifest))]
-        parts += [f"From these files; a digest is the {_digests(origins.manifest)}:", "\n".join(_inputs(origins.manifest))]
+        if any(entry.get("files") for entry in origins.manifest.inputs):
+            parts += [f"From these files; a digest is the {_digests(origins.manifest)}:", "\n".join(_inputs(origins.manifest))]
     text = f"---\n{_yaml(metadata)}---\n\n" + "\n\n".join(parts) + "\n"
     return f"{text}\n{_seal(text)}\n"
 

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FormatError, HubConflict, HubError, NotACheckpoint, NotAllowed, NotOnHub, SourceChanged, SurgeryError, listed
 from ..folder import LocalFolder
 from ..formats.manifest import MANIFEST
+from ..formats.peft import CONFIG as ADAPTER_CONFIG
 from ..tensor import File
 from ..verify import verify
 from . import client
 from .card import CARD, Origins, completed, is_ours, metadata_of, origins, written
 from .client import retried, translated
-from .refs import parse_ref
+from .refs import SCHEME, has_scheme, is_ref, parse_ref
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -39,6 +40,12 @@ _WEIGHTS = re.compile(
     r"(?P<stem>.+?)(?:\.safetensors)?(?:-\d+-of-\d+)?\.safetensors|(?P<index>.+?)\.safetensors\.index(?:\.[\w.-]+)?\.json"
 )
 _OTHERS = re.compile(r"[^/]+\.(?:safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf)")
+_ADAPTER = re.compile(r"adapter_model[^/]*\.safetensors")
+_BESIDE = re.compile(  # what loaders read beside the weights, and take for that of the model that is there
+    r"(?:generation_config|tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|sentencepiece|chat_template"
+    r"|preprocessor_config|processor_config)[^/]*|[^/]+\.(?:model|tiktoken)"
+)
+_NAMES = "org/name: letters, digits and -_. with no -- and no .., and neither of the two begins or ends with - or ."
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +206,8 @@ def plan_push(
     `keep`, nothing is deleted. Raises VerificationFailed, NotACheckpoint, HubError.
     """
     path = os.path.abspath(os.fspath(folder))
+    if not os.path.lexists(path):
+        raise _no_folder(os.fspath(folder), path)
     if not os.path.isdir(path):
         raise NotACheckpoint("a folder is pushed", where=[path], help="pass the folder of the model or adapter")
     verify(path, check_class=False).require()
@@ -209,6 +218,13 @@ def plan_push(
     if plan.parent and not plan.empty:
         _check_tag(api, plan, "")  # the commit that it is to name is still to be made
     return plan
+
+
+def _no_folder(text: str, path: str) -> NotACheckpoint:
+    if is_ref(text):
+        tip = f"{text} looks like a name on the Hub, and push takes a local folder: download it first, or pass the folder that you mean"
+        return NotACheckpoint("no such folder", where=[path], help=tip)
+    return NotACheckpoint("no such folder", where=[path], help="pass the folder of the model or adapter")
 
 
 def looked(
@@ -253,17 +269,26 @@ def looked(
 def with_files(api: HfApi, plan: PushPlan, folder: str, files: Mapping[str, Local]) -> PushPlan:
     """The plan after which the repository holds `files`, with a card and a message that say what the model in `folder` is."""
     name = plan.repo_id.split("/")[-1]
-    card, said = _card(api, origins(LocalFolder(folder), name), files.get(CARD), plan.repo_id if CARD in plan.remote else "", plan.parent)
+    found = origins(LocalFolder(folder), name, plan.repo_id)
+    card, said = _card(api, found, files.get(CARD), plan.repo_id if CARD in plan.remote else "", plan.parent)
     whole = {**files, CARD: card, **_manifest(files, card)}
+    said += of_another_model(api, plan, files)
     plan = replace(plan, message=plan.message or _message(folder), notes=(*plan.notes, *said), files=whole)
     return _compared(plan, plan.parent, plan.remote)
 
 
 def _target(repo_id: str, revision: str | None) -> tuple[str, str | None]:
     """`org/name`, `hf://org/name` and `org/name@branch` as a repository and a branch."""
-    named = parse_ref(repo_id)
-    if named.subfolder or "/" not in named.repo_id:
-        raise SurgeryError("a push goes to a repository", where=[repo_id], help="write org/name")
+    begin = SCHEME if has_scheme(repo_id) else ""  # as an output, org/name would be a folder here
+    try:
+        named = parse_ref(repo_id)
+    except SurgeryError as error:
+        raise SurgeryError(error.what, where=error.where, help=f"write {begin}{_NAMES}") from None
+    if named.subfolder:
+        tip = f"write {begin}org/name, without the folder: {begin}{named.repo_id}"
+        raise SurgeryError("a push goes to a repository", where=[repo_id], help=tip)
+    if "/" not in named.repo_id:
+        raise SurgeryError("a push goes to a repository", where=[repo_id], help=f"write {begin}{_NAMES}")
     if named.revision and revision not in (None, named.revision):
         raise SurgeryError("two branches are named", where=[repo_id, f"--revision {revision}"], help="name one")
     return named.repo_id, revision or named.revision
@@ -271,7 +296,8 @@ def _target(repo_id: str, revision: str | None) -> tuple[str, str | None]:
 
 def _check_options(revision: str | None, *, create_pr: bool, tag: str) -> None:
     if create_pr and revision not in (None, MAIN):
-        raise SurgeryError("a pull request is opened against main", help="leave --revision out, or push to the branch without --create-pr")
+        tip = f"leave the branch out, @{revision} or --revision, or push to it without --create-pr"
+        raise SurgeryError("a pull request is opened against main", help=tip)
     if create_pr and tag:
         raise SurgeryError("what a pull request holds is not tagged", help="merge it first, then tag it")
 
@@ -303,8 +329,53 @@ def with_others(plan: PushPlan, files: Iterable[str]) -> PushPlan:
         plan,
         delete=tuple(item for path, item in others.items() if path in stale),
         keep=tuple(item for path, item in others.items() if path not in stale),
-        notes=(*plan.notes, *([f"the repository has other weights, too, which are left alone: {', '.join(listed(odd))}"] if odd else [])),
+        notes=(
+            *plan.notes,
+            *([f"the repository has other weights, too, which are left alone: {', '.join(listed(odd))}"] if odd else []),
+            *_of_adapter(plan, _replaced_adapter(names, others)),
+        ),
     )
+
+
+def _of_adapter(plan: PushPlan, adapter: set[str]) -> list[str]:
+    if not adapter:
+        return []
+    files = ", ".join(listed(sorted(adapter)))
+    if plan.stale:
+        return [f"the repository's adapter is deleted, since transformers would load it on top of this model: {files}"]
+    return [f"with --keep, transformers WILL LOAD THE REPOSITORY'S ADAPTER ON TOP of this model, which may hold it already: {files}"]
+
+
+def _replaced_adapter(files: set[str], others: Iterable[str]) -> set[str]:
+    """The adapter among the other files, where what is pushed is a model: transformers loads one that lies beside a model."""
+    others = set(others)
+    if "config.json" not in files or ADAPTER_CONFIG in files or ADAPTER_CONFIG not in others or not weights_in(files):
+        return set()
+    return {path for path in others if path == ADAPTER_CONFIG or _ADAPTER.fullmatch(path)}
+
+
+def of_another_model(api: HfApi, plan: PushPlan, files: Mapping[str, Local]) -> list[str]:
+    """A note where the repository holds a model of another type than `files`, with what stays of it that loaders read."""
+    if not {"config.json"} <= files.keys() & plan.remote.keys() or not weights_in(plan.remote):
+        return []
+    if plan.remote["config.json"].holds(files["config.json"]):
+        return []
+    ours = _model_type(_raw(files["config.json"]))
+    theirs = _model_type(_remote_file(api, plan.repo_id, plan.parent, "config.json"))
+    if not ours or not theirs or ours == theirs:
+        return []
+    left = sorted(path for path in plan.remote if path not in files and _BESIDE.fullmatch(path) and not _OTHERS.fullmatch(path))
+    kept = f"; kept of that one, and read with the new weights: {', '.join(listed(left))}" if left else ""
+    return [f"this is a model of type {ours}, and the one that the repository holds is of type {theirs}{kept}"]
+
+
+def _model_type(config: bytes) -> str:
+    """The type that a config names; "" where it is none that can be read."""
+    try:
+        content = json.loads(config)
+    except ValueError:
+        return ""
+    return str(content.get("model_type") or "") if isinstance(content, dict) else ""
 
 
 def weights_in(files: Iterable[str]) -> list[str]:
@@ -312,10 +383,11 @@ def weights_in(files: Iterable[str]) -> list[str]:
     return [path for path in files if _OTHERS.fullmatch(path) or _stem(path)]
 
 
-def _stale(files: Iterable[str], others: Iterable[str]) -> set[str]:
-    """Of the other files, shards and indices that loaders would take for parts of the pushed weights, and what surgery noted of them."""
+def _stale(files: set[str], others: Iterable[str]) -> set[str]:
+    """Of the other files, what loaders would take for parts of the pushed weights, or add to them, and what surgery noted of them."""
     stems = {stem for path in files if (stem := _stem(path))}
-    return {path for path in others if _stem(path) in stems or path.startswith(".surgery/")}
+    same = {path for path in others if _stem(path) in stems or path.startswith(".surgery/")}
+    return same | _replaced_adapter(files, others)
 
 
 def _stem(path: str) -> str | None:
@@ -356,16 +428,17 @@ def _message(folder: str) -> str:
 def _card(api: HfApi, said: Origins, own: Local | None, repo_id: str, revision: str) -> tuple[Local, list[str]]:
     """The card: the folder's own, else the repository's, completed; else a new one. And what it could not say.
 
-    A card of the repository's that was written here is written anew: what is pushed may have been made in another way.
+    One that was written here, for what was pushed before or for the base, is written anew: this was made in another way.
     """
     metadata, notes = dict(said.metadata), list[str]()
+    own = None if own and is_ours(_text(own)) else own
     text = _text(own) if own else _remote_card(api, repo_id, revision) if repo_id else None
     text = None if text is not None and not own and is_ours(text) else text
     here = metadata_of(text) if text is not None else {}
-    if said.bases and "license" not in here:
-        more, notes = _license(api, said.bases[0])
+    if said.named and "license" not in here:
+        more, notes = _license(api, said.named[0], new=text is None)
         metadata |= more
-    if not said.bases and "base_model" not in here:
+    if not said.named and "base_model" not in here:
         notes.append("the card names no base_model: neither the manifest nor the configs name one on the Hub")
     if text is None:
         return Local(written(said, metadata).encode()), notes
@@ -374,12 +447,16 @@ def _card(api: HfApi, said: Origins, own: Local | None, repo_id: str, revision: 
 
 
 def _text(local: Local) -> str:
+    return _decoded(_raw(local))
+
+
+def _raw(local: Local) -> bytes:
     raw = local.source
-    assert not isinstance(raw, Sent), "a card and a manifest travel in the commit itself"
+    assert not isinstance(raw, Sent), "a card, a config and a manifest travel in the commit itself"
     if isinstance(raw, File):
         with open(raw.path, "rb") as stream:
-            raw = stream.read()
-    return _decoded(raw)
+            return stream.read()
+    return raw
 
 
 def _decoded(raw: bytes) -> str:
@@ -390,25 +467,32 @@ def _decoded(raw: bytes) -> str:
 
 
 def _remote_card(api: HfApi, repo_id: str, revision: str) -> str:
+    return _decoded(_remote_file(api, repo_id, revision, CARD, "card"))
+
+
+def _remote_file(api: HfApi, repo_id: str, revision: str, path: str, what: str = "config") -> bytes:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     def fetch() -> bytes:
-        answer = get_session().get(hf_hub_url(repo_id, CARD, revision=revision, endpoint=api.endpoint), headers=build_hf_headers())
+        answer = get_session().get(hf_hub_url(repo_id, path, revision=revision, endpoint=api.endpoint), headers=build_hf_headers())
         hf_raise_for_status(answer)
         return bytes(answer.content)
 
-    return _decoded(retried(fetch, "read the card", [f"{repo_id}: {CARD}"]))
+    return retried(fetch, f"read the {what}", [f"{repo_id}: {path}"])
 
 
-def _license(api: HfApi, base: str) -> tuple[dict[str, Any], list[str]]:
-    """The licence of the base, as its own card says it; and a note where it cannot be had, which is no reason not to push."""
+def _license(api: HfApi, base: str, *, new: bool) -> tuple[dict[str, Any], list[str]]:
+    """The licence of the base, as its own card says it; and a note where it cannot be had, which is no reason not to push.
+
+    That the base names none is said of a new card only: one that is there was left without a licence by its author.
+    """
     try:
         card = retried(lambda: api.model_info(base), f"ask for the licence of {base}").card_data
     except HubError as error:
         return {}, [f"the card says no licence: {error.what}"]
     found = {key: value for key in ("license", "license_name", "license_link") if card is not None and (value := card.get(key))}
-    return found, [] if found else [f"the card says no licence: that of {base} says none"]
+    return found, [f"the new card names no licence, since the card of {base} names none"] if new and not found else []
 
 
 # Looking.

@@ -44,6 +44,15 @@ def has_scheme(text: str) -> bool:
     return text.startswith("hf:/")
 
 
+def name_of_url(text: str) -> str:
+    """`org/name`, with a revision where one is named, for the address of a repository's page; "" for every other text."""
+    found = re.fullmatch(rf"https?://(?:huggingface\.co|hf\.co)/(?P<repo>{_PART}/{_PART})(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?", text)
+    if found is None or found["repo"].partition("/")[0] in _KINDS:
+        return ""
+    revision, _, path = (found["rest"] or "").partition("/")
+    return f"{found['repo']}{f'@{revision}' if revision not in ('', 'main') else ''}{f'/{path}' if path else ''}"
+
+
 def parse_ref(text: str) -> HubRef:
     """What `text` names. Raises SurgeryError where it is nothing on the Hub."""
     if not has_scheme(text):

@@ -37,6 +37,7 @@ FIRST = 1 << 15  # bytes of a safetensors file that are asked for at first: most
 CONNECTIONS = 12  # headers that are read at once
 PROGRESS = 1 << 16  # bytes after which an answer that breaks off has not failed
 SMALL = 1 << 20  # bytes of a file that is kept once it was read
+CACHE_ALONE = "offline: only the files in the cache are known, and others of this commit may be missing"
 SPOOLED = 64  # adapters' files that are kept in temporary files
 
 EXPIRED = (400, 401, 403, 404, 410)  # what a host says of a signed link that is too old
@@ -49,6 +50,7 @@ class RemoteFolder:
 
     ref: HubRef
     files: Mapping[str, File]
+    note: str = ""  # see `Folder`
 
     @property
     def path(self) -> str:
@@ -108,7 +110,8 @@ def open_remote(ref: HubRef) -> tuple[RemoteFolder, str]:
         close = nearest(folder, {path.rpartition("/")[0] for path in files} | set(files))
         tip = f"the nearest paths are {', '.join(close)}" if close else None
         raise NotOnHub("the repository has no such folder or file", where=[str(ref)], help=tip)
-    return RemoteFolder(replace(pinned, subfolder=folder), inside), name
+    note = f"{CACHE_ALONE}: hf download {ref.repo_id} fetches all" if constants.is_offline_mode() else ""
+    return RemoteFolder(replace(pinned, subfolder=folder), inside, note), name
 
 
 def _commit(ref: HubRef) -> tuple[HubRef, Mapping[str, File]]:

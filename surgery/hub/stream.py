@@ -17,6 +17,7 @@ from ..crew import files_of
 from ..errors import DestinationError, HubError, SurgeryError, listed
 from ..folder import LocalFolder
 from ..formats.manifest import read_manifest
+from ..stage import stage_at
 from ..verify import verify
 from . import client, resume
 from .card import CARD
@@ -28,6 +29,7 @@ from .push import (
     Sent,
     execute_push,
     looked,
+    of_another_model,
     prepared,
     preuploaded,
     silent_bars,
@@ -82,7 +84,9 @@ def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwr
     sizes = {s.name: s.nbytes for s in plan.shards} | {p: len(f) if isinstance(f, bytes) else f.size for p, f in plan.files.items()}
     card = () if CARD in sizes else (CARD,)
     told = f"{CARD}, the model card, is written, or completed where there is one"
-    push = replace(push, send=tuple(Item(path, nbytes) for path, nbytes in sorted(sizes.items())), notes=(told,))
+    files = {path: Local(content) for path, content in plan.files.items()}
+    notes = (told, *of_another_model(client.api(), push, files))
+    push = replace(push, send=tuple(Item(path, nbytes) for path, nbytes in sorted(sizes.items())), notes=notes)
     return with_others(push, [*sizes, *card])
 
 
@@ -98,17 +102,32 @@ def _looked(goal: HubDestination, plan: Plan, *, overwrite: bool) -> PushPlan:
         tag=goal.tag,
         keep=goal.keep,
     )
-    _check_replaceable(push, plan, overwrite=overwrite)
+    _check_replaceable(push, plan, stage_at(stage_of(goal.repo, goal.stage), plan.identity), overwrite=overwrite)
     return push
 
 
-def _check_replaceable(push: PushPlan, plan: Plan, *, overwrite: bool) -> None:
-    """A pull request and a new branch replace nothing; a commit to a branch with weights on it does."""
+def _is_sent(push: PushPlan, plan: Plan, stage: str) -> bool:
+    """Whether the plan's shards are all that the repository has of weights, each as the journal says that it was sent."""
+    entries = resume.read_journal(stage, plan.identity)
+    held = {name for name in weights_in(push.remote) if not name.endswith(HERE)}
+    return held == {shard.name for shard in plan.shards} and all(
+        name in entries and push.remote[name].sha256 == entries[name].sha256 for name in held
+    )
+
+
+def _check_replaceable(push: PushPlan, plan: Plan, stage: str, *, overwrite: bool) -> None:
+    """A pull request and a new branch replace nothing; a commit to a branch with weights on it does.
+
+    Unless the weights are just what the journal in `stage` says was sent: then a run died after its commit, and nothing is replaced.
+    """
     held = weights_in(push.remote)
     if overwrite or not held or push.create_pr or push.new_branch:
         return
     manifest = read_manifest(open_remote(HubRef(push.repo_id, push.parent))[0])
-    ours = ["they are the result of this very command"] if manifest and manifest.identity == plan.identity else []
+    mine = manifest is not None and manifest.identity == plan.identity
+    if mine and _is_sent(push, plan, stage):
+        return
+    ours = ["they are the result of this very command"] if mine else []
     raise DestinationError(
         "the repository holds weights already",
         where=[f"{push.repo_id}@{push.revision}", *listed(held), *ours],

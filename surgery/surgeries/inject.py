@@ -122,9 +122,11 @@ def _adapter(
         modules = told(apart)
     if check_class:
         modules, size = checked(apart, modules, in_memory_sites(base, parted))
-    chosen = _chosen(config, modules)
+    chosen, clashes = _without_copied(config, _chosen(config, modules))
     _check_targets(base, config, chosen, modules)
     parameters = targeted(base, config, chosen)
+    _check_patterns(base, config, [*chosen, *(parameter.name for parameter in parameters)])
+    _check_biases(apart, config, chosen)
     if parted:  # what was excluded of a fused module is no module of its own
         config["exclude_modules"] = None
     lora = {module: _factors(apart, module, modules[module], config, step["seed"]) for module in chosen}
@@ -133,15 +135,13 @@ def _adapter(
     config["fan_in_fan_out"] = any(modules[module].kind is Kind.CONV1D for module in chosen)
     if config["target_modules"] == ALL_LINEAR:
         config["target_modules"] = sorted(chosen, key=natural)
-    renames = renames_of(base.config)
-    whole = {in_memory(name, renames): tensor for name, tensor in saved.items()}
     names = {key: f"{PREFIX}{key}" for m, parts in lora.items() for key in (f"{m}.{part}" for part in parts)}
-    names |= {name: f"{PREFIX}{name}" for name in whole}
+    names |= {name: f"{PREFIX}{name}" for name in saved}
     done = {**step, "modules": len(lora)}
-    adapter = Adapter(base.path, config, lora, whole, names, metadata={"format": "pt"}, history=(done,))
+    adapter = Adapter(base.path, config, lora, dict(saved), names, metadata={"format": "pt"}, history=(done,))
     adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
     source = str(base.config["architectures"][0]) if check_class else ""
-    return replace(adapter, notes=(*adapter.notes, *read, *_known(modules, chosen, parameters, source), _counted(size, adapter)))
+    return replace(adapter, notes=(*adapter.notes, *read, *clashes, *_known(modules, chosen, parameters, source), _counted(size, adapter)))
 
 
 def _named(base: Checkpoint) -> dict[str, str | None]:
@@ -177,7 +177,8 @@ def _check_options(config: Mapping[str, Any], init: str) -> None:
         raise SurgeryError(f"LoRA on parameters goes without {', '.join(idle)}: PEFT refuses it", help=tip)
     if config["layers_to_transform"] is not None and isinstance(config["target_modules"], str):
         tip = "name the modules in a list, or the layers in the regular expression"
-        raise SurgeryError("layers_to_transform needs a list of names, and the target is a text", help=tip)
+        given = ALL_LINEAR if config["target_modules"] == ALL_LINEAR else "a regular expression"
+        raise SurgeryError(f"layers_to_transform needs a list of names, and the target is {given}", help=tip)
     if init not in INITS:
         raise SurgeryError(f"there is no initialisation `{init}`", help=f"{' and '.join(INITS)} are known")
 
@@ -195,8 +196,10 @@ def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None,
 
     No task where its head is not stored: PEFT would look for a trained one in the adapter. Of tied modules, each has a copy.
     """
-    tensors = {**base.tensors, **{name: base.tensors[holder] for name, holder in tied(base).items()}}
-    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    renames = renames_of(base.config)
+    stored = {**base.tensors, **{name: base.tensors[holder] for name, holder in tied(base).items()}}
+    tensors = {in_memory(name, renames): tensor for name, tensor in stored.items()}
+    modules = list(dict.fromkeys(above for name in tensors for above in _around(name)))
     kind = str((base.config.get("architectures") or [""])[0])
     task, heads = next((found for end, found in _TASKS.items() if kind.endswith(end)), (None, ()))
     if task == "SEQ_2_SEQ_LM" and (not base.config.get("is_encoder_decoder") or base.config.get("model_type") in NOT_FROM_TEXT):
@@ -208,13 +211,51 @@ def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None,
         tip = f"the nearest names are {', '.join(near)}" if near else "surgery inspect --tensors '.*' lists the names"
         raise NothingMatched(f"no module of the base is called {', '.join(idle)}", where=[base.path], help=tip)
     ends = list(dict.fromkeys((*modules_to_save, *heads)))
-    return task, ends, {n: t for n, t in tensors.items() if n.rpartition(".")[0].endswith(tuple(ends))} if ends else {}
+    saved = {name: tensor for name, tensor in tensors.items() if _is_copied(ends, name.rpartition(".")[0])}
+    _check_saved(base, saved)
+    return task, ends, saved
+
+
+def _around(name: str) -> list[str]:
+    """The modules that a tensor or a module is in, the outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _is_copied(ends: Sequence[str], module: str) -> bool:
+    """Whether PEFT wraps it to be saved, or one that it is in: by the ends of names, so `classifier` takes a `pre_classifier`, too."""
+    return any(name.endswith(tuple(ends)) for name in (*_around(module), module)) if ends else False
+
+
+def _check_saved(base: Checkpoint, saved: Mapping[str, Tensor]) -> None:
+    """Raise NotSupported for experts that the class holds in other tensors than the files: a copy of theirs would not be loaded."""
+    inside = ("one expert of a stack", "a stack of experts")
+    found = [f"{name}.weight" for name, module in (told(base) if saved else {}).items() if module.what in inside]
+    if odd := sorted(saved.keys() & set(found), key=natural):
+        tip = "leave their module out of --modules-to-save; --target-parameters puts LoRA on experts"
+        raise NotSupported("cannot copy experts that the class holds in other tensors than the files", where=listed(odd), help=tip)
 
 
 def _chosen(config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[str]:
     """The modules that PEFT would take (peft/tuners/tuners_utils.py check_target_module_exists)."""
     left = [m for m in modules if not _matches(config["exclude_modules"], m) and not _is_saved(config, m)]
     return sorted((m for m in left if _is_target(config, m, modules[m])), key=natural)
+
+
+def _without_copied(config: Mapping[str, Any], chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The targets but for those that PEFT saves whole by the end of their name, and a note. Raises NotSupported if they were named.
+
+    PEFT puts LoRA on such a module first, and then cannot load it: "all-linear" is written out without it, other targets would find it.
+    """
+    ends = config["modules_to_save"] or ()
+    both = [module for module in chosen if _is_copied(ends, module)]
+    if not both:
+        return list(chosen), []
+    said = f"PEFT saves every module whose name ends in {' or '.join(ends)}"
+    if config["target_modules"] != ALL_LINEAR:
+        tip = f"--exclude-modules {','.join(listed(both))}"
+        raise NotSupported(f"a module cannot be a target and be saved whole: {said}", where=listed(both), help=tip)
+    return [module for module in chosen if module not in both], [f"{', '.join(listed(both))} copied, without LoRA: {said}"]
 
 
 def _is_saved(config: Mapping[str, Any], module: str) -> bool:
@@ -269,12 +310,47 @@ def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence
     if (chosen or not targets) and not idle:
         _check_kinds(base, config, {module: modules[module] for module in chosen})
         return
+    _check_left(base, config, idle or targets, modules)
     leaves = sorted({module.rpartition(".")[2] for module in modules})
     near = [leaf for target in idle or targets for leaf in nearest(target, leaves)]
     tip = f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {', '.join(listed(leaves, 12))}"
     tip += "; a text is a regular expression for whole names" if near and isinstance(wanted, str) else ""
     what = f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}"
     raise NothingMatched(what, where=[base.path], help=tip)
+
+
+def _check_left(base: Checkpoint, config: Mapping[str, Any], idle: Sequence[str], modules: Mapping[str, Module]) -> None:
+    """Raise NothingMatched where modules do have the targets' names, and other options leave none of them."""
+    wanted = config["target_modules"]
+    asked = {**config, "target_modules": wanted if isinstance(wanted, str) else list(idle), "layers_to_transform": None}
+    found = [name for name, module in modules.items() if _is_target(asked, name, module)]
+    excluded = [name for name in found if _matches(config["exclude_modules"], name)]
+    saved = [name for name in found if name not in excluded and _is_copied(config["modules_to_save"] or (), name)]
+    layers = [name for name in found if name not in (*excluded, *saved)]
+    options = {"--exclude-modules": excluded, "--modules-to-save": saved, "--layers-to-transform": layers}
+    rows = [f"{option} takes {len(names)} away: {', '.join(listed(names))}" for option, names in options.items() if names]
+    if rows:
+        tip = "target other modules, or change these options"
+        raise NothingMatched(f"other options leave none of the targets {', '.join(listed(idle))}", where=[base.path, *rows], help=tip)
+
+
+def _check_patterns(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str]) -> None:
+    """Raise NothingMatched for patterns of ranks and alphas that match none of what was chosen."""
+    given = [(option, name) for option in ("rank_pattern", "alpha_pattern") for name in config[option]]
+    idle = [f"{option}: {name}" for option, name in given if not any(pattern({name: 1}, one, 0) for one in chosen)]
+    if idle:
+        leaves = sorted({name.rpartition(".")[2] for name in chosen})
+        what = f"{len(idle)} of {len(given)} patterns match none of the targets"
+        raise NothingMatched(what, where=[base.path, *listed(idle)], help=f"the targets are called {', '.join(listed(leaves, 12))}")
+
+
+def _check_biases(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str]) -> None:
+    """Raise NotSupported for modules without a bias, if B is to have one: merged, it would have no place."""
+    renames = renames_of(base.config)
+    stored = {in_memory(name, renames) for name in (*base.tensors, *tied(base))}
+    if config["lora_bias"] and (bare := [name for name in chosen if f"{name}.bias" not in stored]):
+        what, tip = "lora_bias on modules without a bias could not be merged", "leave --lora-bias away, or target modules with a bias"
+        raise NotSupported(f"{what}: PEFT refuses it", where=[base.path, *listed(bare)], help=tip)
 
 
 def _check_kinds(base: Checkpoint, config: Mapping[str, Any], chosen: Mapping[str, Module]) -> None:
@@ -365,6 +441,8 @@ def _known(modules: Mapping[str, Module], chosen: Sequence[str], parameters: Seq
 
 
 def _counted(size: int, adapter: Adapter) -> str:
-    """As PEFT's `print_trainable_parameters` says it, of a base of `size` parameters."""
-    mine = sum(tensor.size for tensor in adapter.tensors.values())
+    """As PEFT's `print_trainable_parameters` says it, of a base of `size` parameters; tied ones in one copied module count once."""
+    ends = tuple(adapter.config["modules_to_save"] or ())
+    copied = {(next(m for m in _around(name) if m.endswith(ends)), id(t)): t.size for name, t in adapter.whole.items()}
+    mine = sum(tensor.size for parts in adapter.lora.values() for tensor in parts.values()) + sum(copied.values())
     return f"trainable params: {mine:,} || all params: {mine + size:,} || trainable%: {100 * mine / (mine + size):.4f}"

@@ -17,11 +17,12 @@ from ..adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
-from ..formats.peft import Adapter
+from ..formats.peft import CONFIG, Adapter
 from ..fused.row import Site
 from ..names import compiled, natural, select
 from ..tensor import LowRank, Tensor, add, is_computed, reshape
 from .cast import cast
+from .own import own_names
 from .placed import Placed, join, module_of
 from .places import EXPERTS, check_apart, on_parameters, under_base_names, with_names
 from .rename import Rule, renamed
@@ -79,7 +80,8 @@ def merge(
     merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted)
     if parted:
         merged = replace(fuse_at(merged, parted), dropped=merged.dropped)
-    merged, edits = narrowed(replace(merged, files=base.files), base, groups, tied)
+    left = {CONFIG} if CONFIG in base.files and not own_names(base) else set[str]()  # else transformers would look for an adapter
+    merged, edits = narrowed(replace(merged, files={n: f for n, f in base.files.items() if n not in left}), base, groups, tied)
     merged = with_vocabulary(merged, base, fitted)
     if edits:
         merged = merged.with_config({**merged.config, **edits})
@@ -94,7 +96,11 @@ def merge(
     }
     said = [note for *_, notes in fitting for note in notes if note]
     said += [note for one in plain for note in _idle(one, base)]
-    merged = replace(merged, history=(*checkpoint.history, step), notes=(*merged.notes, *said))
+    merged = replace(
+        merged,
+        history=(*checkpoint.history, step),
+        notes=(*merged.notes, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
+    )
     return cast(merged, dtype) if dtype else merged
 
 

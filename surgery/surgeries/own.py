@@ -10,9 +10,11 @@ as merging the adapter from a folder of its own.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..dtypes import Dtype
@@ -57,17 +59,32 @@ def inject_into(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     tensors |= {_saved(adapter, name, files): tensor for name, tensor in adapter.whole.items()}
     if taken := sorted(tensors.keys() & checkpoint.tensors.keys(), key=natural):
         raise PlanError(f"{len(taken)} tensors of the adapter have names of the base's", where=[checkpoint.path, *listed(taken)])
+    config, notes = _without_path(adapter)
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, **tensors},
         weight_map={**checkpoint.weight_map, **dict.fromkeys(tensors, WEIGHTS)},
         metadata={**checkpoint.metadata, WEIGHTS: adapter.metadata},
-        files={**checkpoint.files, CONFIG: encode_config(adapter.config)},
+        files={**checkpoint.files, CONFIG: encode_config(config)},
         inputs=(*checkpoint.inputs, *adapter.inputs),
         dropped={**checkpoint.dropped, **adapter.dropped},
         history=(*checkpoint.history, *adapter.history, {"surgery": "inject_into", "tensors": len(tensors)}),
-        notes=(*checkpoint.notes, *adapter.notes),
+        notes=(*checkpoint.notes, *adapter.notes, *notes),
     )
+
+
+def _without_path(adapter: Adapter) -> tuple[Mapping[str, Any], list[str]]:
+    """The config for a place beside the base, where loaders ask for no other; and a note where it names a path of this machine.
+
+    That of a new adapter names none. One that was read stays as it is: its digest says whether it is merged already.
+    """
+    named = adapter.config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not os.path.isabs(named):
+        return adapter.config, []
+    if not adapter.inputs:
+        return {**adapter.config, "base_model_name_or_path": None}, []
+    tip = "write the repository's own name there before it goes to the Hub, from where transformers takes the base that it names"
+    return adapter.config, [f"{CONFIG}: base_model_name_or_path is a path of this machine, {named}: {tip}"]
 
 
 def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:

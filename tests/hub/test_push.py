@@ -121,6 +121,38 @@ def test_an_adapter_beside_a_model_stays(hub: Hub, model: Path) -> None:
     assert surgery.push(model, REPO).deleted == ()
 
 
+ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"old", "adapter_model-00001-of-00002.safetensors": b"old"}
+
+
+def test_an_adapter_that_would_be_applied_to_the_model_goes(hub: Hub, model: Path) -> None:
+    """transformers loads an adapter that lies beside a model: over one that was merged, it would count twice."""
+    hub.put(REPO, {**ADAPTER, "sub/adapter_config.json": b"{}"})
+    report = surgery.push(model, REPO)
+    assert set(report.deleted) == set(ADAPTER) and "sub/adapter_config.json" in hub.files(REPO) and len(hub.titles(REPO)) == 3
+    assert any("adapter is deleted, since transformers would load it on top of this model: adapter_config" in n for n in report.notes)
+
+
+def test_an_adapter_that_is_kept_beside_a_model_is_said_aloud(hub: Hub, model: Path) -> None:
+    hub.put(REPO, ADAPTER)
+    report = surgery.push(model, REPO, keep=True)
+    assert not report.deleted and any("transformers WILL LOAD THE REPOSITORY'S ADAPTER ON TOP" in note for note in report.notes)
+
+
+def test_an_adapter_replaces_an_adapter(hub: Hub, tmp_path: Path) -> None:
+    hub.put(REPO, {**ADAPTER, "config.json": b"{}"})
+    report = surgery.push(write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.o_proj": (64, 64)}), REPO)
+    assert report.deleted == ("adapter_model-00001-of-00002.safetensors",) and not any("on top" in n.lower() for n in report.notes)
+
+
+def test_a_model_of_another_type_is_named_with_what_stays(hub: Hub, model: Path) -> None:
+    small = {"tokenizer.json": b"{}", "generation_config.json": b"{}", "notes.txt": b"mine"}
+    hub.put(REPO, {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": b"old", **small})
+    kept = "; kept of that one, and read with the new weights: generation_config.json, tokenizer.json"
+    said = f"this is a model of type phi3, and the one that the repository holds is of type gpt2{kept}"
+    assert said in surgery.push(model, REPO).notes
+    assert not any("of type" in note for note in surgery.push(model, REPO).notes)
+
+
 def test_keep_deletes_nothing(hub: Hub, model: Path) -> None:
     hub.put(REPO, {"model-00001-of-00099.safetensors": b"old"})
     report = surgery.push(model, REPO, keep=True)
@@ -249,6 +281,22 @@ def test_only_folders_are_pushed(hub: Hub, model: Path) -> None:
         surgery.push(next(model.glob("*.safetensors")), REPO)
 
 
+def test_a_folder_that_is_not_there(hub: Hub) -> None:
+    with pytest.raises(surgery.NotACheckpoint, match="no such folder") as caught:
+        surgery.push("no-dir", REPO)
+    assert caught.value.help == "pass the folder of the model or adapter"
+    with pytest.raises(surgery.NotACheckpoint, match="org/other looks like a name on the Hub, and push takes a local folder"):
+        surgery.push("org/other", REPO)
+
+
+@pytest.mark.parametrize("target", ["phi", "org/a--b", "hf://org/a..b", "org/a-", "hf://gpt2"])
+def test_the_rule_of_names_is_told(hub: Hub, model: Path, target: str) -> None:
+    with pytest.raises(surgery.SurgeryError) as caught:
+        surgery.push(model, target)
+    rule = "letters, digits and -_. with no -- and no .., and neither of the two begins or ends with - or ."
+    assert caught.value.help == f"write org/name: {rule}" and not hub.log
+
+
 def test_folders_that_the_hub_refuses_are_named(hub: Hub, model: Path) -> None:
     for path in (".git/config", ".cache/x", "sub/.cache/y"):
         (model / path).parent.mkdir(parents=True, exist_ok=True)
@@ -361,6 +409,42 @@ def test_a_card_of_the_repository_is_kept_and_ours_is_renewed(hub: Hub, model: P
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(model)), tmp_path / "split")
     surgery.push(tmp_path / "split", "org/ours")
     assert "1. `split`" in hub.files("org/ours")[CARD].read().decode()
+
+
+def test_a_card_of_ours_that_came_with_the_base_is_made_anew(hub: Hub, model: Path, tmp_path: Path) -> None:
+    """It told how the base was made; and a repository is no base of its own, but has its licence."""
+    hub.put(REPO, {CARD: b"---\nlicense: mit\n---\n"})
+    surgery.push(model, "org/base")
+    (model / CARD).write_bytes(hub.files("org/base")[CARD].read())
+    hub.put_folder(REPO, model)
+    surgery.write(surgery.split_qkv(surgery.open_checkpoint(REPO)), tmp_path / "split")
+    assert is_ours((tmp_path / "split" / CARD).read_text())
+    surgery.push(tmp_path / "split", "org/split")
+    card = hub.files("org/split")[CARD].read().decode()
+    assert "1. `split`" in card and metadata_of(card)["base_model"] == REPO and is_ours(card)
+    hub.put(REPO, {CARD: b"---\nlicense: mit\n---\n"})
+    report = surgery.push(tmp_path / "split", REPO)
+    here = metadata_of(hub.files(REPO)[CARD].read().decode())
+    assert "base_model" not in here and here["license"] == "mit" and not any("base_model" in note for note in report.notes)
+    assert surgery.push(tmp_path / "split", REPO).sent == ()
+
+
+def test_no_table_of_inputs_where_there_are_none(hub: Hub, model: Path) -> None:
+    manifest = model / ".surgery" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"inputs": []}))
+    surgery.push(model, REPO)
+    card = hub.files(REPO)[CARD].read().decode()
+    assert "How it was made" in card and "From these files" not in card
+
+
+def test_a_base_without_a_licence_is_noted_for_a_new_card_only(hub: Hub, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.o_proj": (64, 64)})
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    hub.put("org/base", {CARD: b"# Base\n"})
+    assert "the new card names no licence, since the card of org/base names none" in surgery.push(folder, "org/adapter").notes
+    (folder / CARD).write_text("# Mine\n")
+    assert not any("licence" in note for note in surgery.push(folder, "org/adapter").notes)
 
 
 def test_no_licence_is_made_up(hub: Hub, tmp_path: Path) -> None:

@@ -154,6 +154,30 @@ def test_paths_are_not_looked_for_on_the_hub(hub: Hub, path: str, tmp_path: Path
     assert hub.log == []
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://huggingface.co/org/gpt2", "org/gpt2"),
+        ("https://huggingface.co/org/gpt2/tree/main", "org/gpt2"),
+        ("https://hf.co/org/gpt2/blob/v2/sub/model.safetensors", "org/gpt2@v2/sub/model.safetensors"),
+        ("https://huggingface.co/datasets/x", ""),
+        ("https://elsewhere.org/org/gpt2", ""),
+    ],
+)
+def test_the_address_of_a_page(url: str, name: str) -> None:
+    """It is not opened; what to write for it is said."""
+    with pytest.raises(NotACheckpoint, match="no such file or folder") as caught:
+        surgery.open_checkpoint(url)
+    assert caught.value.help == (f"write {name}" if name else "a model on the Hub is called org/name, or hf://org/name")
+
+
+def test_what_does_not_open_is_called_as_on_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.put("org/phi", {"model.safetensors": b"no header"})
+    found = surgery.verify("org/phi")
+    assert not found.ok and found.path == "hf://org/phi"
+
+
 def test_a_local_folder_needs_no_client(tmp_path: Path) -> None:
     write_phi3(tmp_path / "base", layers=1, hidden=32)
     code = "import sys, surgery; surgery.inspect(sys.argv[1]); assert 'huggingface_hub' not in sys.modules"
@@ -592,6 +616,8 @@ def test_offline_the_cache_is_all(hub: Hub, base: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = surgery.open_checkpoint("org/name")
     assert (offline.path, offline.tensors, offline.config) == (online.path, online.tensors, online.config)
+    said = "offline: only the files in the cache are known, and others of this commit may be missing: hf download org/name fetches all"
+    assert offline.notes == (said, *online.notes)
     assert surgery.plan(offline).identity == surgery.plan(online).identity
     offline.load("model.layers.1.self_attn.o_proj.weight")
     assert hub.log == []

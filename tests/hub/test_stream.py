@@ -135,6 +135,21 @@ def test_from_the_hub_to_the_hub(hub: Hub, mode: str, saved: Callable[..., Path]
     assert surgery.verify(DEST, base="org/base", adapter="org/adapter").ok
 
 
+def test_a_merge_over_the_repository_takes_its_adapter_away(hub: Hub, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Left there, transformers would apply it to the merged weights once more; a dry run says so, and what other model was there."""
+    hub.put_folder(REPO, saved("phi3"))
+    adapter = write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.o_proj": (48, 48)})
+    hub.put_folder(REPO, adapter)
+    merged = surgery.merge(surgery.open_checkpoint(saved("phi3")), surgery.open_adapter(adapter))
+    surgery.write(merged, DEST, overwrite=True)
+    assert "model.safetensors" in hub.files(REPO) and not [path for path in hub.files(REPO) if path.startswith("adapter_")]
+    hub.put(REPO, {"config.json": b'{"model_type": "gpt2"}', "adapter_config.json": b"{}"})
+    words = ["reshard", str(saved("phi3")), "--max-shard-size", "1GB", "-o", DEST, "--overwrite", "--dry-run", "--json"]
+    found = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)["hub"]
+    assert [item["path"] for item in found["delete"] if "surgery" not in item["path"]] == ["adapter_config.json"]
+    assert any("of type phi3, and the one that the repository holds is of type gpt2" in note for note in found["notes"])
+
+
 def test_an_adapter_goes_there_too(hub: Hub, saved: Callable[..., Path]) -> None:
     """Also one that needs scratch, which stays here."""
     adapter = surgery.inject(surgery.open_checkpoint(saved("gpt2")), ["c_attn"], use_dora=True)
@@ -202,8 +217,12 @@ def test_a_pull_request_and_a_branch_replace_nothing(hub: Hub, split: surgery.Pl
 
 def test_a_place_that_is_no_repository(hub: Hub, split: surgery.Plan) -> None:
     for dest, what in (("hf://org/model/folder", "a push goes to a repository"), ("hf://datasets/org/x", "only repositories of models")):
-        with pytest.raises(surgery.SurgeryError, match=what):
+        with pytest.raises(surgery.SurgeryError, match=what) as caught:
             surgery.execute(split, dest)
+        assert "hf://org/name" in str(caught.value.help)
+    with pytest.raises(surgery.SurgeryError, match="opened against main") as caught:
+        surgery.execute(split, HubDestination(f"{REPO}@dev", create_pr=True))
+    assert "@dev" in str(caught.value.help)
     with pytest.raises(surgery.SurgeryError, match="0 shards in the stage are too few"):
         surgery.execute(split, HubDestination(REPO, stage_shards=0))
     assert not hub.seen("^(POST|PUT)")
@@ -298,6 +317,43 @@ def test_the_journal_tells_no_secret_and_no_path(hub: Hub, mode: str, split: sur
     journal.write_text("{")
     with pytest.raises(surgery.FormatError, match="the journal of what was sent is damaged"):
         surgery.execute(split, HubDestination(REPO, stage=str(stage)))
+
+
+def test_a_run_that_died_after_its_commit_is_done(hub: Hub, split: surgery.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command finds all of it there; another one's weights of that name are still not replaced."""
+    with monkeypatch.context() as patched:
+        patched.setattr("surgery.hub.stream.shutil.rmtree", _dies)
+        with pytest.raises(KeyboardInterrupt):
+            surgery.execute(split, DEST)
+    assert len(hub.titles(REPO)) == 2 and len(left()) == 1
+    before = hub.hashes(REPO)
+    report, steps = told(split)
+    assert report.commit and report.commit.sent == () and names(steps, "begun") == []
+    assert hub.hashes(REPO) == before and len(hub.titles(REPO)) == 2 and left() == []
+
+
+def test_weights_that_came_after_a_dead_runs_commit_stay(hub: Hub, split: surgery.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("surgery.hub.stream.shutil.rmtree", _dies)
+        with pytest.raises(KeyboardInterrupt):
+            surgery.execute(split, DEST)
+    hub.put(REPO, {shards(split)[0]: b"another"})
+    with pytest.raises(surgery.DestinationError, match="holds weights already"):
+        surgery.execute(split, DEST)
+
+
+def _dies(path: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_clean_of_a_name_on_the_hub_says_how_to_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless there is a folder in which it would be: then there is nothing to clean."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(surgery.DestinationError, match="no such folder") as caught:
+        surgery.clean("org/phi")
+    assert str(caught.value.help).endswith("surgery clean hf://org/phi")
+    (tmp_path / "org").mkdir()
+    assert surgery.clean("org/phi") == ()
 
 
 def test_clean_knows_the_stage(hub: Hub, split: surgery.Plan) -> None:

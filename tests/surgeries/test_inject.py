@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 import surgery
-from surgery.errors import NothingMatched, SurgeryError
+from surgery.errors import NothingMatched, NotSupported, SurgeryError
 from surgery.evaluate import load
 from surgery.tensor import Random, narrow, permute
 
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {"target_modules": ["query", "value"], "rank": 4, "use_rslora": True}),
     "llama dora": ("llama", {"target_modules": ["q_proj", "down_proj"], "rank": 4, "use_dora": True}),
     "gpt2 dora": ("gpt2", {"target_modules": ["c_attn", "attn.c_proj"], "rank": 4, "use_dora": True}),
-    "llama bias": ("llama", {"target_modules": ["q_proj"], "rank": 4, "lora_bias": True}),
+    "bert bias": ("bert", {"target_modules": ["query"], "rank": 4, "lora_bias": True}),
     "llama saved": ("llama", {"target_modules": ["q_proj"], "rank": 4, "modules_to_save": ["lm_head", "norm"]}),
     "sam": ("sam", {"target_modules": ["qkv"], "rank": 4, "init": "gaussian"}),
     "phi3": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "rank": 4, "alpha": 9}),
@@ -215,12 +215,42 @@ def test_it_merges_into_the_base_as_nothing(saved: Saved, tmp_path: Path) -> Non
             "no module of the base is called lm_hed",
             "lm_head",
         ),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, NotSupported, "lora_bias on modules without a bias", "leave --lora-bias away"),
+        ({"target_modules": ["q_proj"], "rank_pattern": {"nope": 3}}, NothingMatched, "1 of 1 patterns match none", "called q_proj"),
+        ({"target_modules": ["q_proj"], "alpha_pattern": {"k_proj": 3}}, NothingMatched, "1 of 1 patterns match none", "called q_proj"),
+        (
+            {"target_modules": "all-linear", "layers_to_transform": [5]},
+            SurgeryError,
+            "needs a list of names, and the target is all-linear",
+            "name the modules in a list",
+        ),
+        (
+            {"target_modules": ".*q_proj", "layers_to_transform": [0]},
+            SurgeryError,
+            "needs a list of names, and the target is a regular expression",
+            "name the modules in a list",
+        ),
     ],
 )
 def test_refusals(options: dict[str, Any], kind: type[SurgeryError], what: str, tip: str, saved: Saved) -> None:
     with pytest.raises(kind, match=re.escape(what)) as error:
         surgery.inject(opened(saved, "llama"), **options)
     assert error.value.help and tip in error.value.help
+
+
+@pytest.mark.parametrize(
+    ("options", "row"),
+    [
+        ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, "--exclude-modules takes 3 away: model.layers.0.self_attn.q_proj,"),
+        ({"target_modules": "all-linear", "exclude_modules": ".*"}, "--exclude-modules takes 21 away: "),
+        ({"target_modules": ["lm_head"], "modules_to_save": ["lm_head"]}, "--modules-to-save takes 1 away: lm_head"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [9]}, "--layers-to-transform takes 3 away: model.layers.0."),
+    ],
+)
+def test_options_that_leave_no_target_are_named(options: dict[str, Any], row: str, saved: Saved) -> None:
+    with pytest.raises(NothingMatched, match="other options leave none of the targets") as error:
+        surgery.inject(opened(saved, "llama"), **options)
+    assert len(error.value.where) == 2 and error.value.where[1].startswith(row)
 
 
 def test_the_adapter_is_written_without_the_bases_files(saved: Saved, tmp_path: Path) -> None:

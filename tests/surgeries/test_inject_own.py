@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def test_taken_out_it_is_what_was_put_in(name: str, made: Callable[[str], tuple[
     merged = surgery.merge(rest, own)
     with pytest.raises(PlanError, match="merged into this base already"):
         surgery.merge(merged, surgery.open_adapter(tmp_path / "again"))
+
+
+def test_a_new_adapter_in_its_base_names_no_path(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    """transformers loads it as it is; an adapter that was read keeps its config, of which its digest is made, and a note says so."""
+    base, adapter = opened(*made("one file"))
+    new = surgery.inject(base, ["q_proj"], rank=2)
+    assert Path(new.config["base_model_name_or_path"]).is_absolute()
+    surgery.write(surgery.inject_into(base, new), tmp_path / "own")
+    text = (tmp_path / "own" / "adapter_config.json").read_text()
+    assert json.loads(text)["base_model_name_or_path"] is None and str(base.path) not in text
+    loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "own")
+    assert loaded._hf_peft_config_loaded and any("lora_A" in name for name, _ in loaded.named_parameters())
+    config = {**adapter.config, "base_model_name_or_path": "/home/me/base"}
+    told = surgery.inject_into(base, replace(adapter, config=config))
+    assert json.loads(told.files["adapter_config.json"])["base_model_name_or_path"] == "/home/me/base"
+    assert any("a path of this machine, /home/me/base" in note for note in told.notes)
 
 
 @pytest.mark.parametrize("name", ["one file", "many shards", "fused"])

@@ -38,12 +38,17 @@ BUILDS: dict[str, Callable[[], Any]] = {
     **{kind: (lambda kind=kind: stacks.build(kind)) for kind in ("qwen3_moe", "mixtral", "gpt_oss", "granitemoe", "olmoe")},
     "wav2vec2": lambda: tf.Wav2Vec2Model(tf.Wav2Vec2Config(
         **TOWER, vocab_size=32, conv_dim=[8, 8], conv_stride=[5, 2], conv_kernel=[10, 3], num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
+        num_conv_pos_embedding_groups=2, conv_bias=True,
     )),
     "llama4_text": lambda: stacks.build("llama4_text", intermediate_size_mlp=20, interleave_moe_layer_step=1),
     **{family: (lambda family=family: models.build(family)) for family in models.MODELS},
     "bert-mlm": lambda: tf.BertForMaskedLM(tf.BertConfig(**BERT)),
     "bert-cls": lambda: tf.BertForSequenceClassification(tf.BertConfig(**BERT, num_labels=4)),
+    "xlmr-mlm": lambda: tf.XLMRobertaForMaskedLM(tf.XLMRobertaConfig(**BERT)),
+    "xlmr-cls": lambda: tf.XLMRobertaForSequenceClassification(tf.XLMRobertaConfig(**BERT, num_labels=4)),
+    "distilbert-cls": lambda: tf.DistilBertForSequenceClassification(
+        tf.DistilBertConfig(vocab_size=97, dim=12, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=32)
+    ),
     "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**T5)),
     "whisper": lambda: tf.WhisperForConditionalGeneration(tf.WhisperConfig(**WHISPER)),
     "resnet": lambda: tf.ResNetForImageClassification(tf.ResNetConfig(**RESNET)),
@@ -120,6 +125,10 @@ CASES = {
     "tied head": Case("llama-tied", {"target_modules": ["lm_head", "q_proj"]}),
     "tied head saved": Case("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "saved is not targeted": Case("llama", {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}),
+    "a head of many modules saved": Case("xlmr-mlm", {"target_modules": ["query"], "modules_to_save": ["lm_head"]}),
+    "a classifier of many modules saved": Case("xlmr-cls", {"target_modules": ["query", "dense"], "modules_to_save": ["classifier"]}),
+    "a classifier of many modules saved by its task": Case("xlmr-cls", {"target_modules": ["query"]}, "SEQ_CLS"),
+    "a layer saved": Case("llama", {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]}),
     "convolutions": Case("resnet", {"target_modules": ["convolution"]}),
     "convolutions, gaussian": Case("resnet", {"target_modules": ["convolution", "classifier.1"], "init_lora_weights": "gaussian"}),
     "convolutions, dora": Case("resnet", {"target_modules": ["convolution"], "use_dora": True}),
@@ -166,6 +175,21 @@ def test_as_pefts_own_injection(name: str, tmp_path: Path) -> None:
 
 def trainable(model: Any) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_what_peft_saves_by_the_end_of_its_name_is_no_target(tmp_path: Path) -> None:
+    """PEFT cannot load LoRA on `pre_classifier`, which it saves because its name ends in `classifier`; with all else, it does."""
+    adapter = injected(Case("distilbert-cls", {"target_modules": "all-linear"}), tmp_path)
+    said = "pre_classifier copied, without LoRA: PEFT saves every module whose name ends in classifier or score"
+    assert said in adapter.notes and "pre_classifier" not in adapter.lora
+    surgery.write(adapter, tmp_path / "adapter")
+    before = output(build("distilbert-cls"), "distilbert-cls")
+    live = peft.PeftModel.from_pretrained(build("distilbert-cls"), tmp_path / "adapter", is_trainable=True).eval()
+    assert torch.equal(output(live, "distilbert-cls"), before)
+    lora = peft.LoraConfig(r=4, task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=["pre_classifier"])
+    assert trainable(live) == trainable(peft.get_peft_model(build("distilbert-cls"), lora))
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert peft.get_peft_model_state_dict(live).keys() == stored.keys()
 
 
 def test_it_says_what_it_is_on_and_how_it_knows(tmp_path: Path) -> None:
@@ -247,6 +271,14 @@ REFUSED: list[tuple[str, dict[str, Any], type[SurgeryError], str, str]] = [
     ("llama", {"target_modules": ["q_proj"], "rank_pattern": {"(": 2}}, SurgeryError, "is not a regular expression", "literal"),
     ("llama", {"target_modules": ["q_proj"], "layers_pattern": ["layers"]}, SurgeryError, "no layers are given", "--layers-to-transform"),
     ("llama", {}, SurgeryError, "nothing is targeted", "--target-modules"),
+    (
+        "distilbert-cls",
+        {"target_modules": ["q_lin", "pre_classifier"]},
+        NotSupported,
+        "a module cannot be a target and be saved whole: PEFT saves every module whose name ends in classifier or score",
+        "--exclude-modules pre_classifier",
+    ),
+    ("mixtral", {"target_modules": ["q_proj"], "modules_to_save": ["mlp"]}, NotSupported, "cannot copy experts", "--modules-to-save"),
 ]
 
 

@@ -72,3 +72,14 @@ def test_an_embedding_by_its_shape_where_the_rule_is_not_known(tmp_path: Path) -
     get_peft_model(base, LoraConfig(target_modules=["embeddings"])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(NotSupported, match="how its class keeps tied tensors apart is not known"):
         surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"))
+
+
+def test_an_adapter_config_beside_the_base_stays_behind(tmp_path: Path) -> None:
+    """Base and adapter in one folder: transformers would look for that adapter on top of the merged weights."""
+    base = MODELS["gpt2"]()
+    base.save_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["c_attn"])).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "base" / "adapter_config.json").write_bytes((tmp_path / "adapter" / "adapter_config.json").read_bytes())
+    merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"))
+    assert "adapter_config.json" not in merged.files
+    assert "left out, since nothing is left to adapt: adapter_config.json" in merged.notes
