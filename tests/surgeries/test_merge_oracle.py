@@ -308,6 +308,8 @@ def test_refuses_an_adapter_of_another_architecture(saved: Callable[..., Path], 
 
 def test_refusals_name_what_is_near(saved: Callable[..., Path], tmp_path: Path) -> None:
     recased(adapter("llama", tmp_path / "a"), lambda n: n.replace("q_proj", "qq_proj"))
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"q_proj"', '"qq_proj"'))
     near = "the nearest names are model.layers.0.self_attn.q_proj"
     check_refused(saved("llama"), tmp_path / "a", NotPlaced, "3 of the adapter's 6 modules have no place in the base", near)
 
