@@ -341,7 +341,6 @@ def merge(
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Merge an adapter that is in the base already.")] = False,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Of the result: bfloat16, float16, float32 or float64.")] = "",
     reversible: Annotated[
         bool, typer.Option("--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte.")
     ] = False,
@@ -362,7 +361,6 @@ def merge(
             [*own, *(surgery.open_adapter(a) for a in adapters or ())],
             **told,
             again=again,
-            dtype=dtype or None,
         )
         return surgery.reversible(merged, before) if reversible else merged
 

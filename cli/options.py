@@ -210,6 +210,10 @@ class Merging:
             rich_help_panel=MERGING,
         ),
     ] = None
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="DTYPE", help="Of the result: bfloat16, float16, float32 or float64.", rich_help_panel=MERGING),
+    ] = ""
 
     def told(self) -> dict[str, Any]:
         """What was said, as arguments for the library."""
@@ -226,6 +230,7 @@ class Merging:
             "only": self.only or None,
             "except_": self.except_ or None,
             "tied": self.tied,
+            "dtype": self.dtype or None,
         }
 
 

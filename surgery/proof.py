@@ -58,6 +58,7 @@ class Merging:
     only: str | None = None
     except_: str | None = None
     tied: str = "untie"
+    dtype: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -70,6 +71,7 @@ class Merging:
             only=self.only,
             except_=self.except_,
             tied=self.tied,
+            dtype=self.dtype,
             again=True,
         )
 

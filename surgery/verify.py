@@ -30,6 +30,7 @@ from .hub.refs import has_scheme, is_ref, parse_ref
 from .names import natural
 from .proof import Merging, Proof, Verdict, prove
 from .record import BASE
+from .surgeries.cast import NAMES
 from .surgeries.merge import merge
 from .surgeries.own import own_adapter, own_names
 from .surgeries.rename import Rule
@@ -81,6 +82,7 @@ def verify(
     only: str | None = None,
     except_: str | None = None,
     tied: str = "untie",
+    dtype: str | None = None,
     on_tensor: Callable[[str, int], None] | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
@@ -89,12 +91,12 @@ def verify(
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_` and `tied` are as for `merge`, whose
+    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied` and `dtype` are as for `merge`, whose
     errors are raised; where none is given and surgery made the merge, they are read from its manifest. An adapter whose config
     and tensors contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -142,12 +144,15 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
         what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
         return Merging(), [Check("options", None, what)]
     only, except_, names = ways.pop()
-    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_)
+    casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
+    dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
+    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype)
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,
         "except": except_,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
+        "dtype": found.dtype,
     }
     rows = "; ".join(f"{key} {value}" for key, value in said.items() if value)
     return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []

@@ -70,6 +70,7 @@ ASKED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "weights": (["one", "two"], {"weights": [0.7, -0.3]}, "weights 0.7, -0.3"),
     "a scale": (["one"], {"scale": 0.5}, "weights 0.5"),
     "weights and a scale": (["two", "one"], {"weights": [2.0, 1.0], "scale": 0.5}, "weights 1, 0.5"),
+    "another dtype": (["one"], {"dtype": "bfloat16"}, "dtype bfloat16"),
     "a part": (["one"], {"only": r".*\.q_proj"}, r"only .*\.q_proj"),
     "another part": (["one"], {"except_": r".*\.1\..*", "tied": "error"}, r"except .*\.1\..*"),
     "names": (["one"], {"names": [(r"layers\.1\.", "layers.2."), (r"^model\.model\.", "model.")]}, r"map layers\.1\.=layers.2., ^model"),
