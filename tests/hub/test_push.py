@@ -294,7 +294,8 @@ def test_the_rule_of_names_is_told(hub: Hub, model: Path, target: str) -> None:
     with pytest.raises(surgery.SurgeryError) as caught:
         surgery.push(model, target)
     rule = "letters, digits and -_. with no -- and no .., and neither of the two begins or ends with - or ."
-    assert caught.value.help == f"write org/name: {rule}" and not hub.log
+    scheme = "hf://" if target.startswith("hf://") else ""  # as it was written
+    assert caught.value.help == f"write {scheme}org/name: {rule}" and not hub.log
 
 
 def test_folders_that_the_hub_refuses_are_named(hub: Hub, model: Path) -> None:
