@@ -23,7 +23,7 @@ from .patch import block_of
 from .plan import Copy, Fill, Keep, Part, ShardPlan
 from .read import Reader
 from .sidecar import SidecarFile
-from .stage import sync
+from .stage import sync, write_at
 from .tensor import File, Restored, Sum, Tensor
 
 if TYPE_CHECKING:
@@ -333,13 +333,6 @@ def _copied(source: int, at: int, fd: int, to: int, nbytes: int) -> int:
             break
         done += got
     return done
-
-
-def write_at(fd: int, data: memoryview, to: int) -> None:
-    """Write all of `data` from byte `to` on."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], to + done)
 
 
 def _tensor_at(shard: ShardPlan, to: int) -> str:

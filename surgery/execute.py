@@ -17,8 +17,8 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .checkpoint import Checkpoint
-from .crew import Crew, Delivery, Step, compare, copy_range, files_of, write_at
+from .checkpoint import UNDO, Checkpoint
+from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .errors import FormatError, NoSpace, SurgeryError
 from .evaluate import DEFAULT_MEMORY, LEAST_BUDGET, SCRATCH, Workspace, exact
 from .formats.manifest import MANIFEST
@@ -28,9 +28,8 @@ from .links import Links, removed
 from .losses import Erased, Loss, check_finite, erased_in, note_on
 from .plan import Copy, Plan, ShardPlan, plan, written
 from .read import PIECE, Reader
-from .record import BASE
 from .sharding import parse_size
-from .stage import Stage, size_of, staged, sync
+from .stage import Stage, size_of, staged, sync, write_at
 from .tensor import File
 
 if TYPE_CHECKING:
@@ -317,7 +316,7 @@ def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], deliver
 def _record_note(plan: Plan, stage: Stage) -> list[str]:
     """What the undo record takes, if there is one."""
     paths = [s.sidecar.name for s in plan.shards if s.sidecar]
-    size = sum(os.path.getsize(os.path.join(stage.path, path)) for path in (*paths, BASE)) if paths else 0
+    size = sum(os.path.getsize(os.path.join(stage.path, path)) for path in (*paths, UNDO)) if paths else 0
     return [f"undo record: {size} bytes in .surgery/, {size / plan.nbytes:.2%} of the shards; surgery unmerge needs it"] if paths else []
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from .checkpoint import Checkpoint, of_adapter
+from .checkpoint import UNDO, Checkpoint, of_adapter
 from .dtypes import ARITHMETIC, Dtype
 from .errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
 from .evaluate import DEFAULT_MEMORY, SCRATCH, Workspace, arithmetic_identity, nonfinite, scratch_of
@@ -30,7 +30,7 @@ from .formats.peft import Adapter
 from .formats.safetensors import encode_header, header_alone, in_file_order
 from .hub.refs import SCHEME, has_scheme
 from .names import natural
-from .record import BASE, Kept, Recipes, Sidecar, base_record
+from .record import Kept, Recipes, Sidecar, base_record
 from .runs import Piece, lower, to_bytes
 from .sharding import assign
 from .tensor import (
@@ -248,7 +248,7 @@ def plan(
     options = {"max_shard_size": max_shard_size, "balanced": balanced, "drop_metadata": list(drop_metadata)}
     files = dict(checkpoint.files)
     if checkpoint.before:
-        files[BASE] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
+        files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
     if checkpoint.headers and max_shard_size is None:
         pass  # the index is among the files, where there was one
     elif len(shards) > 1:

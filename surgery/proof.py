@@ -34,9 +34,10 @@ from .evaluate import Workspace
 from .families import EMBEDDINGS, HEADS, is_tied
 from .formats.peft import Adapter
 from .names import natural
+from .surgeries.cast import in_dtype
 from .surgeries.merge import merge
 from .surgeries.rename import Rule
-from .tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, concat, narrow, permute, reshape
+from .tensor import Tensor, Zeros, add, permute
 
 if TYPE_CHECKING:
     import torch
@@ -200,33 +201,17 @@ def _judged(name: str, stored: Tensor, base: Tensor | None, expected: Tensor, ki
         return Judgement(name, Verdict.UNLIKE, stored.size, detail=said)
     touched = expected != base
     cast = f"rounded to {stored.dtype}" if stored.dtype.bits < expected.dtype.bits else ""
-    if identical(stored, _as(expected, stored.dtype), work):
+    if identical(stored, in_dtype(expected, stored.dtype), work):
         return Judgement(name, Verdict.EXACT if touched else Verdict.KEPT, stored.size, detail=cast)
     if stored.dtype not in ARITHMETIC:
         return Judgement(name, Verdict.WRONG if touched else Verdict.CHANGED, stored.size, detail="not read as numbers")
     wide = F64 if F64 in (stored.dtype, expected.dtype) else F32
     zeros = Zeros(wide, expected.shape)
-    before = _as(base, wide) if base is not None and base.shape == expected.shape and base.dtype in ARITHMETIC else zeros
-    sides = _Sides(stored, before, _as(expected, wide), (stored.dtype, expected.dtype), tuple({stored.dtype, expected.dtype, *kinds}))
+    before = in_dtype(base, wide) if base is not None and base.shape == expected.shape and base.dtype in ARITHMETIC else zeros
+    sides = _Sides(stored, before, in_dtype(expected, wide), (stored.dtype, expected.dtype), tuple({stored.dtype, expected.dtype, *kinds}))
     tally = _tally(sides, work)
     found = Judgement(name, Verdict.WRONG, tally.elements, tally.differing, tally.ulps, tally.beyond, None, cast)
     return replace(found, **_verdict(sides, tally, work)) if touched else replace(found, verdict=Verdict.CHANGED)
-
-
-def _as(tensor: Tensor, dtype: Dtype) -> Tensor:
-    """The tensor with its last rounding, or a first one, to `dtype`."""
-    match tensor:
-        case Sum():
-            return replace(tensor, dtype=dtype)
-        case Reshape(base, shape):
-            return reshape(_as(base, dtype), shape)
-        case Narrow(base, axis, start, length):
-            return narrow(_as(base, dtype), axis, start, length)
-        case Permute(base, axes):
-            return permute(_as(base, dtype), axes)
-        case Concat(parts, axis):
-            return concat([_as(part, dtype) for part in parts], axis)
-    return add(tensor, (), dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,12 @@ from .tensor import (
     Tensor,
     Zeros,
     concat,
+    moved_alike,
     narrow,
     permute,
     reshape,
 )
 
-BASE = UNDO
 FORMAT = 1
 SMALL = 1 << 20  # bytes up to which a carried file is kept as it was, changed or not: people edit cards and configs
 WITHOUT = "without it, most weights come back, not all: surgery unmerge --approximate MERGED ADAPTER -o OUT"
@@ -170,25 +170,13 @@ class Recipes:
 
 def _in_place(tensor: Tensor, original: Tensor) -> bool:
     """Whether element i of the tensor is made from element i of the original, for each i."""
-    return all(p.at == p.to and all(d.at == d.to for d in p.dims) for p in lower(_base_of(tensor)) if p.leaf == original) and (
-        {p.leaf for p in lower(_base_of(tensor))} <= {original}
-    )
+    pieces = lower(_base_of(tensor))
+    return all(p.leaf == original and p.at == p.to and all(d.at == d.to for d in p.dims) for p in pieces)
 
 
 def _base_of(tensor: Tensor) -> Tensor:
     """The tensor without the sums in it: the bases alone."""
-    match tensor:
-        case Sum(_, base):
-            return _base_of(base)
-        case Reshape(base, shape):
-            return Reshape(_base_of(base), shape)
-        case Narrow(base, axis, start, length):
-            return Narrow(_base_of(base), axis, start, length)
-        case Permute(base, axes):
-            return Permute(_base_of(base), axes)
-        case Concat(parts, axis):
-            return Concat(tuple(map(_base_of, parts)), axis)
-    return tensor
+    return _base_of(tensor.base) if isinstance(tensor, Sum) else moved_alike(tensor, _base_of)
 
 
 def _decoded(tree: Any, after: Stored, kept: Mapping[str, Stored]) -> Tensor:
@@ -253,10 +241,10 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
 
 def read_base_record(folder: Folder) -> BaseRecord:
     """The base record of a merged folder. Raises FormatError where it is broken, VerificationFailed where there is none."""
-    path = folder.at(BASE)
-    if not folder.has(BASE):
+    path = folder.at(UNDO)
+    if not folder.has(UNDO):
         raise VerificationFailed("no undo record is here: the merge was not made with --reversible", where=[path], help=WITHOUT)
-    file, header = _headers(folder, [BASE])[BASE]
+    file, header = _headers(folder, [UNDO])[UNDO]
     facts = unsealed(header, path)
     reader = Reader()
     try:
@@ -278,9 +266,9 @@ class ShardRecord:
     recipes: Mapping[str, Mapping[str, Any]]
     stored: Mapping[str, Stored]
 
-    def restored(self, name: str, written: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
-        """The base's tensor `name`, and whether it is made from the written one."""
-        recipe, number = self.recipes[name], list(self.recipes).index(name)
+    def restored(self, number: int, name: str, written: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
+        """The base's tensor `name`, the `number`th of the record, and whether it is made from the written one."""
+        recipe = self.recipes[name]
         try:
             dtype, shape, after = DTYPES[recipe["dtype"]], tuple(recipe["shape"]), recipe["after"]
             found = written.get(name)

@@ -16,7 +16,7 @@ from .evaluate import Workspace, blocks, into
 from .formats.safetensors import encode_header, in_file_order
 from .patch import DIGEST, block_of, blocks_of, difference, digest
 from .record import sealed
-from .stage import sync
+from .stage import sync, write_at
 
 if TYPE_CHECKING:
     from .plan import ShardPlan
@@ -51,10 +51,11 @@ class SidecarFile:
                 predicted = work.buffer("block", len(original))
                 into(kept.predicted, low, high, predicted, work)
                 frame = difference(original, predicted, bits)
+            known = digest(original)
             with self._lock:
                 at, self._end = self._end, self._end + len(frame)
-                self._frames[kept.number, low // whole] = at, len(frame), digest(original)
-            _write(self._fd, frame, at)
+                self._frames[kept.number, low // whole] = at, len(frame), known
+            write_at(self._fd, memoryview(frame), at)
 
     def finish(self, work: Workspace) -> None:
         """Write the file under its name, durable."""
@@ -95,9 +96,3 @@ class SidecarFile:
         for at, size, _ in found:
             for done in range(0, size, _PIECE):
                 yield os.pread(self._fd, min(_PIECE, size - done), at + done)
-
-
-def _write(fd: int, data: bytes, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], at + done)

@@ -131,6 +131,13 @@ def sync(path: str) -> None:
         os.close(fd)
 
 
+def write_at(fd: int, data: memoryview, to: int) -> None:
+    """Write all of `data` from byte `to` on."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], to + done)
+
+
 def as_ours(error: OSError, dest: str) -> SurgeryError:
     """An operating system's error as one of ours, with what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

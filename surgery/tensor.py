@@ -423,18 +423,24 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
         return substitute(child, old, new)
 
     match tensor:
-        case Reshape(base, shape):
-            return Reshape(inner(base), shape)
-        case Narrow(base, axis, start, length):
-            return Narrow(inner(base), axis, start, length)
-        case Permute(base, axes):
-            return Permute(inner(base), axes)
-        case Concat(parts, axis):
-            return Concat(tuple(inner(p) for p in parts), axis)
         case Sum(dtype, base, deltas, gain):
             moved = [LowRank(inner(d.left), None if d.right is None else inner(d.right), d.scale) for d in deltas]
             scaled = Gain(inner(gain.magnitude), inner(gain.norms), gain.columns) if gain else None
             return Sum(dtype, inner(base), tuple(moved), scaled)
+    return moved_alike(tensor, inner)
+
+
+def moved_alike(tensor: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tensor's movement, over what `inner` makes of the tensors that it moves; a leaf is itself."""
+    match tensor:
+        case Reshape(base, shape):
+            return reshape(inner(base), shape)
+        case Narrow(base, axis, start, length):
+            return narrow(inner(base), axis, start, length)
+        case Permute(base, axes):
+            return permute(inner(base), axes)
+        case Concat(parts, axis):
+            return concat([inner(part) for part in parts], axis)
     return tensor
 
 

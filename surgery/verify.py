@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .adapters.consistency import contradictions, doubts
-from .checkpoint import Checkpoint, open_any, open_checkpoint
+from .checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
 from .dtypes import Dtype, Kind
 from .errors import HubError, SurgeryError, VerificationFailed, listed
 from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
@@ -29,7 +29,6 @@ from .formats.safetensors import encode_header
 from .hub.refs import has_scheme, is_ref, parse_ref
 from .names import natural
 from .proof import Merging, Proof, Verdict, prove
-from .record import BASE
 from .surgeries.cast import NAMES
 from .surgeries.merge import merge
 from .surgeries.own import own_adapter, own_names
@@ -240,7 +239,7 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
 def _record(checkpoint: Checkpoint) -> list[Check]:
     """Whether the undo record, where there is one, is whole and fits; its corrections are checked when they are used."""
     folder = folder_at(checkpoint.path)
-    if folder is None or not folder.has(BASE):
+    if folder is None or not folder.has(UNDO):
         return []
     try:
         restored = unmerge(checkpoint).tensors

@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint
 from ..dtypes import ARITHMETIC, BF16, F16, F32, F64, Dtype, Kind
 from ..errors import SurgeryError, listed
 from ..names import natural
-from ..tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, concat, narrow, permute, reshape
+from ..tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, moved_alike
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
 # What holds every value of a dtype.
@@ -48,14 +48,8 @@ def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
     match tensor:
         case Zeros(_, shape):
             return Zeros(dtype, shape)
-        case Reshape(base, shape):
-            return reshape(in_dtype(base, dtype), shape)
-        case Narrow(base, axis, start, length):
-            return narrow(in_dtype(base, dtype), axis, start, length)
-        case Permute(base, axes):
-            return permute(in_dtype(base, dtype), axes)
-        case Concat(parts, axis):
-            return concat([in_dtype(part, dtype) for part in parts], axis)
+        case Reshape() | Narrow() | Permute() | Concat():
+            return moved_alike(tensor, lambda child: in_dtype(child, dtype))
         case Sum(_, base, deltas, gain):
             return add(base, deltas, dtype, gain)
     return add(tensor, [], dtype)

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import UNDO, Checkpoint
 from ..dtypes import F32
 from ..errors import AdapterError, NotSupported, VerificationFailed, listed
 from ..folder import folder_at
 from ..formats.peft import Adapter
 from ..formats.safetensors import header_alone
 from ..read import sha256
-from ..record import BASE, BaseRecord, read_base_record, read_shard_records
+from ..record import BaseRecord, read_base_record, read_shard_records
 from ..tensor import File, Input, Sum, Tensor, Zeros, add, narrow
 from .merge import merge
 
@@ -33,8 +33,8 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
     tensors, used, sources = dict[str, Tensor](), set[str](), list[File]()
     for part in read_shard_records(folder, record.facts["shards"]):
         sources.append(part.file)
-        for name in part.recipes:
-            tensors[name], from_written = part.restored(name, checkpoint.tensors)
+        for number, name in enumerate(part.recipes):
+            tensors[name], from_written = part.restored(number, name, checkpoint.tensors)
             used |= {name} if from_written else set()
     weight_map, metadata = _layout(checkpoint, record, tensors)
     files = {path: _file(checkpoint, record, path, facts) for path, facts in record.files.items()}
@@ -46,7 +46,7 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
         weight_map=weight_map,
         metadata=metadata,
         files=files,
-        inputs=(*checkpoint.inputs, Input("record", folder.at(BASE), tuple(sources), {})),
+        inputs=(*checkpoint.inputs, Input("record", folder.at(UNDO), tuple(sources), {})),
         stem=record.facts["stem"],
         index_name=record.facts["index_name"],
         dropped={**checkpoint.dropped, **unused},
@@ -60,10 +60,10 @@ def _layout(
     checkpoint: Checkpoint, record: BaseRecord, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, str], dict[str, Mapping[str, str] | None]]:
     """(shard by tensor, metadata by shard) as the base had them; every tensor in its headers is one that the record restores."""
-    headers = {shard: header_alone(raw, f"{checkpoint.path}/{BASE}: {shard}") for shard, raw in record.headers.items()}
+    headers = {shard: header_alone(raw, f"{checkpoint.path}/{UNDO}: {shard}") for shard, raw in record.headers.items()}
     said = {name: (entry.dtype, entry.shape) for header in headers.values() for name, entry in header.entries.items()}
     if said != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
-        raise VerificationFailed("the parts of the undo record do not belong together", where=[f"{checkpoint.path}/{BASE}"])
+        raise VerificationFailed("the parts of the undo record do not belong together", where=[f"{checkpoint.path}/{UNDO}"])
     weight_map = {name: shard for shard, header in headers.items() for name in header.entries}
     return weight_map, {shard: header.metadata for shard, header in headers.items()}
 

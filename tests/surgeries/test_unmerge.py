@@ -24,9 +24,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import surgery
+from surgery.checkpoint import UNDO
 from surgery.errors import AdapterError, FormatError, NotSupported, PlanError, SurgeryError, VerificationFailed
 from surgery.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, Workspace, exact, into
-from surgery.record import BASE
 from surgery.tensor import Before, Gain, LowRank
 
 ALL = "all-linear"
@@ -194,8 +194,8 @@ def test_every_damaged_byte_is_noticed(made: Path, saved: Callable[..., Path], t
 
 
 def test_a_damaged_base_record(made: Path, tmp_path: Path) -> None:
-    raw = (made / BASE).read_bytes()
-    (made / BASE).write_bytes(raw[:-20] + bytes(20))
+    raw = (made / UNDO).read_bytes()
+    (made / UNDO).write_bytes(raw[:-20] + bytes(20))
     check_refused(made, tmp_path / "out", "the undo record is damaged", "base.undo")
 
 
