@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import save_file
 
 import surgery
-from surgery import evaluate
-from surgery.dtypes import BF16, F16
+from surgery.evaluation import evaluate
+from surgery.lazy.dtypes import BF16, F16
 
 RATIOS, RANKS = (0.005, 0.025, 0.1, 0.5), (4, 16, 64, 256)
 KINDS = {torch.bfloat16: BF16, torch.float16: F16}

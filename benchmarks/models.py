@@ -20,11 +20,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from surgery.dtypes import BF16
-from surgery.formats.index import encode_index
-from surgery.formats.safetensors import encode_header
+from surgery.files.index import encode_index
+from surgery.files.safetensors import encode_header
 from surgery.hub.shards import split_into_shards
-from surgery.sharding import parse_size
+from surgery.lazy.dtypes import BF16
+from surgery.planning.sharding import parse_size
 
 Shapes = dict[str, tuple[int, ...]]
 HIDDEN, WIDE, LAYERS, HEADS, KV, VOCAB = 2048, 5632, 22, 32, 4, 32000

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from hub.conftest import environment
 from hub.server import Hub
 
-from surgery.formats.safetensors import read_header
+from surgery.files.safetensors import read_header
 
 
 def show(what: str, run: Run, hub: Hub | None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import surgery
 from surgery.errors import listed, printable
+from surgery.lazy.tensor import Tensor
 from surgery.names import select
-from surgery.sharding import parse_size
-from surgery.tensor import Tensor
+from surgery.planning.sharding import parse_size
 
 
 def show_json(value: Any) -> None:

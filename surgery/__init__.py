@@ -10,8 +10,10 @@ data, in one pass. Importing this package imports neither torch, transformers, n
 """
 
 from .checkpoint import Checkpoint, open_any, open_checkpoint
-from .crew import Step
-from .diff import Change, Difference, diff
+from .checks.diff import Change, Difference, diff
+from .checks.inspection import Inspection, inspect
+from .checks.proof import Judgement, Proof, Verdict
+from .checks.verify import Check, Verification, verify
 from .errors import (
     AdapterError,
     DestinationError,
@@ -32,33 +34,22 @@ from .errors import (
     SurgeryError,
     VerificationFailed,
 )
-from .execute import Report, execute, write
-from .formats.peft import Adapter, is_adapter, open_adapter
-from .fused.given import Given
+from .execution.crew import Step
+from .execution.execute import Report, execute, write
+from .execution.stage import clean
+from .files.peft import Adapter, is_adapter, open_adapter
 from .hub.push import PushPlan, PushReport, execute_push, plan_push, push
 from .hub.stream import HubDestination, preview
-from .inspection import Inspection, inspect
-from .plan import Plan, plan
-from .proof import Judgement, Proof, Verdict
-from .stage import clean
+from .lazy.tensor import Input
+from .models.fused.given import Given
+from .planning.plan import Plan, plan
 from .surgeries.convert import convert
-from .surgeries.inject import inject
-from .surgeries.merge import merge
-from .surgeries.own import inject_into, own_adapter
+from .surgeries.injecting.inject import inject
+from .surgeries.merging.embedded import inject_into, own_adapter
+from .surgeries.merging.merge import merge
 from .surgeries.rename import drop, rename
-from .surgeries.split import (
-    fuse,
-    fuse_experts,
-    fuse_gate_up,
-    fuse_qkv,
-    split,
-    split_experts,
-    split_gate_up,
-    split_qkv,
-)
+from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
-from .tensor import Input
-from .verify import Check, Verification, verify
 from .version import __version__
 
 __all__ = [

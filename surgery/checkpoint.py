@@ -17,17 +17,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
-from .folder import Folder, PathLike, folder_at, locate
-from .formats.index import Index, parse_index
-from .formats.manifest import read_manifest
-from .formats.peft import CONFIG as ADAPTER_CONFIG
-from .formats.peft import WEIGHTS as ADAPTER_WEIGHTS
-from .formats.peft import Adapter, encode_config, is_adapter, open_adapter
-from .formats.safetensors import Header, tensors_of
-from .formats.strict import MEND, parse_object
+from .evaluation.read import content
+from .files.folder import Folder, PathLike, folder_at, locate
+from .files.index import Index, parse_index
+from .files.manifest import read_manifest
+from .files.peft import CONFIG as ADAPTER_CONFIG
+from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
+from .files.peft import Adapter, encode_config, is_adapter, open_adapter
+from .files.safetensors import Header, tensors_of
+from .files.strict import MEND, parse_object
+from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
-from .read import content
-from .tensor import File, Input, Stored, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class Checkpoint:
 
     def load(self, name: str) -> torch.Tensor:
         """The value of one tensor, computed by the code that writes it. Loads torch."""
-        from .evaluate import load
+        from .evaluation.evaluate import load
 
         return load(self[name])
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import surgery
-from surgery.evaluate import DEFAULT_MEMORY
+from surgery.evaluation.evaluate import DEFAULT_MEMORY
 from surgery_cli.app import app
 from surgery_cli.options import parse_map
 from surgery_cli.output import size
@@ -315,7 +315,7 @@ def test_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_class_is_not_asked_without_accelerate(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["surgery.verify"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["surgery.checks.verify"], "find_spec", lambda name: None)
     found = json.loads(surge("verify", saved("phi3"), "--json").stdout)
     assert found["ok"]
     assert found["checks"][-1]["ok"] is None

@@ -80,7 +80,7 @@ FLOATS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float6
 @given(data=st.data(), dtype=st.sampled_from(list(FLOATS)), steps=st.integers(1, 30))
 def test_ulps_are_steps(data: st.DataObject, dtype: torch.dtype, steps: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Through powers of two, subnormals and zero: as many as nextafter takes."""
-    from surgery.compare import distance
+    from surgery.checks.compare import distance
 
     low = data.draw(st.one_of(st.integers(0, 5), st.integers(0, (1 << FLOATS[dtype] - 2) - 50)))
     kind = {16: torch.int16, 32: torch.int32, 64: torch.int64}[FLOATS[dtype]]
@@ -94,7 +94,7 @@ def test_ulps_are_steps(data: st.DataObject, dtype: torch.dtype, steps: int, tmp
 
 
 def test_ulps_from_end_to_end() -> None:
-    from surgery.compare import distance
+    from surgery.checks.compare import distance
 
     for dtype, width in FLOATS.items():
         top = torch.tensor([torch.finfo(dtype).max], dtype=dtype)

@@ -31,13 +31,13 @@ from safetensors.torch import load_file, save_file
 import surgery
 from surgery import Step
 from surgery.checkpoint import Checkpoint
-from surgery.dtypes import DTYPES
 from surgery.errors import LayoutError, SurgeryError
-from surgery.formats.safetensors import read_header
-from surgery.stage import stages
-from surgery.tensor import LowRank, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
+from surgery.execution.stage import stages
+from surgery.files.safetensors import read_header
+from surgery.lazy.dtypes import DTYPES
+from surgery.lazy.tensor import LowRank, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
 
-crew = importlib.import_module("surgery.crew")
+crew = importlib.import_module("surgery.execution.crew")
 MEMORY, WORKERS = ("20MB", "64MB", "512MB"), (1, 2, 4)
 
 
@@ -191,7 +191,7 @@ def test_a_plan_with_scratch_depends_on_the_arithmetic(saved: Callable[..., Path
     """Another torch, or another CPU: another identity, so that no stage of the first is resumed."""
     checkpoint = scratched(saved, tmp_path)
     before = surgery.plan(checkpoint).identity
-    monkeypatch.setattr(importlib.import_module("surgery.plan"), "arithmetic_identity", lambda: "another")
+    monkeypatch.setattr(importlib.import_module("surgery.planning.plan"), "arithmetic_identity", lambda: "another")
     assert surgery.plan(checkpoint).identity != before
 
 
@@ -546,8 +546,8 @@ def test_zeros_need_no_torch(tmp_path: Path) -> None:
     code = """
         import dataclasses, json, sys
         import surgery
-        from surgery.dtypes import BF16
-        from surgery.tensor import Zeros
+        from surgery.lazy.dtypes import BF16
+        from surgery.lazy.tensor import Zeros
         checkpoint = surgery.open_checkpoint(sys.argv[1])
         checkpoint = dataclasses.replace(
             checkpoint,

@@ -17,8 +17,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from transformers.pytorch_utils import Conv1D
 
 import surgery
-from surgery.families import CONV1D_MODULES, CONV1D_TYPES, EMBEDDINGS, HEADS, TIED_BY_DEFAULT, is_conv1d, is_tied
-from surgery.fused.tables import TABLE
+from surgery.models.families import CONV1D_MODULES, CONV1D_TYPES, EMBEDDINGS, HEADS, TIED_BY_DEFAULT, is_conv1d, is_tied
+from surgery.models.fused.tables import TABLE
 
 # Weight tying
 

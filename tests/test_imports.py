@@ -72,7 +72,7 @@ def test_gathering_loads_no_torch(base: Path, tmp_path: Path) -> None:
     code = """
         import dataclasses
         import surgery
-        from surgery.tensor import permute
+        from surgery.lazy.tensor import permute
         checkpoint = surgery.open_checkpoint(sys.argv[1])
         turned = {n: permute(t, tuple(reversed(range(len(t.shape))))) for n, t in checkpoint.tensors.items()}
         surgery.write(dataclasses.replace(checkpoint, tensors=turned), sys.argv[2])
@@ -168,7 +168,7 @@ def test_the_targets_load_nothing(base: Path) -> None:
     """Which classes could load a checkpoint is read from a table; asking one of them loads transformers."""
     code = """
         import surgery
-        from surgery.targets import targets_for
+        from surgery.models.targets import targets_for
         checkpoint = surgery.open_checkpoint(sys.argv[1])
         assert targets_for(checkpoint.config) == ["llama", "mistral"]
         assert "surgery convert --as llama" in "".join(surgery.split(checkpoint).notes)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import SourceChanged
-from surgery.execute import whole_file
+from surgery.execution.execute import whole_file
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]

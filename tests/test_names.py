@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.checkpoint import Checkpoint
-from surgery.dtypes import F32
 from surgery.errors import NothingMatched, PlanError, SurgeryError
+from surgery.lazy.dtypes import F32
+from surgery.lazy.tensor import File, Stored
 from surgery.names import compiled, natural, select
 from surgery.surgeries.rename import rename, renamed
-from surgery.tensor import File, Stored
 
 LAYERS = [f"model.layers.{i}.self_attn.{part}.weight" for i in range(12) for part in ("q_proj", "v_proj")]
 NAMES = ["lm_head.weight", "model.embed_tokens.weight", *LAYERS, "model.norm.weight"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.errors import FormatError
-from surgery.patch import RAW, SPARSE, block_of, blocks_of, correct, difference, digest
+from surgery.evaluation.corrections import RAW, SPARSE, block_of, blocks_of, correct, difference, digest
 
 BITS = st.sampled_from([8, 16, 32, 64])
 

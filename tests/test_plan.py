@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.checkpoint import Checkpoint, Input
-from surgery.dtypes import DTYPES, F32
 from surgery.errors import LayoutError, PlanError
-from surgery.formats.safetensors import parse_header
-from surgery.plan import Copy, Fill, Plan, ShardPlan
-from surgery.tensor import File, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
+from surgery.files.safetensors import parse_header
+from surgery.lazy.dtypes import DTYPES, F32
+from surgery.lazy.tensor import File, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
+from surgery.planning.plan import Copy, Fill, Plan, ShardPlan
 
 ONE = "model.safetensors"
-PLAN = sys.modules["surgery.plan"]  # `surgery.plan` is the function
+PLAN = sys.modules["surgery.planning.plan"]  # `surgery.plan` is the function
 
 
 def of(tensors: Mapping[str, Tensor], opened: Mapping[str, Stored]) -> Checkpoint:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.adapters import kinds
-from surgery.fused.tables import TABLE
-from surgery.targets import TARGETS
+from surgery.models.fused.tables import TABLE
+from surgery.models.targets import TARGETS
 from surgery_cli.app import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

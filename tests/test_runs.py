@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.dtypes import F32
-from surgery.runs import Piece, lower, window
-from surgery.tensor import File, Stored, Tensor, concat, narrow, permute, reshape
+from surgery.lazy.dtypes import F32
+from surgery.lazy.runs import Piece, lower, window
+from surgery.lazy.tensor import File, Stored, Tensor, concat, narrow, permute, reshape
 
 FILE = File("x", 0, 0)
 

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.checkpoint import Checkpoint
-from surgery.dtypes import DTYPES
 from surgery.errors import NothingMatched, PlanError, SurgeryError
 from surgery.hub.shards import split_into_shards
+from surgery.lazy.dtypes import DTYPES
+from surgery.lazy.tensor import Zeros
 from surgery.names import natural
-from surgery.sharding import assign, in_order, parse_size
-from surgery.tensor import Zeros
+from surgery.planning.sharding import assign, in_order, parse_size
 
 SIZES = ("17KB", "25KB", "40KiB", 77_777, "140KB")
 INDEX = "model.safetensors.index.json"

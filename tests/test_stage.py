@@ -20,10 +20,10 @@ from forks import beside, die, dying_at, ended, forked, started
 from handmade import write_adapter, write_tensors
 
 import surgery
-from surgery import stage
 from surgery.checkpoint import Checkpoint
 from surgery.errors import DestinationError, FormatError
-from surgery.formats.manifest import MANIFEST
+from surgery.execution import stage
+from surgery.files.manifest import MANIFEST
 
 SIZES = {"a.weight": ("F32", (7, 5)), "b.weight": ("BF16", (64, 3)), "c.bias": ("F32", (1,))}
 

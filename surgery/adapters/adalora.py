@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..dtypes import ARITHMETIC, F32
 from ..errors import AdapterError, NotSupported
-from ..formats.peft import Adapter, base_name
-from ..tensor import LowRank, Tensor, Zeros, add, concat, narrow, reshape
+from ..files.peft import Adapter, base_name
+from ..lazy.dtypes import ARITHMETIC, F32
+from ..lazy.tensor import LowRank, Tensor, Zeros, add, concat, narrow, reshape
 from .fused import Rank, config_with
 
 PARTS = {"lora_A", "lora_B", "lora_E"}

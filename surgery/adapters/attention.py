@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import NotSupported
-from ..formats.peft import Adapter
+from ..files.peft import Adapter
 from .fused import Rank, config_with, ranks_of
 
 TIMES = 2  # that the live model adds the delta of out_proj

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import AdapterError, SurgeryError, listed
-from ..formats.peft import Adapter
+from ..files.peft import Adapter
+from ..lazy.tensor import Tensor
 from ..names import compiled, is_called, natural
-from ..tensor import Tensor
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .lora import BIAS, check_factors, check_numbers

@@ -8,10 +8,10 @@ Source: peft 0.21.2, tuners/lora/dora.py `DoraLinearLayer.get_weight_norm`, and 
 
 from __future__ import annotations
 
-from ..dtypes import ARITHMETIC, F32
 from ..errors import AdapterError, NotSupported
-from ..formats.peft import Adapter
-from ..tensor import Gain, LowRank, Norms, Sum, Tensor, reshape
+from ..files.peft import Adapter
+from ..lazy.dtypes import ARITHMETIC, F32
+from ..lazy.tensor import Gain, LowRank, Norms, Sum, Tensor, reshape
 
 MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 

@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotSupported
-from ..formats.peft import Adapter
-from ..fused.layout import Layout, equal, sections, split_axis
-from ..fused.row import EXPERT, Row, Site
+from ..files.peft import Adapter
+from ..lazy.dtypes import ARITHMETIC
+from ..lazy.tensor import LowRank, Shape, Tensor, narrow, permute, reshape
+from ..models.fused.layout import Layout, equal, sections, split_axis
+from ..models.fused.row import EXPERT, Row, Site
 from ..names import is_called
-from ..tensor import LowRank, Shape, Tensor, narrow, permute, reshape
 from .lora import strength
 
 # Types whose class holds experts as (experts, in, out), and those of them that do not tell PEFT so by `is_transposed`.

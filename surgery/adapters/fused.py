@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..dtypes import F32
 from ..errors import LayoutError, NotSupported, listed
-from ..formats.peft import Adapter, file_name
-from ..fused.apply import Change, described, fuse_tensors, split_tensors
-from ..fused.layout import fuse_axis, split_axis
-from ..fused.row import Site
+from ..files.peft import Adapter, file_name
+from ..lazy.dtypes import F32
+from ..lazy.tensor import LowRank, Tensor, Zeros, add, concat, reshape
+from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
+from ..models.fused.layout import fuse_axis, split_axis
+from ..models.fused.row import Site
 from ..names import natural
-from ..tensor import LowRank, Tensor, Zeros, add, concat, reshape
 from .lora import check_factors, check_numbers, strength
 
 _SHARED = "lora_A.weight"
@@ -112,7 +112,7 @@ def _split_rows(adapter: Adapter, site: Site, key: str, tensor: Tensor) -> list[
 
 def _shares_a(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank]) -> bool:
     """Whether all parts are there, with one A and one scale: they came from a split."""
-    from ..compare import same
+    from ..checks.compare import same
 
     first = site.parts[0]
     alike = here.keys() == set(site.parts) and all(ranks[p] == ranks[first] and here[p].keys() == here[first].keys() for p in here)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import NotSupported
-from ..formats.peft import Adapter
+from ..files.peft import Adapter
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 

@@ -17,12 +17,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..dtypes import ARITHMETIC
 from ..errors import AdapterError, NotSupported
-from ..families import is_conv1d
-from ..formats.peft import Adapter
+from ..files.peft import Adapter
+from ..lazy.dtypes import ARITHMETIC
+from ..lazy.tensor import LowRank, Shape, Tensor, permute, reshape
+from ..models.families import is_conv1d
 from ..names import compiled
-from ..tensor import LowRank, Shape, Tensor, permute, reshape
 from .dora import MAGNITUDES
 
 _LINEAR, _EMBEDDING = frozenset({"lora_A.weight", "lora_B.weight"}), frozenset({"lora_embedding_A", "lora_embedding_B"})

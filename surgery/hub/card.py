@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FormatError
-from ..folder import Folder
-from ..formats.manifest import Manifest, read_manifest
-from ..formats.peft import CONFIG as ADAPTER_CONFIG
-from ..formats.strict import MEND, parse_object
+from ..files.folder import Folder
+from ..files.manifest import Manifest, read_manifest
+from ..files.peft import CONFIG as ADAPTER_CONFIG
+from ..files.strict import MEND, parse_object
 
 CARD = "README.md"
 _ID = re.compile(r"(?:hf://)?(?P<id>[\w.-]+/[\w.-]+?)(?:@.+)?")

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..checks.verify import verify
 from ..errors import FormatError, HubConflict, HubError, NotACheckpoint, NotAllowed, NotOnHub, SourceChanged, SurgeryError, listed
-from ..folder import LocalFolder
-from ..formats.manifest import MANIFEST
-from ..formats.peft import CONFIG as ADAPTER_CONFIG
-from ..tensor import File
-from ..verify import verify
+from ..files.folder import LocalFolder
+from ..files.manifest import MANIFEST
+from ..files.peft import CONFIG as ADAPTER_CONFIG
+from ..lazy.tensor import File
 from . import client
 from .card import CARD, Origins, completed, is_ours, metadata_of, origins, written
 from .client import retried, translated

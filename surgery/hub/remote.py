@@ -22,8 +22,8 @@ from functools import lru_cache
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from ..errors import HubError, HubUnreachable, NotOnHub, SourceChanged, SurgeryError, nearest
-from ..formats.safetensors import Header, header_length, parse_header
-from ..tensor import File
+from ..files.safetensors import Header, header_length, parse_header
+from ..lazy.tensor import File
 from ..version import __version__
 from .client import TRIES, api, as_ours, is_transient, pause, retried, translated
 from .refs import HubRef, parse_ref

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..crew import files_of
+from ..checks.verify import verify
 from ..errors import DestinationError, HubError, SurgeryError, listed
-from ..folder import LocalFolder
-from ..formats.manifest import read_manifest
-from ..stage import stage_at
-from ..verify import verify
+from ..execution.crew import files_of
+from ..execution.stage import stage_at
+from ..files.folder import LocalFolder
+from ..files.manifest import read_manifest
 from . import client, resume
 from .card import CARD
 from .push import (
@@ -44,7 +44,7 @@ from .resume import Entry, stage_of
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-    from ..plan import Plan
+    from ..planning.plan import Plan
 
 HERE = (".json", ".md", ".undo")  # what is checked and completed before the commit stays here until then
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..dtypes import ARITHMETIC, BF16, F16, F32, F64, Dtype, Kind
 from ..errors import SurgeryError, listed
+from ..lazy.dtypes import ARITHMETIC, BF16, F16, F32, F64, Dtype, Kind
+from ..lazy.tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, moved_alike
 from ..names import natural
-from ..tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, moved_alike
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
 # What holds every value of a dtype.

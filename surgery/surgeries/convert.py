@@ -9,10 +9,10 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
-from ..fused.given import Given
-from ..skeleton import check_accepted, complete
-from ..targets import TARGETS, targets_for, targets_of, why_not
-from ..targets.target import Target
+from ..models.fused.given import Given
+from ..models.skeleton import check_accepted, complete
+from ..models.targets import TARGETS, targets_for, targets_of, why_not
+from ..models.targets.target import Target
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
 

@@ -11,16 +11,16 @@ from typing import TypeVar
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed
-from ..formats.peft import Adapter
-from ..fused.apply import Change, described, fuse_tensors, split_tensors
-from ..fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
-from ..fused.given import Given, chosen, given_sites, given_split_sites
-from ..fused.layout import sections
-from ..fused.row import Site
-from ..fused.tables import TABLE
-from ..names_v5 import in_memory, renames_of
-from ..targets import targets_for
-from ..tensor import Tensor, Zeros
+from ..files.peft import Adapter
+from ..lazy.tensor import Tensor, Zeros
+from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
+from ..models.fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
+from ..models.fused.given import Given, chosen, given_sites, given_split_sites
+from ..models.fused.layout import sections
+from ..models.fused.row import Site
+from ..models.fused.tables import TABLE
+from ..models.names_v5 import in_memory, renames_of
+from ..models.targets import targets_for
 
 ATTENTION = ("qkv", "kv")
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint
-from ..dtypes import F32
 from ..errors import AdapterError, NotSupported, VerificationFailed, listed
-from ..folder import folder_at
-from ..formats.peft import Adapter
-from ..formats.safetensors import header_alone
-from ..read import sha256
-from ..record import BaseRecord, read_base_record, read_shard_records
-from ..tensor import File, Input, Sum, Tensor, Zeros, add, narrow
-from .merge import merge
+from ..evaluation.read import sha256
+from ..files.folder import folder_at
+from ..files.peft import Adapter
+from ..files.safetensors import header_alone
+from ..lazy.dtypes import F32
+from ..lazy.tensor import File, Input, Sum, Tensor, Zeros, add, narrow
+from ..planning.record import BaseRecord, read_base_record, read_shard_records
+from .merging.merge import merge
 
 SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an estimate
 
@@ -138,7 +138,7 @@ def _estimate(undone: Checkpoint) -> str:
 
 def _share(undone: Tensor) -> float:
     """The share of weights that do not survive a merge and a subtraction: of weights like these, since the base's are not there."""
-    from ..evaluate import load
+    from ..evaluation.evaluate import load
 
     assert isinstance(undone, Sum)
     weights, subtracted = load(undone.base), load(add(Zeros(F32, undone.shape), undone.deltas))

@@ -26,7 +26,7 @@ import surgery
 from surgery import Report, Step
 from surgery.checkpoint import Checkpoint
 from surgery.errors import DestinationError, NoSpace, SourceChanged, SurgeryError
-from surgery.stage import stages
+from surgery.execution.stage import stages
 
 NOBODY = 65534
 Usage = namedtuple("Usage", "total used free")

@@ -26,7 +26,7 @@ from handmade import write_adapter, write_phi3
 import surgery
 from surgery import Report, Step
 from surgery.errors import DestinationError
-from surgery.stage import stages
+from surgery.execution.stage import stages
 
 KILLED = -signal.SIGKILL
 SIZES = {"q_proj": (48, 48), "k_proj": (24, 48), "v_proj": (24, 48), "o_proj": (48, 48)}  # of the small Phi-3 of models.py

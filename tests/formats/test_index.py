@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.errors import FormatError
-from surgery.formats.index import Index, encode_index, parse_index
+from surgery.files.index import Index, encode_index, parse_index
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 shards = st.sampled_from(["model.safetensors", "model-00001-of-00002.safetensors", "é", "x/model.safetensors", "...", "a b"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import surgery
 from surgery.errors import FormatError
-from surgery.formats.manifest import MANIFEST, Manifest, encode_manifest, read_manifest
+from surgery.files.manifest import MANIFEST, Manifest, encode_manifest, read_manifest
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.recursive(

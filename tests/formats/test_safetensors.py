@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from surgery.dtypes import DTYPES, F32, Dtype
 from surgery.errors import FormatError
-from surgery.formats.safetensors import Entry, Header, encode_header, in_file_order, parse_header, read_header
-from surgery.formats.strict import parse_object
-from surgery.tensor import Shape
+from surgery.files.safetensors import Entry, Header, encode_header, in_file_order, parse_header, read_header
+from surgery.files.strict import parse_object
+from surgery.lazy.dtypes import DTYPES, F32, Dtype
+from surgery.lazy.tensor import Shape
 
 TORCH = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16", torch.int16: "I16", torch.uint32: "U32",

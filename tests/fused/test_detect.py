@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import surgery
-from surgery.dtypes import F32
 from surgery.errors import LayoutError, NothingMatched, NotSupported, SurgeryError
-from surgery.fused.detect import STYLES, candidates, choices, detect, detect_split
-from surgery.fused.layout import Layout, Place
-from surgery.fused.row import IN_PROJ, Row
-from surgery.fused.tables import TABLE
-from surgery.tensor import Tensor, Zeros
+from surgery.lazy.dtypes import F32
+from surgery.lazy.tensor import Tensor, Zeros
+from surgery.models.fused.detect import STYLES, candidates, choices, detect, detect_split
+from surgery.models.fused.layout import Layout, Place
+from surgery.models.fused.row import IN_PROJ, Row
+from surgery.models.fused.tables import TABLE
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, Tensor]:

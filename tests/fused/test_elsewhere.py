@@ -20,13 +20,13 @@ from torch import nn
 from torch.nn import functional
 
 import surgery
-from surgery.dtypes import F32
 from surgery.errors import LayoutError
-from surgery.fused.detect import detect
-from surgery.fused.given import Given
-from surgery.fused.layout import sections
-from surgery.fused.tables.elsewhere import ELSEWHERE
-from surgery.tensor import Zeros
+from surgery.lazy.dtypes import F32
+from surgery.lazy.tensor import Zeros
+from surgery.models.fused.detect import detect
+from surgery.models.fused.given import Given
+from surgery.models.fused.layout import sections
+from surgery.models.fused.tables.elsewhere import ELSEWHERE
 
 # Rows whose source was read, and is not run here: model type -> why not.
 READ_ONLY = {

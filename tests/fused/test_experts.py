@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from stacks import EXPERTS, SAVED, Case, recut, reference, routing, swapped
 
 import surgery
-from surgery.fused.detect import detect
-from surgery.fused.tables.experts import EXPERTS as ROWS
+from surgery.models.fused.detect import detect
+from surgery.models.fused.tables.experts import EXPERTS as ROWS
 
 MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4}
 DEEPSEEK = {**MLA, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}

@@ -22,9 +22,9 @@ from transformers.core_model_loading import Interleave
 from transformers.models.moshi.modeling_moshi import MoshiDepthDecoder
 
 import surgery
-from surgery.fused.row import Row
-from surgery.fused.tables.gate_up import GATE_UP as ROWS
-from surgery.fused.tables.gate_up import STACKS
+from surgery.models.fused.row import Row
+from surgery.models.fused.tables.gate_up import GATE_UP as ROWS
+from surgery.models.fused.tables.gate_up import STACKS
 
 GATE_UP, SHARED = ("gate_proj", "up_proj"), {"shared_intermediate_size": 8}
 MOSHI = {"ffn_dim": 24, "audio_vocab_size": 31, "num_codebooks": 3, "audio_bos_token_id": 30}

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import surgery
 from surgery.errors import LayoutError, NothingMatched, SurgeryError
-from surgery.fused.given import Given
+from surgery.models.fused.given import Given
 from surgery_cli.app import app
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import surgery
-from surgery.evaluate import load
-from surgery.fused.given import Given
-from surgery.fused.layout import Layout
-from surgery.fused.row import EXPERT, PARAMETER, STACKED, Row, Site
-from surgery.tensor import Stored, is_computed
+from surgery.evaluation.evaluate import load
+from surgery.lazy.tensor import Stored, is_computed
+from surgery.models.fused.given import Given
+from surgery.models.fused.layout import Layout
+from surgery.models.fused.row import EXPERT, PARAMETER, STACKED, Row, Site
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool)
 KEYS = ("q", "k", "v", "z")

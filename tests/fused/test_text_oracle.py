@@ -35,11 +35,11 @@ from safetensors.torch import save_file
 from transformers.models.layoutlmv2.modeling_layoutlmv2 import LayoutLMv2SelfAttention
 
 import surgery
-from surgery.dtypes import F32
-from surgery.fused.detect import detect
-from surgery.fused.layout import sections
-from surgery.fused.tables.text import TEXT
-from surgery.tensor import Zeros
+from surgery.lazy.dtypes import F32
+from surgery.lazy.tensor import Zeros
+from surgery.models.fused.detect import detect
+from surgery.models.fused.layout import sections
+from surgery.models.fused.tables.text import TEXT
 
 QKV = ("q_proj", "k_proj", "v_proj")
 QUERY = ("query", "key", "value")

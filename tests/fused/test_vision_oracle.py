@@ -38,11 +38,11 @@ from torch.overrides import TorchFunctionMode
 from transformers.models.sam import modeling_sam
 
 import surgery
-from surgery.dtypes import F32
 from surgery.errors import LayoutError, SurgeryError
-from surgery.fused.detect import detect, detect_split
-from surgery.fused.tables.vision import VISION
-from surgery.tensor import Tensor, Zeros
+from surgery.lazy.dtypes import F32
+from surgery.lazy.tensor import Tensor, Zeros
+from surgery.models.fused.detect import detect, detect_split
+from surgery.models.fused.tables.vision import VISION
 
 Q_K_V = ("q", "k", "v")
 QKV = ("q_proj", "k_proj", "v_proj")

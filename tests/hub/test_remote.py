@@ -23,12 +23,12 @@ from hub.conftest import environment
 from hub.faults import Before, Drop, Reset, Short, Slow, Status
 from hub.server import TOKEN, Hub
 from surgery.errors import FormatError, HubUnreachable, NotACheckpoint, NotAllowed, NotOnHub, SourceChanged, SurgeryError
-from surgery.folder import LocalFolder, locate
-from surgery.formats.safetensors import read_header
+from surgery.evaluation.read import AHEAD, NEAR, Reader, content, same_content
+from surgery.files.folder import LocalFolder, locate
+from surgery.files.safetensors import read_header
 from surgery.hub import remote
 from surgery.hub.refs import HubRef, is_ref, parse_ref
-from surgery.read import AHEAD, NEAR, Reader, content, same_content
-from surgery.tensor import File
+from surgery.lazy.tensor import File
 
 GET = "GET .*/(resolve|file)/"
 

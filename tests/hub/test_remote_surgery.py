@@ -24,9 +24,9 @@ import surgery
 from hub.faults import Before, Reset, Short, Slow, Status
 from hub.server import TOKEN, Hub
 from surgery.errors import HubUnreachable, SourceChanged
-from surgery.formats.safetensors import read_header
+from surgery.files.safetensors import read_header
 from surgery.hub import remote
-from surgery.tensor import narrow
+from surgery.lazy.tensor import narrow
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]

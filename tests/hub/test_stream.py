@@ -27,10 +27,10 @@ from hub.conftest import environment
 from hub.faults import Before, Drop, Kind, Lost, Slow, Status
 from hub.server import TOKEN, Hub
 from surgery import HubDestination, Report, Step
+from surgery.execution.stage import stages
 from surgery.hub import resume
 from surgery.hub.card import CARD
 from surgery.hub.resume import JOURNAL, stage_of
-from surgery.stage import stages
 from surgery_cli.app import app
 
 REPO, DEST = "org/model", "hf://org/model"

@@ -24,10 +24,10 @@ from test_split_oracle import CASES, rows_of
 
 import surgery
 from surgery.checkpoint import Checkpoint
-from surgery.dtypes import DTYPES
-from surgery.evaluate import Workspace, blocks, exact, load, scratch_of
-from surgery.formats.safetensors import read_header, tensors_of
-from surgery.tensor import LowRank, Stored, Sum, Tensor, add, concat, narrow, permute, reshape
+from surgery.evaluation.evaluate import Workspace, blocks, exact, load, scratch_of
+from surgery.files.safetensors import read_header, tensors_of
+from surgery.lazy.dtypes import DTYPES
+from surgery.lazy.tensor import LowRank, Stored, Sum, Tensor, add, concat, narrow, permute, reshape
 
 FAMILIES = ("phi3", "gpt2", "gpt_neox", "bloom", "sam")
 OTHERS = {"phi3": "o_proj", "gpt2": "c_proj", "gpt_neox": "dense", "bloom": "dense", "sam": "proj"}  # modules beside the fused ones

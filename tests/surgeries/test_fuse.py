@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.errors import LayoutError, NothingMatched, NotSupported, PlanError
-from surgery.tensor import Stored, concat, narrow
+from surgery.lazy.tensor import Stored, concat, narrow
 
 Saved = Callable[..., Path]
 FAMILIES = ("phi3", "gpt2", "gpt_neox", "bloom", "sam")

@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 import surgery
 from surgery.errors import NothingMatched, NotSupported, SurgeryError
-from surgery.evaluate import load
-from surgery.tensor import Random, narrow, permute
+from surgery.evaluation.evaluate import load
+from surgery.lazy.tensor import Random, narrow, permute
 
 Saved = Callable[..., Path]
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NotPlaced, PlanError, SurgeryError
-from surgery.formats.peft import PREFIX
+from surgery.files.peft import PREFIX
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]

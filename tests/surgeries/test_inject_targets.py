@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import surgery
 from surgery.errors import NothingMatched, NotSupported, PlanError, SurgeryError
-from surgery.families import EXPERT_TARGETS, GROUPED_CONVOLUTIONS, NOT_FROM_TEXT, ROUTERS
-from surgery.surgeries.modules import Kind, told
+from surgery.models.families import EXPERT_TARGETS, GROUPED_CONVOLUTIONS, NOT_FROM_TEXT, ROUTERS
+from surgery.surgeries.injecting.modules import Kind, told
 
 TOWER = {"hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 2, "num_attention_heads": 3}
 BERT = {**TOWER, "vocab_size": 97, "max_position_embeddings": 32}

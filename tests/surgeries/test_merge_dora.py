@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.errors import AdapterError, NotSupported, PlanError
-from surgery.evaluate import load
-from surgery.tensor import F32, Norms, Sum
+from surgery.evaluation.evaluate import load
+from surgery.lazy.tensor import F32, Norms, Sum
 
 Saved = Callable[..., Path]
 

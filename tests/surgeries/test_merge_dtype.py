@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import SurgeryError, VerificationFailed
-from surgery.evaluate import COLUMNS, ROWS
-from surgery.losses import ERASED
+from surgery.evaluation.evaluate import COLUMNS, ROWS
+from surgery.evaluation.losses import ERASED
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]
@@ -206,7 +206,7 @@ def test_what_overflows_before_it_is_moved_is_named(saved: Saved, tmp_path: Path
     """A sum that is transposed is made before the shards, in a file of its own: the tensor that it goes into is named."""
     from dataclasses import replace
 
-    from surgery.tensor import permute
+    from surgery.lazy.tensor import permute
 
     base = saved("llama", dtype=torch.float16)
     large(tmp_path / "a", base, alpha=60_000)

@@ -240,7 +240,7 @@ def test_single_experts(kind: str, tmp_path: Path) -> None:
 
 
 def stacks_names() -> dict[str, dict[str, str]]:
-    from surgery.fused.tables.experts import PROJ, W123
+    from surgery.models.fused.tables.experts import PROJ, W123
 
     return {"qwen3_moe": dict(PROJ), "mixtral": dict(W123)}
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError
-from surgery.families import TIES, ties
+from surgery.models.families import TIES, ties
 from surgery_cli.app import app
 
 EPS = torch.finfo(torch.float32).eps

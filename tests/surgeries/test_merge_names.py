@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.errors import NotPlaced
-from surgery.names_v5 import in_memory, renames_of
-from surgery.names_v5_table import BASES, RENAMES, SAME
-from surgery.tensor import is_computed
+from surgery.lazy.tensor import is_computed
+from surgery.models.names_v5 import in_memory, renames_of
+from surgery.models.names_v5_table import BASES, RENAMES, SAME
 
 PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 TOKENS = torch.randint(3, 90, (1, 12), generator=torch.Generator().manual_seed(4))

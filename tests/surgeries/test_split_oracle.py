@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 import surgery
-from surgery.dtypes import F32
 from surgery.errors import LayoutError, NothingMatched, NotSupported, PlanError, SurgeryError
-from surgery.evaluate import load
-from surgery.formats.safetensors import read_header, tensors_of
-from surgery.fused.detect import detect
-from surgery.fused.layout import HEADS, WIDTH, Layout, fuse_axis, split_axis
-from surgery.tensor import Tensor, Zeros
+from surgery.evaluation.evaluate import load
+from surgery.files.safetensors import read_header, tensors_of
+from surgery.lazy.dtypes import F32
+from surgery.lazy.tensor import Tensor, Zeros
+from surgery.models.fused.detect import detect
+from surgery.models.fused.layout import HEADS, WIDTH, Layout, fuse_axis, split_axis
 
 VARIANTS = {
     # heads * head_dim != hidden_size, so that the projections are not square

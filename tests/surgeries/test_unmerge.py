@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 import surgery
 from surgery.checkpoint import UNDO
 from surgery.errors import AdapterError, FormatError, NotSupported, PlanError, SurgeryError, VerificationFailed
-from surgery.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, Workspace, exact, into
-from surgery.tensor import Before, Gain, LowRank
+from surgery.evaluation.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, Workspace, exact, into
+from surgery.lazy.tensor import Before, Gain, LowRank
 
 ALL = "all-linear"
 EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}

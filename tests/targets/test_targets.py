@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import surgery
 from surgery.errors import LayoutError, NothingMatched, PlanError, SurgeryError
-from surgery.targets import TARGETS, targets_for, targets_of
+from surgery.models.targets import TARGETS, targets_for, targets_of
 
 GPT = {**models.TEXT, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
 NEOX = {

@@ -1,0 +1,171 @@
+"""Diff: what differs between two checkpoints, or two adapters?
+
+By name, whatever the shards. Values are read in a stream, as numbers only where bytes differ. Of config.json and
+adapter_config.json the fields are compared, of other files the bytes; shards, indices and what surgery itself notes are no files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint import Checkpoint, of_adapter, open_any
+from ..errors import FormatError, SurgeryError
+from ..evaluation.evaluate import Workspace
+from ..evaluation.read import content, same_content
+from ..files.peft import CONFIG as ADAPTER_CONFIG
+from ..files.peft import Adapter
+from ..files.strict import MEND, parse_object
+from ..lazy.tensor import File, Tensor
+from ..names import natural, select
+from .compare import Measure, identical, measure, workspace
+
+CONFIGS = ("config.json", ADAPTER_CONFIG)
+ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A tensor of both that is not the same: its dtype and shape in either, and how far apart the values are.
+
+    `measure` is None where the shapes differ, or where torch has no such dtype.
+    """
+
+    name: str
+    a: str
+    b: str
+    measure: Measure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a config, by its path, and its value in either, as JSON; `absent` where it is not there."""
+
+    name: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What only one of two has, and what both have but not alike."""
+
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What `diff` found between `a` and `b`. `unlike` tensors have another dtype or shape, `changed` ones other bytes."""
+
+    a: str
+    b: str
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    unlike: tuple[Change, ...]
+    changed: tuple[Change, ...]
+    identical: tuple[str, ...]
+    config: tuple[Field, ...]
+    files: Names
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is no difference at all."""
+        files = self.files
+        return not any((self.only_a, self.only_b, self.unlike, self.changed, self.config, files.only_a, files.only_b, files.changed))
+
+
+Side = str | os.PathLike[str] | Checkpoint | Adapter
+
+
+def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: Callable[[str, int], None] | None = None) -> Difference:
+    """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it likes.
+
+    With `tensors`, only those whose whole name matches, and no file, are compared; raises NothingMatched where none does.
+    `on_tensor` is called with each name and its bytes. Holds a few windows of 4 MB, never a whole tensor.
+    """
+    one, other = _opened(a), _opened(b)
+    if (ADAPTER_CONFIG in one.files) != (ADAPTER_CONFIG in other.files):
+        raise SurgeryError(
+            "a checkpoint and an adapter have no tensor in common",
+            where=[one.path, other.path],
+            help="to see whether an adapter is merged: surgery verify MERGED --base BASE --adapter ADAPTER",
+        )
+    known = {**one.tensors, **other.tensors}
+    names = select(known, tensors) if tensors else sorted(known, key=natural)
+    unlike: list[Change] = []
+    changed: list[Change] = []
+    same: list[str] = []
+    with workspace() as work:
+        for name in [n for n in names if n in one.tensors and n in other.tensors]:
+            x, y = one.tensors[name], other.tensors[name]
+            if on_tensor:
+                on_tensor(name, x.nbytes + y.nbytes)
+            if identical(x, y, work):
+                same.append(name)
+            else:
+                (changed if _kind(x) == _kind(y) else unlike).append(_change(name, x, y, work))
+    return Difference(
+        one.path,
+        other.path,
+        only_a=tuple(n for n in names if n not in other.tensors),
+        only_b=tuple(n for n in names if n not in one.tensors),
+        unlike=tuple(unlike),
+        changed=tuple(changed),
+        identical=tuple(same),
+        config=() if tensors else _fields(one.files, other.files),
+        files=Names((), ()) if tensors else _files(one.files, other.files),
+    )
+
+
+def _opened(side: Side) -> Checkpoint:
+    if isinstance(side, str | os.PathLike):
+        side = open_any(side)
+    return of_adapter(side) if isinstance(side, Adapter) else side
+
+
+def _change(name: str, a: Tensor, b: Tensor, work: Workspace) -> Change:
+    return Change(name, _kind(a), _kind(b), measure(a, b, work) if a.shape == b.shape else None)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _fields(a: Mapping[str, File | bytes], b: Mapping[str, File | bytes]) -> tuple[Field, ...]:
+    """The fields in which the configs differ that both have."""
+    found: list[Field] = []
+    for name in CONFIGS:
+        if name in a and name in b:
+            one, other = (_flat(parse_object(content(side[name]), _broken(side[name], name))) for side in (a, b))
+            found += [
+                Field(key, one.get(key, ABSENT), other.get(key, ABSENT))
+                for key in dict.fromkeys((*one, *other))
+                if one.get(key, ABSENT) != other.get(key, ABSENT)
+            ]
+    return tuple(found)
+
+
+def _flat(content: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Each field by its path, such as rope_parameters.rope_theta, as JSON."""
+    found: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{path}{key}.")
+        else:
+            found[f"{path}{key}"] = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return found
+
+
+def _files(a: Mapping[str, File | bytes], b: Mapping[str, File | bytes]) -> Names:
+    both = [n for n in sorted(a) if n in b and n not in CONFIGS]
+    only_a, only_b = (tuple(sorted(x.keys() - y.keys())) for x, y in ((a, b), (b, a)))
+    return Names(only_a, only_b, tuple(n for n in both if not same_content(a[n], b[n])))
+
+
+def _broken(file: File | bytes, name: str) -> Callable[[str], FormatError]:
+    return lambda what: FormatError(what, where=[file.path if isinstance(file, File) else name], help=MEND)

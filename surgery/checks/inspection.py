@@ -1,0 +1,216 @@
+"""Inspect: what is this checkpoint, or this adapter? Answered from headers and config alone."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters.consistency import contradictions, doubts
+from ..adapters.experts import by_parameter
+from ..checkpoint import Checkpoint, open_any
+from ..errors import LayoutError, NotSupported, SurgeryError
+from ..files.folder import folder_at
+from ..files.peft import WEIGHTS as ADAPTER_WEIGHTS
+from ..files.peft import Adapter
+from ..lazy.tensor import Shape, Tensor
+from ..models.families import EMBEDDINGS, HEADS, is_tied
+from ..models.fused.detect import choices, detect, looks_fused
+from ..names import natural
+from ..surgeries.merging.embedded import own_adapter, own_names
+
+# Of adapter_config.json, what says which modules have what.
+SHOWN = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "bias", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "layer_replication", "target_parameters", "modules_to_save", "trainable_token_indices",
+    "ensure_weight_tying", "rank_pattern", "alpha_pattern", "base_model_name_or_path",
+)  # fmt: skip
+
+
+FACTORS = ("lora_A.weight", "lora_embedding_A", "lora_B.weight", "lora_embedding_B")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """So many tensors, elements and bytes."""
+
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Modules that an adapter can be put on, by last name: how many there are, and the shapes of their weights."""
+
+    name: str
+    modules: int
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect` found. Empty fields mean that there is nothing of the kind."""
+
+    path: str
+    kind: str  # "checkpoint" or "adapter"
+    model_type: str
+    architectures: tuple[str, ...]
+    total: Count
+    dtypes: Mapping[str, Count]
+    shards: Mapping[str, Count]
+    ties: tuple[str, ...]
+    fused: tuple[str, ...]
+    targets: tuple[Target, ...]
+    quantization: str
+    adapter: Mapping[str, Any]
+    files: tuple[str, ...]
+    history: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
+    found = open_any(path)
+    return _inspect_adapter(found) if isinstance(found, Adapter) else inspect_checkpoint(found)
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """What an opened checkpoint is, whatever surgeries it has behind it."""
+    config, tensors, own = checkpoint.config, checkpoint.tensors, set(own_names(checkpoint))
+    plain = {name: tensor for name, tensor in tensors.items() if name not in own}
+    return Inspection(
+        path=checkpoint.path,
+        kind="checkpoint",
+        model_type=str(config.get("model_type", "")),
+        architectures=tuple(map(str, config.get("architectures") or ())),
+        total=_count(tensors.values()),
+        dtypes=_by(tensors, lambda name: tensors[name].dtype.name),
+        shards=_by(tensors, lambda name: checkpoint.weight_map[name]),
+        ties=_ties(checkpoint),
+        fused=_fused(checkpoint),
+        targets=_targets({n.removesuffix(".weight"): t.shape for n, t in plain.items() if n.endswith(".weight") and len(t.shape) == 2}),
+        quantization=_quantization(config),
+        adapter=_own(checkpoint) if own else {},
+        files=tuple(sorted(checkpoint.files)),
+        history=checkpoint.history,
+        notes=checkpoint.notes,
+    )
+
+
+def _inspect_adapter(adapter: Adapter) -> Inspection:
+    folder = folder_at(adapter.path)
+    return Inspection(
+        path=adapter.path,
+        kind="adapter",
+        model_type="",
+        architectures=(),
+        total=_count(adapter.tensors.values()),
+        dtypes=_by(adapter.tensors, lambda name: adapter.tensors[name].dtype.name),
+        shards={ADAPTER_WEIGHTS: _count(adapter.tensors.values())},
+        ties=(),
+        fused=(),
+        targets=_targets(_adapted(adapter)),
+        quantization="",
+        adapter=_described(adapter),
+        files=tuple(sorted(f for f in folder.names() if folder.has(f))) if folder else (),
+        history=(),
+        notes=(*contradictions(adapter), *doubts(adapter)),
+    )
+
+
+def _own(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The LoRA that the checkpoint holds itself; why it makes no sense, where it makes none."""
+    try:
+        return {"adapter": "LoRA of its own, which surgery merge folds in", **_described(own_adapter(checkpoint)[1])}
+    except SurgeryError as error:
+        return {"adapter": f"LoRA tensors of its own, but {error.what}"}
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    """What its config says, and how much it holds."""
+    config = adapter.config
+    said = {key: config[key] for key in SHOWN if config.get(key, "") not in ([], {}, "")}
+    shown = {key: value for key, value in said.items() if value is not None and value is not False}
+    return shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+
+
+def _adapted(adapter: Adapter) -> dict[str, Shape]:
+    """The shape of what LoRA adds to each module, or to each expert's parameter: (out, in), of an embedding (vocabulary, dim)."""
+    with suppress(SurgeryError):  # the notes say why its parameters have no names
+        adapter = by_parameter(adapter)
+    found = dict[str, Shape]()
+    for module, parts in adapter.lora.items():
+        shapes = [parts[key].shape for key in FACTORS if key in parts]
+        if len(shapes) == 2 and all(shapes):
+            a, b = shapes
+            found[module] = (*a[1:], b[0]) if "lora_embedding_A" in parts else (b[0], *a[1:])
+    return found
+
+
+def _count(tensors: Iterable[Tensor]) -> Count:
+    number = parameters = nbytes = 0
+    for tensor in tensors:
+        size = tensor.size
+        number, parameters, nbytes = number + 1, parameters + size, nbytes + size * tensor.dtype.bits // 8
+    return Count(number, parameters, nbytes)
+
+
+def _by(tensors: Mapping[str, Tensor], key: Callable[[str], str]) -> dict[str, Count]:
+    groups: dict[str, list[Tensor]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        groups[key(name)].append(tensor)
+    return {name: _count(groups[name]) for name in sorted(groups, key=natural)}
+
+
+def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
+    if not is_tied(checkpoint.config):
+        return ()
+    leaves = {n: n.rpartition(".")[0].rpartition(".")[2] for n in checkpoint.tensors if n.endswith(".weight")}
+    heads = [n for n, leaf in leaves.items() if leaf in HEADS and n.count(".") <= 2]
+    inputs = [n for n, leaf in leaves.items() if leaf in EMBEDDINGS]
+    if not inputs:
+        return ()
+    stored = f"also stored: {', '.join(heads)}" if heads else "the head is not stored"
+    return (f"{', '.join(inputs)} is the output head too ({stored})",)
+
+
+def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
+    try:
+        sites = detect(checkpoint.config, checkpoint.tensors)
+    except (LayoutError, NotSupported) as error:
+        return (f"a fused family, but {error.what}",)
+    found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
+    known = [f"{n} × {fused} -> {', '.join(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
+    taken = {site.module for site in sites}
+    return (*known, *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]))
+
+
+def _undetermined(checkpoint: Checkpoint, looks: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each name that looks fused: what its layout could be."""
+    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for module, suffix in looks:
+        alike[module.rpartition(".")[2]].append((module, suffix))
+    return [
+        f"{len(pairs)} modules such as {pairs[0][0]}: by their name, but in a layout that is not known"
+        + (f": {could}" if (could := " or ".join(choices(checkpoint.config, checkpoint.tensors, *pairs[0]))) else "")
+        for pairs in alike.values()
+    ]
+
+
+def _targets(modules: Mapping[str, Shape]) -> tuple[Target, ...]:
+    """The modules with what is, or could be, added to each, by last name."""
+    shapes: dict[str, Counter[Shape]] = defaultdict(Counter)
+    for module, shape in modules.items():
+        parts = module.split(".")
+        last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
+        shapes[".".join(parts[last:])][shape] += 1
+    return tuple(Target(leaf, sum(c.values()), tuple(sorted(c))) for leaf, c in sorted(shapes.items()))
+
+
+def _quantization(config: Mapping[str, Any]) -> str:
+    said = config.get("quantization_config") or config.get("compression_config")
+    return str(said.get("quant_method") or said.get("format") or "unnamed") if isinstance(said, Mapping) else ""

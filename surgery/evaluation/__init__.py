@@ -1,0 +1,1 @@
+"""A lazy tensor -> its bytes, in windows of bounded size. The only room that computes."""

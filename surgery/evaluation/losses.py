@@ -1,0 +1,101 @@
+"""What rounding does to sums: weights that become infinite, and changes that are rounded away. Counted while they are made.
+
+The counts do not depend on workers, memory, or the windows in which a tensor is made: overflow is counted in all elements,
+what is rounded away in rows that the tensor's shape alone chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import VerificationFailed, listed
+from ..lazy.dtypes import F16, Dtype
+
+if TYPE_CHECKING:
+    import torch
+
+GROUPS, SAMPLED = 4, 4  # of so many rows each, in which what is rounded away is counted
+HUGE = 1e38  # a sum of weights that large holds one that the range of float32 or bfloat16, which is the same, does not
+ERASED = 0.5  # share of the changed weights from which it is said that rounding leaves them as they were
+
+
+@dataclass(slots=True)
+class Loss:
+    """Counts of elements: `overflowed` are infinite or NaN where the base was finite; of the `changed` ones that were looked at,
+    `erased` are the base's again after rounding.
+    """
+
+    overflowed: int = 0
+    changed: int = 0
+    erased: int = 0
+
+    def __iadd__(self, other: Loss) -> Loss:
+        self.overflowed += other.overflowed
+        self.changed += other.changed
+        self.erased += other.erased
+        return self
+
+    @property
+    def share(self) -> float:
+        """Of the changed elements that were looked at, those that rounding made the base's again."""
+        return self.erased / self.changed if self.changed else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """A tensor of which rounding leaves as they were `share` of the weights that adapters change."""
+
+    tensor: str
+    share: float
+
+
+def samples(first: int, tall: int, rows: int) -> list[slice]:
+    """Which of the rows [first, first + tall) of a tensor of `rows` are looked at, counted from `first`: a few, at even distances."""
+    every = max(SAMPLED, rows // GROUPS)
+    starts = range(first // every * every, first + tall, every)
+    found = [slice(max(start - first, 0), min(start + SAMPLED - first, tall)) for start in starts]
+    return [rows for rows in found if rows.start < rows.stop]
+
+
+def rounded_away(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor) -> Loss:
+    """How many elements differ from the base before they are rounded, and how many of these do not any more."""
+    changed = values != before
+    return Loss(changed=int(changed.sum()), erased=int((changed & (after == before.to(after.dtype))).sum()))
+
+
+def overflow(before: torch.Tensor, after: torch.Tensor) -> int:
+    """How many elements are infinite or NaN after a step, and were not before it."""
+    import torch
+
+    return int((~torch.isfinite(after) & torch.isfinite(before)).sum())
+
+
+def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> None:
+    """Raise VerificationFailed, naming each tensor in which weights became infinite: a model with one of them computes NaN."""
+    lost = {name: loss.overflowed for name, loss in losses.items() if loss.overflowed}
+    if lost:
+        wider = "write a wider dtype, merge with --dtype bfloat16 or float32" if F16 in {dtypes[n] for n in lost} else "is alpha right?"
+        raise VerificationFailed(
+            f"{sum(lost.values())} weights of {len(lost)} tensors became infinite or NaN",
+            where=listed([f"{name} ({dtypes[name]}): {count}" for name, count in lost.items()]),
+            help=f"{wider}; or weaken the adapter with --scale",
+        )
+
+
+def erased_in(losses: Mapping[str, Loss]) -> tuple[Erased, ...]:
+    """The tensors in which rounding leaves most of the changed weights as they were, the worst first."""
+    found = [Erased(name, loss.share) for name, loss in losses.items() if loss.share >= ERASED]
+    return tuple(sorted(found, key=lambda one: (-one.share, one.tensor)))
+
+
+def note_on(erased: tuple[Erased, ...], losses: Mapping[str, Loss]) -> list[str]:
+    """What the report says of them."""
+    if not erased:
+        return []
+    worst, many = erased[0], sum(1 for loss in losses.values() if loss.changed)
+    return [
+        f"rounding leaves as they were most of the weights that the adapters change in {len(erased)} of {many} tensors: "
+        f"{100 * worst.share:.1f} % in {worst.tensor}; --dtype float32 keeps the change"
+    ]

@@ -1,0 +1,282 @@
+"""Reading: bytes of opened files, and movement gathered into a buffer.
+
+A `Reader` belongs to one worker. A local file is read only while it is what it was when it was opened (size and time), and a
+short read is an error. A file on the Hub is pinned to a commit: it is read from the local cache where it is there, else by
+ranges, of which a small one that follows another closely is widened. `gather` executes pieces without torch: long runs are
+read straight into place, short ones through a span of the source that covers many of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import product
+from threading import Event
+from typing import Literal
+
+from ..errors import SourceChanged
+from ..lazy.runs import Dim, Piece
+from ..lazy.tensor import File, Stored, Zeros
+
+OPEN_FILES = 16
+SPAN = 1 << 18  # bytes of the source that are read at once to pick short runs from
+LONG = 1024  # bytes from which a run gets a read of its own: no byte is read that is not needed
+PIECE = 1 << 20  # bytes of a file that are held at once where it is read in order
+AHEAD = 4 << 20  # bytes of a file on the Hub that one request asks for, where it would be asked for less and soon again
+NEAR = 1 << 16  # bytes between two reads from the Hub that are cheaper to fetch than to ask again
+_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+class Reader:
+    """Positional reads from the files that a plan names; `aliases` gives the real place of files made by the run."""
+
+    def __init__(self, aliases: dict[str, str] | None = None, ahead: int = AHEAD) -> None:
+        self._aliases = aliases or {}
+        self._open: OrderedDict[str, int | None] = OrderedDict()
+        self._span = bytearray(0)
+        self._window = _Window(min(ahead, AHEAD))
+        self.stop = Event()  # set from any thread, it ends a read from the Hub that is under way
+
+    def fd(self, file: File) -> int | None:
+        """A descriptor of `file`, valid until the next call; None where it is read from the Hub by ranges."""
+        if file.path in self._open:
+            self._open.move_to_end(file.path)
+            return self._open[file.path]
+        if len(self._open) >= OPEN_FILES:
+            _close(self._open.popitem(last=False)[1])
+        self._open[file.path] = fd = self._copy_of(file) if file.remote else self._opened(file)
+        return fd
+
+    def _copy_of(self, file: File) -> int | None:
+        from ..hub.remote import local_copy
+
+        return local_copy(file, self.stop)
+
+    def _opened(self, file: File) -> int:
+        alias = self._aliases.get(file.path)
+        try:
+            fd = os.open(alias or file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(error, file.path) from error
+        status = os.fstat(fd)
+        if alias is None and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            os.close(fd)
+            raise SourceChanged(
+                "an input changed after it was opened",
+                where=[file.path, f"{file.size} bytes then, {status.st_size} now"],
+                help="let nothing write to the inputs, and run again",
+            )
+        return fd
+
+    def read(self, file: File, at: int, out: memoryview, until: int = 0) -> None:
+        """Fill `out` with the bytes from `at` on. More up to `until` may be fetched from the Hub, for the reads that follow."""
+        fd, done = self.fd(file), 0
+        if fd is None:
+            self._window.read(self, file, at, out, until)
+            return
+        while done < len(out):
+            try:
+                got = os.preadv(fd, [out[done:]], at + done)
+            except OSError as error:
+                raise _unreadable(error, f"{file.path}: byte {at + done}") from error
+            if not got:
+                raise SourceChanged("an input ended early", where=[f"{file.path}: byte {at + done}"], help="run again")
+            done += got
+
+    def stream(self, file: File, at: int, nbytes: int) -> Iterator[memoryview]:
+        """The bytes from `at` on, in order, in parts of at most `PIECE`: from the Hub by one request. Each is valid until the next."""
+        if self.fd(file) is None:
+            from ..hub.remote import fetch
+
+            for part in fetch(file, at, at + nbytes, self.stop):
+                yield memoryview(part)
+            return
+        buffer = memoryview(bytearray(min(PIECE, nbytes)))
+        for done in range(0, nbytes, PIECE):
+            piece = buffer[: min(PIECE, nbytes - done)]
+            self.read(file, at + done, piece)
+            yield piece
+
+    def gather(self, pieces: Sequence[Piece], out: memoryview) -> None:
+        """Put the bytes that `pieces` (in bytes, of `Stored` and `Zeros` leaves) name into `out`."""
+        for piece in pieces:
+            match piece.leaf:
+                case Stored(_, _, file, offset):
+                    at = offset + piece.at
+                    self._scatter(file, at, piece.to, piece.dims, out, at + _extent(piece.dims))
+                case Zeros():
+                    run = piece.run
+                    for _, to in piece.runs():
+                        out[to : to + run] = bytes(run)
+
+    def _scatter(self, file: File, at: int, to: int, dims: tuple[Dim, ...], out: memoryview, until: int) -> None:
+        """One piece: a single read where its source lies close together, else step by step along the widest dim."""
+        if not dims or (len(dims) == 1 and dims[0].at == dims[0].to == 1):
+            count = dims[0].count if dims else 1
+            self.read(file, at, out[to : to + count], until)
+            return
+        extent = _extent(dims)
+        useful = 1
+        for d in dims:
+            useful *= d.count
+        run = dims[-1].count if dims[-1].at == dims[-1].to == 1 else 1
+        if extent <= SPAN and (extent == useful or run < LONG):
+            if len(self._span) < SPAN:
+                self._span = bytearray(SPAN)
+            span = memoryview(self._span)[:extent]
+            self.read(file, at, span, until)
+            _place(span, dims, out, to)
+            return
+        wide = max(dims, key=lambda d: (d.count > 1) * d.at)
+        rest = tuple(d for d in dims if d is not wide)
+        fits = max(1, (SPAN - _extent(rest)) // wide.at + 1) if run < LONG else 1
+        for k in range(0, wide.count, fits):
+            part = (*rest, Dim(min(fits, wide.count - k), wide.at, wide.to))
+            part = tuple(sorted((d for d in part if d.count > 1), key=lambda d: -d.to))
+            self._scatter(file, at + k * wide.at, to + k * wide.to, part, out, until)
+
+    def close(self) -> None:
+        """Close every file."""
+        while self._open:
+            _close(self._open.popitem()[1])
+        self._window.forget()
+
+
+class _Window:
+    """The bytes of a file on the Hub that were fetched last.
+
+    A small read that follows the one before closely fetches more than it needs, each time twice as much, up to `most` bytes: what
+    is fetched in vain is less than what was read.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.forget()
+
+    def forget(self) -> None:
+        """Hold nothing."""
+        self.path, self.start, self.data = "", 0, bytearray()
+        self.end = self.size = 0  # where the last read ended, and how much was fetched for it
+
+    def read(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
+        """Fill `out` with the bytes from `at` on, from what is here and from the Hub."""
+        held = self.path == file.path and self.start <= at < self.start + len(self.data)
+        done = min(len(out), self.start + len(self.data) - at) if held else 0
+        out[:done] = memoryview(self.data)[at - self.start : at - self.start + done]
+        if done < len(out):
+            self._fetch(reader, file, at + done, out[done:], until)
+        self.end = at + len(out)
+
+    def _fetch(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
+        follows = self.path == file.path and 0 <= at - self.end <= NEAR
+        self.size = min(2 * max(self.size, len(out)), self.most) if follows else len(out)
+        self.path = file.path
+        stop = min(at + self.size, until)
+        if stop <= at + len(out):
+            _filled(out, reader.stream(file, at, len(out)))
+            return
+        self.start, self.data = at, bytearray(stop - at)
+        _filled(memoryview(self.data), reader.stream(file, at, stop - at))
+        out[:] = memoryview(self.data)[: len(out)]
+
+
+def _filled(out: memoryview, parts: Iterator[memoryview]) -> None:
+    done = 0
+    for part in parts:
+        out[done : done + len(part)] = part
+        done += len(part)
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
+
+
+def _extent(dims: Sequence[Dim]) -> int:
+    """From the first to the last byte that `dims` pick."""
+    return 1 + sum((d.count - 1) * d.at for d in dims)
+
+
+def content(file: File | bytes) -> bytes:
+    """The whole of a small file. Raises SourceChanged where it is not what it was when it was opened."""
+    if isinstance(file, bytes):
+        return file
+    if file.remote:
+        from ..hub.remote import read_whole
+
+        return read_whole(file)
+    with closing(Reader()) as reader:
+        return b"".join(map(bytes, reader.stream(file, 0, file.size)))
+
+
+def sha256(file: File | bytes) -> str:
+    """SHA-256 of the whole content. Of a file on the Hub that the Hub says it of, nothing is read."""
+    return _hashed(file, hashlib.sha256())
+
+
+def git_hash(file: File | bytes) -> str:
+    """The hash by which git knows the content."""
+    return _hashed(file, hashlib.sha1(b"blob %d\0" % _size(file)))
+
+
+def same_content(a: File | bytes, b: File | bytes) -> bool:
+    """Whether two files are equal, byte for byte. What lies on the Hub is told by its hash, and not fetched."""
+    if _size(a) != _size(b):
+        return False
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, File) and one.remote and one.digest:
+            return one.digest == (git_hash(other) if len(one.digest) == 40 else sha256(other))
+    return sha256(a) == sha256(b)
+
+
+def _size(file: File | bytes) -> int:
+    return len(file) if isinstance(file, bytes) else file.size
+
+
+def _hashed(file: File | bytes, digest: hashlib._Hash) -> str:
+    """The hash of the content: what the Hub says of it, if it says this one."""
+    if isinstance(file, File) and file.remote and len(file.digest) == 2 * digest.digest_size:
+        return file.digest
+    with closing(Reader()) as reader:
+        for part in [file] if isinstance(file, bytes) else reader.stream(file, 0, file.size):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _unreadable(error: OSError, where: str) -> SourceChanged:
+    return SourceChanged(
+        f"an input can no longer be read: {error.strerror}", where=[where], help="check the disk that it lies on, or fetch the file again"
+    )
+
+
+def _place(span: memoryview, dims: tuple[Dim, ...], out: memoryview, to: int) -> None:
+    """Copy the elements that `dims` pick from `span` to their places in `out`.
+
+    The innermost dim is a run of bytes. Of the others the longest goes by strided slices of machine words where the run
+    is one word, so that the number of steps in Python is that of the shorter dims.
+    """
+    run = dims[-1].count if dims[-1].at == dims[-1].to == 1 else 1
+    outer = list(dims[:-1] if run > 1 else dims)
+    if not outer:
+        out[to : to + run] = span[:run]
+        return
+    inner = max(outer, key=lambda d: d.count)
+    words = _FORMATS.get(run)
+    aligned = all(n % run == 0 for d in outer for n in (d.at, d.to)) and (to % run == 0)
+    if words is None or not aligned:
+        for index in product(*(range(d.count) for d in outer)):
+            a = sum(i * d.at for i, d in zip(index, outer, strict=True))
+            b = to + sum(i * d.to for i, d in zip(index, outer, strict=True))
+            out[b : b + run] = span[a : a + run]
+        return
+    outer.remove(inner)
+    src = span[: len(span) // run * run].cast(words)
+    dst = out[: len(out) // run * run].cast(words)
+    for index in product(*(range(d.count) for d in outer)):
+        a = sum(i * d.at for i, d in zip(index, outer, strict=True)) // run
+        b = (to + sum(i * d.to for i, d in zip(index, outer, strict=True))) // run
+        last_a, last_b = a + (inner.count - 1) * inner.at // run + 1, b + (inner.count - 1) * inner.to // run + 1
+        dst[b : last_b : inner.to // run] = src[a : last_a : inner.at // run]

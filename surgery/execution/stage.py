@@ -1,0 +1,310 @@
+"""The stage: a folder beside the destination that becomes it by one rename.
+
+Invariants. Beside a destination `out` there is at most one writer (`.out.surgery.lock`, an flock). A run writes to
+`.out.surgery-<identity>/`, named by its plan; the next run of the same plan finds its finished shards there. The
+destination is absent or whole at every moment; with `overwrite` it is the old one or the new one. A stage that holds a
+manifest of another identity, or the destination's own, is an old output on its way out, never something to resume; it
+is renamed before it is removed, since half of it would look like a stage of ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
+from ..files.manifest import read_manifest
+from ..hub.refs import has_scheme, is_ref
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The folder of one run, and the destination that it becomes."""
+
+    path: str
+    dest: str
+    stale: tuple[str, ...]  # stages of other plans beside the same destination
+
+    def publish(self, *, overwrite: bool) -> None:
+        """One rename (or one exchange) makes the stage the destination; durable when this returns."""
+        sync(self.path)
+        if os.path.lexists(self.dest) and not _is_empty(self.dest):
+            if not overwrite:
+                raise DestinationError("the destination appeared while we were writing", where=[self.dest], help=_elsewhere())
+            _check_replaceable(self.dest, overwrite)  # again: hours may lie between
+            _replace(self.path, self.dest)
+        else:
+            os.rename(self.path, self.dest)
+        sync(os.path.dirname(self.dest))
+
+
+@contextmanager
+def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str]) -> Iterator[Stage]:
+    """The stage of plan `identity` for `dest`, locked. Refuses destinations that may not be written."""
+    dest = os.path.abspath(dest)
+    _check_destination(dest, inputs)
+    parent, name = os.path.split(dest)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with _locked(os.path.join(parent, f".{name}.surgery.lock"), dest):
+            _recover(dest)
+            _check_replaceable(dest, overwrite)
+            path = stage_at(dest, identity)
+            if (found := _identity_of(path)) and (found != identity or found == _identity_of(dest)):
+                _discard(path, dest)
+            os.makedirs(path, exist_ok=True)
+            yield Stage(path, dest, tuple(s for s in stages(dest) if s != path))
+    except OSError as error:
+        raise as_ours(error, dest) from error
+
+
+def stages(dest: str) -> list[str]:
+    """The stages beside `dest`, of any plan."""
+    parent, prefix = os.path.split(_stage_prefix(os.path.abspath(dest)))
+    if not os.path.isdir(parent):
+        return []
+    return sorted(os.path.join(parent, f) for f in os.listdir(parent) if f.startswith(prefix) and "." not in f[len(prefix) :])
+
+
+def clean(folder: str) -> tuple[tuple[str, int], ...]:
+    """Remove what broken runs left for the destination `folder`, and for all destinations inside it.
+
+    For `hf://org/name`, what runs that wrote to that repository left here. Returns each removed path with its bytes. An old output
+    that an interrupted overwrite moved aside is moved back first. Raises DestinationError where a run is at work, and for
+    `org/name` without `hf://` where no folder `org` is.
+    """
+    given, folder = os.fspath(folder), _local(folder)
+    found = [folder]
+    if os.path.isdir(folder):
+        marks = (f for f in os.listdir(folder) if f.startswith(".") and ".surgery" in f)
+        found += sorted({os.path.join(folder, f[1:].rpartition(".surgery")[0]) for f in marks} - {os.path.join(folder, "")})
+    removed = []
+    for dest in found:
+        lock = _lock_path(dest)
+        if not (stages(dest) or os.path.exists(lock) or os.path.exists(_aside(dest))):
+            continue
+        try:
+            with _locked(lock, dest):
+                removed += [(path, size_of(path)) for path in stages(dest)]
+                _recover(dest)
+                for path in stages(dest):
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise DestinationError(f"cannot clean up: {error.strerror}", where=[error.filename or dest]) from error
+    if not os.path.isdir(os.path.dirname(folder)) and is_ref(given) and not has_scheme(given):
+        tip = f"for what runs that wrote to the Hub left here: surgery clean hf://{given}"
+        raise DestinationError("no such folder, and none that it would be in", where=[folder], help=tip)
+    return tuple(removed)
+
+
+def _local(dest: str) -> str:
+    """The absolute path beside which the stages for a destination are."""
+    if not has_scheme(os.fspath(dest)):
+        return os.path.abspath(dest)
+    from ..hub.resume import stage_of
+
+    return stage_of(os.fspath(dest))
+
+
+def size_of(folder: str) -> int:
+    """Bytes that the files of a folder take on disk."""
+    return sum(os.lstat(os.path.join(here, name)).st_blocks * 512 for here, _, names in os.walk(folder) for name in names)
+
+
+def sync(path: str) -> None:
+    """Make a file's bytes, or a folder's entries, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(fd)
+
+
+def write_at(fd: int, data: memoryview, to: int) -> None:
+    """Write all of `data` from byte `to` on."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], to + done)
+
+
+def as_ours(error: OSError, dest: str) -> SurgeryError:
+    """An operating system's error as one of ours, with what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            "the disk is full",
+            where=[error.filename or dest, "what is finished is kept beside the destination, and a rerun resumes it"],
+            help=f"make room and run again, or give the space back with: surgery clean {dest}",
+        )
+    return DestinationError(f"cannot write the output: {error.strerror}", where=[error.filename or dest], help=_elsewhere())
+
+
+def _elsewhere() -> str:
+    return "choose another output with -o"
+
+
+def _lock_path(dest: str) -> str:
+    parent, name = os.path.split(dest)
+    return os.path.join(parent, f".{name}.surgery.lock")
+
+
+def stage_at(dest: str, identity: str) -> str:
+    """The stage of plan `identity` beside `dest`."""
+    return _stage_prefix(dest) + identity[:16]
+
+
+def _stage_prefix(dest: str) -> str:
+    parent, name = os.path.split(dest)
+    return os.path.join(parent, f".{name}.surgery-")
+
+
+def _aside(dest: str) -> str:
+    """Where an old output waits while the new one takes its place, on systems without an atomic exchange."""
+    parent, name = os.path.split(dest)
+    return os.path.join(parent, f".{name}.surgery_old")
+
+
+def _gone(dest: str) -> str:
+    """The name under which folders are removed: no plan has it."""
+    return f"{_stage_prefix(dest)}gone"
+
+
+def _is_empty(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)
+
+
+def _check_destination(dest: str, inputs: Sequence[str]) -> None:
+    if os.path.islink(dest):
+        raise DestinationError(
+            "the destination is a symbolic link",
+            where=[f"{dest} -> {os.readlink(dest)}"],
+            help=f"a rename would replace the link; write to {os.path.join(dest, 'model')} or to the real folder",
+        )
+    if os.path.ismount(dest):
+        raise DestinationError(
+            "the destination is a mount point, which no rename can replace",
+            where=[dest],
+            help=f"write into a subfolder: -o {os.path.join(dest, 'model')}",
+        )
+    if os.path.lexists(dest) and not os.path.isdir(dest):
+        raise DestinationError("the destination is a file", where=[dest], help=_elsewhere())
+    real = os.path.realpath(dest)
+    for source in dict.fromkeys(p for i in inputs for p in (os.path.abspath(i), os.path.realpath(i))):
+        for inside, outside, what in ((real, source, "inside or equal to an input"), (source, real, "a folder that holds an input")):
+            if inside == outside or inside.startswith(outside.rstrip(os.sep) + os.sep):
+                raise DestinationError(f"the destination is {what}", where=[dest, f"input {source}"], help=_elsewhere())
+
+
+def _check_replaceable(dest: str, overwrite: bool) -> None:
+    """An existing destination must be empty, or, with `overwrite`, hold only what surgery wrote."""
+    if not os.path.lexists(dest) or _is_empty(dest):
+        return
+    if not overwrite:
+        ours = _identity_of(dest) is not None
+        tip = "choose another with -o, or replace it with --overwrite" if ours else "choose another with -o: surgery did not write this one"
+        raise DestinationError("the destination exists", where=[dest], help=tip)
+    manifest = read_manifest(dest)
+    if manifest is None:
+        raise DestinationError(
+            "the destination was not written by surgery, so --overwrite does not touch it", where=[dest], help=_elsewhere()
+        )
+    here = {
+        os.path.relpath(os.path.join(folder, name), dest)
+        for folder, folders, names in os.walk(dest)
+        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]
+    }
+    foreign = sorted(name for name in here - set(manifest.files) if not name.startswith(".surgery/"))
+    if foreign:
+        raise DestinationError(
+            f"the destination holds {len(foreign)} files that surgery did not write",
+            where=[dest, *listed(foreign)],
+            help="move them away, or choose another output with -o",
+        )
+
+
+def _identity_of(path: str) -> str | None:
+    """The identity in a folder's manifest; None where there is none, or only the begin of one."""
+    try:
+        manifest = read_manifest(path)
+    except FormatError:
+        return None
+    return manifest.identity if manifest else None
+
+
+@contextmanager
+def _locked(path: str, dest: str) -> Iterator[None]:
+    """Hold the lock beside a destination. The file is removed at the end, so a locked file may have become another's."""
+    while True:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise DestinationError("another run is writing there", where=[dest], help="wait for it, or choose another output") from error
+        try:
+            if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        os.close(fd)
+
+
+def _recover(dest: str) -> None:
+    """Finish or undo an overwrite that was interrupted between its two renames, and finish what was being removed."""
+    aside = _aside(dest)
+    if os.path.lexists(_gone(dest)):
+        shutil.rmtree(_gone(dest))
+    if os.path.lexists(aside):
+        if os.path.lexists(dest):
+            _discard(aside, dest)
+        else:
+            os.rename(aside, dest)
+
+
+def _discard(path: str, dest: str) -> None:
+    os.rename(path, _gone(dest))
+    shutil.rmtree(_gone(dest))
+
+
+def _replace(new: str, old: str) -> None:
+    """`new` takes the place of `old`, which is removed: exchanged at once, or by two renames with recovery."""
+    if exchange(new, old):
+        sync(os.path.dirname(old))
+        _discard(new, old)
+        return
+    aside = _aside(old)
+    os.rename(old, aside)
+    os.rename(new, old)
+    sync(os.path.dirname(old))
+    _discard(aside, old)
+
+
+def exchange(a: str, b: str) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), b)

@@ -1,0 +1,159 @@
+"""Folders: what lies in one, wherever it is. A local path, or a place on the Hub that is pinned to a commit.
+
+`locate` decides which: what exists here wins, `hf://…` and `org/name…` are on the Hub. Nothing is read to list a folder, and the
+Hub's client is loaded only for a folder on the Hub.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import FormatError, HubError, NotACheckpoint
+from ..hub.refs import has_scheme, is_ref, name_of_url, parse_ref
+from ..lazy.tensor import File
+from .safetensors import Header, read_header
+
+PathLike = str | os.PathLike[str]
+
+
+class Folder(Protocol):
+    """Files by their path in the folder, with `/` between its parts."""
+
+    @property
+    def path(self) -> str:
+        """Its name in messages, and for `locate`: absolute, or `hf://org/name@commit/folder`."""
+
+    @property
+    def note(self) -> str:
+        """What a user should know of it; "" where all is known."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    def names(self, inside: str = "") -> list[str]:
+        """Files and folders directly in it, or in its folder `inside`; none where that is no folder."""
+
+    def walk(self, without: Collection[str] = ()) -> Iterator[str]:
+        """Every file, folder by folder, but for those in its own folders called as one of `without`."""
+
+    def file(self, name: str) -> File:
+        """The file, as it is now."""
+
+    def read(self, name: str) -> bytes:
+        """The whole content of a small file."""
+
+    def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
+        """The checked headers of safetensors files, by name, in the order of `names`."""
+
+    def at(self, name: str) -> str:
+        """The path of what is called `name` in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A folder on a disk of this machine; `path` is absolute."""
+
+    path: str
+
+    @property
+    def note(self) -> str:
+        """See `Folder`."""
+        return ""
+
+    def has(self, name: str) -> bool:
+        """See `Folder`."""
+        return os.path.isfile(self.at(name))
+
+    def names(self, inside: str = "") -> list[str]:
+        """See `Folder`."""
+        place = self.at(inside)
+        return sorted(os.listdir(place)) if os.path.isdir(place) else []
+
+    def walk(self, without: Collection[str] = ()) -> Iterator[str]:
+        """See `Folder`. Links are followed, but for one to a folder above: what is there is carried there."""
+        above: dict[str, frozenset[tuple[int, int]]] = {}
+        for here, folders, names in os.walk(self.path, followlinks=True, onerror=_unreadable):
+            status = os.stat(here)
+            key = (status.st_dev, status.st_ino)
+            parents = above.get(os.path.dirname(here), frozenset())
+            if key in parents:
+                folders.clear()
+                continue
+            above[here] = parents | {key}
+            if here == self.path:
+                folders[:] = [f for f in folders if f not in without]
+            folders.sort()
+            inside = os.path.relpath(here, self.path)
+            yield from (name if inside == "." else f"{inside}/{name}" for name in sorted(names))
+
+    def file(self, name: str) -> File:
+        """See `Folder`."""
+        path = self.at(name)
+        if not os.path.isfile(path):
+            raise FormatError("neither a file nor a folder: a broken link?", where=[path], help="remove it, or mend the link")
+        status = os.stat(path)
+        return File(path, status.st_size, status.st_mtime_ns)
+
+    def read(self, name: str) -> bytes:
+        """See `Folder`."""
+        try:
+            with open(self.at(name), "rb") as stream:
+                return stream.read()
+        except OSError as error:
+            raise FormatError(f"cannot read the file: {error.strerror}", where=[self.at(name)]) from error
+
+    def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
+        """See `Folder`."""
+        return {name: read_header(self.at(name)) for name in names}
+
+    def at(self, name: str) -> str:
+        """See `Folder`."""
+        return os.path.join(self.path, name) if name else self.path
+
+
+def locate(path: PathLike | Folder) -> tuple[Folder, str]:
+    """The folder at `path` and "", or the folder of the file there and the file's name.
+
+    Raises NotACheckpoint where nothing is there; a HubError where the Hub has it not, or does not answer.
+    """
+    if not isinstance(path, str | os.PathLike):
+        return path, ""
+    text = os.fspath(path)
+    full = os.path.abspath(text)
+    if has_scheme(text):
+        return _on_hub(text)
+    if os.path.isdir(full):
+        return LocalFolder(full), ""
+    if os.path.isfile(full):
+        return LocalFolder(os.path.dirname(full)), os.path.basename(full)
+    if not is_ref(text):
+        called = name_of_url(text)
+        tip = f"write {called}" if called else "a model on the Hub is called org/name, or hf://org/name"
+        raise NotACheckpoint("no such file or folder", where=[text if called else full], help=tip)
+    try:
+        return _on_hub(text)
+    except HubError as error:
+        where = [*error.where, f"{full}: no such file or folder here, so it was read as the name of a repository on the Hub"]
+        raise type(error)(error.what, where=where, help=error.help) from error
+
+
+def folder_at(path: PathLike | Folder) -> Folder | None:
+    """The folder at `path`; None where a file is there, or nothing at all here. Raises HubError as `locate` does."""
+    try:
+        folder, name = locate(path)
+    except NotACheckpoint:
+        return None
+    return None if name else folder
+
+
+def _on_hub(text: str) -> tuple[Folder, str]:
+    from ..hub.remote import open_remote
+
+    return open_remote(parse_ref(text))
+
+
+def _unreadable(error: OSError) -> None:
+    raise FormatError(f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions") from error

@@ -1,0 +1,69 @@
+"""`.surgery/manifest.json`: what was done to make a folder, with what, and which files of it are ours.
+
+Its presence marks a folder as written by surgery. It holds no time, no user and no absolute path, so the same surgery
+gives the same bytes anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import FormatError
+from .folder import Folder, LocalFolder
+from .strict import parse_object
+
+MANIFEST = ".surgery/manifest.json"
+FORMAT = 1
+MEND = "restore it from a copy, or remove it: then nothing says what was done to the folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A parsed manifest; `files` maps each written file to its bytes, `identity` names the plan that wrote them."""
+
+    version: str
+    identity: str
+    history: tuple[Mapping[str, Any], ...]
+    inputs: tuple[Mapping[str, Any], ...]
+    options: Mapping[str, Any]
+    files: Mapping[str, int]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The file's bytes."""
+    content = {
+        "format": FORMAT,
+        "tool": "surgery",
+        "version": manifest.version,
+        "identity": manifest.identity,
+        "history": list(manifest.history),
+        "inputs": list(manifest.inputs),
+        "options": dict(manifest.options),
+        "files": dict(manifest.files),
+    }
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def read_manifest(folder: str | Folder) -> Manifest | None:
+    """The manifest in `folder`, or in the local folder of that path; None where there is none. Raises FormatError where it is broken."""
+    folder = LocalFolder(folder) if isinstance(folder, str) else folder
+    if not folder.has(MANIFEST):
+        return None
+    path = folder.at(MANIFEST)
+    content = parse_object(folder.read(MANIFEST), lambda what: FormatError(what, where=[path], help=MEND))
+    try:
+        if content["tool"] != "surgery" or content["format"] != FORMAT:
+            raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])
+        return Manifest(
+            str(content["version"]),
+            str(content["identity"]),
+            tuple(dict(step) for step in content["history"]),
+            tuple(dict(entry) for entry in content["inputs"]),
+            dict(content["options"]),
+            {str(k): int(v) for k, v in content["files"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"the manifest is not one that surgery writes: {error!r}", where=[path], help=MEND) from error

@@ -1,0 +1,144 @@
+"""PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
+
+`open_adapter` reads headers, and each file once for its digest; it executes nothing. Names lose what PEFT puts around
+them: the prefix `base_model.model.`, the adapter's own name (`.default.`), `base_layer.` and `modules_to_save.` inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ..errors import AdapterError, FormatError, NotACheckpoint
+from ..evaluation.read import sha256
+from ..lazy.tensor import Input, LowRank, Tensor
+from .folder import Folder, PathLike, folder_at, locate
+from .safetensors import tensors_of
+from .strict import parse_object
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?")
+# A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
+# Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
+_SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
+# Rows of an embedding that were trained, and the module whose rows they are.
+TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
+_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter: opened by `open_adapter`, or made by a surgery.
+
+    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of a base
+    tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name in the file, by
+    base name: `module.part`, or the base tensor's name.
+    """
+
+    path: str
+    config: Mapping[str, Any]
+    lora: Mapping[str, Mapping[str, Tensor]]
+    whole: Mapping[str, Tensor]
+    names: Mapping[str, str]
+    inputs: tuple[Input, ...] = ()
+    dropped: Mapping[str, Tensor] = field(default_factory=dict)  # of the inputs, by name in the file
+    metadata: Mapping[str, str] | None = None  # of the file
+    history: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    parameters: frozenset[str] = frozenset()  # those of `lora` that are parameters of a module, and not modules
+    deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in the file."""
+        parts = {f"{module}.{part}": tensor for module, parts in self.lora.items() for part, tensor in parts.items()}
+        return {self.names[key]: tensor for key, tensor in (*parts.items(), *self.whole.items())}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over config and weights as they were opened, to the last bit."""
+        return hashlib.sha256("".join(f.digest for i in self.inputs for f in i.files).encode()).hexdigest()
+
+
+def is_adapter(path: PathLike | Folder) -> bool:
+    """Whether the folder holds an adapter, and no model of its own."""
+    folder = folder_at(path)
+    return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
+
+
+def open_adapter(path: PathLike | Folder) -> Adapter:
+    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError."""
+    folder, name = locate(path)
+    if name:
+        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help="pass the folder, not the file")
+    if not folder.has(CONFIG):
+        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.path], help=_nearby(folder))
+    if not folder.has(WEIGHTS):
+        save = "save it once with PEFT's save_pretrained, which writes safetensors"
+        pickled = folder.has("adapter_model.bin")
+        tip = f"a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and {save}" if pickled else save
+        raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=tip)
+    config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)]))
+    file, header = folder.headers([WEIGHTS])[WEIGHTS]
+    # On the Hub it is small enough to be fetched, and checked, as a whole before its values are asked for.
+    file = replace(file, digest=sha256(file), whole=True)
+    files = (replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True), file)
+    tensors = tensors_of(file, header)
+    adapter = parse_adapter(folder.path, config, tensors)
+    return replace(adapter, inputs=(Input("adapter", folder.path, files, tensors),), metadata=header.metadata)
+
+
+def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+    """An adapter from its config and its tensors, by name in the file."""
+    lora: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    spare = {name: tensor for name, tensor in tensors.items() if _SPARE.search(name) and _SPARE.sub("", name) in tensors}
+    for name, tensor in tensors.items():
+        if name in spare:
+            continue
+        found = _LORA.fullmatch(name)
+        if found:
+            module = base_name(found["module"])
+            part = f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]
+            place, key = lora.setdefault(module, {}), f"{module}.{part}"
+        else:
+            place, key = whole, base_name(name)
+            part = key
+        if part in place:
+            raise FormatError("two adapter tensors mean the same", where=[f"{path}: {names[key]}", name], help="keep one of them")
+        place[part], names[key] = tensor, name
+    if not tensors:
+        raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
+    return Adapter(path, config, lora, whole, names, dropped=spare)
+
+
+def file_name(key: str, like: Adapter) -> str:
+    """What a tensor is called in an adapter's file: with PEFT's prefix, unless the adapter `like` does without it."""
+    bare = like.names and not any(name.startswith(PREFIX) for name in like.names.values())
+    return key if bare else f"{PREFIX}{key}"
+
+
+def encode_config(config: Mapping[str, Any]) -> bytes:
+    """adapter_config.json as PEFT writes it."""
+    return json.dumps(config, indent=2, sort_keys=True).encode()
+
+
+def base_name(name: str) -> str:
+    """A name in an adapter file as the base calls it: without PEFT's prefix and wrappers."""
+    return _WRAPPERS.sub("", "." + name.removeprefix(PREFIX)).removeprefix(".")
+
+
+def _nearby(folder: Folder) -> str:
+    """Adapters in subfolders, which PEFT writes for several adapters and trainers for checkpoints."""
+    if inside := [d for d in folder.names() if folder.has(f"{d}/{CONFIG}")]:
+        return f"adapters are in {', '.join(map(folder.at, inside))}"
+    if folder.has("config.json"):
+        return "this is a model; the base comes first: surgery merge BASE ADAPTER -o OUT"
+    return f"an adapter is a folder with {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes it"

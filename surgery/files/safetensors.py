@@ -1,0 +1,186 @@
+"""The safetensors format: headers parsed and checked from raw bytes, and written as `save_file` writes them.
+
+A file is 8 bytes (little-endian header length N), N bytes of JSON, then the tensors' bytes. Every clause of the format
+is checked in `parse_header`, and nowhere else:
+
+    N is at most 100 MB, and the file is long enough          the header is a UTF-8 JSON object that begins with `{`
+    no key comes twice                                        `__metadata__` maps strings to strings
+    dtypes are known                                          shapes are non-negative integers, products below 2**64
+    offsets match dtype and shape                             offsets leave no hole, do not overlap, end where the file ends
+
+Source: the format's own description and `safetensors/src/tensor.rs`, version 0.8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from json.encoder import encode_basestring
+from operator import mul
+from typing import Any
+
+from ..errors import FormatError
+from ..lazy.dtypes import DTYPES, Dtype
+from ..lazy.tensor import File, Shape, Stored
+from .strict import POINTER, parse_object, pointed
+
+MAX_HEADER = 100_000_000
+METADATA = "__metadata__"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor in a file: `start` and `stop` are bytes from the begin of the data, as the header has them."""
+
+    dtype: Dtype
+    shape: Shape
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header. `entries` are in the order of their offsets; `data` is where the data begins in the file."""
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str] | None
+    data: int
+
+    @property
+    def end(self) -> int:
+        """Size in bytes of the whole file."""
+        return self.data + max((e.stop for e in self.entries.values()), default=0)
+
+
+def parse_header(raw: bytes, file_size: int, where: str) -> Header:
+    """The header in `raw`, the JSON bytes after the length of a file of `file_size` bytes called `where`."""
+
+    def bad(what: str, name: str | None = None) -> FormatError:
+        place = where if name is None else f"{where}: {name}"
+        return FormatError(what, where=[place], help="the file is damaged or was not written by safetensors; fetch it again")
+
+    if raw[:1] != b"{":
+        raise bad("the header does not begin with `{`")
+    content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"))
+    metadata = content.pop(METADATA, None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise bad("`__metadata__` may only map strings to strings")
+
+    entries = {}
+    for name, value in content.items():
+        entries[name] = _parse_entry(value, lambda what, name=name: bad(what, name))
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    end = 0
+    for name, entry in ordered.items():
+        if entry.start != end:
+            kind = "overlap" if entry.start < end else "leave a hole"
+            raise bad(f"offsets {kind}: the tensor begins at byte {entry.start}, the one before ends at {end}", name)
+        end = entry.stop
+    data = 8 + len(raw)
+    if data + end != file_size:
+        kind = "is cut off" if file_size < data + end else "has bytes that no tensor owns"
+        raise bad(f"the file {kind}: {file_size} bytes, but the header accounts for {data + end}")
+    return Header(ordered, metadata, data)
+
+
+def _parse_entry(value: Any, bad: Any) -> Entry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise bad("a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else")
+    name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise bad(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
+    if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
+        raise bad(f"the shape {shape!r} is not a list of non-negative integers")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
+        raise bad(f"the offsets {offsets!r} are not two non-negative integers")
+    bits = math.prod(shape) * dtype.bits
+    # safetensors multiplies from left to right, so that (2**40, 2**40, 0) overflows on the way to 0
+    if bits >= 2**64 or (not bits and max(*shape, *accumulate(shape, mul), 0) >= 2**64):
+        raise bad(f"the shape {shape} overflows 64 bits")
+    if bits % 8:
+        raise bad(f"{dtype} {shape} does not fill whole bytes")
+    if offsets[1] - offsets[0] != bits // 8:
+        raise bad(f"{dtype} {shape} takes {bits // 8} bytes, but the offsets {offsets} span {offsets[1] - offsets[0]}")
+    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[str, str] | None) -> bytes:
+    """Length and JSON as `save_file` writes them: tensors by descending dtype rank, then name; padded to 8 bytes.
+
+    Several metadata keys come in random order from the library; here they are sorted.
+    """
+    if METADATA in tensors:
+        raise FormatError(f"no tensor can be called {METADATA}", help="rename it: the format keeps this name for itself")
+    parts, offset = [], 0
+    if metadata is not None:
+        parts.append(f'"{METADATA}":{_dumps(dict(sorted(metadata.items())))}')
+    for name in in_file_order(tensors):
+        dtype, shape = tensors[name]
+        stop = offset + math.prod(shape) * dtype.bits // 8
+        size = ",".join(map(str, shape))
+        parts.append(f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{offset},{stop}]}}')
+        offset = stop
+    raw = ("{" + ",".join(parts) + "}").encode("utf-8")
+    raw += b" " * (-len(raw) % 8)
+    if len(raw) > MAX_HEADER:
+        raise FormatError(
+            f"a header of {len(raw)} bytes would be above the format's {MAX_HEADER}",
+            help="spread the tensors over more shards with --max-shard-size",
+        )
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def in_file_order(tensors: Mapping[str, tuple[Dtype, Shape]]) -> list[str]:
+    """The names in the order in which `save_file` stores their tensors."""
+    return sorted(tensors, key=lambda name: (-tensors[name][0].rank, name))
+
+
+def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
+    """The checked header of the file at `path`; reads nothing else. The file's digest is that of its header."""
+    where = where or path
+    try:
+        with open(path, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            length = header_length(stream.read(len(POINTER)), status.st_size, where)
+            stream.seek(8)
+            raw = stream.read(length)
+    except OSError as error:
+        raise FormatError(f"cannot read the file: {error.strerror}", where=[where]) from error
+    header = parse_header(raw, status.st_size, where)
+    return File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest()), header
+
+
+def header_alone(raw: bytes, where: str) -> Header:
+    """The header in `raw`, length and all, without the file that it is of: what it says is what it must be."""
+    content = json.loads(raw[8:])
+    end = max((e["data_offsets"][1] for name, e in content.items() if name != METADATA), default=0)
+    return parse_header(raw[8:], len(raw) + end, where)
+
+
+def header_length(begin: bytes, file_size: int, where: str) -> int:
+    """How many bytes of JSON follow the first eight of a file, which are in `begin`, with what follows them."""
+    if begin.startswith(POINTER):
+        raise pointed(lambda what: FormatError(what, where=[where]))
+    length = int.from_bytes(begin[:8], "little")
+    if file_size < 8 or length > MAX_HEADER or 8 + length > file_size:
+        raise FormatError(
+            f"the file is not safetensors: {file_size} bytes, and its first eight ask for a header of {length}",
+            where=[where],
+            help="a broken download looks like this; fetch the file again",
+        )
+    return length
+
+
+def tensors_of(file: File, header: Header) -> dict[str, Stored]:
+    """The lazy tensors of a file."""
+    return {n: Stored(e.dtype, e.shape, file, header.data + e.start) for n, e in header.entries.items()}
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,1 +1,0 @@
-"""File formats: parsed at the edge into values that cannot be invalid, and written back byte for byte."""

@@ -1,0 +1,1 @@
+"""What a tensor is and where it comes from, never its values."""

@@ -1,0 +1,120 @@
+"""What transformers says of a model type: its complete config, and the names and shapes of its class. No weight, no remote code.
+
+Beside `verify.py` this is the only module that meets transformers, and it does so inside its functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PlanError, listed
+from ..lazy.tensor import Shape, Tensor
+from ..names import natural
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """The tensors of a class: their shapes, and for those that are shared, the name under which they are stored as well."""
+
+    shapes: Mapping[str, Shape]
+    tied: Mapping[str, str]
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every field that its class knows, defaults included, under the names that the class gives them.
+
+    Raises PlanError where the class refuses it.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    with _asked(f"the config class of model type `{kind}`"):
+        known: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(dict(config)).to_dict()
+    return {name: value for name, value in known.items() if name != "_name_or_path"}
+
+
+def skeleton(config: Mapping[str, Any], model_class: str) -> Skeleton:
+    """The tensors of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot be built."""
+    model = _built(config, model_class)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Skeleton(shapes, dict(model.all_tied_weights_keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What a class is made of: for each module with a weight of two axes or more its type ("Linear", "Conv1D", "Embedding",
+    "convolution", or the class's own name), the weight's shape, and the groups of a convolution.
+    """
+
+    modules: Mapping[str, tuple[str, Shape, int]]
+    head: str  # the module that `get_output_embeddings` gives; empty: none
+    parameters: Mapping[str, Shape]  # those that are shared under one of their names
+    tied: Mapping[str, str]
+
+
+def anatomy(config: Mapping[str, Any], model_class: str) -> Anatomy:
+    """The modules of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot be built."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = {torch.nn.Linear: "Linear", Conv1D: "Conv1D", torch.nn.Embedding: "Embedding"}
+    kinds |= dict.fromkeys((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), "convolution")
+    model = _built(config, model_class)
+    modules: dict[str, tuple[str, Shape, int]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.dim() > 1:
+            kind = next((text for known, text in kinds.items() if isinstance(module, known)), type(module).__name__)
+            modules[name] = (kind, tuple(weight.shape), int(getattr(module, "groups", 1)))
+    with _asked(model_class):
+        output = model.get_output_embeddings()
+    head = next((name for name, module in model.named_modules() if output is not None and module is output), "")
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Anatomy(modules, head, parameters, dict(model.all_tied_weights_keys))
+
+
+def _built(config: Mapping[str, Any], model_class: str) -> Any:
+    import torch
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with _asked(model_class), torch.device("meta"):
+        model: Any = getattr(transformers, model_class)(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)))
+    return model
+
+
+def check_accepted(config: Mapping[str, Any], model_class: str, tensors: Mapping[str, Tensor]) -> None:
+    """`model_class` would load these tensors whole. Raises PlanError: missing, unexpected, or of another shape."""
+    want = skeleton(config, model_class)
+    tied = {**want.tied, **{source: name for name, source in want.tied.items()}}
+    missing = [name for name in want.shapes if name not in tensors and tied.get(name) not in tensors]
+    unexpected = [name for name in tensors if name not in want.shapes]
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    misshapen = [f"{n} {shapes[n]}, not {shape}" for n, shape in want.shapes.items() if shapes.get(n, shape) != shape]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if rows := [f"{what}: {', '.join(listed(sorted(names, key=natural)))}" for what, names in found.items() if names]:
+        raise PlanError(
+            f"{model_class} would not load the result whole",
+            where=rows,
+            help="unexpected tensors can be left out first with surgery drop; where others are missing, config.json is not this model's",
+        )
+
+
+@contextmanager
+def _asked(whom: str) -> Iterator[None]:
+    """Transformers without its logging, and its refusals as ours."""
+    import transformers
+
+    logging: Any = transformers.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:  # validation of configs raises exceptions of many libraries
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PlanError(f"{whom} refuses the config: {what}", help="config.json is incomplete or contradicts itself; mend it") from error
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,68 @@
+"""Which tensor goes into which shard.
+
+Tensors fill shards in natural order of their names (layer 2 before 10), so that a layer stays together, and the shards
+of a size depend on the tensors alone, not on how they were sharded before. Sizes: GB is 10^9 bytes, GiB is 2^30.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+
+from ..checkpoint import Checkpoint
+from ..errors import SurgeryError
+from ..hub.shards import split_into_shards
+from ..names import natural
+
+_UNITS = (
+    {"": 1, "B": 1} | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")} | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
+)
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes: `5GB` is 5 * 10^9, `5GiB` is 5 * 2^30, a plain number is bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = _UNITS.get(found.group(2).upper()) if found else None
+    size = int(Fraction(found.group(1)) * unit) if found and unit else 0
+    if size <= 0:
+        raise SurgeryError(f"`{text}` is not a size", help="write 5GB (5 * 10^9 bytes), 5GiB (5 * 2^30 bytes) or a number of bytes")
+    return size
+
+
+def in_order(checkpoint: Checkpoint) -> list[str]:
+    """All tensor names in the order in which shards are filled."""
+    return sorted(checkpoint.tensors, key=lambda n: (natural(n), n))
+
+
+def assign(checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, balanced: bool = False) -> dict[str, str]:
+    """Tensor -> shard file name. Without a size every tensor stays in the shard that it came from.
+
+    One shard is called `model.safetensors`. `balanced` takes as few shards, and makes the largest as small as the order
+    allows; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own.
+    """
+    if max_shard_size is None:
+        if balanced:
+            raise SurgeryError("a balanced layout needs a size", help="add --max-shard-size 5GB")
+        kept = {name: checkpoint.weight_map[name] for name in in_order(checkpoint)}
+        single = len(set(kept.values())) == 1
+        return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
+    sizes = {name: checkpoint.tensors[name].nbytes for name in in_order(checkpoint)}
+    limit = parse_size(max_shard_size)
+    return split_into_shards(sizes, _even(sizes, limit) if balanced else limit, checkpoint.stem)
+
+
+def _even(sizes: Mapping[str, int], limit: int) -> int:
+    """The smallest size of shard that needs no more shards than `limit` does."""
+
+    def shards(size: int) -> int:
+        return len(set(split_into_shards(sizes, size, "x").values()))
+
+    fewest = shards(limit)
+    low, high = max(1, max(sizes.values(), default=1)), limit
+    if low >= limit:  # a tensor above the limit: what is left is what can be spread
+        low = max((n for n in sizes.values() if n <= limit), default=limit)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shards(middle) <= fewest else (middle + 1, high)
+    return high

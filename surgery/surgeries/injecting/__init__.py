@@ -1,0 +1,1 @@
+"""Injecting zero-initialised adapters."""

@@ -1,0 +1,69 @@
+"""The error for adapter modules that have no place in the base: which, what is near, and the rule that would mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from ...checkpoint import Checkpoint
+from ...errors import NotPlaced, SurgeryError, listed, nearest
+from ...files.peft import Adapter, base_name
+from ..rename import Rule
+from ..split import fused_in, split_in
+
+
+def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
+    """The error for adapter modules without a place: which, what is near, and the rule that would mend it."""
+    bases = {n.rpartition(".")[0] for n in checkpoint.tensors} | _across(checkpoint)
+    modules = {key: key for key in adapter.lora} | {key: key.rpartition(".")[0] for key in adapter.whole}
+    near = nearest(modules[lost[0]], bases)
+    rule = _mending(modules, lost, bases)
+    rows = [_row(adapter, key) for key in lost]
+    tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
+    return NotPlaced(
+        f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
+        where=[adapter.path, *listed(rows)],
+        help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
+    )
+
+
+def _across(checkpoint: Checkpoint) -> set[str]:
+    """The modules that could be placed by splitting or fusing; none where the layouts are not known."""
+    try:
+        return {part for site in fused_in(checkpoint) for part in site.parts} | {site.module for site in split_in(checkpoint)}
+    except SurgeryError:
+        return set()
+
+
+def _row(adapter: Adapter, key: str) -> str:
+    """A module or tensor without a place: as the file calls it, and as it was renamed."""
+    name = adapter.names.get(key) or adapter.names[f"{key}.{next(iter(adapter.lora[key]))}"]
+    before = base_name(name)
+    before = before if key in adapter.whole else before.rpartition(".lora_")[0]
+    return key if before == key else f"{before} -> {key}"
+
+
+def _mending(modules: Mapping[str, str], lost: Sequence[str], bases: set[str]) -> Rule | None:
+    """A rule that gives the lost modules a place, and leaves the others where they are; None where none is found."""
+    stay = {name for key, name in modules.items() if key not in lost}
+    for rule in _prefixes(modules[lost[0]], bases):
+        new = {name: re.sub(*rule, name) for name in modules.values()}
+        moved = {new[modules[key]] for key in lost}
+        if moved <= bases - stay and all(new[name] == name for name in stay) and any(new[name] != name for name in new):
+            return rule
+    return None
+
+
+def _prefixes(name: str, bases: set[str]) -> Iterator[Rule]:
+    """The rules that turn `name` into a base name by changing its first parts."""
+    for base in sorted(b for b in bases if b.endswith(f".{name}")):
+        prefix, first = base.removesuffix(name), name.partition(".")[0]
+        yield "^", prefix
+        yield f"^{re.escape(first)}\\.", f"{prefix}{first}."
+    parts = name.split(".")
+    for i in range(1, len(parts)):
+        tail, head = ".".join(parts[i:]), re.escape(".".join(parts[:i]) + ".")
+        if tail in bases:
+            yield f"^{head}", ""
+        for base in sorted(b for b in bases if b.endswith(f".{tail}") and "." in tail):
+            yield f"^{head}", base.removesuffix(tail)

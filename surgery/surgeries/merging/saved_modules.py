@@ -1,0 +1,214 @@
+"""What adapters hold whole: trained biases, modules to save, rows of embeddings; and what follows where their tensors are tied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from ...checkpoint import Checkpoint
+from ...errors import AdapterError, NotSupported
+from ...files.peft import TOKENS, Adapter
+from ...lazy.tensor import Tensor, add, concat, narrow
+from ...models.families import is_tied, ties
+from ...names import is_called
+from .changes import Placed, module_of
+from .tied import Group
+from .vocabulary import is_head, is_vocabulary
+
+KEPT_TIED = ("embed_tokens", "lm_head")
+
+
+def place_whole(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    weight: float,
+    placed: Placed,
+    groups: Sequence[Group],
+    wanted: Callable[[str], bool],
+) -> list[str]:
+    """Place what takes the place of a base tensor, or of rows of it; what has no place is returned."""
+    saved = adapter.config.get("modules_to_save") or []
+    keys, rows, lost = dict[str, str](), dict[str, str](), list[str]()
+    for key, value in adapter.whole.items():
+        module = module_of(key)
+        name = f"{module}.{key.rpartition('.')[2]}"
+        check_known(checkpoint, adapter, name)
+        if TOKENS.fullmatch(key):
+            rows[f"{module}.weight"] = key
+        elif name in checkpoint.tensors:
+            _check_whole(checkpoint, adapter, name, key, weight)
+            placed.whole[name], keys[name] = value, key
+        elif _is_within(module, saved) and not _has_module(checkpoint, module):
+            placed.added[name] = value  # a head that the base does not have, such as qa_outputs on a pretrained BERT
+        else:
+            lost.append(key)
+    for group in groups:
+        # a module to save has a tensor of its own; any other tensor is the base's, of which there is one
+        names = [name for name in group.names if wanted(module_of(name))]
+        one = names if keeps_ties(adapter) else [n for n in names if not _is_within(module_of(n), saved)]
+        _share(adapter, placed, keys, one)
+        _share_rows(adapter, placed, rows, names)
+    for name, key in rows.items():
+        if name not in checkpoint.tensors:
+            lost.append(key)
+            continue
+        if f"{module_of(name)}.bias" in checkpoint.tensors:
+            where = [f"{adapter.path}: {adapter.names[key]}", f"base: {module_of(name)}.bias"]
+            tip = "PEFT computes such a head without its bias, in training too: no checkpoint holds that; leave it out with --except"
+            raise NotSupported("the adapter trained tokens in a head that has a bias", where=where, help=tip)
+        _check_weight(adapter, key, weight)
+        base = placed.whole.get(name, checkpoint.tensors[name])
+        placed.under |= {adapter.names[k]: adapter.whole[k] for k in keys.values() if adapter.whole[k] == base}
+        placed.whole[name] = _with_rows(adapter, key, add(base, [], checkpoint.tensors[name].dtype))
+    return lost
+
+
+def keeps_ties(adapter: Adapter) -> bool:
+    """Whether tied tensors stay one: PEFT sees to it for two names alone, whatever the class calls its embedding.
+
+    Source: peft 0.21.2, tuners/tuners_utils.py `_check_tied_modules`, and utils/constants.py EMBEDDING_LAYER_NAMES.
+    """
+    if not adapter.config.get("ensure_weight_tying"):
+        return False
+    aimed, saved = (adapter.config.get(key) or [] for key in ("target_modules", "modules_to_save"))
+    if isinstance(aimed, str):
+        return any(re.fullmatch(aimed, name) or is_called(name, saved) for name in KEPT_TIED)
+    return any(name.rpartition(".")[2] in KEPT_TIED for name in (*aimed, *saved))
+
+
+def _is_within(module: str, saved: Sequence[str]) -> bool:
+    """Whether the module is one of those saved, or a part of one."""
+    parts = module.split(".")
+    return any(is_called(".".join(parts[: i + 1]), saved) for i in range(len(parts)))
+
+
+def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None:
+    """Let LoRA on one of several tied tensors be LoRA on all of them."""
+    there = [name for name in names if name in placed.deltas]
+    if not there:
+        return
+    if scaled := [name for name in names if name in placed.gains]:
+        if scaled != list(names):
+            where = [f"{adapter.path}: {name}" for name in scaled]
+            raise NotSupported("DoRA on some of the tied tensors that are to stay tied is not supported", where=where)
+        return  # each has magnitudes of its own, of rows here and of columns there: the live model has them apart
+    first = placed.deltas[there[0]]
+    for second in there[1:]:
+        for one, other in zip(first, placed.deltas[second], strict=True):
+            pairs = zip(one.factors, other.factors, strict=True)
+            for pair in pairs:
+                _check_same(adapter, list(zip((module_of(there[0]), module_of(second)), pair, strict=True)))
+            if one.scale != other.scale:
+                raise _differ(adapter, [module_of(there[0]), module_of(second)])
+        module = module_of(second)
+        placed.dropped |= {adapter.names[f"{module}.{part}"]: tensor for part, tensor in adapter.lora[module].items()}
+    placed.deltas |= dict.fromkeys(names, first)
+
+
+def check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
+    config, tensor = checkpoint.config, checkpoint.tensors.get(name)
+    text = config.get("text_config")
+    entries = {config.get("vocab_size"), text.get("vocab_size") if isinstance(text, Mapping) else None} - {None}
+    looks = tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] in entries
+    if (is_head(name.rpartition(".")[0]) or looks) and is_tied(config) and ties(config) is None:
+        raise NotSupported(
+            "the adapter changes a tied tensor, and how its class keeps tied tensors apart is not known",
+            where=[f"{adapter.path}: {name}", f"config.json: architectures is {checkpoint.config.get('architectures')!r}"],
+            help="untie the base first: store both tensors and set tie_word_embeddings to false",
+        )
+
+
+def _share(adapter: Adapter, placed: Placed, keys: Mapping[str, str], names: Sequence[str]) -> None:
+    """Let what replaces one of several tied tensors replace all of them."""
+    there = [name for name in names if name in placed.whole]
+    for second in there[1:]:
+        _check_same(adapter, [(keys[there[0]], placed.whole[there[0]]), (keys[second], placed.whole[second])])
+        placed.dropped[adapter.names[keys[second]]] = adapter.whole[keys[second]]
+    placed.whole |= {name: placed.whole[there[0]] for name in names if there}
+
+
+def _share_rows(adapter: Adapter, placed: Placed, rows: dict[str, str], names: Sequence[str]) -> None:
+    """Let tokens trained in the input embedding be those of all that is tied to it, unless others were trained there."""
+    first = rows.get(names[0]) if names else None
+    if first is None:
+        return
+    there = [rows[name] for name in names[1:] if name in rows]
+    if any(_tokens(adapter, key) != _tokens(adapter, first) for key in there):
+        return
+    for key in there:
+        _check_same(adapter, [(first, adapter.whole[first]), (key, adapter.whole[key])])
+        placed.dropped[adapter.names[key]] = adapter.whole[key]
+    rows |= dict.fromkeys(names, first)
+
+
+def _check_same(adapter: Adapter, two: Sequence[tuple[str, Tensor]]) -> None:
+    from ...checks.compare import same
+
+    (one, first), (other, second) = two
+    if not same(first, second):
+        raise _differ(adapter, [one, other])
+
+
+def _differ(adapter: Adapter, names: Sequence[str]) -> AdapterError:
+    return AdapterError(
+        "the adapter holds two different values of tensors that are tied in the base",
+        where=[f"{adapter.path}: {name}" for name in names],
+        help="the adapter was trained on a base that has them apart: merge it into that one",
+    )
+
+
+def _tokens(adapter: Adapter, key: str) -> list[int]:
+    """The rows of the embedding that `key` holds. Raises AdapterError unless they are different whole numbers."""
+    said, module = adapter.config.get("trainable_token_indices"), module_of(key)
+    if isinstance(said, Mapping):
+        said = next((rows for name, rows in said.items() if is_called(module, [name])), None)
+    rows = [row for row in said if isinstance(row, int) and not isinstance(row, bool) and row >= 0] if isinstance(said, list) else []
+    if rows != said or len(set(rows)) != len(rows):
+        raise AdapterError(
+            f"adapter_config.json does not say which tokens were trained in {module}",
+            where=[f"{adapter.path}: {adapter.names[key]}", f"trainable_token_indices = {adapter.config.get('trainable_token_indices')!r}"],
+            help="restore the file from the training",
+        )
+    return rows
+
+
+def _with_rows(adapter: Adapter, key: str, base: Tensor) -> Tensor:
+    """The embedding with the trained rows in their places: movement alone, where the dtypes agree."""
+    rows, new = _tokens(adapter, key), adapter.whole[key]
+    if new.shape != (len(rows), *base.shape[1:]) or max(rows, default=0) >= base.shape[0]:
+        raise AdapterError(
+            f"{len(rows)} trained tokens of {new.shape} do not fit the base's {base.shape}",
+            where=[f"{adapter.path}: {adapter.names[key]}", f"the last token is {max(rows, default=0)}"],
+            help="the adapter belongs to another base, or to a resized one",
+        )
+    new, at, parts = add(new, [], base.dtype), 0, list[Tensor]()
+    for row, place in sorted(zip(rows, range(len(rows)), strict=True)):
+        parts += [narrow(base, 0, at, row - at)] if row > at else []
+        parts.append(narrow(new, 0, place, 1))
+        at = row + 1
+    parts += [narrow(base, 0, at, base.shape[0] - at)] if at < base.shape[0] else []
+    return concat(parts, 0)
+
+
+def _has_module(checkpoint: Checkpoint, module: str) -> bool:
+    return any(n.startswith(f"{module}.") for n in checkpoint.tensors)
+
+
+def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, key: str, weight: float) -> None:
+    base, value = checkpoint.tensors[name], adapter.whole[key]
+    if base.shape != value.shape and not (is_vocabulary(name) and base.shape[1:] == value.shape[1:]):
+        raise AdapterError(
+            f"the adapter's tensor is {value.shape}, the base's {base.shape}",
+            where=[f"{adapter.path}: {adapter.names[key]}", f"base: {name}"],
+            help="the adapter belongs to another base",
+        )
+    _check_weight(adapter, key, weight)
+
+
+def _check_weight(adapter: Adapter, key: str, weight: float) -> None:
+    if weight != 1:
+        raise NotSupported(
+            "an adapter that replaces whole tensors can only be merged with weight 1",
+            where=[f"{adapter.path}: {adapter.names[key]}"],
+            help="leave the weight at 1, or leave the module out with --except",
+        )
