@@ -207,7 +207,7 @@ def _cut(
 def _base_of(adapter: surgery.Adapter, base: str | None) -> surgery.Checkpoint | None:
     """The base that was given, or that the adapter names, where that is here or on the Hub."""
     import surgery
-    from surgery.hub.refs import HubRef, is_ref
+    from surgery.files.refs import HubRef, is_ref
 
     if base:
         return surgery.open_checkpoint(base)

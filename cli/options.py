@@ -120,7 +120,7 @@ class Writing:
 
     def destination(self) -> str | surgery.HubDestination | None:
         """Where the result goes, for the library; None where nothing was said. Raises where the Hub's options are for no output on it."""
-        from surgery.hub.refs import has_scheme
+        from surgery.files.refs import has_scheme
 
         said = {**self.commit.committing(), "stage": self.stage or None, "stage_shards": self.stage_shards}
         given = {name: value for name, value in said.items() if value}

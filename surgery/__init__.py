@@ -38,7 +38,9 @@ from .execution.crew import Step
 from .execution.execute import Report, execute, write
 from .execution.stage import clean
 from .files.peft import Adapter, is_adapter, open_adapter
-from .hub.push import PushPlan, PushReport, execute_push, plan_push, push
+from .hub.content import PushPlan, PushReport
+from .hub.push import plan_push, push
+from .hub.send import execute_push
 from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given

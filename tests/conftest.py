@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """saved(family, shard=None, dtype=torch.float32) -> the folder of a real checkpoint; the same call, the same folder."""
-    from models import save
+    from tiny_models import save
 
     made: dict[tuple[object, ...], Path] = {}
 

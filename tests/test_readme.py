@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import models
 import pytest
+import tiny_models
 import torch
 import transformers as tf
 from typer.testing import CliRunner
@@ -31,7 +31,7 @@ def example(name: str) -> str:
 def test_sam_from_beginning_to_end(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Split, inject, train (here: B gets noise), merge, fuse: a plain SAM that computes what the trained one did."""
     monkeypatch.chdir(tmp_path)
-    models.save("sam", tmp_path / "sam")
+    tiny_models.save("sam", tmp_path / "sam")
     sizes = {"--rank": "4", "--alpha": "8"}
 
     def surge(*words: str) -> None:
@@ -49,8 +49,8 @@ with torch.no_grad():
     told = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import models
-torch.save(models.output(model.base_model.model.eval(), "sam"), "live.pt")
+import tiny_models
+torch.save(tiny_models.output(model.base_model.model.eval(), "sam"), "live.pt")
 """
     code = example("sam").replace("# … your training …\n", training) + told
     done = subprocess.run([sys.executable, "-c", code, Path(__file__).parent], capture_output=True, text=True, cwd=tmp_path, timeout=300)
@@ -63,8 +63,8 @@ torch.save(models.output(model.base_model.model.eval(), "sam"), "live.pt")
     assert (tmp_path / "at-once" / "model.safetensors").read_bytes() == (tmp_path / "sam-tuned" / "model.safetensors").read_bytes()
     model, info = tf.SamModel.from_pretrained("sam-tuned", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    live, plain = torch.load("live.pt", weights_only=True), models.output(models.build("sam"), "sam")
-    merged = models.output(model.eval(), "sam")
+    live, plain = torch.load("live.pt", weights_only=True), tiny_models.output(tiny_models.build("sam"), "sam")
+    merged = tiny_models.output(model.eval(), "sam")
     assert (live - plain).abs().max() > 1e-2 * plain.abs().max()
     assert (merged - live).abs().max() < 1e-4 * live.abs().max()
 

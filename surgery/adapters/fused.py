@@ -112,7 +112,7 @@ def _split_rows(adapter: Adapter, site: Site, key: str, tensor: Tensor) -> list[
 
 def _shares_a(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank]) -> bool:
     """Whether all parts are there, with one A and one scale: they came from a split."""
-    from ..checks.compare import same
+    from ..evaluation.compare import same
 
     first = site.parts[0]
     alike = here.keys() == set(site.parts) and all(ranks[p] == ranks[first] and here[p].keys() == here[first].keys() for p in here)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, of_adapter, open_any
 from ..errors import FormatError, SurgeryError
+from ..evaluation.compare import Measure, identical, measure, workspace
 from ..evaluation.evaluate import Workspace
 from ..evaluation.read import content, same_content
 from ..files.peft import CONFIG as ADAPTER_CONFIG
@@ -21,7 +22,6 @@ from ..files.peft import Adapter
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import File, Tensor
 from ..names import natural, select
-from .compare import Measure, identical, measure, workspace
 
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 ABSENT = "absent"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import printable
+from ..evaluation.compare import bits, chunks, comparing, identical, ulp, workspace
 from ..evaluation.evaluate import Workspace
 from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
@@ -37,7 +38,6 @@ from ..names import natural
 from ..surgeries.cast import in_dtype
 from ..surgeries.merging.merge import merge
 from ..surgeries.rename import Rule
-from .compare import bits, chunks, comparing, identical, ulp, workspace
 
 if TYPE_CHECKING:
     import torch

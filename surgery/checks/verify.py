@@ -24,8 +24,8 @@ from ..files.folder import folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
 from ..files.peft import Adapter, open_adapter
+from ..files.refs import has_scheme, is_ref, parse_ref
 from ..files.safetensors import encode_header
-from ..hub.refs import has_scheme, is_ref, parse_ref
 from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
 from ..names import natural

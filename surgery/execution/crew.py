@@ -22,12 +22,12 @@ from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
 from ..files.safetensors import read_header
 from ..lazy.tensor import File, Restored, Sum, Tensor
-from ..planning.plan import Copy, Fill, Keep, Part, ShardPlan
+from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
 from .sidecar import SidecarFile
 from .stage import sync, write_at
 
 if TYPE_CHECKING:
-    from ..hub.push import PushReport
+    from ..hub.content import PushReport
 
 COPY_CHUNK = 64 << 20  # bytes of one kernel copy: a unit of work and of progress
 FILL_CHUNK = 16 << 20  # bytes of one evaluation

@@ -24,16 +24,17 @@ from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
 from ..evaluation.read import PIECE, Reader
 from ..files.manifest import MANIFEST
 from ..files.peft import Adapter
-from ..hub.refs import has_scheme
+from ..files.refs import has_scheme
 from ..lazy.tensor import File
-from ..planning.plan import Copy, Plan, ShardPlan, plan, written
+from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
+from ..planning.steps import Copy, ShardPlan
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links, removed
 from .stage import Stage, size_of, staged, sync, write_at
 
 if TYPE_CHECKING:
-    from ..hub.push import PushReport
+    from ..hub.content import PushReport
     from ..hub.stream import HubDestination
 
 CONNECTIONS = 8  # workers where inputs are on the Hub: they wait more than they work

@@ -20,8 +20,8 @@ from .stage import sync, write_at
 
 if TYPE_CHECKING:
     from ..lazy.tensor import Shape
-    from ..planning.plan import ShardPlan
     from ..planning.record import Kept, Sidecar
+    from ..planning.steps import ShardPlan
 
 _PIECE = 1 << 20
 

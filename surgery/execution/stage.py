@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
 from ..files.manifest import read_manifest
-from ..hub.refs import has_scheme, is_ref
+from ..files.refs import has_scheme, is_ref
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import FormatError, HubError, NotACheckpoint
-from ..hub.refs import has_scheme, is_ref, name_of_url, parse_ref
 from ..lazy.tensor import File
+from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
 
 PathLike = str | os.PathLike[str]

@@ -22,11 +22,11 @@ from functools import lru_cache
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from ..errors import HubError, HubUnreachable, NotOnHub, SourceChanged, SurgeryError, nearest
+from ..files.refs import HubRef, parse_ref
 from ..files.safetensors import Header, header_length, parse_header
 from ..lazy.tensor import File
 from ..version import __version__
 from .client import TRIES, api, as_ours, is_transient, pause, retried, translated
-from .refs import HubRef, parse_ref
 
 if TYPE_CHECKING:
     import httpx2

@@ -20,8 +20,8 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError
+from ..files.refs import parse_ref
 from .client import retried
-from .refs import parse_ref
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

@@ -19,27 +19,15 @@ from ..execution.crew import files_of
 from ..execution.stage import stage_at
 from ..files.folder import LocalFolder
 from ..files.manifest import read_manifest
+from ..files.refs import HubRef
 from . import client, resume
 from .card import CARD
-from .push import (
-    Item,
-    Local,
-    PushPlan,
-    PushReport,
-    Sent,
-    execute_push,
-    looked,
-    of_another_model,
-    prepared,
-    preuploaded,
-    silent_bars,
-    weights_in,
-    with_files,
-    with_others,
-)
-from .refs import HubRef
+from .comparison import of_another_model, weights_in, with_others
+from .content import Item, Local, PushPlan, PushReport, Sent
+from .push import looked, with_files
 from .remote import open_remote
 from .resume import Entry, stage_of
+from .send import execute_push, prepared, preuploaded, silent_bars
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

@@ -29,7 +29,7 @@ from surgery.errors import DestinationError
 from surgery.execution.stage import stages
 
 KILLED = -signal.SIGKILL
-SIZES = {"q_proj": (48, 48), "k_proj": (24, 48), "v_proj": (24, 48), "o_proj": (48, 48)}  # of the small Phi-3 of models.py
+SIZES = {"q_proj": (48, 48), "k_proj": (24, 48), "v_proj": (24, 48), "o_proj": (48, 48)}  # of the small Phi-3 of tiny_models.py
 MODULES = {f"model.layers.{i}.self_attn.{part}": size for i in range(3) for part, size in SIZES.items()}
 
 

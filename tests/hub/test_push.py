@@ -22,7 +22,7 @@ from hub.conftest import environment
 from hub.faults import Before, Status
 from hub.server import TOKEN, Hub
 from surgery.hub.card import CARD, completed, is_ours, metadata_of
-from surgery.hub.push import PushPlan
+from surgery.hub.content import PushPlan
 from surgery_cli.app import app
 
 REPO = "org/model"

@@ -25,9 +25,9 @@ from hub.server import TOKEN, Hub
 from surgery.errors import FormatError, HubUnreachable, NotACheckpoint, NotAllowed, NotOnHub, SourceChanged, SurgeryError
 from surgery.evaluation.read import AHEAD, NEAR, Reader, content, same_content
 from surgery.files.folder import LocalFolder, locate
+from surgery.files.refs import HubRef, is_ref, parse_ref
 from surgery.files.safetensors import read_header
 from surgery.hub import remote
-from surgery.hub.refs import HubRef, is_ref, parse_ref
 from surgery.lazy.tensor import File
 
 GET = "GET .*/(resolve|file)/"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import models
 import peft
 import pytest
+import tiny_models
 import torch
 from conftest import hashes
 from handmade import write_adapter, write_phi3
@@ -51,7 +51,7 @@ def put(hub: Hub, name: str, folder: Path) -> str:
 
 def trained(family: str, path: Path, **options: Any) -> Path:
     """An adapter of random factors for the family, as PEFT saves it."""
-    model = peft.get_peft_model(models.build(family), peft.LoraConfig(**{"r": 4, **options})).eval()
+    model = peft.get_peft_model(tiny_models.build(family), peft.LoraConfig(**{"r": 4, **options})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -116,7 +116,7 @@ def test_the_same_merge_from_the_hub(where: str, options: dict[str, Any], hub: H
 
 def test_a_vocabulary_of_the_adapters(hub: Hub, saved: Saved, tmp_path: Path) -> None:
     """Its tokenizer comes along from there."""
-    model = models.build("llama")
+    model = tiny_models.build("llama")
     model.resize_token_embeddings(101)
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "a")

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from models import build, output
+from tiny_models import build, output
 
 from hub.faults import Before, Drop, Kind, Lost, Reset, Short, Slow, Status
 from hub.server import Hub

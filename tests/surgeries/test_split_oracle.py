@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import models
 import pytest
+import tiny_models
 import torch
 import transformers as tf
 from conftest import hashes
@@ -38,10 +38,10 @@ from surgery.models.fused.layout import HEADS, WIDTH, Layout, fuse_axis, split_a
 
 VARIANTS = {
     # heads * head_dim != hidden_size, so that the projections are not square
-    "phi3-wide": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**models._LLAMA, head_dim=10)),
+    "phi3-wide": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**tiny_models._LLAMA, head_dim=10)),
     "gpt_neox-bare": lambda: tf.GPTNeoXForCausalLM(
         tf.GPTNeoXConfig(
-            **models.TEXT, hidden_size=36, intermediate_size=70, num_hidden_layers=2, num_attention_heads=3, attention_bias=False
+            **tiny_models.TEXT, hidden_size=36, intermediate_size=70, num_hidden_layers=2, num_attention_heads=3, attention_bias=False
         )
     ),
 }
@@ -145,12 +145,12 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     def get(name: str) -> tuple[Path, dict[str, torch.Tensor], list[Call]]:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            with patch.dict(models.MODELS, VARIANTS):
-                model = models.build(name)
+            with patch.dict(tiny_models.MODELS, VARIANTS):
+                model = tiny_models.build(name)
             model.save_pretrained(folder / "base")
             surgery.write(surgery.split_qkv(surgery.open_checkpoint(folder / "base")), folder / "split")
             with torch.no_grad(), recorded(model, CASES[name]) as calls:
-                model(**models.inputs(name), **({} if name == "sam" else {"use_cache": False}))
+                model(**tiny_models.inputs(name), **({} if name == "sam" else {"use_cache": False}))
             made[name] = folder / "base", tensors_in(folder / "split"), calls
         return made[name]
 
@@ -264,8 +264,8 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 def test_parts_are_the_fused_bytes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Weights and biases, bit for bit; every other tensor and file is untouched."""
     case = CASES[name]
-    with patch.dict(models.MODELS, VARIANTS):
-        model = models.build(name, dtype=dtype)
+    with patch.dict(tiny_models.MODELS, VARIANTS):
+        model = tiny_models.build(name, dtype=dtype)
     model.save_pretrained(tmp_path / "base")
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
     before, after = tensors_in(tmp_path / "base"), tensors_in(tmp_path / "split")

@@ -14,7 +14,7 @@ from ...adapters.lora import pattern
 from ...checkpoint import Checkpoint
 from ...errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
 from ...files.peft import PREFIX, Adapter
-from ...hub.refs import has_scheme, parse_ref
+from ...files.refs import has_scheme, parse_ref
 from ...lazy.dtypes import ARITHMETIC, F32
 from ...lazy.tensor import Norms, Random, Sum, Tensor, Zeros, reshape
 from ...models.families import NOT_FROM_TEXT

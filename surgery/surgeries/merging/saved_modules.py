@@ -142,7 +142,7 @@ def _share_rows(adapter: Adapter, placed: Placed, rows: dict[str, str], names: S
 
 
 def _check_same(adapter: Adapter, two: Sequence[tuple[str, Tensor]]) -> None:
-    from ...checks.compare import same
+    from ...evaluation.compare import same
 
     (one, first), (other, second) = two
     if not same(first, second):

@@ -25,7 +25,7 @@ class Group:
 
 def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
     """The tensors that the model ties, as far as the base does. Reads two that are both stored, to see whether they are equal."""
-    from ...checks.compare import same
+    from ...evaluation.compare import same
 
     known, found = ties(checkpoint.config), list[Group]()
     for source in dict.fromkeys(known.others.values()) if known else ():

@@ -1,0 +1,123 @@
+"""The accounts of a plan: what was opened arrives or was dropped by name, and what is joined agrees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..checkpoint import Checkpoint
+from ..errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
+from ..evaluation.evaluate import DEFAULT_MEMORY, Workspace, nonfinite
+from ..lazy.dtypes import ARITHMETIC
+from ..lazy.runs import Piece, lower, to_bytes
+from ..lazy.tensor import Before, File, Restored, Shape, Stored, Sum, Tensor, children, stored
+from ..names import natural
+from .steps import ShardPlan
+
+_PRIME, _POINT = 2**127 - 1, 3**79
+
+
+def check_accounts(checkpoint: Checkpoint) -> None:
+    """Every element that was opened reaches an output, or its tensor was dropped by name.
+
+    Of a tensor that outputs share among them, each element must come as often as every other: `_mark` tells.
+    """
+    whole: Counter[tuple[str, int, Shape]] = Counter()  # how often a tensor is used in one piece
+    parts: dict[tuple[str, int, Shape], tuple[int, int]] = {}  # elements used in pieces, and their mark
+
+    def count(tensor: Tensor) -> None:
+        if isinstance(tensor, Stored):
+            whole[_key(tensor)] += 1
+            return
+        whole.update(_key(leaf) for leaf in stored(tensor) if not leaf.size)  # lowering leaves nothing of them
+        for piece in lower(tensor):
+            match piece.leaf:
+                case Stored() as leaf:
+                    used, mark = parts.get(_key(leaf), (0, 0))
+                    parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
+                case Sum() as leaf:
+                    for child in (leaf.base, *(f for d in leaf.deltas for f in d.factors), *([leaf.gain.magnitude] if leaf.gain else [])):
+                        count(child)
+                case Before() | Restored() as leaf:
+                    for child in children(leaf):
+                        count(child)
+
+    def arrives(tensor: Stored, copies: int) -> bool:
+        if whole[_key(tensor)] >= copies:
+            return True
+        if _key(tensor) not in parts:
+            return False
+        used, mark = parts[_key(tensor)]
+        times, rest = divmod(used, tensor.size)
+        return not rest and mark == times * _mark(lower(tensor)[0]) % _PRIME
+
+    for tensor in checkpoint.tensors.values():
+        count(tensor)
+    excused = {_key(leaf) for tensor in (*checkpoint.dropped.values(), *checkpoint.replaced.values()) for leaf in stored(tensor)}
+    for source in checkpoint.inputs:
+        copies = Counter(map(_key, source.tensors.values()))  # empty tensors may lie at one place
+        lost = [n for n, t in source.tensors.items() if _key(t) not in excused and not arrives(t, copies[_key(t)])]
+        if lost:
+            cut = {n for n in lost if _key(source.tensors[n]) in parts}
+            raise PlanError(
+                f"{len(lost)} tensors of the {source.role} reach no output, or not in full",
+                where=[source.path, *listed([f"{n} (in part)" if n in cut else n for n in sorted(lost, key=natural)])],
+                help="a surgery lost them; drop them by name if that is meant: surgery drop --pattern REGEX",
+            )
+
+
+def check_adapters(checkpoint: Checkpoint) -> None:
+    """The one scan of values at plan time: adapters are small, and one NaN in B makes a whole row of the base NaN."""
+    work = Workspace(DEFAULT_MEMORY)
+    try:
+        for source in checkpoint.inputs:
+            floats = {n: t for n, t in source.tensors.items() if t.dtype in ARITHMETIC} if source.role == "adapter" else {}
+            if bad := [n for n, t in floats.items() if nonfinite(t, work)]:
+                raise AdapterError(
+                    f"NaN or infinity in {len(bad)} adapter tensors",
+                    where=[source.path, *listed(sorted(bad, key=natural))],
+                    help="the training diverged; merge an earlier state of the adapter",
+                )
+    finally:
+        work.close()
+
+
+def _key(leaf: Stored) -> tuple[str, int, Shape]:
+    return leaf.file.path, leaf.offset, leaf.shape
+
+
+def check_metadata(checkpoint: Checkpoint, drop: Sequence[str]) -> None:
+    known = sorted({key for metadata in checkpoint.metadata.values() for key in metadata or {}})
+    unknown = [key for key in drop if key not in known]
+    if unknown:
+        raise NothingMatched(
+            f"no shard has the metadata {', '.join(unknown)}", where=[checkpoint.path], help=f"they have {', '.join(known) or 'none'}"
+        )
+
+
+def check_packed(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype.bits % 8 and not isinstance(tensor, Stored):
+            try:
+                for piece in lower(tensor):
+                    to_bytes(piece)
+            except LayoutError as error:
+                raise LayoutError(error.what, where=[name], help=error.help) from error
+
+
+def _mark(piece: Piece) -> int:
+    """The sum of `_POINT` to the power of each of the leaf's elements in the piece, modulo a prime.
+
+    Like a checksum of a set: equal for pieces of the same elements, in whatever order and however cut.
+    """
+    mark = pow(_POINT, piece.at, _PRIME)
+    for dim in piece.dims:
+        step = pow(_POINT, dim.at, _PRIME)
+        mark = mark * (pow(step, dim.count, _PRIME) - 1) * pow(step - 1, -1, _PRIME) % _PRIME
+    return mark
+
+
+def check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes]) -> None:
+    both = [s.name for s in shards if s.name in files]
+    if both:
+        raise PlanError("a shard and a carried file would have the same path", where=both, help="rename the file in the source folder")
