@@ -74,6 +74,8 @@ class Merging:
             tied=self.tied,
             dtype=self.dtype,
             again=True,
+            tokenizer="base",
+            any_base=True,
         )
 
 
