@@ -18,7 +18,7 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
 from ...files.peft import CONFIG, Adapter
 from ...lazy.dtypes import ARITHMETIC
-from ...lazy.tensor import LowRank, Tensor, add, is_computed, reshape
+from ...lazy.tensor import Tensor, add, is_computed, reshape
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ..cast import cast
@@ -254,7 +254,7 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequ
     placed, lost = Placed(), list[str]()
     unplaced = place_whole(checkpoint, adapter, weight, placed, groups, wanted)
     for name, one in adapter.deltas.items():
-        placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
+        placed.deltas.setdefault(name, []).append(one.times(weight))
     for module in sorted(adapter.lora, key=natural):
         if f"{module}.weight" in checkpoint.tensors:
             _place_module(checkpoint, adapter, module, weight, placed)
@@ -280,11 +280,11 @@ def _place_module(checkpoint: Checkpoint, adapter: Adapter, module: str, weight:
             tip = "dequantise the base first; F16, BF16, F32 and F64 are computed"
             raise NotSupported(f"cannot compute on {tensor.dtype} tensors", where=where, help=tip)
     one = delta(adapter, module, name, base.shape, checkpoint.config)
-    placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
+    placed.deltas.setdefault(name, []).append(one.times(weight))
     if scaled := gain(adapter, module, reshape(base, matrix_of(base.shape)), one, weight):
         placed.gains[name] = scaled
     if more := bias_delta(adapter, module, checkpoint.tensors.get(bias)):
-        placed.deltas.setdefault(bias, []).append(LowRank(more.left, None, more.scale * weight))
+        placed.deltas.setdefault(bias, []).append(more.times(weight))
 
 
 def _quantised(checkpoint: Checkpoint) -> list[str]:
