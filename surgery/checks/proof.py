@@ -60,6 +60,7 @@ class Merging:
     except_: str | None = None
     tied: str = "untie"
     dtype: str | None = None
+    add: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -73,6 +74,7 @@ class Merging:
             except_=self.except_,
             tied=self.tied,
             dtype=self.dtype,
+            add=self.add,
             again=True,
             tokenizer="base",
             any_base=True,
