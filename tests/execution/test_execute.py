@@ -191,7 +191,7 @@ def test_a_plan_with_scratch_depends_on_the_arithmetic(saved: Callable[..., Path
     """Another torch, or another CPU: another identity, so that no stage of the first is resumed."""
     checkpoint = scratched(saved, tmp_path)
     before = surgery.plan(checkpoint).identity
-    monkeypatch.setattr(importlib.import_module("surgery.planning.plan"), "arithmetic_identity", lambda: "another")
+    monkeypatch.setattr(importlib.import_module("surgery.planning.identity"), "arithmetic_identity", lambda: "another")
     assert surgery.plan(checkpoint).identity != before
 
 
