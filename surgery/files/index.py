@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import FormatError
-from .paths import fault_of
+from .paths import CONTROL, NO_TEXT, TOO_LONG, fault_of
 from .strict import MEND, parse_object
 
 
@@ -39,9 +39,10 @@ def parse_index(raw: bytes, where: str) -> Index:
     paths = {shard: PurePosixPath(shard) for shard in set(weight_map.values())}
     for shard, path in paths.items():
         if (fault := fault_of(str(path))) or ":" in shard:
+            outside = fault not in (CONTROL, NO_TEXT, TOO_LONG)
             raise FormatError(
-                f"the index points outside the checkpoint: {shard}",
-                where=[f"{where}: {next(n for n, s in weight_map.items() if s == shard)}", *([fault] if fault else [])],
+                f"the index {'points outside the checkpoint' if outside else f'names no file that could be ({fault})'}: {shard}",
+                where=[f"{where}: {next(n for n, s in weight_map.items() if s == shard)}"],
                 help="a shard is named relative to the index, inside its folder",
             )
     return Index(metadata or {}, {name: str(paths[shard]) for name, shard in weight_map.items()}, raw)

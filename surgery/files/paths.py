@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 
 LONGEST = 255  # bytes that a file system takes for one part of a path
+CONTROL, NO_TEXT, TOO_LONG = "a control character is in it", "not UTF-8", f"a part of more than {LONGEST} bytes"
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -21,8 +22,8 @@ def fault_of(path: object) -> str:
     parts, kinds = path.split("/"), {unicodedata.category(character) for character in path}
     rules = {
         "empty": not path,
-        "a control character is in it": "Cc" in kinds,
-        "not UTF-8": "Cs" in kinds,
+        CONTROL: "Cc" in kinds,
+        NO_TEXT: "Cs" in kinds,
         "a backslash is in it": "\\" in path,
         "an absolute path": path.startswith("/"),
         "a drive is named": bool(_DRIVE.match(path)),
@@ -30,7 +31,7 @@ def fault_of(path: object) -> str:
         "an empty part or `.` is in it": bool({"", "."} & set(parts)),
     }
     found = next((fault for fault, holds in rules.items() if holds), "")
-    return found or next((f"a part of more than {LONGEST} bytes" for part in parts if len(part.encode()) > LONGEST), "")
+    return found or (TOO_LONG if any(len(part.encode()) > LONGEST for part in parts) else "")
 
 
 def faults_in(paths: Iterable[object]) -> list[str]:
