@@ -15,8 +15,8 @@ from typing import Any
 from ..checkpoint import Checkpoint, of_adapter, open_any
 from ..errors import FormatError, SurgeryError
 from ..evaluation.compare import Measure, identical, measure, workspace
-from ..evaluation.evaluate import Workspace
 from ..evaluation.read import content, same_content
+from ..evaluation.workspace import Workspace
 from ..files.peft import CONFIG as ADAPTER_CONFIG
 from ..files.peft import Adapter
 from ..files.strict import MEND, parse_object

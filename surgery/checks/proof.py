@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import Checkpoint
 from ..errors import printable
 from ..evaluation.compare import bits, chunks, comparing, identical, ulp, workspace
-from ..evaluation.evaluate import Workspace
+from ..evaluation.workspace import Workspace
 from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
 from ..lazy.tensor import Tensor, Zeros, add, permute
@@ -74,6 +74,8 @@ class Merging:
             tied=self.tied,
             dtype=self.dtype,
             again=True,
+            tokenizer="base",
+            any_base=True,
         )
 
 

@@ -19,7 +19,9 @@ from typing import Any
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
 from ..errors import HubError, SurgeryError, VerificationFailed, listed
-from ..evaluation.evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
+from ..evaluation.arithmetic import TORCH_NAMES
+from ..evaluation.evaluate import nonfinite, workspace_of
+from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.folder import folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
@@ -251,7 +253,7 @@ def _record(checkpoint: Checkpoint) -> list[Check]:
 def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: Callable[[str, int], None] | None) -> Check:
     """Every float tensor, window by window. Dtypes that torch cannot ask are counted, not passed over in silence."""
     bad, unasked = [], []
-    work = Workspace(DEFAULT_MEMORY)
+    work = workspace_of(DEFAULT_MEMORY)
     try:
         for name in sorted(tensors, key=lambda n: (natural(weight_map.get(n, "")), natural(n))):
             tensor = tensors[name]

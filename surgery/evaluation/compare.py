@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from ..lazy.dtypes import BF16, F16, F32, F64, Dtype
 from ..lazy.tensor import Tensor, has_arithmetic
-from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, blocks, exact, into, settle, torch_dtype
+from .arithmetic import TORCH_NAMES, exact, torch_dtype
+from .evaluate import blocks, into, settle, workspace_of
+from .workspace import DEFAULT_MEMORY, Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +60,7 @@ def comparing(tensors: Sequence[Tensor], work: Workspace) -> Iterator[list[Tenso
 @contextmanager
 def workspace() -> Iterator[Workspace]:
     """A workspace for comparisons, closed at the end."""
-    work = Workspace(DEFAULT_MEMORY)
+    work = workspace_of(DEFAULT_MEMORY)
     work.window = WINDOW
     try:
         yield work

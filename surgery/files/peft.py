@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import AdapterError, FormatError, NotACheckpoint
 from ..evaluation.read import sha256
-from ..lazy.tensor import Input, LowRank, Tensor
+from ..lazy.low_rank import LowRank
+from ..lazy.tensor import Input, Tensor
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
 from .strict import parse_object

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks.verify import verify
 from ..errors import FormatError, HubError, NotACheckpoint, NotAllowed, SurgeryError, listed
+from ..files.card import CARD, metadata_of
 from ..files.folder import LocalFolder
 from ..files.manifest import MANIFEST
 from ..files.refs import SCHEME, has_scheme, is_ref, parse_ref
 from . import client
-from .card import CARD, Origins, completed, is_ours, metadata_of, origins, written
+from .card import Origins, completed, is_ours, origins, written
 from .client import retried
 from .comparison import compared, of_another_model
 from .content import MAIN, Local, PushPlan, PushReport, raw_of

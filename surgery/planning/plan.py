@@ -19,7 +19,7 @@ from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
-from ..evaluation.evaluate import SCRATCH, scratch_of
+from ..evaluation.scratch import SCRATCH, scratch_of
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
 from ..files.peft import Adapter

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint
 from ..errors import FormatError, LayoutError, PlanError, VerificationFailed, listed
+from ..evaluation.kinds import undoable
 from ..evaluation.read import Reader
 from ..files.folder import Folder
 from ..files.safetensors import Header, encode_header, in_file_order, tensors_of
@@ -28,8 +29,6 @@ from ..lazy.tensor import (
     Before,
     Concat,
     File,
-    Gain,
-    LowRank,
     Narrow,
     Permute,
     Reshape,
@@ -45,6 +44,7 @@ from ..lazy.tensor import (
     permute,
     reshape,
 )
+from .encoding import decoded, encoded
 from .recorded import check_facts, check_frames, check_places, recipes_in
 
 FORMAT = 1
@@ -128,11 +128,10 @@ class Recipes:
                 return after
             case Sum(_, base, deltas, gain):
                 under = inner(base)
-                if under is None or isinstance(under, Before):
+                if under is None or isinstance(under, Before) or not undoable(deltas):
                     return None
-                left = [LowRank(self.settled(d.left), self.settled(d.right) if d.right is not None else None, d.scale) for d in deltas]
-                scaled = Gain(self.settled(gain.magnitude), self.settled(gain.norms), gain.columns) if gain else None
-                return Before(original.dtype, under, tuple(left), scaled)
+                left = tuple(delta.over(self.settled) for delta in deltas)
+                return Before(original.dtype, under, left, gain and gain.over(self.settled))
             case Reshape(base, shape):
                 return None if (under := inner(base)) is None else reshape(under, shape)
             case Narrow(base, axis, start, length):
@@ -147,29 +146,11 @@ class Recipes:
 
     def _encoded(self, tensor: Tensor, after: Tensor | None) -> Any:
         """The tree as JSON; what it reads besides `after` is kept in the record."""
-        if tensor == after:
-            return "after"
 
-        def inner(child: Tensor) -> Any:
-            return self._encoded(child, after)
+        def keep(leaf: Tensor) -> str:
+            return self.kept.setdefault(leaf, f"kept.{len(self.kept)}")
 
-        match tensor:
-            case Reshape(base, shape):
-                return {"reshape": inner(base), "shape": list(shape)}
-            case Narrow(base, axis, start, length):
-                return {"narrow": inner(base), "axis": axis, "start": start, "length": length}
-            case Permute(base, axes):
-                return {"permute": inner(base), "axes": list(axes)}
-            case Concat(parts, axis):
-                return {"concat": [inner(part) for part in parts], "axis": axis}
-            case Before(dtype, under, deltas, gain):
-                return {
-                    "before": inner(under),
-                    "dtype": str(dtype),
-                    "deltas": [[inner(d.left), None if d.right is None else inner(d.right), d.scale.hex()] for d in deltas],
-                    "gain": gain and [inner(gain.magnitude), inner(gain.norms), gain.columns],
-                }
-        return self.kept.setdefault(tensor, f"kept.{len(self.kept)}")
+        return encoded(tensor, lambda one: "after" if one == after else None, keep)
 
 
 def _in_place(tensor: Tensor, original: Tensor) -> bool:
@@ -181,31 +162,6 @@ def _in_place(tensor: Tensor, original: Tensor) -> bool:
 def _base_of(tensor: Tensor) -> Tensor:
     """The tensor without the sums in it: the bases alone."""
     return _base_of(tensor.base) if isinstance(tensor, Sum) else moved_alike(tensor, _base_of)
-
-
-def _decoded(tree: Any, after: Stored, kept: Mapping[str, Stored]) -> Tensor:
-    """The lazy tensor that `_encoded` wrote. Raises KeyError, TypeError, ValueError or LayoutError for anything else."""
-
-    def inner(child: Any) -> Tensor:
-        return _decoded(child, after, kept)
-
-    match tree:
-        case "after":
-            return after
-        case str(name):
-            return kept[name]
-        case {"reshape": base, "shape": shape}:
-            return reshape(inner(base), shape)
-        case {"narrow": base, "axis": axis, "start": start, "length": length}:
-            return narrow(inner(base), axis, start, length)
-        case {"permute": base, "axes": axes}:
-            return permute(inner(base), axes)
-        case {"concat": parts, "axis": axis}:
-            return concat([inner(part) for part in parts], axis)
-        case {"before": base, "dtype": dtype, "deltas": deltas, "gain": gain}:
-            low = [LowRank(inner(left), None if right is None else inner(right), float.fromhex(scale)) for left, right, scale in deltas]
-            return Before(DTYPES[dtype], inner(base), tuple(low), Gain(inner(gain[0]), inner(gain[1]), gain[2]) if gain else None)
-    raise ValueError(f"not a tensor: {tree!r}")
 
 
 @dataclass(frozen=True)
@@ -288,7 +244,7 @@ class ShardRecord:
                 predicted: Tensor = Zeros(dtype, shape)
             else:
                 assert isinstance(found, Stored)
-                predicted = _decoded(recipe["predicted"] or "after", found, self.stored)
+                predicted = decoded(recipe["predicted"] or "after", {**self.stored, "after": found}.__getitem__)
             if (predicted.dtype, predicted.shape) != (dtype, shape):
                 raise ValueError("the prediction has another shape")
             return Restored(name, predicted, frames, sizes, digests), bool(after)

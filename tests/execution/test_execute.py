@@ -35,7 +35,8 @@ from surgery.errors import LayoutError, SurgeryError
 from surgery.execution.stage import stages
 from surgery.files.safetensors import read_header
 from surgery.lazy.dtypes import DTYPES
-from surgery.lazy.tensor import LowRank, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
+from surgery.lazy.low_rank import LowRank
+from surgery.lazy.tensor import Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
 
 crew = importlib.import_module("surgery.execution.crew")
 MEMORY, WORKERS = ("20MB", "64MB", "512MB"), (1, 2, 4)

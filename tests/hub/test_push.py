@@ -21,7 +21,8 @@ import surgery
 from hub.conftest import environment
 from hub.faults import Before, Status
 from hub.server import TOKEN, Hub
-from surgery.hub.card import CARD, completed, is_ours, metadata_of
+from surgery.files.card import CARD, metadata_of
+from surgery.hub.card import completed, is_ours
 from surgery.hub.content import PushPlan
 from surgery_cli.app import app
 

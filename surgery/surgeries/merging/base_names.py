@@ -10,7 +10,7 @@ from ...adapters.fused import config_under
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, NotSupported, PlanError, listed, nearest
 from ...files.peft import TOKENS, Adapter
-from ...lazy.tensor import LowRank
+from ...lazy.low_rank import LowRank
 from ...models.fused.row import Site
 from ...models.names_v5 import Reading, places
 from ...names import natural

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 
 from ...errors import PlanError, listed
 from ...files.peft import TOKENS
-from ...lazy.tensor import Gain, LowRank, Tensor
+from ...lazy.change import Change, Delta
+from ...lazy.tensor import Tensor
 
 
 @dataclass
 class Placed:
     """What the adapters do to the base: deltas by tensor, tensors that take another's place, tensors that are new."""
 
-    deltas: dict[str, list[LowRank]] = field(default_factory=dict)
-    gains: dict[str, Gain] = field(default_factory=dict)
+    deltas: dict[str, list[Delta]] = field(default_factory=dict)
+    gains: dict[str, Change] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
     under: dict[str, Tensor] = field(default_factory=dict)  # what adapters hold whole and replace rows of, by name in the file

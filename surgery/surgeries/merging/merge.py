@@ -18,7 +18,7 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
 from ...files.peft import CONFIG, Adapter
 from ...lazy.dtypes import ARITHMETIC
-from ...lazy.tensor import LowRank, Tensor, add, is_computed, reshape
+from ...lazy.tensor import Tensor, add, is_computed, reshape
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ..cast import cast
@@ -27,10 +27,12 @@ from ..split import fuse_at, fused_in, sites_held, split_at, split_in
 from .base_names import EXPERTS, check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
+from .lineage import check_base
 from .refusals import not_placed
 from .replicate import replicated
 from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
 from .tied import Group, groups_of, narrowed, widened
+from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
 
 
@@ -46,6 +48,8 @@ def merge(
     tied: str = "untie",
     again: bool = False,
     dtype: str | None = None,
+    tokenizer: str | None = None,
+    any_base: bool = False,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -56,9 +60,12 @@ def merge(
 
     An adapter on one of two tied tensors makes them differ: each is stored under its own name, as the live model has them
     (`tied="untie"`), or NotSupported is raised (`tied="error"`). `dtype`, such as "bfloat16", is that of the result: `cast`.
+    Tokenizer and chat template are the adapter's where it has them, since it was trained with them: `tokenizer` is "adapter",
+    "base", or a folder with another one.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
-    PlanError for an adapter that is in the base already, unless `again`; nothing is ever half applied. Reads no base
+    PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
+    model, unless `any_base`; nothing is ever half applied. Reads no base
     tensor, but of tied ones that are stored twice.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
@@ -67,6 +74,7 @@ def merge(
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
     if not again:
         _check_new(checkpoint, adapters)
+    lineage = check_base(checkpoint, adapters, any_base=any_base)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
@@ -82,7 +90,7 @@ def merge(
         merged = replace(fuse_at(merged, parted), dropped=merged.dropped)
     left = {CONFIG} if CONFIG in base.files and not own_names(base) else set[str]()  # else transformers would look for an adapter
     merged, edits = narrowed(replace(merged, files={n: f for n, f in base.files.items() if n not in left}), base, groups, tied)
-    merged = with_vocabulary(merged, base, fitted)
+    merged = with_tokenizer(with_vocabulary(merged, base), adapters, tokenizer)
     if edits:
         merged = merged.with_config({**merged.config, **edits})
     step = {
@@ -91,7 +99,7 @@ def merge(
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in merged.tensors.items()),
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
-        **{key: value for key, value in (("only", only), ("except", except_)) if value is not None},
+        **{key: value for key, value in (("only", only), ("except", except_), ("tokenizer", tokenizer)) if value is not None},
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
     said = [note for *_, notes in fitting for note in notes if note]
@@ -99,7 +107,7 @@ def merge(
     merged = replace(
         merged,
         history=(*checkpoint.history, step),
-        notes=(*merged.notes, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
+        notes=(*merged.notes, *lineage, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
     )
     return cast(merged, dtype) if dtype else merged
 
@@ -146,7 +154,6 @@ def _merged(
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
         replaced={**checkpoint.replaced, **placed.under, **{n: checkpoint.tensors[n] for n in placed.whole}},
         dropped={**checkpoint.dropped, **placed.dropped},
-        notes=(*checkpoint.notes, *(note for one in adapters for note in _strangers(checkpoint, one))),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
     )
 
@@ -247,7 +254,7 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequ
     placed, lost = Placed(), list[str]()
     unplaced = place_whole(checkpoint, adapter, weight, placed, groups, wanted)
     for name, one in adapter.deltas.items():
-        placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
+        placed.deltas.setdefault(name, []).append(one.times(weight))
     for module in sorted(adapter.lora, key=natural):
         if f"{module}.weight" in checkpoint.tensors:
             _place_module(checkpoint, adapter, module, weight, placed)
@@ -273,11 +280,11 @@ def _place_module(checkpoint: Checkpoint, adapter: Adapter, module: str, weight:
             tip = "dequantise the base first; F16, BF16, F32 and F64 are computed"
             raise NotSupported(f"cannot compute on {tensor.dtype} tensors", where=where, help=tip)
     one = delta(adapter, module, name, base.shape, checkpoint.config)
-    placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
+    placed.deltas.setdefault(name, []).append(one.times(weight))
     if scaled := gain(adapter, module, reshape(base, matrix_of(base.shape)), one, weight):
         placed.gains[name] = scaled
     if more := bias_delta(adapter, module, checkpoint.tensors.get(bias)):
-        placed.deltas.setdefault(bias, []).append(LowRank(more.left, None, more.scale * weight))
+        placed.deltas.setdefault(bias, []).append(more.times(weight))
 
 
 def _quantised(checkpoint: Checkpoint) -> list[str]:
@@ -297,12 +304,3 @@ def _check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[st
             where=[adapter.path, *listed(here), f"{here[0]} has {', '.join(listed(names))}", *_quantised(checkpoint)],
             help="dequantise the base first, or merge into the one that it was made from",
         )
-
-
-def _strangers(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
-    """Shapes may fit by chance: say so where adapter and base name different classes."""
-    trained = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
-    classes = checkpoint.config.get("architectures") or []
-    if trained is None or not classes or trained in classes:
-        return []
-    return [f"the adapter was trained on {trained}, config.json says {', '.join(classes)}: every tensor fits, but is this its base?"]

@@ -98,7 +98,7 @@ def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None
             pairs = zip(one.factors, other.factors, strict=True)
             for pair in pairs:
                 _check_same(adapter, list(zip((module_of(there[0]), module_of(second)), pair, strict=True)))
-            if one.scale != other.scale:
+            if other.over(dict(zip(other.factors, one.factors, strict=True)).__getitem__) != one:
                 raise _differ(adapter, [module_of(there[0]), module_of(second)])
         module = module_of(second)
         placed.dropped |= {adapter.names[f"{module}.{part}"]: tensor for part, tensor in adapter.lora[module].items()}

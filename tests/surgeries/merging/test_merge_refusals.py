@@ -224,7 +224,7 @@ def test_a_quantised_base_is_merged_where_it_is_not_quantised(saved: Saved, tmp_
 
 def test_another_architecture_is_no_quantised_one(saved: Saved, adapter: Path, tmp_path: Path) -> None:
     base = edited(saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "gptq"}))
-    folder = edited(adapter, tmp_path / "a", lambda _, __: None)
+    folder = edited(adapter, tmp_path / "a", lambda config, _: config.pop("auto_mapping", None))
     refused(base, folder, NotPlaced, "6 of the adapter's 6 modules have no place in the base")
 
 
