@@ -114,6 +114,9 @@ class Writing:
         int | None,
         typer.Option("--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING),
     ] = None
+    check_all: Annotated[
+        bool, typer.Option("--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING)
+    ] = False
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False

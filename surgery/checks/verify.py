@@ -38,6 +38,7 @@ from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
 from .diff import OnTensor
 from .proof import Merging, Proof, Verdict, prove
+from .undo import unrestored
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ def verify(
     *,
     values: bool = False,
     check_class: bool = True,
+    check_record: bool = True,
+    check_all: bool = False,
     base: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     weights: Sequence[float] | None = None,
@@ -92,6 +95,9 @@ def verify(
 
     `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes, and those of all.
     `check_class` asks the class in config.json, through transformers.
+
+    An undo record is replayed, unless `check_record` is false: about a million elements of each tensor of the base are restored and
+    held against their digest, with `check_all` or `values` all of them.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
     how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype` and `add` are as for
@@ -115,7 +121,13 @@ def verify(
             raise SurgeryError("this is an adapter, not a merged checkpoint", where=[found.path], help=tip)
         return _verify_adapter(found, values, on_tensor)
     path, checkpoint = (found.path if has_scheme(found.path) else _named(path)), found
-    checks = [_structure(checkpoint), *_manifest(checkpoint), *_record(checkpoint), *_own(checkpoint)]
+    record = _record(checkpoint, replayed=check_record, every=check_all or values)
+    checks = [
+        _structure(checkpoint),
+        *_manifest(checkpoint),
+        *record,
+        *_own(checkpoint),
+    ]
     if values:
         checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
     if check_class:
@@ -243,16 +255,23 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
     return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]
 
 
-def _record(checkpoint: Checkpoint) -> list[Check]:
-    """Whether the undo record, where there is one, is whole and fits; its corrections are checked when they are used."""
+def _record(checkpoint: Checkpoint, *, replayed: bool, every: bool) -> list[Check]:
+    """Whether the undo record, where there is one, is whole and fits, and gives back what is `replayed`: a block of each tensor, or all."""
     folder = folder_at(checkpoint.path)
     if folder is None or not folder.has(UNDO):
         return []
     try:
-        restored = unmerge(checkpoint).tensors
+        tensors = unmerge(checkpoint).tensors
+        wrong = unrestored(tensors, every=every) if replayed else {}
     except SurgeryError as error:
         return [Check("undo record", False, error.what, error.where)]
-    return [Check("undo record", True, f"{len(restored)} tensors of the base can be restored: surgery unmerge")]
+    if not replayed:
+        return [Check("undo record", None, f"{len(tensors)} tensors of the base have one; it was not replayed here")]
+    if wrong:
+        rows = [f"{name}: {error.what}" for name, error in wrong.items()]
+        return [Check("undo record", False, f"{len(wrong)} of {len(tensors)} tensors of the base cannot be restored", tuple(listed(rows)))]
+    how = "every block was replayed" if every else "a block of each was replayed"
+    return [Check("undo record", True, f"{len(tensors)} tensors of the base can be restored, {how}: surgery unmerge")]
 
 
 def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: OnTensor | None) -> Check:

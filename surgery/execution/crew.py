@@ -25,6 +25,7 @@ from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
 from ..lazy.tensor import File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
+from .proving import prove_record
 from .sidecar import SidecarFile
 from .stage import sync, write_at
 
@@ -117,7 +118,9 @@ class Crew:
         *,
         scratch: bool,
         delivery: Delivery | None = None,
+        check_all: bool = False,
     ) -> None:
+        self.check_all = check_all  # of a record, instead of a block of each tensor
         self.folder, self.space, self.emit, self.scratch, self.delivery = folder, space, emit, scratch, delivery
         self.waiting = deque(shards)
         self.room = delivery.room if delivery else len(shards)
@@ -252,7 +255,7 @@ class Crew:
         space = self.space()
         try:
             while shard := self.filled.get():
-                _finish(shard, self.emit, space)
+                _finish(shard, self.emit, space, check_all=self.check_all)
                 if self.delivery:
                     self.finished.put(shard)
         finally:
@@ -346,7 +349,7 @@ def _tensor_at(shard: ShardPlan, to: int) -> str:
     return shard.slots[low].name if shard.slots else ""
 
 
-def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> None:
+def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace, *, check_all: bool) -> None:
     """Make a filled shard durable, prove that it is what was planned, and give it its name; its record first."""
     try:
         os.fsync(shard.fd)
@@ -357,6 +360,8 @@ def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> No
         shard.close()
     emit(Step("synced", shard.plan.name))
     compare(f"{shard.path}.part", shard.plan)
+    if shard.sidecar:
+        prove_record(shard.plan, shard.path.removesuffix(shard.plan.name), f"{shard.path}.part", space, every=check_all)
     os.rename(f"{shard.path}.part", shard.path)
     sync(os.path.dirname(shard.path))
     emit(Step("finished", shard.plan.name))
