@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
-from ...adapters.consistency import strangers, without_factors
+from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
 from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
@@ -29,7 +29,7 @@ from .changes import Placed, join, module_of
 from .embedded import own_names
 from .refusals import not_placed
 from .replicate import replicated
-from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
+from .saved_modules import check_known, place_whole, share_deltas
 from .tied import Group, groups_of, narrowed, widened
 from .vocabulary import with_vocabulary
 
@@ -258,7 +258,7 @@ def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequ
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
-            share_deltas(adapter, placed, [name for name in group.names if wanted(module_of(name))])
+            share_deltas(adapter, placed, [name for name in group.kept if wanted(module_of(name))])
     return placed
 
 
