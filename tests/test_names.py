@@ -13,7 +13,7 @@ from surgery.errors import NothingMatched, PlanError, SurgeryError
 from surgery.lazy.dtypes import F32
 from surgery.lazy.tensor import File, Stored
 from surgery.names import compiled, natural, select
-from surgery.surgeries.rename import rename, renamed
+from surgery.surgeries.rename import drop, rename, renamed
 
 LAYERS = [f"model.layers.{i}.self_attn.{part}.weight" for i in range(12) for part in ("q_proj", "v_proj")]
 NAMES = ["lm_head.weight", "model.embed_tokens.weight", *LAYERS, "model.norm.weight"]
@@ -140,3 +140,30 @@ def test_names_that_collide() -> None:
     assert caught.value.what == "two tensors would get one name"
     assert caught.value.where == ("a.1 -> a", "a.2 -> a")
     assert caught.value.help == "make the pattern more precise, or drop one of them first"
+
+
+# Drop
+
+
+class Counted(str):
+    """A name that counts how often one of its kind is hashed."""
+
+    hashed = 0
+
+    def __hash__(self) -> int:
+        Counted.hashed += 1
+        return super().__hash__()
+
+
+@pytest.mark.parametrize("pattern", [r"t\..*", r"t\.\d*[05]", r"t\.7"])
+def test_the_work_of_drop_grows_with_the_names_and_no_faster(pattern: str) -> None:
+    def hashed(count: int) -> int:
+        tensors = {Counted(f"t.{i}"): Stored(F32, (1,), File("x", 8, 0), i) for i in range(count)}
+        checkpoint = Checkpoint("x", tensors, dict.fromkeys(tensors, "x"), {}, {}, ())
+        Counted.hashed = 0
+        left = drop(checkpoint, pattern)
+        assert len(left.tensors) + len(left.dropped) == count
+        assert left.tensors.keys() == left.weight_map.keys()
+        return Counted.hashed
+
+    assert hashed(400) <= 4.5 * hashed(100)

@@ -18,15 +18,21 @@ from ..names import natural
 _UNITS = (
     {"": 1, "B": 1} | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")} | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 )
+LEAST = 1_000_000  # bytes: nobody who leaves the unit away means less
 
 
 def parse_size(text: int | str) -> int:
-    """Bytes: `5GB` is 5 * 10^9, `5GiB` is 5 * 2^30, a plain number is bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    """Bytes: `5GB` is 5 * 10^9, `5GiB` is 5 * 2^30, a plain number is bytes; as a text, from a megabyte on."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text), re.ASCII)
     unit = _UNITS.get(found.group(2).upper()) if found else None
     size = int(Fraction(found.group(1)) * unit) if found and unit else 0
     if size <= 0:
         raise SurgeryError(f"`{text}` is not a size", help="write 5GB (5 * 10^9 bytes), 5GiB (5 * 2^30 bytes) or a number of bytes")
+    if isinstance(text, str) and size < LEAST and found and not found.group(2):
+        number = found.group(1)
+        raise SurgeryError(
+            f"`{number}` has no unit, and would be {size} bytes", help=f"write {number}MB or {number}GB, or {number}B where bytes are meant"
+        )
     return size
 
 
@@ -45,7 +51,7 @@ def assign(checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, b
         if balanced:
             raise SurgeryError("a balanced layout needs a size", help="add --max-shard-size 5GB")
         kept = {name: checkpoint.weight_map[name] for name in in_order(checkpoint)}
-        single = len(set(kept.values())) == 1
+        single = len(set(kept.values())) == 1 and not checkpoint.headers  # which are written under their own names
         return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
     sizes = {name: checkpoint.tensors[name].nbytes for name in in_order(checkpoint)}
     limit = parse_size(max_shard_size)

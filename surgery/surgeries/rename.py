@@ -61,10 +61,10 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
 
 def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
     """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does."""
-    gone = select(checkpoint.tensors, pattern)
+    dropped = {name: checkpoint.tensors[name] for name in select(checkpoint.tensors, pattern)}
     return checkpoint.with_step(
-        {"surgery": "drop", "pattern": pattern, "dropped": gone},
-        tensors={n: t for n, t in checkpoint.tensors.items() if n not in set(gone)},
-        weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in set(gone)},
-        dropped={**checkpoint.dropped, **{n: checkpoint.tensors[n] for n in gone}},
+        {"surgery": "drop", "pattern": pattern, "dropped": list(dropped)},
+        tensors={n: t for n, t in checkpoint.tensors.items() if n not in dropped},
+        weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in dropped},
+        dropped={**checkpoint.dropped, **dropped},
     )

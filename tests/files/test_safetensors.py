@@ -345,7 +345,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
 
 
 def test_header_too_long_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgery.formats.safetensors.MAX_HEADER", 64)
+    monkeypatch.setattr("surgery.files.safetensors.MAX_HEADER", 64)
     with pytest.raises(FormatError, match="a header of 80 bytes would be above the format's 64") as caught:
         encode_header({"a" * 20: (F32, (1,))}, None)
     assert caught.value.help == "spread the tensors over more shards with --max-shard-size"

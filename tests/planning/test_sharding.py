@@ -52,9 +52,34 @@ def loads(layout: Mapping[str, str], sizes: Mapping[str, int]) -> list[int]:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 10**15), st.sampled_from(["", "B", " B"]))
+@given(st.integers(1, 10**15), st.sampled_from(["B", " B", " b"]))
 def test_bytes_are_bytes(number: int, unit: str) -> None:
     assert parse_size(number) == parse_size(f" {number}{unit} ") == number
+
+
+@settings(deadline=None)
+@given(st.integers(10**6, 10**15))
+def test_a_large_number_needs_no_unit(number: int) -> None:
+    assert parse_size(f" {number} ") == number
+
+
+@pytest.mark.parametrize("text", ["5", " 5 ", "0005", "1.5", "512", "999999", "999999.9"])
+def test_a_small_number_needs_a_unit(text: str) -> None:
+    number = text.strip()
+    with pytest.raises(SurgeryError) as caught:
+        parse_size(text)
+    assert caught.value.what == f"`{number}` has no unit, and would be {int(float(number))} bytes"
+    assert caught.value.help == f"write {number}MB or {number}GB, or {number}B where bytes are meant"
+
+
+@pytest.mark.parametrize(("size", "shards"), [("100KB", 1), ("1B", 3), (1, 3), (40, 2)])
+def test_small_shards_are_made_where_they_are_asked_for(size: int | str, shards: int) -> None:
+    assert len(loads(assign(sized({"a": 20, "b": 20, "c": 20}), size), dict.fromkeys("abc", 20))) == shards
+
+
+def test_a_size_without_a_unit_makes_no_shards() -> None:
+    with pytest.raises(SurgeryError, match="`5` has no unit"):
+        assign(sized({"a": 20, "b": 20}), "5")
 
 
 @settings(deadline=None)
@@ -81,7 +106,7 @@ def test_sizes_by_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "5XB", "5 G B", "-5GB", "0", "0.0GB", "0.1B", "1e9", "5GB!", "5,5GB", "nan", "inf", True, None, -1, 0]
+    "text", ["", "٥GB", "GB", "5XB", "5 G B", "-5GB", "0", "0.0GB", "0.1B", "1e9", "5GB!", "5,5GB", "nan", "inf", True, None, -1, 0]
 )
 def test_nonsense_is_no_size(text: object) -> None:
     with pytest.raises(SurgeryError) as caught:
