@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,6 +36,7 @@ from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
 from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
+from .diff import OnTensor
 from .proof import Merging, Proof, Verdict, prove
 
 
@@ -86,11 +87,11 @@ def verify(
     dtype: str | None = None,
     add: str | None = None,
     beside: Sequence[str | os.PathLike[str]] | None = None,
-    on_tensor: Callable[[str, int], None] | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
 
-    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name and its bytes.
+    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes, and those of all.
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
@@ -192,7 +193,7 @@ def _named(path: str | os.PathLike[str]) -> str:
     return text if has_scheme(text) else os.path.abspath(text)
 
 
-def _verify_adapter(adapter: Adapter, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:
+def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) -> Verification:
     checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"), _consistent(adapter)]
     checks += [Check("targets", None, f"without its base: {doubt}") for doubt in doubts(adapter)]
     if adapter.unread:
@@ -258,15 +259,15 @@ def _record(checkpoint: Checkpoint) -> list[Check]:
     return [Check("undo record", True, f"{len(restored)} tensors of the base can be restored: surgery unmerge")]
 
 
-def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: Callable[[str, int], None] | None) -> Check:
+def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: OnTensor | None) -> Check:
     """Every float tensor, window by window. Dtypes that torch cannot ask are counted, not passed over in silence."""
-    bad, unasked = [], []
+    bad, unasked, total = [], [], sum(tensor.nbytes for tensor in tensors.values())
     work = workspace_of(DEFAULT_MEMORY)
     try:
         for name in sorted(tensors, key=lambda n: (natural(weight_map.get(n, "")), natural(n))):
             tensor = tensors[name]
             if on_tensor:
-                on_tensor(name, tensor.nbytes)
+                on_tensor(name, tensor.nbytes, total)
             if tensor.dtype.kind not in (Kind.FLOAT, Kind.COMPLEX):
                 continue
             if tensor.dtype.name not in TORCH_NAMES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,8 @@ from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
 from ...files.peft import CONFIG, Adapter
-from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.row import Site
@@ -32,6 +31,7 @@ from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_bas
 from .changes import Placed, join, module_of
 from .embedded import own_names
 from .lineage import check_base
+from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
@@ -284,7 +284,7 @@ def _place(
         else:
             lost.append(module)
     if lost or unplaced:
-        _check_quantised(checkpoint, adapter, lost)
+        check_quantised(checkpoint, adapter, lost)
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
@@ -297,33 +297,10 @@ def _place_module(checkpoint: Checkpoint, adapter: Adapter, module: str, weight:
     name, bias = f"{module}.weight", f"{module}.bias"
     check_known(checkpoint, adapter, name)
     base = placed.whole.get(name, checkpoint.tensors[name])
-    for tensor in (checkpoint.tensors[name], base):
-        if tensor.dtype not in ARITHMETIC:
-            where = [f"{adapter.path}: {module}", f"base: {name}", *_quantised(checkpoint)]
-            tip = "dequantise the base first; F16, BF16, F32 and F64 are computed"
-            raise NotSupported(f"cannot compute on {tensor.dtype} tensors", where=where, help=tip)
+    check_computed(checkpoint, adapter, module, base)
     one = delta(adapter, module, name, base.shape, checkpoint.config)
     placed.deltas.setdefault(name, []).append(one.times(weight))
     if scaled := gain(adapter, module, reshape(base, matrix_of(base.shape)), one, weight):
         placed.gains[name] = scaled
     if more := bias_delta(adapter, module, checkpoint.tensors.get(bias)):
         placed.deltas.setdefault(bias, []).append(more.times(weight))
-
-
-def _quantised(checkpoint: Checkpoint) -> list[str]:
-    """What config.json says of how the weights are quantised."""
-    said = checkpoint.config.get("quantization_config")
-    how = said.get("quant_method") or said.get("format") if isinstance(said, Mapping) else None
-    return [f"config.json: quantization_config says {how or 'not how'}"] if said else []
-
-
-def _check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> None:
-    """Raise NotSupported where a module has tensors in a quantised base, and no weight: then it is no other one's."""
-    here = [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _quantised(checkpoint) else []
-    if here:
-        names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
-        raise NotSupported(
-            f"{len(here)} of the adapter's {len(adapter.lora)} modules are quantised in the base",
-            where=[adapter.path, *listed(here), f"{here[0]} has {', '.join(listed(names))}", *_quantised(checkpoint)],
-            help="dequantise the base first, or merge into the one that it was made from",
-        )
