@@ -9,7 +9,7 @@ from typing import Any
 
 from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
-from ...adapters.consistency import strangers, without_factors
+from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
 from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
@@ -34,7 +34,7 @@ from .lineage import as_trained, check_base, on_changed
 from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
-from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
+from .saved_modules import check_known, place_whole, share_deltas
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -291,7 +291,7 @@ def _place(
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
-            share_deltas(adapter, placed, [name for name in group.names if wanted(module_of(name))])
+            share_deltas(adapter, placed, [name for name in group.kept if wanted(module_of(name))])
     return placed
 
 
