@@ -134,7 +134,7 @@ def merge(
         opened, own = (before, []) if adapters else _apart(before)
         merged = surgery.merge(
             opened,
-            [*own, *(surgery.open_adapter(a) for a in adapters or ())],
+            [*own, *surgery.open_adapters(adapters or (), merging.beside())],
             **told,
             again=again,
         )
@@ -176,6 +176,6 @@ def unmerge(
         checkpoint = surgery.open_checkpoint(merged)
         if not approximate:
             return surgery.unmerge(checkpoint)
-        return surgery.unmerge_approximately(checkpoint, [surgery.open_adapter(a) for a in adapters or ()], **told)
+        return surgery.unmerge_approximately(checkpoint, surgery.open_adapters(adapters or (), merging.beside()), **told)
 
     written(made, options)

@@ -115,6 +115,7 @@ def verify(
                 base=base,
                 adapter=adapters or (),
                 **told,
+                beside=merging.beside(),
                 on_tensor=on_tensor,
             )
         if json:
