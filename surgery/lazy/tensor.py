@@ -180,7 +180,7 @@ class Sum(_Sized):
 class Norms(_Sized):
     """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it before all else."""
 
-    of: Sum
+    of: Tensor
     columns: bool = False
 
     @property
@@ -392,6 +392,10 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
     match tensor:
         case Sum(dtype, base, deltas, gain):
             return Sum(dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
+        case Before(dtype, after, deltas, gain):
+            return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
+        case Norms(of, columns):
+            return Norms(inner(of), columns)
     return moved_alike(tensor, inner)
 
 
