@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..lazy.dtypes import Dtype
@@ -26,19 +27,29 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     return getattr(torch, TORCH_NAMES[dtype.name])
 
 
+_held = Lock()
+_before: list[tuple[int, str]] = []  # what was set before each `exact` that has not ended
+
+
 @contextmanager
 def exact() -> Iterator[None]:
-    """One torch thread, full float32 precision: part of the block law. Restored afterwards."""
+    """One torch thread, full float32 precision: part of the block law. Restored when the last of several at once ends."""
     import torch
 
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
+    with _held:
+        _before.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+        torch.set_num_threads(1)
+        torch.set_float32_matmul_precision("highest")
+    one_thread()
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
+        with _held:
+            threads, precision = _before[0]
+            _before.pop()
+            if not _before:
+                torch.set_num_threads(threads)
+                torch.set_float32_matmul_precision(precision)
 
 
 def one_thread() -> None:

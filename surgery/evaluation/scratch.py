@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..lazy.runs import Piece, lower
-from ..lazy.tensor import Norms, Sum, Tensor, children, has_arithmetic
+from ..lazy.tensor import Norms, Sum, Tensor, changes, children, has_arithmetic
 from .tiles import columns_of
 
 SCRATCH = "scratch"  # the path under which a plan names the file of its scratch tensors
@@ -22,13 +22,17 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
     return None
 
 
+def scratch_of_factor(factor: Tensor) -> Tensor | None:
+    """The same for a factor of a sum, in which no sum may be left: it is read while that sum is worked on."""
+    return scratch_of(factor) or next(sums_in(factor), None)
+
+
 def _inside(total: Sum) -> Tensor | None:
-    """What a sum needs computed before it: in what it is made of, and factors that are sums themselves."""
-    for child in children(total):
-        if inner := scratch_of(child):
-            return inner
-    factors = (factor for delta in total.deltas for factor in delta.factors)
-    return next((found for factor in factors if has_arithmetic(factor) for found in sums_in(factor)), None)
+    """What a sum needs computed before it: in its base, and all of its factors."""
+    if inner := scratch_of(total.base):
+        return inner
+    factors = (factor for change in changes(total.deltas, total.gain) for factor in change.factors)
+    return next((found for factor in factors if (found := scratch_of_factor(factor))), None)
 
 
 def _by_rows(piece: Piece) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...errors import PlanError, listed
-from ...files.peft import TOKENS
+from ...files.peft import module_of as module_of
 from ...lazy.change import Change, Delta
 from ...lazy.tensor import Tensor
 
@@ -40,9 +40,3 @@ def join(placed: Placed, more: Placed) -> None:
     placed.dropped |= more.dropped
     for name, deltas in more.deltas.items():
         placed.deltas.setdefault(name, []).extend(deltas)
-
-
-def module_of(name: str) -> str:
-    """The module of a tensor that an adapter holds whole, or of the rows that it trained."""
-    found = TOKENS.fullmatch(name)
-    return found["module"] if found else name.rpartition(".")[0].removesuffix(".token_adapter")
