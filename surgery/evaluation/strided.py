@@ -31,8 +31,10 @@ def split(dims: Sequence[Dim]) -> tuple[int, tuple[Dim, ...]]:
 
 def starts(dims: Sequence[Dim]) -> Iterator[tuple[int, int]]:
     """(at, to) of each run."""
-    steps = [[(i * d.at, i * d.to) for i in range(d.count)] for d in dims]
-    return ((sum(a for a, _ in index), sum(b for _, b in index)) for index in product(*steps))
+    each = [list(zip(range(0, d.count * d.at, d.at), range(0, d.count * d.to, d.to), strict=True)) for d in dims]
+    if len(each) == 1:
+        return iter(each[0])
+    return ((sum(a for a, _ in index), sum(b for _, b in index)) for index in product(*each))
 
 
 def place(span: memoryview, dims: Sequence[Dim], out: memoryview, to: int) -> None:
