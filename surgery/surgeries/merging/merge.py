@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
-from ...adapters.consistency import strangers, without_factors
+from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
 from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
@@ -29,11 +30,11 @@ from .additions import May, check_added, may_be_new
 from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
-from .lineage import check_base
+from .lineage import as_trained, check_base, on_changed
 from .quantised import check_computed, check_quantised
-from .refusals import not_placed
+from .refusals import check_read, not_placed
 from .replicate import replicated
-from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
+from .saved_modules import check_known, place_whole, share_deltas
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -52,6 +53,7 @@ def merge(
     again: bool = False,
     dtype: str | None = None,
     add: str | None = None,
+    base_as_trained: bool = False,
     tokenizer: str | None = None,
     any_base: bool = False,
 ) -> Checkpoint:
@@ -68,7 +70,8 @@ def merge(
     "base", or a folder with another one.
 
     A tensor that an adapter holds whole may be new where it is of a head that a class of the base's type has, such as a `score`, or
-    where the regular expression `add` matches its whole name.
+    where the regular expression `add` matches its whole name. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base before they train:
+    `base_as_trained` says that the checkpoint is that changed base.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
     PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
@@ -79,13 +82,14 @@ def merge(
     weights = _weights(adapters, weights, scale)
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
+    check_read(adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
-    plain = [_plain(unwrapped(one, names_of(checkpoint))) for one in adapters]
+    plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     fitting = [_fitted(checkpoint, one) for one in chosen]
     for one in plain:
@@ -102,14 +106,15 @@ def merge(
         merged = merged.with_config({**merged.config, **edits})
     step = {
         "surgery": "merge",
-        "adapters": [{"digest": a.digest, "weight": w, "modules": len(a.lora)} for a, w in zip(adapters, weights, strict=True)],
+        "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in merged.tensors.items()),
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
         **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
+        **({"base_as_trained": True} if base_as_trained else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
-    said = [note for *_, notes in fitting for note in notes if note]
+    said = [note for *_, notes in fitting for note in notes if note] + on_changed(base, adapters)
     said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
@@ -117,6 +122,12 @@ def merge(
         notes=(*merged.notes, *lineage, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
     )
     return cast(merged, dtype) if dtype else merged
+
+
+def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
+    """What the history says of an adapter."""
+    told: dict[str, Any] = {"digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+    return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
 def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale: float) -> list[float]:
@@ -131,9 +142,9 @@ def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale
     return weights
 
 
-def _plain(adapter: Adapter) -> Adapter:
+def _plain(adapter: Adapter, base_as_trained: bool) -> Adapter:
     """The adapter as LoRA on modules and parameters. Raises NotSupported for a kind that is not merged, AdapterError."""
-    check_kind(adapter)
+    check_kind(adapter, base_as_trained=base_as_trained)
     plain = as_lora(adapter)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
@@ -280,7 +291,7 @@ def _place(
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
-            share_deltas(adapter, placed, [name for name in group.names if wanted(module_of(name))])
+            share_deltas(adapter, placed, [name for name in group.kept if wanted(module_of(name))])
     return placed
 
 
