@@ -38,6 +38,7 @@ from .execution.crew import Step
 from .execution.execute import Report, execute, write
 from .execution.stage import clean
 from .files.peft import Adapter, is_adapter, open_adapter
+from .files.symlinks import following_links
 from .hub.content import PushPlan, PushReport
 from .hub.push import plan_push, push
 from .hub.send import execute_push
@@ -98,6 +99,7 @@ __all__ = [
     "drop",
     "execute",
     "execute_push",
+    "following_links",
     "fuse",
     "fuse_experts",
     "fuse_gate_up",

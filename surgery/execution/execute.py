@@ -23,6 +23,7 @@ from ..evaluation.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, SCRATCH, Workspa
 from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
 from ..evaluation.read import PIECE, Reader
 from ..files.manifest import MANIFEST
+from ..files.opening import regular
 from ..files.peft import Adapter
 from ..files.refs import has_scheme
 from ..lazy.tensor import File
@@ -276,7 +277,7 @@ def whole_file(shard: ShardPlan) -> File | None:
     """The input file that the shard is, byte for byte, its header included; None where it is not just that."""
     match list(islice(shard.steps(), 2)):
         case [Copy(file, at, to, nbytes)] if not file.remote and at == to == len(shard.header) and to + nbytes == file.size == shard.nbytes:
-            with open(file.path, "rb") as stream:
+            with open(file.path, "rb", opener=regular) as stream:
                 return file if stream.read(to) == shard.header else None
     return None
 
