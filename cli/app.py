@@ -449,9 +449,10 @@ def diff(
     import surgery
 
     from . import output
+    from .progress import looking
 
     def body() -> None:
-        with output.counting(not json and not quiet) as on_tensor:
+        with looking(shown=not json and not quiet) as on_tensor:
             found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor)
         if json or not quiet:
             output.show_difference(found, json=json)
@@ -495,13 +496,14 @@ def verify(
     import surgery
 
     from . import output
+    from .progress import looking
 
     told = merging.told()
     if bool(base) != bool(adapters) or (not base and merging != Merging()):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
 
     def body() -> None:
-        with output.counting((values or base is not None) and not json and not quiet) as on_tensor:
+        with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:
             found = surgery.verify(
                 model,
                 values=values,

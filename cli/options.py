@@ -215,6 +215,16 @@ class Merging:
         typer.Option("--dtype", metavar="DTYPE", help="Of the result: bfloat16, float16, float32 or float64.", rich_help_panel=MERGING),
     ] = ""
 
+    add: Annotated[
+        str,
+        typer.Option(
+            "--add",
+            metavar="REGEX",
+            help="Add what an adapter holds whole and the base has no place for, where the whole name matches.",
+            rich_help_panel=MERGING,
+        ),
+    ] = ""
+
     def told(self) -> dict[str, Any]:
         """What was said, as arguments for the library."""
         if self.tied not in ("untie", "error"):
@@ -231,6 +241,7 @@ class Merging:
             "except_": self.except_ or None,
             "tied": self.tied,
             "dtype": self.dtype or None,
+            "add": self.add or None,
         }
 
 

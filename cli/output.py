@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -268,18 +267,6 @@ def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
         print(f"removed {path} ({size(nbytes)})")
     if not removed:
         print("nothing to clean")
-
-
-@contextmanager
-def counting(shown: bool) -> Iterator[Callable[[str, int], None] | None]:
-    """A callback that shows the tensor at hand on a terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda name, nbytes: status.update(f"{name} ({size(nbytes)})")
 
 
 def size(nbytes: int) -> str:

@@ -52,3 +52,14 @@ def counted(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None] |
     with _bar() as bar:
         task = bar.add_task("", total=total)
         yield lambda name, nbytes: bar.update(task, advance=nbytes, description=name)
+
+
+@contextmanager
+def looking(*, shown: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback for `diff` and `verify`, after each tensor; None where there is nobody to look."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    with _bar() as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, nbytes, total: bar.update(task, total=total, advance=nbytes, description=name)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import typer
 
 import surgery
-from surgery.evaluation.evaluate import DEFAULT_MEMORY
+from surgery.evaluation.workspace import DEFAULT_MEMORY
 
 from . import output
 from .options import Writing

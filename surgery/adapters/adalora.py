@@ -16,7 +16,8 @@ from typing import Any
 from ..errors import AdapterError, NotSupported
 from ..files.peft import Adapter, base_name
 from ..lazy.dtypes import ARITHMETIC, F32
-from ..lazy.tensor import LowRank, Tensor, Zeros, add, concat, narrow, reshape
+from ..lazy.low_rank import LowRank
+from ..lazy.tensor import Tensor, Zeros, add, concat, narrow, reshape
 from .fused import Rank, config_with
 
 PARTS = {"lora_A", "lora_B", "lora_E"}

@@ -17,6 +17,7 @@ from ..names import compiled, is_called, natural
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .lora import BIAS, check_factors, check_numbers
+from .unwrapped import unwrapped
 
 TIED = ("embed_tokens", "lm_head", "wte", "word_embeddings", "decoder")
 IN_PROJ = ".in_proj_weight"
@@ -30,7 +31,7 @@ def contradictions(adapter: Adapter) -> list[str]:
         check_numbers(adapter)
         for option in ("target_modules", "exclude_modules"):
             _matches(adapter.config.get(option), "")
-        adapter = by_parameter(adapter)
+        adapter = by_parameter(unwrapped(adapter))
     except SurgeryError as error:
         return [_line(error)]
     found = [f"{name} holds no element: an ungathered save looks like this" for name, t in adapter.tensors.items() if not t.size]
@@ -44,7 +45,7 @@ def doubts(adapter: Adapter) -> list[str]:
     if adapter.config.get("peft_type") != "LORA":
         return []
     try:
-        return _doubts(by_parameter(adapter))
+        return _doubts(by_parameter(unwrapped(adapter)))
     except SurgeryError:  # a contradiction, and told as such
         return []
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from ..errors import AdapterError, NotSupported
 from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32
-from ..lazy.tensor import Gain, LowRank, Norms, Sum, Tensor, reshape
+from ..lazy.gain import Gain
+from ..lazy.low_rank import LowRank
+from ..lazy.tensor import Norms, Sum, Tensor, reshape
 
 MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 

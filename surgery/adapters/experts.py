@@ -21,7 +21,8 @@ from typing import Any
 from ..errors import AdapterError, NotSupported
 from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC
-from ..lazy.tensor import LowRank, Shape, Tensor, narrow, permute, reshape
+from ..lazy.low_rank import LowRank
+from ..lazy.tensor import Shape, Tensor, narrow, permute, reshape
 from ..models.fused.layout import Layout, equal, sections, split_axis
 from ..models.fused.row import EXPERT, Row, Site
 from ..names import is_called
@@ -187,7 +188,6 @@ def _canonical(one: Wrapped, experts: int, out: int, width: int, base: str, conf
 
 
 def _turned(delta: LowRank) -> LowRank:
-    assert delta.right is not None
     return LowRank(permute(delta.right, (1, 0)), permute(delta.left, (1, 0)), delta.scale)
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from ..errors import LayoutError, NotSupported, listed
 from ..files.peft import Adapter, file_name
+from ..lazy.dense import Dense
 from ..lazy.dtypes import F32
-from ..lazy.tensor import LowRank, Tensor, Zeros, add, concat, reshape
+from ..lazy.tensor import Tensor, Zeros, add, concat, reshape
 from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
 from ..models.fused.layout import fuse_axis, split_axis
 from ..models.fused.row import Site
@@ -167,7 +168,7 @@ def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict
     made = {}
     for part, tensor in tensors.items():
         matrix = reshape(tensor, (tensor.shape[0], tensor.size // tensor.shape[0]))
-        product = add(Zeros(F32, matrix.shape), [LowRank(matrix, None, factors[part])]) if factors[part] != 1 else add(matrix, [], F32)
+        product = add(Zeros(F32, matrix.shape), [Dense(matrix, factors[part])]) if factors[part] != 1 else add(matrix, [], F32)
         made[part] = reshape(product, tensor.shape)
     return made
 

@@ -19,8 +19,10 @@ from typing import Any
 
 from ..errors import AdapterError, NotSupported
 from ..files.peft import Adapter
+from ..lazy.dense import Dense
 from ..lazy.dtypes import ARITHMETIC
-from ..lazy.tensor import LowRank, Shape, Tensor, permute, reshape
+from ..lazy.low_rank import LowRank
+from ..lazy.tensor import Shape, Tensor, permute, reshape
 from ..models.families import is_conv1d
 from ..names import compiled
 from .dora import MAGNITUDES
@@ -121,7 +123,7 @@ def matrix_of(shape: Shape) -> Shape:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape
 
 
-def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> LowRank | None:
+def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> Dense | None:
     """What the adapter adds to the base's bias of `module`; None where lora_B has no bias.
 
     Raises NotSupported where the base has none to add it to.
@@ -139,7 +141,7 @@ def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> LowRank | 
         raise NotSupported("the adapter has a bias, the base's module has none", where=where, help=tip)
     if bias.shape != base.shape or bias.dtype not in ARITHMETIC:
         raise AdapterError(f"the adapter's bias is {bias.dtype} {bias.shape}, the base's {base.dtype} {base.shape}", where=where)
-    return LowRank(bias, None, strength(adapter.config, module)[2])
+    return Dense(bias, strength(adapter.config, module)[2])
 
 
 def strength(config: Mapping[str, Any], module: str) -> tuple[int, float, float]:

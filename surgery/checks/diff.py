@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from ..checkpoint import Checkpoint, of_adapter, open_any
 from ..errors import FormatError, SurgeryError
-from ..evaluation.compare import Measure, identical, measure, workspace
-from ..evaluation.evaluate import Workspace
+from ..evaluation.compare import identical, workspace
+from ..evaluation.measure import Measure, measure
 from ..evaluation.read import content, same_content
+from ..evaluation.workspace import Workspace
 from ..files.peft import CONFIG as ADAPTER_CONFIG
 from ..files.peft import Adapter
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import File, Tensor
 from ..names import natural, select
 
+OnTensor = Callable[[str, int, int], None]  # a tensor's name, its bytes, and those of all that are looked at
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 ABSENT = "absent"
 
@@ -82,11 +88,11 @@ class Difference:
 Side = str | os.PathLike[str] | Checkpoint | Adapter
 
 
-def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: Callable[[str, int], None] | None = None) -> Difference:
+def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = None) -> Difference:
     """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it likes.
 
     With `tensors`, only those whose whole name matches, and no file, are compared; raises NothingMatched where none does.
-    `on_tensor` is called with each name and its bytes. Holds a few windows of 4 MB, never a whole tensor.
+    `on_tensor` is called after each tensor. Holds a few windows of 4 MB for each core, never a whole tensor.
     """
     one, other = _opened(a), _opened(b)
     if (ADAPTER_CONFIG in one.files) != (ADAPTER_CONFIG in other.files):
@@ -97,29 +103,36 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: Callable[[str, int],
         )
     known = {**one.tensors, **other.tensors}
     names = select(known, tensors) if tensors else sorted(known, key=natural)
-    unlike: list[Change] = []
-    changed: list[Change] = []
-    same: list[str] = []
-    with workspace() as work:
-        for name in [n for n in names if n in one.tensors and n in other.tensors]:
-            x, y = one.tensors[name], other.tensors[name]
-            if on_tensor:
-                on_tensor(name, x.nbytes + y.nbytes)
-            if identical(x, y, work):
-                same.append(name)
-            else:
-                (changed if _kind(x) == _kind(y) else unlike).append(_change(name, x, y, work))
+    pairs = [(n, one.tensors[n], other.tensors[n]) for n in names if n in one.tensors and n in other.tensors]
+    changes = dict(_changes(pairs, on_tensor))
+    found = [change for change in changes.values() if change]
     return Difference(
         one.path,
         other.path,
         only_a=tuple(n for n in names if n not in other.tensors),
         only_b=tuple(n for n in names if n not in one.tensors),
-        unlike=tuple(unlike),
-        changed=tuple(changed),
-        identical=tuple(same),
+        unlike=tuple(change for change in found if change.a != change.b),
+        changed=tuple(change for change in found if change.a == change.b),
+        identical=tuple(name for name, change in changes.items() if change is None),
         config=() if tensors else _fields(one.files, other.files),
         files=Names((), ()) if tensors else _files(one.files, other.files),
     )
+
+
+def _changes(pairs: Sequence[tuple[str, Tensor, Tensor]], on_tensor: OnTensor | None) -> Iterator[tuple[str, Change | None]]:
+    """Each name and what is not the same under it, in order; as many at once as there are cores."""
+    total, count = sum(x.nbytes + y.nbytes for _, x, y in pairs), min(4, len(os.sched_getaffinity(0)))
+    with ExitStack() as opened:
+        free: SimpleQueue[Workspace] = SimpleQueue()
+        for _ in range(count):
+            free.put(opened.enter_context(workspace()))
+        crew = ThreadPoolExecutor(count)
+        opened.callback(crew.shutdown, cancel_futures=True)
+        found = crew.map(partial(_change, free), pairs)
+        for (name, x, y), change in zip(pairs, found, strict=True):
+            if on_tensor:
+                on_tensor(name, x.nbytes + y.nbytes, total)
+            yield name, change
 
 
 def _opened(side: Side) -> Checkpoint:
@@ -128,8 +141,15 @@ def _opened(side: Side) -> Checkpoint:
     return of_adapter(side) if isinstance(side, Adapter) else side
 
 
-def _change(name: str, a: Tensor, b: Tensor, work: Workspace) -> Change:
-    return Change(name, _kind(a), _kind(b), measure(a, b, work) if a.shape == b.shape else None)
+def _change(free: SimpleQueue[Workspace], pair: tuple[str, Tensor, Tensor]) -> Change | None:
+    name, a, b = pair
+    work = free.get()
+    try:
+        if identical(a, b, work):
+            return None
+        return Change(name, _kind(a), _kind(b), measure(a, b, work) if a.shape == b.shape else None)
+    finally:
+        free.put(work)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -20,7 +20,7 @@ the third, the order of summation. As every element of a small delta lies within
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil, sqrt
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import Checkpoint
 from ..errors import printable
 from ..evaluation.compare import bits, chunks, comparing, identical, ulp, workspace
-from ..evaluation.evaluate import Workspace
+from ..evaluation.workspace import Workspace
 from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
 from ..lazy.tensor import Tensor, Zeros, add, permute
@@ -38,6 +38,7 @@ from ..names import natural
 from ..surgeries.cast import in_dtype
 from ..surgeries.merging.merge import merge
 from ..surgeries.rename import Rule
+from .diff import OnTensor
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,7 @@ class Merging:
     except_: str | None = None
     tied: str = "untie"
     dtype: str | None = None
+    add: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -73,7 +75,10 @@ class Merging:
             except_=self.except_,
             tied=self.tied,
             dtype=self.dtype,
+            add=self.add,
             again=True,
+            tokenizer="base",
+            any_base=True,
         )
 
 
@@ -158,7 +163,7 @@ def prove(
     adapters: Sequence[Adapter],
     how: Merging,
     *,
-    on_tensor: Callable[[str, int], None] | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> Proof:
     """Judge every tensor of `merged` against the base with the adapters merged as `how` says, tensor names being the base's.
 
@@ -166,17 +171,17 @@ def prove(
     """
     expected = how(base, adapters)
     kinds = {t.dtype for a in adapters for t in a.tensors.values() if t.dtype in ARITHMETIC}
-    judged = []
+    judged, total = [], sum(tensor.nbytes for tensor in merged.tensors.values())
     with workspace() as work:
         for name in sorted({*expected.tensors, *merged.tensors}, key=natural):
-            if on_tensor:
-                on_tensor(name, merged.tensors[name].nbytes if name in merged.tensors else 0)
             if name not in merged.tensors:
                 judged.append(_missing(name, expected.tensors[name], merged, work))
             elif name not in expected.tensors:
                 judged.append(Judgement(name, Verdict.ADDED, detail="neither the base nor an adapter has it"))
             else:
                 judged.append(_judged(name, merged.tensors[name], base.tensors.get(name), expected.tensors[name], kinds, work))
+            if on_tensor:
+                on_tensor(name, merged.tensors[name].nbytes if name in merged.tensors else 0, total)
     return Proof(tuple(judged))
 
 

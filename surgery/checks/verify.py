@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +19,9 @@ from typing import Any
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
 from ..errors import HubError, SurgeryError, VerificationFailed, listed
-from ..evaluation.evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, nonfinite
+from ..evaluation.arithmetic import TORCH_NAMES
+from ..evaluation.evaluate import nonfinite, workspace_of
+from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.folder import folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
@@ -34,6 +36,7 @@ from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
 from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
+from .diff import OnTensor
 from .proof import Merging, Proof, Verdict, prove
 
 
@@ -82,20 +85,21 @@ def verify(
     except_: str | None = None,
     tied: str = "untie",
     dtype: str | None = None,
-    on_tensor: Callable[[str, int], None] | None = None,
+    add: str | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
 
-    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name and its bytes.
+    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes, and those of all.
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied` and `dtype` are as for `merge`, whose
-    errors are raised; where none is given and surgery made the merge, they are read from its manifest. An adapter whose config
-    and tensors contradict each other fails, and no merge is replayed.
+    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype` and `add` are as for
+    `merge`, whose errors are raised; where none is given and surgery made the merge, they are read from its manifest. An adapter
+    whose config and tensors contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -135,21 +139,24 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     if not steps:
         return Merging(), []
     weights = {str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())}
-    ways = {(step.get("only"), step.get("except"), tuple((str(a), str(b)) for a, b in step.get("map", ()))) for step in steps}
+    ways = {
+        (step.get("only"), step.get("except"), step.get("add"), tuple((str(a), str(b)) for a, b in step.get("map", ()))) for step in steps
+    }
     if unknown := [one.path for one in adapters if one.digest not in weights]:
         what = f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to be 1"
         return Merging(), [Check("options", None, what, tuple(unknown))]
     if len(ways) > 1:
         what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
         return Merging(), [Check("options", None, what)]
-    only, except_, names = ways.pop()
+    only, except_, add, names = ways.pop()
     casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
     dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
-    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype)
+    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add)
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,
         "except": except_,
+        "add": add,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
         "dtype": found.dtype,
     }
@@ -185,7 +192,7 @@ def _named(path: str | os.PathLike[str]) -> str:
     return text if has_scheme(text) else os.path.abspath(text)
 
 
-def _verify_adapter(adapter: Adapter, values: bool, on_tensor: Callable[[str, int], None] | None) -> Verification:
+def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) -> Verification:
     checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"), _consistent(adapter)]
     checks += [Check("targets", None, f"without its base: {doubt}") for doubt in doubts(adapter)]
     if values:
@@ -248,15 +255,15 @@ def _record(checkpoint: Checkpoint) -> list[Check]:
     return [Check("undo record", True, f"{len(restored)} tensors of the base can be restored: surgery unmerge")]
 
 
-def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: Callable[[str, int], None] | None) -> Check:
+def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: OnTensor | None) -> Check:
     """Every float tensor, window by window. Dtypes that torch cannot ask are counted, not passed over in silence."""
-    bad, unasked = [], []
-    work = Workspace(DEFAULT_MEMORY)
+    bad, unasked, total = [], [], sum(tensor.nbytes for tensor in tensors.values())
+    work = workspace_of(DEFAULT_MEMORY)
     try:
         for name in sorted(tensors, key=lambda n: (natural(weight_map.get(n, "")), natural(n))):
             tensor = tensors[name]
             if on_tensor:
-                on_tensor(name, tensor.nbytes)
+                on_tensor(name, tensor.nbytes, total)
             if tensor.dtype.kind not in (Kind.FLOAT, Kind.COMPLEX):
                 continue
             if tensor.dtype.name not in TORCH_NAMES:

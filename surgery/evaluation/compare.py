@@ -8,12 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..lazy.dtypes import BF16, F16, F32, F64, Dtype
 from ..lazy.tensor import Tensor, has_arithmetic
-from .evaluate import DEFAULT_MEMORY, TORCH_NAMES, Workspace, blocks, exact, into, settle, torch_dtype
+from .arithmetic import exact, torch_dtype
+from .evaluate import blocks, into, settle, workspace_of
+from .workspace import DEFAULT_MEMORY, Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -22,27 +23,6 @@ WINDOW = 4 << 20  # bytes of the first tensor that are compared at once
 CHUNK = 1 << 18  # elements that are looked at as float64 at once
 # Bits of the fraction, and the least exponent of a normal number: an ulp of x is 2 ** (exponent of x - fraction).
 PRECISION = {F16: (10, -14), BF16: (7, -126), F32: (23, -126), F64: (52, -1022)}
-_SIGNED = (*PRECISION, "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ")  # sign and magnitude, so that bits can be counted
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """How far the second of two tensors is from the first. `nonfinite` elements differ by NaN or infinity, and are in none of
-    the differences; `relative` is ||a - b|| / ||a||, None where a is zero; `ulps` is None for dtypes that have none in common.
-    """
-
-    elements: int
-    differing: int
-    largest: float
-    mean: float
-    relative: float | None
-    ulps: int | None
-    nonfinite: int = 0
-
-    @property
-    def share(self) -> float:
-        """Of the elements, those that differ."""
-        return self.differing / self.elements if self.elements else 0.0
 
 
 @contextmanager
@@ -58,7 +38,7 @@ def comparing(tensors: Sequence[Tensor], work: Workspace) -> Iterator[list[Tenso
 @contextmanager
 def workspace() -> Iterator[Workspace]:
     """A workspace for comparisons, closed at the end."""
-    work = Workspace(DEFAULT_MEMORY)
+    work = workspace_of(DEFAULT_MEMORY)
     work.window = WINDOW
     try:
         yield work
@@ -80,35 +60,6 @@ def same(first: Tensor, second: Tensor) -> bool:
     """`identical`, with a workspace of its own."""
     with workspace() as work:
         return identical(first, second, work)
-
-
-def measure(first: Tensor, second: Tensor, work: Workspace) -> Measure | None:
-    """How far two tensors of one shape are apart; None where torch has no such dtype."""
-    import torch
-
-    if any(t.dtype.name not in TORCH_NAMES for t in (first, second)):
-        return None
-    alike = first.dtype == second.dtype
-    counted = alike and (first.dtype in _SIGNED or first.dtype.name in _SIGNED)
-    differing = nonfinite = ulps = 0
-    largest = total = squares = norm = 0.0
-    with exact(), comparing((first, second), work) as pair:  # of several threads, each would have too little to do
-        for a, b in chunks(pair, work):
-            x, y = _double(a), _double(b)
-            other = bits(a) != bits(b) if alike else x != y
-            differing += int(other.sum())
-            apart = (x - y).abs()
-            finite = torch.isfinite(apart)
-            nonfinite += int((~finite & other).sum())
-            apart = apart.where(finite, 0)
-            largest = max(largest, float(apart.max()))
-            total += float(apart.sum())
-            squares += float((apart * apart).sum())
-            size = x.abs()
-            norm += float((size * size).where(torch.isfinite(size), 0).sum())
-            ulps = max(ulps, distance(a[finite & other], b[finite & other])) if counted else 0
-    relative = (squares / norm) ** 0.5 if norm else None
-    return Measure(first.size, differing, largest, total / max(1, first.size - nonfinite), relative, ulps if counted else None, nonfinite)
 
 
 def windows(tensors: Sequence[Tensor], work: Workspace) -> Iterator[list[memoryview]]:
@@ -172,11 +123,3 @@ def _places(values: torch.Tensor) -> torch.Tensor:
 
     found = bits(values).to(torch.int64)
     return torch.where(found < 0, -(found + (1 << (8 * values.element_size() - 1))), found)
-
-
-def _double(values: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    if values.is_complex():
-        return values.to(torch.complex128)
-    return (values.to(torch.float32) if values.element_size() == 1 and values.is_floating_point() else values).to(torch.float64)

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..errors import FormatError
 from ..evaluation.corrections import block_of
-from ..evaluation.evaluate import ROWS, Workspace, blocks
+from ..evaluation.evaluate import blocks
 from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
+from ..evaluation.tiles import ROWS
+from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
 from ..lazy.tensor import File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import UNDO, Checkpoint
 from ..errors import FormatError, NoSpace, SurgeryError
-from ..evaluation.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, SCRATCH, Workspace, exact
+from ..evaluation.arithmetic import exact
+from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
 from ..evaluation.read import PIECE, Reader
+from ..evaluation.scratch import SCRATCH
+from ..evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
 from ..files.manifest import MANIFEST
 from ..files.opening import regular
 from ..files.peft import Adapter
@@ -157,7 +160,7 @@ def _made(
     """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises VerificationFailed."""
     losses, (count, budget) = dict[str, Loss](), share
     unfinished = {written(s.name): s.name for s in plan.shards if s.sidecar} | {SCRATCH: SCRATCH}
-    space = partial(Workspace, budget, {named: os.path.join(stage.path, f"{name}.part") for named, name in unfinished.items()})
+    space = partial(workspace_of, budget, {named: os.path.join(stage.path, f"{name}.part") for named, name in unfinished.items()})
     with exact() if plan.arithmetic else nullcontext():
         for one in plan.scratch.apart() if plan.scratch and todo else ():  # in order: one may be made of those before it
             made = Crew([one], stage.path, space, emit, scratch=True).run(count)
@@ -287,7 +290,7 @@ def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], deliver
 
     A file that a broken run left is removed, not written over: it may be a link to an input.
     """
-    space = Workspace(4 * PIECE)
+    space = workspace_of(4 * PIECE)
     try:
         for path in sorted(plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
             if delivery and delivery.has(path):

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..evaluation.corrections import DIGEST, block_of, blocks_of, difference, digest
-from ..evaluation.evaluate import Workspace, blocks, into
+from ..evaluation.evaluate import blocks, into
 from ..files.safetensors import encode_header, in_file_order
 from ..lazy.dtypes import DTYPES, Dtype
 from ..planning.record import sealed
 from .stage import sync, write_at
 
 if TYPE_CHECKING:
+    from ..evaluation.workspace import Workspace
     from ..lazy.tensor import Shape
     from ..planning.record import Kept, Sidecar
     from ..planning.steps import ShardPlan

@@ -16,14 +16,18 @@ from typing import Any
 
 from ..errors import AdapterError, FormatError, NotACheckpoint
 from ..evaluation.read import sha256
-from ..lazy.tensor import Input, LowRank, Tensor
+from ..lazy.low_rank import LowRank
+from ..lazy.tensor import Input, Tensor
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
 from .strict import parse_object
+from .wrappers import ANY
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?")
+# Before and after the adapter's own name may stand what FSDP and its like put around a factor.
+_AROUND = rf"(?:\.(?:{ANY}))*"
+_LORA = re.compile(rf"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+){_AROUND}(?:\.(?!weight$|bias$)[^.]+)?{_AROUND}(?:\.(?P<kind>weight|bias))?")
 # A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
 # Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
 _SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
@@ -133,6 +137,12 @@ def encode_config(config: Mapping[str, Any]) -> bytes:
 def base_name(name: str) -> str:
     """A name in an adapter file as the base calls it: without PEFT's prefix and wrappers."""
     return _WRAPPERS.sub("", "." + name.removeprefix(PREFIX)).removeprefix(".")
+
+
+def module_of(name: str) -> str:
+    """The module of a tensor that an adapter holds whole, or of the rows that it trained."""
+    found = TOKENS.fullmatch(name)
+    return found["module"] if found else name.rpartition(".")[0].removesuffix(".token_adapter")
 
 
 def _nearby(folder: Folder) -> str:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FormatError
+from ..files.card import BLOCK, metadata_of
 from ..files.folder import Folder
 from ..files.manifest import Manifest, read_manifest
 from ..files.peft import CONFIG as ADAPTER_CONFIG
 from ..files.strict import MEND, parse_object
 
-CARD = "README.md"
 _ID = re.compile(r"(?:hf://)?(?P<id>[\w.-]+/[\w.-]+?)(?:@.+)?")
-_BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)(?P<end>^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +82,13 @@ def _library(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> str:
     return "peft" if adapter else ""
 
 
-def metadata_of(card: str) -> dict[str, Any]:
-    """The metadata of a card. Raises FormatError where they are none."""
-    found = _BLOCK.match(card)
-    if not found:
-        return {}
-    import yaml
-
-    try:
-        content = yaml.safe_load(found["yaml"])
-    except yaml.YAMLError as error:
-        raise _unreadable(str(error).split("\n")[0]) from error
-    if not isinstance(content, dict | None):
-        raise _unreadable("it is no mapping of keys to values")
-    return content or {}
-
-
-def _unreadable(why: str) -> FormatError:
-    return FormatError(
-        f"the metadata of the card cannot be read: {why}", where=[CARD], help="mend what stands between the two lines of ---"
-    )
-
-
 def completed(card: str, metadata: Mapping[str, Any]) -> str:
     """The card with those of `metadata` that it lacks; otherwise as it was, to the byte."""
     here = metadata_of(card)
     missing = {key: value for key, value in metadata.items() if key not in here}
     if not missing:
         return card
-    found = _BLOCK.match(card)
+    found = BLOCK.match(card)
     if not found:
         return f"---\n{_yaml(missing)}---\n\n{card}"
     return card[: found.start("end")] + _yaml(missing) + card[found.start("end") :]

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks.verify import verify
 from ..errors import FormatError, HubError, NotACheckpoint, NotAllowed, SurgeryError, listed
+from ..files.card import CARD, metadata_of
 from ..files.folder import LocalFolder
 from ..files.manifest import MANIFEST
 from ..files.refs import SCHEME, has_scheme, is_ref, parse_ref
 from . import client
-from .card import CARD, Origins, completed, is_ours, metadata_of, origins, written
+from .accepted import accepted, check_card
+from .card import Origins, completed, is_ours, origins, written
 from .client import retried
 from .comparison import compared, of_another_model
 from .content import MAIN, Local, PushPlan, PushReport, raw_of
@@ -135,6 +137,8 @@ def with_files(api: HfApi, plan: PushPlan, folder: str, files: Mapping[str, Loca
     name = plan.repo_id.split("/")[-1]
     found = origins(LocalFolder(folder), name, plan.repo_id)
     card, said = _card(api, found, files.get(CARD), plan.repo_id if CARD in plan.remote else "", plan.parent)
+    if CARD not in plan.remote or not plan.remote[CARD].holds(card):
+        check_card(api, _text(card))
     whole = {**files, CARD: card, **_manifest(files, card)}
     said += of_another_model(api, plan, files)
     plan = replace(plan, message=plan.message or _message(folder), notes=(*plan.notes, *said), files=whole)
@@ -204,16 +208,19 @@ def _card(api: HfApi, said: Origins, own: Local | None, repo_id: str, revision: 
     own = None if own and is_ours(_text(own)) else own
     text = _text(own) if own else _remote_card(api, repo_id, revision) if repo_id else None
     text = None if text is not None and not own and is_ours(text) else text
+    given = text
+    if text is not None:
+        text, notes = accepted(text, said.bases)
     here = metadata_of(text) if text is not None else {}
     if said.named and "license" not in here:
-        more, notes = _license(api, said.named[0], new=text is None)
-        metadata |= more
+        more, why = _license(api, said.named[0], new=text is None)
+        metadata, notes = metadata | more, [*notes, *why]
     if not said.named and "base_model" not in here:
         notes.append("the card names no base_model: neither the manifest nor the configs name one on the Hub")
     if text is None:
         return Local(written(said, metadata).encode()), notes
     whole = completed(text, metadata)
-    return (own if own and whole == text else Local(whole.encode())), notes
+    return (own if own and whole == given else Local(whole.encode())), notes
 
 
 def _text(local: Local) -> str:

@@ -17,11 +17,11 @@ from ..checks.verify import verify
 from ..errors import DestinationError, HubError, SurgeryError, listed
 from ..execution.crew import files_of
 from ..execution.stage import stage_at
+from ..files.card import CARD
 from ..files.folder import LocalFolder
 from ..files.manifest import read_manifest
 from ..files.refs import HubRef
 from . import client, resume
-from .card import CARD
 from .comparison import of_another_model, weights_in, with_others
 from .content import Item, Local, PushPlan, PushReport, Sent
 from .push import looked, with_files

@@ -4,8 +4,10 @@ A closed sum type of frozen dataclasses, handled with `match`:
 
     leaves       Stored | Zeros | Random               bytes of a file; nothing at all; numbers drawn from a key
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
-    arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms: `evaluate.py`
-    undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record: `undo.py`
+    arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms
+    undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
+
+What a sum adds to its base, and what multiplies it, is open: `change.py` says what each kind of it answers.
 
 Build nodes with the functions below, not with the classes: they check shapes, and they move movement under arithmetic,
 so that a row block of a sliced sum is the same row block of the sum. Elements are in row-major order everywhere.
@@ -16,8 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from ..errors import LayoutError, NotSupported
+from .change import Change, Delta
 from .dtypes import ARITHMETIC, F32, Dtype
 
 Shape = tuple[int, ...]
@@ -159,49 +163,13 @@ class Concat(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """The delta `scale * left @ right`: left (*rows, r), right (r, columns), for a tensor (*rows, columns).
-
-    Without a right factor it is `scale * left`, of the tensor's own shape.
-    """
-
-    left: Tensor
-    right: Tensor | None
-    scale: float
-
-    @property
-    def shape(self) -> Shape:
-        """Of the product."""
-        return self.left.shape if self.right is None else (*self.left.shape[:-1], self.right.shape[1])
-
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """The tensors that it is made of."""
-        return (self.left,) if self.right is None else (self.left, self.right)
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """The factor `magnitude / norms` for each row (of the flattened leading axes), or for each column."""
-
-    magnitude: Tensor
-    norms: Tensor
-    columns: bool = False
-
-    @property
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The tensors that it is made of."""
-        return self.magnitude, self.norms
-
-
-@dataclass(frozen=True, slots=True)
 class Sum(_Sized):
     """`(base + sum(deltas)) * gain`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a cast."""
 
     dtype: Dtype
     base: Tensor
-    deltas: tuple[LowRank, ...] = ()
-    gain: Gain | None = None
+    deltas: tuple[Delta, ...] = ()
+    gain: Change | None = None
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
@@ -212,7 +180,7 @@ class Sum(_Sized):
 class Norms(_Sized):
     """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it before all else."""
 
-    of: Sum
+    of: Tensor
     columns: bool = False
 
     @property
@@ -228,13 +196,13 @@ class Norms(_Sized):
 class Before(_Sized):
     """`after / gain - sum(deltas)`, rounded to `dtype`: what the base of a `Sum` that gave `after` most likely was.
 
-    The same bits on every machine, for whatever elements it is asked: `undo.py`.
+    The same bits on every machine, for whatever elements it is asked: `evaluation/undoing.py`.
     """
 
     dtype: Dtype
     after: Tensor
-    deltas: tuple[LowRank, ...] = ()
-    gain: Gain | None = None
+    deltas: tuple[Delta, ...] = ()
+    gain: Change | None = None
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
@@ -287,9 +255,9 @@ def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
             return tensor
         case Reshape(base):
             return reshape(base, shape)
-        case Sum(dtype, base, deltas, gain) if _keeps_columns(tensor.shape, shape):
-            moved = [LowRank(reshape(d.left, (*shape[:-1], d.left.shape[-1])), d.right, d.scale) for d in deltas]
-            return Sum(dtype, reshape(base, shape), tuple(moved), _by_rows(gain, lambda rows: reshape(rows, shape[:-1])))
+        case Sum() if _keeps_columns(tensor.shape, shape):
+            if moved := _moved(tensor, lambda change: change.reshape_rows(shape[:-1])):
+                return Sum(tensor.dtype, reshape(tensor.base, shape), *moved)
     return Reshape(tensor, shape)
 
 
@@ -309,16 +277,13 @@ def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
         case Concat(parts, same) if same == axis and (found := _within(parts, axis, start, length)):
             part, first = found
             return narrow(part, axis, first, length)
-        case Sum(dtype, base, deltas, gain) if axis < len(tensor.shape) - 1:
-            moved = [LowRank(narrow(d.left, axis, start, length), d.right, d.scale) for d in deltas]
-            return Sum(
-                dtype, narrow(base, axis, start, length), tuple(moved), _by_rows(gain, lambda rows: narrow(rows, axis, start, length))
-            )
-        case Sum(dtype, base, deltas, gain):
-            moved = [_columns(d, start, length) for d in deltas]
-            if gain and gain.columns:
-                gain = Gain(narrow(gain.magnitude, 0, start, length), narrow(gain.norms, 0, start, length), columns=True)
-            return Sum(dtype, narrow(base, axis, start, length), tuple(moved), gain)
+        case Sum(dtype, base):
+            if axis < len(tensor.shape) - 1:
+                moved = _moved(tensor, lambda change: change.narrow_rows(axis, start, length))
+            else:
+                moved = _moved(tensor, lambda change: change.narrow_columns(start, length))
+            if moved:
+                return Sum(dtype, narrow(base, axis, start, length), *moved)
     return Narrow(tensor, axis, start, length)
 
 
@@ -333,8 +298,8 @@ def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
         case Permute(base, before):
             return permute(base, [before[a] for a in axes])
         case Sum(dtype, base, deltas, gain) if axes[-1] == rank - 1 or not (deltas or gain):
-            moved = [LowRank(permute(d.left, axes), d.right, d.scale) for d in deltas]
-            return Sum(dtype, permute(base, axes), tuple(moved), _by_rows(gain, lambda rows: permute(rows, axes[:-1])))
+            if moved := _moved(tensor, lambda change: change.permute_rows(axes[:-1])):
+                return Sum(dtype, permute(base, axes), *moved)
     return Permute(tensor, axes)
 
 
@@ -355,7 +320,7 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
     return Concat(tuple(parts), axis)
 
 
-def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None, gain: Gain | None = None) -> Tensor:
+def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain: Change | None = None) -> Tensor:
     """`(base + sum(deltas)) * gain`, rounded once to `dtype` (the base's when not given).
 
     No deltas and no gain: a cast, or the base itself.
@@ -366,12 +331,14 @@ def add(base: Tensor, deltas: Sequence[LowRank], dtype: Dtype | None = None, gai
     for kind in (base.dtype, dtype):
         if kind not in ARITHMETIC:
             raise NotSupported(f"cannot compute on {kind} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed")
-    for d in deltas:
-        if d.shape != base.shape or (d.right is not None and d.left.shape[-1] != d.right.shape[0]):
-            raise LayoutError(f"a delta of {' x '.join(str(f.shape) for f in d.factors)} does not fit {base.shape}")
-    if gain and any(f.shape != (base.shape[-1:] if gain.columns else base.shape[:-1]) for f in gain.factors):
-        raise LayoutError(f"magnitudes of {gain.magnitude.shape} do not fit {base.shape}")
+    for change in changes(deltas, gain):
+        change.check(base.shape)
     return Sum(dtype, base, tuple(deltas), gain)
+
+
+def changes(deltas: Sequence[Delta], gain: Change | None) -> tuple[Change, ...]:
+    """All that a sum does to its base, in its order."""
+    return (*deltas, gain) if gain else tuple(deltas)
 
 
 def children(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -382,11 +349,11 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
         case Concat(parts):
             return parts
         case Sum(_, base, deltas, gain):
-            return (base, *(t for d in deltas for t in d.factors), *(gain.factors if gain else ()))
+            return (base, *(factor for change in changes(deltas, gain) for factor in change.factors))
         case Norms(of):
             return (of,)
         case Before(_, after, deltas, gain):
-            return (after, *(t for d in deltas for t in d.factors), *(gain.factors if gain else ()))
+            return (after, *(factor for change in changes(deltas, gain) for factor in change.factors))
         case Restored(_, predicted, frames, sizes, digests):
             return predicted, frames, sizes, digests
     return ()
@@ -424,9 +391,9 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
     match tensor:
         case Sum(dtype, base, deltas, gain):
-            moved = [LowRank(inner(d.left), None if d.right is None else inner(d.right), d.scale) for d in deltas]
-            scaled = Gain(inner(gain.magnitude), inner(gain.norms), gain.columns) if gain else None
-            return Sum(dtype, inner(base), tuple(moved), scaled)
+            return Sum(dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
+        case Norms(of, columns):
+            return Norms(inner(of), columns)
     return moved_alike(tensor, inner)
 
 
@@ -444,15 +411,13 @@ def moved_alike(tensor: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
     return tensor
 
 
-def _by_rows(gain: Gain | None, move: Callable[[Tensor], Tensor]) -> Gain | None:
-    """The gain after a movement of the rows, which leaves those of columns as they are."""
-    return Gain(move(gain.magnitude), move(gain.norms)) if gain and not gain.columns else gain
-
-
-def _columns(delta: LowRank, start: int, length: int) -> LowRank:
-    if delta.right is None:
-        return LowRank(narrow(delta.left, -1, start, length), None, delta.scale)
-    return LowRank(delta.left, narrow(delta.right, 1, start, length), delta.scale)
+def _moved(total: Sum, move: Callable[[Change], Change | None]) -> tuple[tuple[Delta, ...], Change | None] | None:
+    """The sum's deltas and gain after a movement of rows or columns; None where one of them cannot take it."""
+    deltas = [move(delta) for delta in total.deltas]
+    gain = move(total.gain) if total.gain else None
+    if any(delta is None for delta in deltas) or (total.gain and gain is None):
+        return None
+    return tuple(cast(list["Delta"], deltas)), gain
 
 
 def _with(shape: Shape, axis: int, size: int) -> Shape:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..checkpoint import Checkpoint
 from ..errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
-from ..evaluation.evaluate import DEFAULT_MEMORY, Workspace, nonfinite
+from ..evaluation.evaluate import nonfinite, workspace_of
+from ..evaluation.workspace import DEFAULT_MEMORY
 from ..lazy.dtypes import ARITHMETIC
 from ..lazy.runs import Piece, lower, to_bytes
-from ..lazy.tensor import Before, File, Restored, Shape, Stored, Sum, Tensor, children, stored
+from ..lazy.tensor import Before, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
 from ..names import natural
-from .steps import ShardPlan
 
 _PRIME, _POINT = 2**127 - 1, 3**79
 
@@ -36,7 +36,7 @@ def check_accounts(checkpoint: Checkpoint) -> None:
                     used, mark = parts.get(_key(leaf), (0, 0))
                     parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
                 case Sum() as leaf:
-                    for child in (leaf.base, *(f for d in leaf.deltas for f in d.factors), *([leaf.gain.magnitude] if leaf.gain else [])):
+                    for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
                         count(child)
                 case Before() | Restored() as leaf:
                     for child in children(leaf):
@@ -68,7 +68,7 @@ def check_accounts(checkpoint: Checkpoint) -> None:
 
 def check_adapters(checkpoint: Checkpoint) -> None:
     """The one scan of values at plan time: adapters are small, and one NaN in B makes a whole row of the base NaN."""
-    work = Workspace(DEFAULT_MEMORY)
+    work = workspace_of(DEFAULT_MEMORY)
     try:
         for source in checkpoint.inputs:
             floats = {n: t for n, t in source.tensors.items() if t.dtype in ARITHMETIC} if source.role == "adapter" else {}
@@ -115,9 +115,3 @@ def _mark(piece: Piece) -> int:
         step = pow(_POINT, dim.at, _PRIME)
         mark = mark * (pow(step, dim.count, _PRIME) - 1) * pow(step - 1, -1, _PRIME) % _PRIME
     return mark
-
-
-def check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes]) -> None:
-    both = [s.name for s in shards if s.name in files]
-    if both:
-        raise PlanError("a shard and a carried file would have the same path", where=both, help="rename the file in the source folder")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.evaluate import arithmetic_identity
+from ..evaluation.arithmetic import arithmetic_identity
 from ..files.refs import SCHEME, has_scheme
 from ..lazy.tensor import File, Input, Stored, Tensor, has_arithmetic
 from ..version import __version__

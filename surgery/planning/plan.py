@@ -3,7 +3,7 @@
 `plan` is pure but for the disk's free space, which the executor checks. What it proves, or refuses:
 
     every tensor that was opened reaches an output in full, or was dropped by name     (conservation)
-    no two outputs share a path                                                          (names)
+    every output is a file inside the folder, and no two share a path                    (names)
     shards that are joined agree on their `__metadata__`                                 (metadata)
     packed dtypes are cut at whole bytes                                                 (bytes)
 
@@ -12,14 +12,14 @@ A plan can be pickled, and split by output shard. Its `identity` changes with an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
-from ..evaluation.evaluate import SCRATCH, scratch_of
+from ..evaluation.scratch import SCRATCH, scratch_of, scratch_of_factor
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
 from ..files.peft import Adapter
@@ -28,8 +28,9 @@ from ..lazy.dtypes import Dtype
 from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is_computed, stored, substitute
 from ..names import natural
 from ..version import __version__
-from .accounts import check_accounts, check_adapters, check_metadata, check_packed, check_paths
+from .accounts import check_accounts, check_adapters, check_metadata, check_packed
 from .identity import described, identity_of
+from .outputs import check_paths
 from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .steps import ShardPlan, Slot
@@ -173,9 +174,9 @@ def plan(
     )
 
 
-def _settled(tensor: Tensor, scratch: list[Tensor]) -> Tensor:
-    """The tensor with all that is not row-local read from the scratch file, which `scratch` becomes, in that order."""
-    while (inner := scratch_of(tensor)) is not None:
+def _settled(tensor: Tensor, scratch: list[Tensor], left: Callable[[Tensor], Tensor | None] = scratch_of) -> Tensor:
+    """The tensor with all that is `left` to compute in it read from the scratch file, which `scratch` becomes, in that order."""
+    while (inner := left(tensor)) is not None:
         if inner not in scratch:
             scratch.append(inner)
         at = sum(t.nbytes for t in scratch[: scratch.index(inner)])
@@ -220,7 +221,7 @@ def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list
     base, made = checkpoint.before.tensors, []
     lost = {name: tensor for name, tensor in base.items() if name not in checkpoint.tensors}
     for shard in shards:
-        recipes, lone, slots = Recipes(shard.name, lambda tensor: _settled(tensor, scratch)), list[Kept](), list[Slot]()
+        recipes, lone, slots = Recipes(shard.name, lambda f: _settled(f, scratch, scratch_of_factor)), list[Kept](), list[Slot]()
         for slot in shard.slots:
             original = base.get(slot.name)
             if original is None:

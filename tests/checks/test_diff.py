@@ -254,3 +254,45 @@ def test_what_programs_see(one_changed: tuple[Path, Path]) -> None:
     measure = found["changed"][0]["measure"]
     assert measure["differing"] == 1 and measure["share"] == 1 / measure["elements"]
     assert json.loads(surge(a, a, "--json").stdout)["equal"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_what_is_measured_in_float32_is_what_float64_says(dtype: torch.dtype, scale: float, tmp_path: Path) -> None:
+    """Neighbours, other signs, other magnitudes, NaN in one part alone: as computed over the whole in float64."""
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(700, 1000, generator=generator).mul_(min(scale, 1e3) if dtype == torch.float16 else scale).to(dtype)
+    b = a.clone()
+    b[::3] = (a[::3].double() * 1.01).to(dtype)
+    b[5] = -a[5]
+    b[7] = a[7].roll(1)
+    b[9] = 0
+    if scale == 1.0:
+        b[400, 3], a[401, 4] = float("nan"), float("inf")
+    for name, value in (("a", a), ("b", b)):
+        (tmp_path / name).mkdir()
+        save_file({"w": value}, tmp_path / name / "model.safetensors")
+    found = surgery.diff(tmp_path / "a", tmp_path / "b").changed[0].measure
+    x, y = a.double(), b.double()
+    apart = (x - y).abs()
+    finite = apart.isfinite()
+    other = a.view(torch.int16 if dtype.itemsize == 2 else torch.int32) != b.view(torch.int16 if dtype.itemsize == 2 else torch.int32)
+    assert found is not None and found.differing == int(other.sum()) and found.nonfinite == int((~finite & other).sum())
+    assert found.largest == float(apart[finite].max())
+    assert found.mean == pytest.approx(float(apart[finite].mean()), rel=1e-6)
+    norm = x[x.isfinite()].square().sum()
+    assert found.relative == pytest.approx(float((apart[finite].square().sum() / norm).sqrt()), rel=1e-6) if norm else True
+
+
+def test_the_callback_tells_what_is_left(saved: Callable[..., Path]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    surgery.diff(saved("llama"), saved("llama"), on_tensor=lambda *told: seen.append(told))
+    assert seen and sum(nbytes for _, nbytes, _ in seen) == seen[0][2] and len({total for *_, total in seen}) == 1
+
+
+def test_an_error_in_the_callback_ends_the_comparison(saved: Callable[..., Path]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        surgery.diff(saved("llama"), saved("llama"), on_tensor=stop)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import surgery
-from surgery.evaluation.evaluate import DEFAULT_MEMORY
+from surgery.evaluation.workspace import DEFAULT_MEMORY
 from surgery_cli.app import app
 from surgery_cli.options import parse_map
 from surgery_cli.output import size

@@ -35,7 +35,8 @@ from surgery.errors import LayoutError, SurgeryError
 from surgery.execution.stage import stages
 from surgery.files.safetensors import read_header
 from surgery.lazy.dtypes import DTYPES
-from surgery.lazy.tensor import LowRank, Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
+from surgery.lazy.low_rank import LowRank
+from surgery.lazy.tensor import Stored, Tensor, Zeros, add, concat, narrow, permute, reshape
 
 crew = importlib.import_module("surgery.execution.crew")
 MEMORY, WORKERS = ("20MB", "64MB", "512MB"), (1, 2, 4)
@@ -191,7 +192,7 @@ def test_a_plan_with_scratch_depends_on_the_arithmetic(saved: Callable[..., Path
     """Another torch, or another CPU: another identity, so that no stage of the first is resumed."""
     checkpoint = scratched(saved, tmp_path)
     before = surgery.plan(checkpoint).identity
-    monkeypatch.setattr(importlib.import_module("surgery.planning.plan"), "arithmetic_identity", lambda: "another")
+    monkeypatch.setattr(importlib.import_module("surgery.planning.identity"), "arithmetic_identity", lambda: "another")
     assert surgery.plan(checkpoint).identity != before
 
 

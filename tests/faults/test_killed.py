@@ -26,6 +26,7 @@ from handmade import write_adapter, write_phi3
 import surgery
 from surgery import Report, Step
 from surgery.errors import DestinationError
+from surgery.execution import stage
 from surgery.execution.stage import stages
 
 KILLED = -signal.SIGKILL
@@ -189,7 +190,7 @@ def before_each(call: Callable[[], None]) -> None:
 
     for name in CALLS:
         setattr(os, name, wrapped(getattr(os, name)))
-    surgery.stage.exchange = wrapped(surgery.stage.exchange)
+    stage.exchange = wrapped(stage.exchange)
     os.scandir = Entries  # type: ignore[assignment]
 
 

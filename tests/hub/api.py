@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from .cards import card_errors
 from .store import ATTRIBUTES, Blob, Commit, Pull, Repo, folders_of, is_lfs
 from .wire import Answer, Refused, Request, as_json
 
@@ -51,8 +52,7 @@ def delete(hub: Hub, request: Request) -> Answer:
 
 
 def validate_yaml(hub: Hub, request: Request) -> Answer:
-    content = request.json()["content"]
-    wrong = [{"message": "the card has no YAML between two lines of ---"}] if content.count("---") < 2 else []
+    wrong = [{"message": text} for text in card_errors(request.json()["content"])]
     return as_json({"errors": wrong, "warnings": []}, status=400 if wrong else 200)
 
 
@@ -211,6 +211,8 @@ def commit(hub: Hub, request: Request, repo: Repo, revision: str) -> Answer:
         if head.get("parentCommit", now.sha) != now.sha:
             raise Refused(412, "A commit has happened since. Please refresh and try again.")
         files = _changed(repo, dict(now.files), lines[1:])
+        if "README.md" in files and (wrong := card_errors(files["README.md"].read().decode())):
+            raise Refused(400, "\n".join(wrong))
         branch, number = revision, 0
         if pull:
             number = _open(repo, head["summary"], revision)

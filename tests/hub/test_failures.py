@@ -15,8 +15,8 @@ from hub.conftest import environment
 from hub.faults import Before, Drop, Kind, Lost, Status
 from hub.server import Hub
 from hub.test_push import REPO, local
+from surgery.files.card import CARD
 from surgery.hub import client
-from surgery.hub.card import CARD
 from surgery_cli.app import app
 
 

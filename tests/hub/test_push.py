@@ -21,7 +21,8 @@ import surgery
 from hub.conftest import environment
 from hub.faults import Before, Status
 from hub.server import TOKEN, Hub
-from surgery.hub.card import CARD, completed, is_ours, metadata_of
+from surgery.files.card import CARD, metadata_of
+from surgery.hub.card import completed, is_ours
 from surgery.hub.content import PushPlan
 from surgery_cli.app import app
 
@@ -342,7 +343,7 @@ def test_a_dry_run_lists_and_changes_nothing(hub: Hub, model: Path) -> None:
     }
     shown = CliRunner().invoke(app, ["push", str(model), REPO, "--dry-run"]).stdout
     assert "delete      model-00001-of-00099.safetensors (3 B)" in shown and "keep        notes.txt (4 B)" in shown
-    assert not hub.seen("^(POST|PUT|DELETE)") and hub.titles(REPO) == ["put", "initial commit"]
+    assert not hub.seen("^(POST (?!/api/validate-yaml)|PUT|DELETE)") and hub.titles(REPO) == ["put", "initial commit"]
 
 
 def test_a_dry_run_to_a_new_repository_makes_none(hub: Hub, model: Path) -> None:
@@ -470,6 +471,85 @@ def test_a_card_that_cannot_be_read_is_an_error(hub: Hub, model: Path, card: byt
     (model / CARD).write_bytes(card)
     with pytest.raises(surgery.FormatError, match=r"the metadata of the card cannot be read|the card is not UTF-8"):
         surgery.push(model, REPO)
+
+
+LOCAL = "/home/someone/models/base"
+PEFT_CARD = f"""---
+base_model: {LOCAL}
+library_name: peft
+tags:
+- base_model:adapter:{LOCAL}
+- lora
+---
+
+# Model Card for {LOCAL}
+
+- {LOCAL}
+"""
+
+
+def test_the_server_refuses_what_the_hub_refuses(hub: Hub, tmp_path: Path) -> None:
+    """Else what follows would prove nothing."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(REPO)
+    for wrong in (PEFT_CARD, "---\nlicense: Apache 2\n---\n", "---\nbase_model: ''\n---\n", "---\ntags: lora\n---\n"):
+        with pytest.raises(ValueError, match="Invalid metadata in README"):
+            HfApi().upload_file(path_or_fileobj=wrong.encode(), path_in_repo=CARD, repo_id=REPO)
+
+
+def adapter_with_card(folder: Path, card: str, base: str) -> Path:
+    write_adapter(folder, {"model.layers.0.self_attn.o_proj": (64, 64)})
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / CARD).write_text(card)
+    return folder
+
+
+def test_a_local_base_in_a_card_is_left_out_where_no_model_is_known(hub: Hub, tmp_path: Path) -> None:
+    """As PEFT writes it for a base on the trainer's disk; all that stands beside it stays."""
+    report = surgery.push(adapter_with_card(tmp_path / "a", PEFT_CARD, LOCAL), REPO)
+    card = hub.files(REPO)[CARD].read().decode()
+    assert card == PEFT_CARD.replace(f"base_model: {LOCAL}\n", "").replace(f"- base_model:adapter:{LOCAL}\n", "")
+    assert any(LOCAL in note and "no model on the Hub" in note for note in report.notes)
+    assert (tmp_path / "a" / CARD).read_text() == PEFT_CARD
+
+
+def test_a_local_base_in_a_card_is_replaced_by_the_model_that_is_known(hub: Hub, tmp_path: Path) -> None:
+    report = surgery.push(adapter_with_card(tmp_path / "a", PEFT_CARD, "org/base"), REPO)
+    metadata = metadata_of(hub.files(REPO)[CARD].read().decode())
+    assert metadata["base_model"] == "org/base" and metadata["tags"] == ["base_model:adapter:org/base", "lora"]
+    assert any("org/base" in note and LOCAL in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("head", "now"),
+    [
+        ("base_model: [./base, org/other]\n", ["org/other", "org/base"]),
+        ("base_model:\n- ../base\n- org/other\n", ["org/base", "org/other"]),
+        ("base_model: ''\n", "org/base"),
+        ('base_model: "C:\\\\models\\\\base"\n', "org/base"),
+        ("base_model: ~/models/base\ntags: ['base_model:/x/y', a]\n", "org/base"),
+        ("base_model: models/here  # where it lies\n", "org/base"),
+    ],
+)
+def test_whatever_names_no_model_is_mended(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, now: str | list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/here").mkdir(parents=True)
+    surgery.push(adapter_with_card(tmp_path / "a", f"---\n{head}license: mit\n---\ntext\n", "org/base"), REPO)
+    card = hub.files(REPO)[CARD].read().decode()
+    found = metadata_of(card)["base_model"]
+    assert (sorted(found) if isinstance(found, list) else found) == (sorted(now) if isinstance(now, list) else now)
+    assert metadata_of(card)["license"] == "mit" and card.endswith("---\ntext\n")
+
+
+def test_what_the_hub_does_not_take_is_said_before_anything_is_sent(hub: Hub, model: Path) -> None:
+    (model / CARD).write_text("---\nlicense: Apache 2\n---\n")
+    with pytest.raises(surgery.FormatError, match="the Hub does not take the card's metadata") as caught:
+        surgery.push(model, REPO)
+    assert any('"license" must be one of' in where for where in caught.value.where) and not hub.seen("^PUT|/commit/")
 
 
 # The command, broken runs, and size.

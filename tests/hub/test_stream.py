@@ -28,8 +28,8 @@ from hub.faults import Before, Drop, Kind, Lost, Slow, Status
 from hub.server import TOKEN, Hub
 from surgery import HubDestination, Report, Step
 from surgery.execution.stage import stages
+from surgery.files.card import CARD
 from surgery.hub import resume
-from surgery.hub.card import CARD
 from surgery.hub.resume import JOURNAL, stage_of
 from surgery_cli.app import app
 

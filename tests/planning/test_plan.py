@@ -29,7 +29,7 @@ from surgery.planning.plan import Plan
 from surgery.planning.steps import Copy, Fill, ShardPlan
 
 ONE = "model.safetensors"
-PLAN = sys.modules["surgery.planning.plan"]  # `surgery.plan` is the function
+IDENTITY = sys.modules["surgery.planning.identity"]
 
 
 def of(tensors: Mapping[str, Tensor], opened: Mapping[str, Stored]) -> Checkpoint:
@@ -384,7 +384,7 @@ def test_the_identity_depends_on_inputs(source: Path, adapter: Path, change: str
 
 def test_the_identity_depends_on_the_version(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = surgery.plan(surgery.open_checkpoint(source)).identity
-    monkeypatch.setattr(PLAN, "__version__", "0")
+    monkeypatch.setattr(IDENTITY, "__version__", "0")
     assert surgery.plan(surgery.open_checkpoint(source)).identity != before
 
 
@@ -392,7 +392,7 @@ def test_only_computed_plans_depend_on_torch(source: Path, adapter: Path, monkey
     copied = surgery.open_checkpoint(source)
     computed = surgery.merge(copied, surgery.open_adapter(adapter))
     before = surgery.plan(copied).identity, surgery.plan(computed).identity
-    monkeypatch.setattr(PLAN, "arithmetic_identity", lambda: "another CPU")
+    monkeypatch.setattr(IDENTITY, "arithmetic_identity", lambda: "another CPU")
     assert surgery.plan(copied).identity == before[0]
     assert surgery.plan(computed).identity != before[1]
 

@@ -24,10 +24,13 @@ from test_split_oracle import CASES, rows_of
 
 import surgery
 from surgery.checkpoint import Checkpoint
-from surgery.evaluation.evaluate import Workspace, blocks, exact, load, scratch_of
+from surgery.evaluation.arithmetic import exact
+from surgery.evaluation.evaluate import blocks, load, workspace_of
+from surgery.evaluation.scratch import scratch_of
 from surgery.files.safetensors import read_header, tensors_of
 from surgery.lazy.dtypes import DTYPES
-from surgery.lazy.tensor import LowRank, Stored, Sum, Tensor, add, concat, narrow, permute, reshape
+from surgery.lazy.low_rank import LowRank
+from surgery.lazy.tensor import Stored, Sum, Tensor, add, concat, narrow, permute, reshape
 
 FAMILIES = ("phi3", "gpt2", "gpt_neox", "bloom", "sam")
 OTHERS = {"phi3": "o_proj", "gpt2": "c_proj", "gpt_neox": "dense", "bloom": "dense", "sam": "proj"}  # modules beside the fused ones
@@ -272,7 +275,7 @@ def test_a_part_alone_is_that_part_of_the_whole(pool: dict[str, Stored], data: s
     assert torch.equal(load(narrow(narrow(total, 1, c, d - c), 0, a, b - a)), whole[a:b, c:d])
 
     start, stop = draw(ranges(rows * columns))
-    space = Workspace(draw(st.sampled_from([50_000, 1_000_000, 96_000_000])))
+    space = workspace_of(draw(st.sampled_from([50_000, 1_000_000, 96_000_000])))
     with exact():
         window = b"".join(bytes(block) for _, block in blocks(total, start, stop, space))
     space.close()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...errors import PlanError, listed
-from ...files.peft import TOKENS
-from ...lazy.tensor import Gain, LowRank, Tensor
+from ...files.peft import module_of as module_of
+from ...lazy.change import Change, Delta
+from ...lazy.tensor import Tensor
 
 
 @dataclass
 class Placed:
     """What the adapters do to the base: deltas by tensor, tensors that take another's place, tensors that are new."""
 
-    deltas: dict[str, list[LowRank]] = field(default_factory=dict)
-    gains: dict[str, Gain] = field(default_factory=dict)
+    deltas: dict[str, list[Delta]] = field(default_factory=dict)
+    gains: dict[str, Change] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
     under: dict[str, Tensor] = field(default_factory=dict)  # what adapters hold whole and replace rows of, by name in the file
@@ -39,9 +40,3 @@ def join(placed: Placed, more: Placed) -> None:
     placed.dropped |= more.dropped
     for name, deltas in more.deltas.items():
         placed.deltas.setdefault(name, []).extend(deltas)
-
-
-def module_of(name: str) -> str:
-    """The module of a tensor that an adapter holds whole, or of the rows that it trained."""
-    found = TOKENS.fullmatch(name)
-    return found["module"] if found else name.rpartition(".")[0].removesuffix(".token_adapter")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...adapters.adalora import as_lora
@@ -14,23 +14,28 @@ from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
 from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
+from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
 from ...files.peft import CONFIG, Adapter
-from ...lazy.dtypes import ARITHMETIC
-from ...lazy.tensor import LowRank, Tensor, add, is_computed, reshape
+from ...lazy.tensor import Tensor, is_computed, reshape
+from ...lazy.tensor import add as summed
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ..cast import cast
 from ..rename import Rule, renamed
 from ..split import fuse_at, fused_in, sites_held, split_at, split_in
-from .base_names import EXPERTS, check_apart, on_parameters, under_base_names, with_names
+from .additions import May, check_added, may_be_new
+from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
+from .lineage import check_base
+from .quantised import check_computed, check_quantised
 from .refusals import not_placed
 from .replicate import replicated
 from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
 from .tied import Group, groups_of, narrowed, widened
+from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
 
 
@@ -46,6 +51,9 @@ def merge(
     tied: str = "untie",
     again: bool = False,
     dtype: str | None = None,
+    add: str | None = None,
+    tokenizer: str | None = None,
+    any_base: bool = False,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -56,9 +64,15 @@ def merge(
 
     An adapter on one of two tied tensors makes them differ: each is stored under its own name, as the live model has them
     (`tied="untie"`), or NotSupported is raised (`tied="error"`). `dtype`, such as "bfloat16", is that of the result: `cast`.
+    Tokenizer and chat template are the adapter's where it has them, since it was trained with them: `tokenizer` is "adapter",
+    "base", or a folder with another one.
+
+    A tensor that an adapter holds whole may be new where it is of a head that a class of the base's type has, such as a `score`, or
+    where the regular expression `add` matches its whole name.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
-    PlanError for an adapter that is in the base already, unless `again`; nothing is ever half applied. Reads no base
+    PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
+    model, unless `any_base`; nothing is ever half applied. Reads no base
     tensor, but of tied ones that are stored twice.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
@@ -67,22 +81,23 @@ def merge(
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
     if not again:
         _check_new(checkpoint, adapters)
+    lineage = check_base(checkpoint, adapters, any_base=any_base)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
-    plain = [_plain(one) for one in adapters]
+    plain = [_plain(unwrapped(one, names_of(checkpoint))) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     fitting = [_fitted(checkpoint, one) for one in chosen]
     for one in plain:
         _check_aimed_at(one, names, wanted)
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
     fitted = [split_adapter(one, held) if (held := sites_held(one, parted, fused=True)) else one for one, _, _ in fitting]
-    merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted)
+    merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted, add)
     if parted:
         merged = replace(fuse_at(merged, parted), dropped=merged.dropped)
     left = {CONFIG} if CONFIG in base.files and not own_names(base) else set[str]()  # else transformers would look for an adapter
     merged, edits = narrowed(replace(merged, files={n: f for n, f in base.files.items() if n not in left}), base, groups, tied)
-    merged = with_vocabulary(merged, base, fitted)
+    merged = with_tokenizer(with_vocabulary(merged, base), adapters, tokenizer)
     if edits:
         merged = merged.with_config({**merged.config, **edits})
     step = {
@@ -91,15 +106,15 @@ def merge(
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in merged.tensors.items()),
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
-        **{key: value for key, value in (("only", only), ("except", except_)) if value is not None},
+        **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
     said = [note for *_, notes in fitting for note in notes if note]
-    said += [note for one in plain for note in _idle(one, base)]
+    said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
         history=(*checkpoint.history, step),
-        notes=(*merged.notes, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
+        notes=(*merged.notes, *lineage, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
     )
     return cast(merged, dtype) if dtype else merged
 
@@ -125,19 +140,25 @@ def _plain(adapter: Adapter) -> Adapter:
 
 
 def _merged(
-    checkpoint: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], groups: Sequence[Group], wanted: Callable[[str], bool]
+    checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    groups: Sequence[Group],
+    wanted: Callable[[str], bool],
+    add: str | None,
 ) -> Checkpoint:
     """The checkpoint with adapters on modules that it has."""
-    placed = Placed()
+    placed, may = Placed(), may_be_new(checkpoint, add)
     for one, weight in zip(adapters, weights, strict=True):
-        more = _place(checkpoint, one, weight, groups, wanted)
+        more = _place(checkpoint, one, weight, groups, wanted, may)
         more.dropped = {(f"{one.path}: {n}" if len(adapters) > 1 else n): t for n, t in {**one.dropped, **more.dropped}.items()}
         join(placed, more)
+    check_added(add, placed.added, adapters)
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     for name in {**placed.whole, **placed.deltas}:
         base = checkpoint.tensors[name]
         now = placed.whole.get(name, base)
-        made = add(reshape(now, matrix_of(now.shape)), placed.deltas.get(name, []), base.dtype, placed.gains.get(name))
+        made = summed(reshape(now, matrix_of(now.shape)), placed.deltas.get(name, []), base.dtype, placed.gains.get(name))
         tensors[name] = reshape(made, now.shape)
     shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
     return replace(
@@ -146,7 +167,6 @@ def _merged(
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
         replaced={**checkpoint.replaced, **placed.under, **{n: checkpoint.tensors[n] for n in placed.whole}},
         dropped={**checkpoint.dropped, **placed.dropped},
-        notes=(*checkpoint.notes, *(note for one in adapters for note in _strangers(checkpoint, one))),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
     )
 
@@ -242,19 +262,21 @@ def _across(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Sit
     return adapter, [], ""
 
 
-def _place(checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequence[Group], wanted: Callable[[str], bool]) -> Placed:
+def _place(
+    checkpoint: Checkpoint, adapter: Adapter, weight: float, groups: Sequence[Group], wanted: Callable[[str], bool], may: May
+) -> Placed:
     """Find each adapter tensor's place in the base, or fail for all that have none."""
     placed, lost = Placed(), list[str]()
-    unplaced = place_whole(checkpoint, adapter, weight, placed, groups, wanted)
+    unplaced = place_whole(checkpoint, adapter, weight, placed, groups, wanted, may)
     for name, one in adapter.deltas.items():
-        placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
+        placed.deltas.setdefault(name, []).append(one.times(weight))
     for module in sorted(adapter.lora, key=natural):
         if f"{module}.weight" in checkpoint.tensors:
             _place_module(checkpoint, adapter, module, weight, placed)
         else:
             lost.append(module)
     if lost or unplaced:
-        _check_quantised(checkpoint, adapter, lost)
+        check_quantised(checkpoint, adapter, lost)
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
@@ -267,42 +289,10 @@ def _place_module(checkpoint: Checkpoint, adapter: Adapter, module: str, weight:
     name, bias = f"{module}.weight", f"{module}.bias"
     check_known(checkpoint, adapter, name)
     base = placed.whole.get(name, checkpoint.tensors[name])
-    for tensor in (checkpoint.tensors[name], base):
-        if tensor.dtype not in ARITHMETIC:
-            where = [f"{adapter.path}: {module}", f"base: {name}", *_quantised(checkpoint)]
-            tip = "dequantise the base first; F16, BF16, F32 and F64 are computed"
-            raise NotSupported(f"cannot compute on {tensor.dtype} tensors", where=where, help=tip)
+    check_computed(checkpoint, adapter, module, base)
     one = delta(adapter, module, name, base.shape, checkpoint.config)
-    placed.deltas.setdefault(name, []).append(LowRank(one.left, one.right, one.scale * weight))
+    placed.deltas.setdefault(name, []).append(one.times(weight))
     if scaled := gain(adapter, module, reshape(base, matrix_of(base.shape)), one, weight):
         placed.gains[name] = scaled
     if more := bias_delta(adapter, module, checkpoint.tensors.get(bias)):
-        placed.deltas.setdefault(bias, []).append(LowRank(more.left, None, more.scale * weight))
-
-
-def _quantised(checkpoint: Checkpoint) -> list[str]:
-    """What config.json says of how the weights are quantised."""
-    said = checkpoint.config.get("quantization_config")
-    how = said.get("quant_method") or said.get("format") if isinstance(said, Mapping) else None
-    return [f"config.json: quantization_config says {how or 'not how'}"] if said else []
-
-
-def _check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> None:
-    """Raise NotSupported where a module has tensors in a quantised base, and no weight: then it is no other one's."""
-    here = [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _quantised(checkpoint) else []
-    if here:
-        names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
-        raise NotSupported(
-            f"{len(here)} of the adapter's {len(adapter.lora)} modules are quantised in the base",
-            where=[adapter.path, *listed(here), f"{here[0]} has {', '.join(listed(names))}", *_quantised(checkpoint)],
-            help="dequantise the base first, or merge into the one that it was made from",
-        )
-
-
-def _strangers(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
-    """Shapes may fit by chance: say so where adapter and base name different classes."""
-    trained = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
-    classes = checkpoint.config.get("architectures") or []
-    if trained is None or not classes or trained in classes:
-        return []
-    return [f"the adapter was trained on {trained}, config.json says {', '.join(classes)}: every tensor fits, but is this its base?"]
+        placed.deltas.setdefault(bias, []).append(more.times(weight))

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, SurgeryError, listed, nearest
-from ...files.peft import Adapter, base_name
+from ...files.peft import TOKENS, Adapter, base_name
 from ..rename import Rule
 from ..split import fused_in, split_in
+from .additions import why_not
 
 
 def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
@@ -19,7 +20,9 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
     near = nearest(modules[lost[0]], bases)
     rule = _mending(modules, lost, bases)
     rows = [_row(adapter, key) for key in lost]
+    new = [key for key in lost if key in adapter.whole and not TOKENS.fullmatch(key)] if len(lost) < len(modules) else []
     tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
+    tips += [why_not(checkpoint, new)] if new else []
     return NotPlaced(
         f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
         where=[adapter.path, *listed(rows)],

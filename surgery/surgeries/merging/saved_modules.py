@@ -11,6 +11,7 @@ from ...files.peft import TOKENS, Adapter
 from ...lazy.tensor import Tensor, add, concat, narrow
 from ...models.families import is_tied, ties
 from ...names import is_called
+from .additions import May, is_within
 from .changes import Placed, module_of
 from .tied import Group
 from .vocabulary import is_head, is_vocabulary
@@ -25,6 +26,7 @@ def place_whole(
     placed: Placed,
     groups: Sequence[Group],
     wanted: Callable[[str], bool],
+    may: May,
 ) -> list[str]:
     """Place what takes the place of a base tensor, or of rows of it; what has no place is returned."""
     saved = adapter.config.get("modules_to_save") or []
@@ -38,14 +40,14 @@ def place_whole(
         elif name in checkpoint.tensors:
             _check_whole(checkpoint, adapter, name, key, weight)
             placed.whole[name], keys[name] = value, key
-        elif _is_within(module, saved) and not _has_module(checkpoint, module):
+        elif may(adapter, name):
             placed.added[name] = value  # a head that the base does not have, such as qa_outputs on a pretrained BERT
         else:
             lost.append(key)
     for group in groups:
         # a module to save has a tensor of its own; any other tensor is the base's, of which there is one
         names = [name for name in group.names if wanted(module_of(name))]
-        one = names if keeps_ties(adapter) else [n for n in names if not _is_within(module_of(n), saved)]
+        one = names if keeps_ties(adapter) else [n for n in names if not is_within(module_of(n), saved)]
         _share(adapter, placed, keys, one)
         _share_rows(adapter, placed, rows, names)
     for name, key in rows.items():
@@ -76,12 +78,6 @@ def keeps_ties(adapter: Adapter) -> bool:
     return any(name.rpartition(".")[2] in KEPT_TIED for name in (*aimed, *saved))
 
 
-def _is_within(module: str, saved: Sequence[str]) -> bool:
-    """Whether the module is one of those saved, or a part of one."""
-    parts = module.split(".")
-    return any(is_called(".".join(parts[: i + 1]), saved) for i in range(len(parts)))
-
-
 def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None:
     """Let LoRA on one of several tied tensors be LoRA on all of them."""
     there = [name for name in names if name in placed.deltas]
@@ -98,7 +94,7 @@ def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None
             pairs = zip(one.factors, other.factors, strict=True)
             for pair in pairs:
                 _check_same(adapter, list(zip((module_of(there[0]), module_of(second)), pair, strict=True)))
-            if one.scale != other.scale:
+            if other.over(dict(zip(other.factors, one.factors, strict=True)).__getitem__) != one:
                 raise _differ(adapter, [module_of(there[0]), module_of(second)])
         module = module_of(second)
         placed.dropped |= {adapter.names[f"{module}.{part}"]: tensor for part, tensor in adapter.lora[module].items()}
@@ -188,10 +184,6 @@ def _with_rows(adapter: Adapter, key: str, base: Tensor) -> Tensor:
         at = row + 1
     parts += [narrow(base, 0, at, base.shape[0] - at)] if at < base.shape[0] else []
     return concat(parts, 0)
-
-
-def _has_module(checkpoint: Checkpoint, module: str) -> bool:
-    return any(n.startswith(f"{module}.") for n in checkpoint.tensors)
 
 
 def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, key: str, weight: float) -> None:

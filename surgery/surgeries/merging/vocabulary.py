@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError
-from ...files.folder import folder_at
-from ...files.peft import Adapter
-from ...lazy.tensor import File
 from ...models.families import EMBEDDINGS, HEADS, VOCABULARY_BIASES
 from ...names import natural
-from .changes import module_of
-
-# What a tokenizer is made of: an adapter of another vocabulary brings its own.
-TOKENIZER = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt "
-    "spiece.model tokenizer.model sentencepiece.bpe.model chat_template.jinja chat_template.json"
-).split()
 
 
-def with_vocabulary(checkpoint: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
-    """The checkpoint with config.json and tokenizer of a vocabulary that adapters resized, where they did."""
+def with_vocabulary(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """The checkpoint with config.json of a vocabulary that adapters resized, where they did."""
     both = checkpoint.tensors.keys() & base.tensors.keys()
     resized = {n: checkpoint.tensors[n].shape[0] for n in both if checkpoint.tensors[n].shape != base.tensors[n].shape}
     if not resized:
@@ -39,14 +29,8 @@ def with_vocabulary(checkpoint: Checkpoint, base: Checkpoint, adapters: Sequence
         )
     size = next(iter(resized.values()))
     checkpoint = checkpoint.with_config(_resized(base.config, size))
-    files: dict[str, File | bytes] = dict(checkpoint.files)
-    whose = [one.path for one in adapters if any(f"{module_of(key)}.weight" in resized for key in one.whole)]
-    folders = [folder for path in whose if (folder := folder_at(path))]
-    found = {name: folder.file(name) for folder in folders for name in TOKENIZER if folder.has(name)}
-    files |= found
-    brought = f"the tokenizer is the adapter's: {', '.join(found)}" if found else "the adapter has no tokenizer: the base's is carried"
-    note = f"the vocabulary has {size} entries, as the adapter's tensors, and config.json says so; {brought}"
-    return replace(checkpoint, files=files, notes=(*checkpoint.notes, note))
+    note = f"the vocabulary has {size} entries, as the adapter's tensors, and config.json says so"
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _resized(config: Mapping[str, Any], size: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import surgery
 from surgery.errors import NothingMatched, NotSupported, PlanError, SurgeryError
+from surgery.evaluation.evaluate import load
 from surgery.models.families import EXPERT_TARGETS, GROUPED_CONVOLUTIONS, NOT_FROM_TEXT, ROUTERS
 from surgery.surgeries.injecting.modules import Kind, told
 
@@ -208,12 +209,12 @@ def test_the_numbers_of_a_convolution_are_drawn_as_pefts(tmp_path: Path) -> None
     """A is uniform within 1 / √(in · kernel), as nn.Conv2d; on experts, within 1 / √in, as nn.Linear."""
     adapter = injected(Case("resnet", {"target_modules": ["convolution"], "rank_pattern": {"convolution": 32}}), tmp_path / "a")
     for module, parts in adapter.lora.items():
-        a = surgery.evaluate.load(parts["lora_A.weight"])
+        a = load(parts["lora_A.weight"])
         bound = a[0].numel() ** -0.5
         assert 0.95 * bound < a.abs().max() <= bound, module
     experts = injected(Case("qwen3_moe", ON_EXPERTS), tmp_path / "b")
     for parts in experts.lora.values():
-        a = surgery.evaluate.load(parts["lora_A.weight"])
+        a = load(parts["lora_A.weight"])
         assert 0.9 * a.shape[1] ** -0.5 < a.abs().max() <= a.shape[1] ** -0.5
 
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import SurgeryError, VerificationFailed
-from surgery.evaluation.evaluate import COLUMNS, ROWS
 from surgery.evaluation.losses import ERASED
+from surgery.evaluation.tiles import COLUMNS, ROWS
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]

@@ -193,8 +193,8 @@ def test_a_rename_is_not_taken_in_part(tmp_path: Path) -> None:
 
 def test_two_renames_that_place_an_adapter_differently_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`aa` is in memory what files call `bb`; and an older `aa` is what files call `cc`: either would do."""
-    monkeypatch.setattr("surgery.names_v5.RENAMES", {"llama": ((r"^aa\.", "cc."), (r"^bb\.", "aa."))})
-    monkeypatch.setattr("surgery.names_v5.SAME", {})
+    monkeypatch.setattr("surgery.models.names_v5.RENAMES", {"llama": ((r"^aa\.", "cc."), (r"^bb\.", "aa."))})
+    monkeypatch.setattr("surgery.models.names_v5.SAME", {})
     for name in ("base", "adapter"):
         (tmp_path / name).mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "llama"}))

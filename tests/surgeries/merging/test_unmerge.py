@@ -26,8 +26,13 @@ from tiny_models import MODELS, build, save
 import surgery
 from surgery.checkpoint import UNDO
 from surgery.errors import AdapterError, FormatError, NotSupported, PlanError, SurgeryError, VerificationFailed
-from surgery.evaluation.evaluate import DEFAULT_MEMORY, LEAST_BUDGET, Workspace, exact, into
-from surgery.lazy.tensor import Before, Gain, LowRank
+from surgery.evaluation.arithmetic import exact
+from surgery.evaluation.evaluate import into, workspace_of
+from surgery.evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
+from surgery.lazy.dense import Dense
+from surgery.lazy.gain import Gain
+from surgery.lazy.low_rank import LowRank
+from surgery.lazy.tensor import Before
 
 ALL = "all-linear"
 EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
@@ -333,12 +338,12 @@ def test_predictions_do_not_depend_on_what_is_asked_for(tmp_path: Path, data: st
     save_file({n: torch.randn(s).to(dtype if n == "w" else torch.float32) for n, s in shapes.items()}, tmp_path / "model.safetensors")
     t = surgery.open_checkpoint(tmp_path / "model.safetensors").tensors
     gain = data.draw(st.sampled_from([None, Gain(t["m"], t["n"]), Gain(t["c"], t["e"], columns=True)]))
-    before = Before(t["w"].dtype, t["w"], (LowRank(t["b"], t["a"], 0.3), LowRank(t["w"], None, 0.01)), gain)
+    before = Before(t["w"].dtype, t["w"], (LowRank(t["b"], t["a"], 0.3), Dense(t["w"], 0.01)), gain)
     start = data.draw(st.integers(0, before.size - 1))
     stop = data.draw(st.integers(start + 1, before.size))
     item = before.dtype.bits // 8
     with exact():
         whole, part = bytearray(before.nbytes), bytearray((stop - start) * item)
-        into(before, 0, before.size, memoryview(whole), Workspace(DEFAULT_MEMORY))
-        into(before, start, stop, memoryview(part), Workspace(LEAST_BUDGET))
+        into(before, 0, before.size, memoryview(whole), workspace_of(DEFAULT_MEMORY))
+        into(before, start, stop, memoryview(part), workspace_of(LEAST_BUDGET))
     assert part == whole[start * item : stop * item]
