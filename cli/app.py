@@ -15,7 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Base, Committing, Debug, Fused, Json, Maps, Merging, Model, Quiet, Writing, parse_map, parse_numbers, writing_options
+from .options import (
+    Base,
+    Committing,
+    Debug,
+    FollowLinks,
+    Fused,
+    Json,
+    Maps,
+    Merging,
+    Model,
+    Quiet,
+    Writing,
+    parse_map,
+    parse_numbers,
+    writing_options,
+)
 
 if TYPE_CHECKING:
     import surgery
@@ -84,6 +99,7 @@ def _written(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], opti
 def inspect(
     model: Model,
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")] = "",
+    follow_links: FollowLinks = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -438,6 +454,7 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -480,6 +497,7 @@ def verify(
         list[str] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -533,6 +551,7 @@ def push(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name; made if it is not there.", show_default=False)],
     revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="main if not given; made if it is not there.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, deleted and kept; change nothing.")] = False,
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
