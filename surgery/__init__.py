@@ -37,7 +37,7 @@ from .errors import (
 from .execution.crew import Step
 from .execution.execute import Report, execute, write
 from .execution.stage import clean
-from .files.peft import Adapter, is_adapter, open_adapter
+from .files.peft import Adapter, is_adapter, open_adapter, open_adapters
 from .files.symlinks import following_links
 from .hub.content import PushPlan, PushReport
 from .hub.push import plan_push, push
@@ -110,6 +110,7 @@ __all__ = [
     "is_adapter",
     "merge",
     "open_adapter",
+    "open_adapters",
     "open_any",
     "open_checkpoint",
     "own_adapter",

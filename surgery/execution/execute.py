@@ -25,6 +25,7 @@ from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
 from ..evaluation.read import PIECE, Reader
 from ..evaluation.scratch import SCRATCH
 from ..evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
+from ..files.folder import absolute
 from ..files.manifest import MANIFEST
 from ..files.opening import regular
 from ..files.peft import Adapter
@@ -174,7 +175,7 @@ def _made(
 def _delivery(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool) -> tuple[str, Delivery | None]:
     """The local path beside which the stage will be, and where finished shards go if they do not stay in it."""
     if isinstance(dest, str | os.PathLike) and not has_scheme(os.fspath(dest)):
-        return os.fspath(dest), None
+        return absolute(dest), None
     from ..hub.stream import deliver_to
 
     delivery = deliver_to(dest, plan, overwrite=overwrite)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
+from ..files.folder import absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
 
@@ -108,7 +109,7 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
 def _local(dest: str) -> str:
     """The absolute path beside which the stages for a destination are."""
     if not has_scheme(os.fspath(dest)):
-        return os.path.abspath(dest)
+        return absolute(dest)
     from ..hub.resume import stage_of
 
     return stage_of(os.fspath(dest))
