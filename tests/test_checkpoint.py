@@ -286,7 +286,8 @@ def test_index_of_a_pickle(tmp_path: Path) -> None:
 
 def test_config_is_no_index(tmp_path: Path) -> None:
     filled(tmp_path, {"model.safetensors": numbered(1), "config.json": "{}"})
-    check_refuses(tmp_path / "config.json", FormatError, "`weight_map` must map tensor names to shard files")
+    error = check_refuses(tmp_path / "config.json", NotACheckpoint, "this is the configuration of a model, and not its weights")
+    assert error.help == f"pass its folder: {tmp_path}"
 
 
 def test_tensors_that_the_index_forgot(tmp_path: Path) -> None:
