@@ -36,6 +36,7 @@ from .errors import (
 )
 from .execution.crew import Step
 from .execution.execute import Report, execute, write
+from .execution.reindex import Reindexed, reindex
 from .execution.stage import clean
 from .files.peft import Adapter, is_adapter, open_adapter, open_adapters
 from .files.symlinks import following_links
@@ -85,6 +86,7 @@ __all__ = [
     "Proof",
     "PushPlan",
     "PushReport",
+    "Reindexed",
     "Report",
     "SourceChanged",
     "Step",
@@ -118,6 +120,7 @@ __all__ = [
     "plan_push",
     "preview",
     "push",
+    "reindex",
     "rename",
     "reversible",
     "split",

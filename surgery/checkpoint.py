@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
+from .files.holding import stale
 from .files.index import Index, parse_index
 from .files.manifest import read_manifest
 from .files.peft import CONFIG as ADAPTER_CONFIG
@@ -241,7 +242,7 @@ def _indexed(folder: Folder, index_name: str) -> Checkpoint:
         raise FormatError(
             f"the index names {len(missing)} files that are not there",
             where=[where, *listed(missing)],
-            help="the download is incomplete; fetch the missing files",
+            help=stale(folder, index, index_name) or "the download is incomplete; fetch the missing files",
         )
     headers = _headers(folder, shards)
     holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}
