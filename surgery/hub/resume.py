@@ -20,7 +20,6 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError
-from ..files.folder import absolute
 from ..files.refs import parse_ref
 from .client import retried
 
@@ -47,7 +46,7 @@ def stage_of(dest: str, folder: str | None = None) -> str:
     from huggingface_hub import constants
 
     root = folder or os.path.join(constants.HF_HOME, "surgery")
-    return os.path.join(absolute(root), parse_ref(dest).repo_id.replace("/", "--"))
+    return os.path.join(os.path.abspath(os.path.expanduser(root)), parse_ref(dest).repo_id.replace("/", "--"))
 
 
 def read_journal(stage: str, identity: str) -> dict[str, Entry]:
