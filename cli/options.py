@@ -225,6 +225,16 @@ class Merging:
         ),
     ] = ""
 
+    architecture: Annotated[
+        str,
+        typer.Option(
+            "--architecture",
+            metavar="CLASS",
+            help="The class of the result, where task type and head do not tell, such as BertForSequenceClassification.",
+            rich_help_panel=MERGING,
+        ),
+    ] = ""
+
     def told(self) -> dict[str, Any]:
         """What was said, as arguments for the library."""
         if self.tied not in ("untie", "error"):
@@ -242,6 +252,7 @@ class Merging:
             "tied": self.tied,
             "dtype": self.dtype or None,
             "add": self.add or None,
+            "architecture": self.architecture or None,
         }
 
 

@@ -62,6 +62,7 @@ class Merging:
     tied: str = "untie"
     dtype: str | None = None
     add: str | None = None
+    architecture: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -76,6 +77,7 @@ class Merging:
             tied=self.tied,
             dtype=self.dtype,
             add=self.add,
+            architecture=self.architecture,
             again=True,
             tokenizer="base",
             any_base=True,

@@ -34,6 +34,7 @@ from .lineage import check_base
 from .refusals import not_placed
 from .replicate import replicated
 from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
+from .task_heads import Selection, as_trained
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -54,6 +55,7 @@ def merge(
     add: str | None = None,
     tokenizer: str | None = None,
     any_base: bool = False,
+    architecture: str | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -70,6 +72,9 @@ def merge(
     A tensor that an adapter holds whole may be new where it is of a head that a class of the base's type has, such as a `score`, or
     where the regular expression `add` matches its whole name.
 
+    The result is of the class that the adapters were trained in, as their task types and heads tell, or the one named `architecture`:
+    heads of others are left out, names and config.json are that class's.
+
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
     PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
     model, unless `any_base`; nothing is ever half applied. Reads no base
@@ -82,6 +87,7 @@ def merge(
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
+    checkpoint = as_trained(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
@@ -107,6 +113,7 @@ def merge(
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
         **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
+        **({"architecture": architecture} if architecture is not None else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
     said = [note for *_, notes in fitting for note in notes if note]
