@@ -34,6 +34,7 @@ Base = Annotated[
         "--base", metavar="MODEL", help="An adapter's model, fused or split; if not given, the one its config names.", rich_help_panel=FUSED
     ),
 ]
+As = Annotated[str, typer.Option("--as", metavar="MODEL_TYPE", help="Write what this class of transformers loads, such as llama.")]
 Maps = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rewrite names, wherever REGEX occurs; may be given often."),
@@ -170,9 +171,14 @@ class Fused:
         import surgery
 
         said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in ("", None)}
-        read = {"slots": lambda text: parse_numbers(text, "--slots"), "order": lambda text: tuple(text.split(",")), "names": _names}
+        read: dict[str, Callable[[str], Any]] = {
+            "slots": lambda text: parse_numbers(text, "--slots"),
+            "order": lambda text: tuple(text.split(",")),
+            "names": _names,
+        }
+        values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in said.items()}
         try:
-            return surgery.Given(**{name: read.get(name, lambda value: value)(value) for name, value in said.items()}) if said else None
+            return surgery.Given(**values) if values else None
         except surgery.SurgeryError as error:
             raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)) from error
 
@@ -234,6 +240,20 @@ class Merging:
             rich_help_panel=MERGING,
         ),
     ] = ""
+
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="Safetensors trained beside an adapter, merged along; may be given often; none leaves out what lies there.",
+            rich_help_panel=MERGING,
+        ),
+    ] = None
+
+    def beside(self) -> list[str] | None:
+        """Files that belong to the adapters; None where nothing was said of any."""
+        return [one for one in self.with_ if one != "none"] if self.with_ else None
 
     def told(self) -> dict[str, Any]:
         """What was said, as arguments for the library."""

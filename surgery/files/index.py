@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import FormatError
+from .paths import CONTROL, NO_TEXT, TOO_LONG, fault_of
 from .strict import MEND, parse_object
 
 
@@ -37,9 +38,10 @@ def parse_index(raw: bytes, where: str) -> Index:
         raise FormatError("`metadata` must be an object", where=[where])
     paths = {shard: PurePosixPath(shard) for shard in set(weight_map.values())}
     for shard, path in paths.items():
-        if path.is_absolute() or ".." in path.parts or "\\" in shard or ":" in shard:
+        if (fault := fault_of(str(path))) or ":" in shard:
+            outside = fault not in (CONTROL, NO_TEXT, TOO_LONG)
             raise FormatError(
-                f"the index points outside the checkpoint: {shard}",
+                f"the index {'points outside the checkpoint' if outside else f'names no file that could be ({fault})'}: {shard}",
                 where=[f"{where}: {next(n for n, s in weight_map.items() if s == shard)}"],
                 help="a shard is named relative to the index, inside its folder",
             )

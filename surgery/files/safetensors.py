@@ -158,8 +158,13 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
 
 def header_alone(raw: bytes, where: str) -> Header:
     """The header in `raw`, length and all, without the file that it is of: what it says is what it must be."""
-    content = json.loads(raw[8:])
-    end = max((e["data_offsets"][1] for name, e in content.items() if name != METADATA), default=0)
+    content = parse_object(raw[8:], lambda what: FormatError(f"the header is wrong: {what}", where=[where]))
+    try:
+        end = max((int(e["data_offsets"][1]) for name, e in content.items() if name != METADATA), default=0)
+    except (LookupError, TypeError, ValueError):
+        end = 0  # then an entry is wrong, which is said below
+    if int.from_bytes(raw[:8], "little") != len(raw) - 8:
+        raise FormatError("the header's length is not what it says", where=[where])
     return parse_header(raw[8:], len(raw) + end, where)
 
 

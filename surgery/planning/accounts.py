@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..checkpoint import Checkpoint
 from ..errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
@@ -11,9 +11,8 @@ from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
 from ..lazy.dtypes import ARITHMETIC
 from ..lazy.runs import Piece, lower, to_bytes
-from ..lazy.tensor import Before, File, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
+from ..lazy.tensor import Before, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
 from ..names import natural
-from .steps import ShardPlan
 
 _PRIME, _POINT = 2**127 - 1, 3**79
 
@@ -116,9 +115,3 @@ def _mark(piece: Piece) -> int:
         step = pow(_POINT, dim.at, _PRIME)
         mark = mark * (pow(step, dim.count, _PRIME) - 1) * pow(step - 1, -1, _PRIME) % _PRIME
     return mark
-
-
-def check_paths(shards: Sequence[ShardPlan], files: Mapping[str, File | bytes]) -> None:
-    both = [s.name for s in shards if s.name in files]
-    if both:
-        raise PlanError("a shard and a carried file would have the same path", where=both, help="rename the file in the source folder")

@@ -3,7 +3,7 @@
 `plan` is pure but for the disk's free space, which the executor checks. What it proves, or refuses:
 
     every tensor that was opened reaches an output in full, or was dropped by name     (conservation)
-    no two outputs share a path                                                          (names)
+    every output is a file inside the folder, and no two share a path                    (names)
     shards that are joined agree on their `__metadata__`                                 (metadata)
     packed dtypes are cut at whole bytes                                                 (bytes)
 
@@ -28,8 +28,9 @@ from ..lazy.dtypes import Dtype
 from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is_computed, stored, substitute
 from ..names import natural
 from ..version import __version__
-from .accounts import check_accounts, check_adapters, check_metadata, check_packed, check_paths
+from .accounts import check_accounts, check_adapters, check_metadata, check_packed
 from .identity import described, identity_of
+from .outputs import check_paths
 from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .steps import ShardPlan, Slot

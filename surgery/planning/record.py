@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint
-from ..errors import FormatError, PlanError, VerificationFailed, listed
+from ..errors import FormatError, LayoutError, PlanError, VerificationFailed, listed
 from ..evaluation.kinds import undoable
 from ..evaluation.read import Reader
 from ..files.folder import Folder
 from ..files.safetensors import Header, encode_header, in_file_order, tensors_of
+from ..files.strict import parse_object
 from ..lazy.dtypes import DTYPES, Dtype
 from ..lazy.runs import lower
 from ..lazy.tensor import (
@@ -44,11 +45,14 @@ from ..lazy.tensor import (
     reshape,
 )
 from .encoding import decoded, encoded
+from .recorded import check_facts, check_frames, check_places, recipes_in
 
 FORMAT = 1
 SMALL = 1 << 20  # bytes up to which a carried file is kept as it was, changed or not: people edit cards and configs
 WITHOUT = "without it, most weights come back, not all: surgery unmerge --approximate MERGED ADAPTER -o OUT"
 MEND = f"take the record from a copy; {WITHOUT}"
+# What reading a tree may run into that no recipe of ours holds.
+_MEANINGLESS = (ArithmeticError, AssertionError, AttributeError, LayoutError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def sidecar_of(shard: str) -> str:
@@ -202,14 +206,17 @@ def read_base_record(folder: Folder) -> BaseRecord:
         raise VerificationFailed("no undo record is here: the merge was not made with --reversible", where=[path], help=WITHOUT)
     file, header = _headers(folder, [UNDO])[UNDO]
     facts = unsealed(header, path)
+    fail = _damaged(path)
+    check_facts(facts, fail)
     reader = Reader()
     try:
         blobs = {n: _unpacked(_read(reader, file, t.nbytes, t.offset), f"{path}: {n}") for n, t in tensors_of(file, header).items()}
     finally:
         reader.close()
     named = {kind: {n.removeprefix(kind): raw for n, raw in blobs.items() if n.startswith(kind)} for kind in ("header/", "file/")}
+    check_places(facts, named["header/"], named["file/"], fail)
     for name, content in named["file/"].items():
-        if hashlib.sha256(content).hexdigest() != facts["files"].get(name, {}).get("sha256"):
+        if hashlib.sha256(content).hexdigest() != facts["files"][name]["sha256"]:
             raise FormatError("the undo record is damaged", where=[f"{path}: {name}"], help=MEND)
     return BaseRecord(named["header/"], named["file/"], facts["files"], facts)
 
@@ -232,6 +239,7 @@ class ShardRecord:
                 is_now = f"{found.dtype} {found.shape}" if found else "not there"
                 raise VerificationFailed("the merged checkpoint was changed", where=[f"{name}: {is_now}, written as {after}"], help=MEND)
             frames, sizes, digests = (self.stored[f"{number}.{part}"] for part in ("frames", "sizes", "digests"))
+            check_frames(frames, sizes, digests, shape)
             if not after:
                 predicted: Tensor = Zeros(dtype, shape)
             else:
@@ -240,7 +248,7 @@ class ShardRecord:
             if (predicted.dtype, predicted.shape) != (dtype, shape):
                 raise ValueError("the prediction has another shape")
             return Restored(name, predicted, frames, sizes, digests), bool(after)
-        except (KeyError, TypeError, ValueError) as error:
+        except _MEANINGLESS as error:
             raise FormatError("the undo record is damaged", where=[f"{self.file.path}: {name}"], help=MEND) from error
 
 
@@ -250,12 +258,18 @@ def read_shard_records(folder: Folder, shards: Sequence[str]) -> list[ShardRecor
     if missing := [folder.at(name) for name in names if not folder.has(name)]:
         raise FormatError("a part of the undo record is missing", where=listed(missing), help=MEND)
     found = _headers(folder, names)
-    return [ShardRecord(file, unsealed(header, file.path)["tensors"], tensors_of(file, header)) for file, header in found.values()]
+    read = [(file, unsealed(header, file.path), tensors_of(file, header)) for file, header in found.values()]
+    return [ShardRecord(file, recipes_in(recipe, _damaged(file.path)), tensors) for file, recipe, tensors in read]
 
 
 def sealed(recipe: str) -> dict[str, str]:
     """The `__metadata__` that holds a record's JSON, with its digest."""
     return {"undo": recipe, "sha256": hashlib.sha256(recipe.encode()).hexdigest()}
+
+
+def _damaged(path: str) -> Callable[[str], FormatError]:
+    """What makes the error for a record at `path` of what is wrong in it."""
+    return lambda what: FormatError("the undo record is damaged", where=[f"{path}: {what}"], help=MEND)
 
 
 def _headers(folder: Folder, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
@@ -270,7 +284,7 @@ def unsealed(header: Header, path: str) -> dict[str, Any]:
     raw = (header.metadata or {}).get("undo", "")
     if hashlib.sha256(raw.encode()).hexdigest() != (header.metadata or {}).get("sha256"):
         raise FormatError("the undo record is damaged", where=[path], help=MEND)
-    found: dict[str, Any] = json.loads(raw)
+    found = parse_object(raw.encode(), _damaged(path))
     if found.get("format") != FORMAT:
         raise FormatError(f"an undo record of format {found.get('format')}", where=[path], help="undo it with the surgery that made it")
     return found

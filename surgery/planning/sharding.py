@@ -51,7 +51,7 @@ def assign(checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, b
         if balanced:
             raise SurgeryError("a balanced layout needs a size", help="add --max-shard-size 5GB")
         kept = {name: checkpoint.weight_map[name] for name in in_order(checkpoint)}
-        single = len(set(kept.values())) == 1
+        single = len(set(kept.values())) == 1 and not checkpoint.headers  # which are written under their own names
         return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
     sizes = {name: checkpoint.tensors[name].nbytes for name in in_order(checkpoint)}
     limit = parse_size(max_shard_size)

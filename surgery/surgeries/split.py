@@ -87,13 +87,22 @@ def split_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Give
     with _located(checkpoint):
         if given and given.says_layout:
             return given_split_sites(given, checkpoint.config, checkpoint.tensors, kinds)
-        sites = chosen(given, detect_split(checkpoint.config, checkpoint.tensors, kinds, _names(given, kinds)))
-        _check_recorded(checkpoint, sites, kinds)
+        names, recorded = _names(given, kinds), _recorded(checkpoint, kinds)
+        sites = detect_split(checkpoint.config, checkpoint.tensors, kinds, names)
+        if set(KINDS) <= set(kinds):
+            apart = detect_split(checkpoint.config, checkpoint.tensors, ("experts",), names)
+            mine = {site.module for site in sites}
+            sites += [s for s in apart if s.module not in mine and (s.row.fused, tuple(s.row.parts.values())) in recorded]
+        sites = chosen(given, sites)
+        _check_recorded(checkpoint, sites, recorded)
         return sites
 
 
-def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], kinds: Collection[str]) -> None:
-    """What surgery split before is put together as it was taken apart. Raises LayoutError where the table says otherwise."""
+_Recorded = Mapping[tuple[str, tuple[str, ...]], set[str]]
+
+
+def _recorded(checkpoint: Checkpoint, kinds: Collection[str]) -> _Recorded:
+    """What surgery split before and did not fuse since: (fused, parts) -> the layouts."""
     recorded: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for step in checkpoint.history:
         for row in step.get("modules", ()) if step["surgery"] in ("split", "fuse") else ():
@@ -102,6 +111,11 @@ def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], kinds: Collec
                 recorded.pop(key, None)
             elif row["kind"] in kinds:
                 recorded.setdefault(key, set()).add(row["layout"])
+    return recorded
+
+
+def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], recorded: _Recorded) -> None:
+    """What surgery split before is put together as it was taken apart. Raises LayoutError where the table says otherwise."""
     for (fused, parts), layouts in recorded.items():
         mine = [site for site in sites if site.row.fused == fused and tuple(site.row.parts.values()) == parts]
         if wrong := {str(site.layout) for site in mine} - layouts:

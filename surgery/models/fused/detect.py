@@ -48,7 +48,8 @@ def detect(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, nam
 
     Raises LayoutError where they contradict their row.
     """
-    found = _by_type(config, kinds, lambda row, section, why: fused_sites(row.called(names), section, tensors, why))
+    rows = [row for row in TABLE if row.kind in kinds]
+    found = _by_type(config, rows, lambda row, section, why: fused_sites(row.called(names), section, tensors, why))
     if "qkv" in kinds:
         types = {section.get("model_type") for section in sections(config)}
         # the row says which of these are fused, and which are not
@@ -63,7 +64,9 @@ def detect(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, nam
 
 def detect_split(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, names: Names = NO_NAMES) -> list[Site]:
     """The places of fused modules whose parts are among `tensors`. Raises LayoutError where parts are missing or do not fit."""
-    found = _by_type(config, kinds, lambda row, section, why: split_sites(row.called(names), section, tensors, why))
+    every = set(KINDS) <= set(kinds)
+    rows = [row for row in TABLE if row.kind in kinds and not (row.asked and every)]
+    found = _by_type(config, rows, lambda row, section, why: split_sites(row.called(names), section, tensors, why))
     return sorted(found.values(), key=lambda site: natural(site.module))
 
 
@@ -182,16 +185,13 @@ def _check_beside(row: Row, modules: Iterable[str], tensors: Tensors) -> None:
             )
 
 
-def _by_type(config: Config, kinds: Collection[str], find: Callable[[Row, Config, str], list[Site]]) -> dict[str, Site]:
-    """What `find` finds for the rows that the model types have: module -> site.
+def _by_type(config: Config, rows: Sequence[Row], find: Callable[[Row, Config, str], list[Site]]) -> dict[str, Site]:
+    """What `find` finds for those of the rows that the model types have: module -> site.
 
     A composite config names the type, and only one of its parts may have the sizes: an error counts when no section fits.
     """
     found: dict[str, Site] = {}
-    every = set(KINDS) <= set(kinds)
-    for row in TABLE:
-        if row.kind not in kinds or (row.asked and every):
-            continue
+    for row in rows:
         matching = [s for s in sections(config) if s.get("model_type") in row.model_types]
         errors, sites = [], []
         for section in matching:

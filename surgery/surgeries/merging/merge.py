@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
-from ...adapters.consistency import strangers, without_factors
+from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
 from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
@@ -16,9 +17,8 @@ from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
 from ...files.peft import CONFIG, Adapter
-from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.row import Site
@@ -31,9 +31,10 @@ from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_bas
 from .changes import Placed, join, module_of
 from .embedded import own_names
 from .lineage import check_base
-from .refusals import not_placed
+from .quantised import check_computed, check_quantised
+from .refusals import check_read, not_placed
 from .replicate import replicated
-from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
+from .saved_modules import check_known, place_whole, share_deltas
 from .task_heads import Selection, as_trained
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
@@ -84,6 +85,7 @@ def merge(
     weights = _weights(adapters, weights, scale)
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
+    check_read(adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
@@ -108,7 +110,7 @@ def merge(
         merged = merged.with_config({**merged.config, **edits})
     step = {
         "surgery": "merge",
-        "adapters": [{"digest": a.digest, "weight": w, "modules": len(a.lora)} for a, w in zip(adapters, weights, strict=True)],
+        "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in merged.tensors.items()),
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
@@ -124,6 +126,12 @@ def merge(
         notes=(*merged.notes, *lineage, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
     )
     return cast(merged, dtype) if dtype else merged
+
+
+def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
+    """What the history says of an adapter."""
+    told: dict[str, Any] = {"digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+    return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
 def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale: float) -> list[float]:
@@ -283,11 +291,11 @@ def _place(
         else:
             lost.append(module)
     if lost or unplaced:
-        _check_quantised(checkpoint, adapter, lost)
+        check_quantised(checkpoint, adapter, lost)
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
-            share_deltas(adapter, placed, [name for name in group.names if wanted(module_of(name))])
+            share_deltas(adapter, placed, [name for name in group.kept if wanted(module_of(name))])
     return placed
 
 
@@ -296,33 +304,10 @@ def _place_module(checkpoint: Checkpoint, adapter: Adapter, module: str, weight:
     name, bias = f"{module}.weight", f"{module}.bias"
     check_known(checkpoint, adapter, name)
     base = placed.whole.get(name, checkpoint.tensors[name])
-    for tensor in (checkpoint.tensors[name], base):
-        if tensor.dtype not in ARITHMETIC:
-            where = [f"{adapter.path}: {module}", f"base: {name}", *_quantised(checkpoint)]
-            tip = "dequantise the base first; F16, BF16, F32 and F64 are computed"
-            raise NotSupported(f"cannot compute on {tensor.dtype} tensors", where=where, help=tip)
+    check_computed(checkpoint, adapter, module, base)
     one = delta(adapter, module, name, base.shape, checkpoint.config)
     placed.deltas.setdefault(name, []).append(one.times(weight))
     if scaled := gain(adapter, module, reshape(base, matrix_of(base.shape)), one, weight):
         placed.gains[name] = scaled
     if more := bias_delta(adapter, module, checkpoint.tensors.get(bias)):
         placed.deltas.setdefault(bias, []).append(more.times(weight))
-
-
-def _quantised(checkpoint: Checkpoint) -> list[str]:
-    """What config.json says of how the weights are quantised."""
-    said = checkpoint.config.get("quantization_config")
-    how = said.get("quant_method") or said.get("format") if isinstance(said, Mapping) else None
-    return [f"config.json: quantization_config says {how or 'not how'}"] if said else []
-
-
-def _check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> None:
-    """Raise NotSupported where a module has tensors in a quantised base, and no weight: then it is no other one's."""
-    here = [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _quantised(checkpoint) else []
-    if here:
-        names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
-        raise NotSupported(
-            f"{len(here)} of the adapter's {len(adapter.lora)} modules are quantised in the base",
-            where=[adapter.path, *listed(here), f"{here[0]} has {', '.join(listed(names))}", *_quantised(checkpoint)],
-            help="dequantise the base first, or merge into the one that it was made from",
-        )

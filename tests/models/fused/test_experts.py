@@ -308,8 +308,32 @@ def test_experts_that_files_have_apart_are_fused_only_where_asked_for(tmp_path: 
     with pytest.raises(surgery.NothingMatched, match="the files of model type `mixtral` have experts apart") as error:
         surgery.fuse(checkpoint)
     assert "surgery fuse-experts makes what the class holds" in str(error.value)
-    with pytest.raises(surgery.NothingMatched):
-        surgery.split(surgery.fuse_experts(checkpoint))
+
+
+# Types whose files have experts apart, saved as the class holds them: from state_dict(), as training frameworks do.
+IN_MEMORY = ("mixtral", "minimax", "phimoe", "qwen3_moe", "olmoe", "jamba", "nemotron_h")
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_what_a_file_holds_stacked_is_split_whatever_its_type_is_used_to(kind: str, tmp_path: Path):
+    """The class loads the parts, and fuse gives the file back."""
+    model = stacks.build(kind)
+    model.config.save_pretrained(tmp_path / "a")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    save_file(state, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
+    assert any("experts" in row for row in surgery.inspect(tmp_path / "a").fused)
+    base = surgery.open_checkpoint(tmp_path / "a")
+    split = surgery.split_experts(base)
+    assert not any(name.endswith(("gate_up_proj", "experts.down_proj")) for name in split.tensors)
+    surgery.write(split, tmp_path / "b")
+    loaded, info = type(model).from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    every = surgery.split(base)
+    assert {n for n in every.tensors if ".experts." in n} == {n for n in split.tensors if ".experts." in n}
+    surgery.write(every, tmp_path / "every")
+    surgery.write(surgery.fuse(surgery.open_checkpoint(tmp_path / "every")), tmp_path / "c")
+    assert hashes(tmp_path / "c") == hashes(tmp_path / "a")
 
 
 def test_shared_experts_stay_out(tmp_path: Path):

@@ -136,6 +136,17 @@ def test_merged_computes_what_the_live_model_computes(name: str, tmp_path: Path)
     compare(CASES[name], merged(tmp_path), live)
 
 
+@pytest.mark.parametrize("name", ["mixtral, other names", "qwen3_moe, one file for each expert", "nemotron_h, no gate"])
+def test_a_base_that_was_saved_as_the_class_holds_it_is_merged_alike(name: str, tmp_path: Path) -> None:
+    """Stacked experts in the file of a type whose files have them apart."""
+    live = trained(CASES[name], tmp_path)
+    model = stacks.build(CASES[name].kind, **CASES[name].sizes)
+    for file in (tmp_path / "base").glob("*.safetensors*"):
+        file.unlink()
+    save_file({n: t.clone() for n, t in model.state_dict().items()}, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    compare(CASES[name], merged(tmp_path), live)
+
+
 def slowest(experts: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """B as if its experts were the slowest."""
 
@@ -364,6 +375,7 @@ def test_refused_by_name(tmp_path: Path) -> None:
     wider.save_pretrained(tmp_path / "wider")
     check_refused(tmp_path, AdapterError, "does not fit the class's axes: lora_A is (12, 12), lora_B (16, 12)", base="wider")
     tiny_models.build("llama").save_pretrained(tmp_path / "llama")
+    rewritten(tmp_path, lambda _, tensor: tensor, auto_mapping=None)
     check_refused(tmp_path, NotPlaced, "4 of the 4 parameters that the adapter was trained on have no place in the base", base="llama")
 
 

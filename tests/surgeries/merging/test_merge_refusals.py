@@ -177,7 +177,7 @@ def fp8(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
 def test_a_half_precision_adapter_on_an_fp8_base(adapter: Path, saved: Saved, tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base", fp8)
     folder = edited(adapter, tmp_path / "a", lambda _, tensors: tensors.update({n: t.half() for n, t in tensors.items()}))
-    tip = "dequantise the base first; F16, BF16, F32 and F64 are computed"
+    tip = "or dequantise the base first; F16, BF16, F32 and F64 are computed"
     where = ("base: model.layers.0.self_attn.q_proj.weight", "config.json: quantization_config says fp8")
     refused(base, folder, NotSupported, "cannot compute on F8_E4M3 tensors", *where, tip)
 
@@ -207,8 +207,10 @@ def test_bits_and_bytes(adapter: Path, saved: Saved, tmp_path: Path) -> None:
         for name in [n for n in tensors if n.endswith("_proj.weight")]:
             tensors[name] = torch.zeros(tensors[name].numel() // 2, 1, dtype=torch.uint8)
 
-    base, folder = edited(saved("llama"), tmp_path / "base", four_bits), edited(adapter, tmp_path / "a", lambda _, __: None)
-    refused(base, folder, NotSupported, "cannot compute on U8 tensors", "config.json: quantization_config says bitsandbytes")
+    base = edited(saved("llama"), tmp_path / "base", four_bits)
+    folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(base_model_name_or_path="org/model"))
+    tip = "merge into the 16-bit model that this one was made from (the adapter names org/model): it is the usual base of such adapters"
+    refused(base, folder, NotSupported, "cannot compute on U8 tensors", "config.json: quantization_config says bitsandbytes", tip)
 
 
 def test_a_quantised_base_is_merged_where_it_is_not_quantised(saved: Saved, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Stored (experts, out, in), or (experts, in, out) where a row says `transposed`; the parts are (out, in) as nn.Linear has them.
 `SAVED` are types whose files have the 3-D tensors; the files of `LOADED` have one module per expert, and the 3-D tensors are
-what their classes hold in memory, and load as well: these are split and fused where experts are asked for, not among all kinds.
+what their classes hold in memory, and load as well: where a file has these, they are split among all kinds; they are made only
+where experts are asked for.
 """
 
 from __future__ import annotations
@@ -174,13 +175,13 @@ LOADED: tuple[Row, ...] = (
     *_rows(("lfm2_moe",), r"layers\.\d+\.feed_forward", "conversion_mapping: lfm2_moe", names=W123, tensors=WEIGHTS, asked=True),
     *_rows(
         ("mixtral", "minimax", "minimax_m2", "phimoe", "kimi_linear"),
-        r"layers\.\d+\.block_sparse_moe",
+        r"layers\.\d+\.(?:block_sparse_moe|mlp)",  # in files, and in memory
         "conversion_mapping: mixtral, and those that repeat it",
         names=W123,
         tensors=WEIGHTS,
         asked=True,
     ),
-    *_rows(("deepseek_v4",), r"layers\.\d+\.ffn", "conversion_mapping: deepseek_v4", names=W123, tensors=WEIGHTS, asked=True),
+    *_rows(("deepseek_v4",), r"layers\.\d+\.(?:ffn|mlp)", "conversion_mapping: deepseek_v4", names=W123, tensors=WEIGHTS, asked=True),
     *_rows(
         ("nemotron_h",), r"layers\.\d+\.mixer", "conversion_mapping: nemotron_h; there is no gate", NO_GATE, tensors=WEIGHTS, asked=True
     ),

@@ -1,0 +1,59 @@
+"""Bases whose weights are quantised: which of the adapter's modules are, and which base is the usual one instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...checkpoint import Checkpoint
+from ...errors import NotSupported, listed
+from ...files.peft import Adapter
+from ...lazy.dtypes import ARITHMETIC
+from ...lazy.tensor import Tensor
+
+# Schemes in which a model is quantised while it is loaded, so that adapters are trained on what lies in 16 bit on the Hub.
+ON_LOADING = frozenset({"bitsandbytes", "hqq", "eetq", "quanto", "torchao", "bitnet"})
+_READ = "F16, BF16, F32 and F64 are computed"
+
+
+def check_computed(checkpoint: Checkpoint, adapter: Adapter, module: str, now: Tensor) -> None:
+    """Raise NotSupported where the module's weight, or what takes its place `now`, is in a dtype that is not computed."""
+    name = f"{module}.weight"
+    for dtype in (checkpoint.tensors[name].dtype, now.dtype):
+        if dtype not in ARITHMETIC:
+            where = [f"{adapter.path}: {module}", f"base: {name}", *_said(checkpoint)]
+            raise NotSupported(f"cannot compute on {dtype} tensors", where=where, help=f"{_instead(checkpoint, adapter)}; {_READ}")
+
+
+def check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> None:
+    """Raise NotSupported where modules without a weight have other tensors in a quantised base: then it is no other one's."""
+    here = [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _said(checkpoint) else []
+    if here:
+        names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
+        raise NotSupported(
+            f"{len(here)} of the adapter's {len(adapter.lora)} modules are quantised in the base",
+            where=[adapter.path, *listed(here), f"{here[0]} has {', '.join(listed(names))}", *_said(checkpoint)],
+            help=_instead(checkpoint, adapter),
+        )
+
+
+def _method(checkpoint: Checkpoint) -> str:
+    """What config.json says of how the weights are quantised; "" where it says nothing."""
+    said = checkpoint.config.get("quantization_config")
+    if not said:
+        return ""
+    how = said.get("quant_method") or said.get("format") if isinstance(said, Mapping) else None
+    return str(how or "not how")
+
+
+def _said(checkpoint: Checkpoint) -> list[str]:
+    method = _method(checkpoint)
+    return [f"config.json: quantization_config says {method}"] if method else []
+
+
+def _instead(checkpoint: Checkpoint, adapter: Adapter) -> str:
+    """Which base to take."""
+    named = adapter.config.get("base_model_name_or_path")
+    which = f" (the adapter names {named})" if isinstance(named, str) and named else ""
+    if _method(checkpoint) in ON_LOADING:
+        return f"merge into the 16-bit model that this one was made from{which}: it is the usual base of such adapters"
+    return f"merge into the 16-bit model that this one was made from{which}, or dequantise the base first"
