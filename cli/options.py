@@ -241,6 +241,14 @@ class Merging:
         ),
     ] = ""
 
+    base_as_trained: Annotated[
+        bool,
+        typer.Option(
+            "--base-as-trained",
+            help="BASE is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ changed, saved beside the adapter.",
+            rich_help_panel=MERGING,
+        ),
+    ] = False
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -273,6 +281,7 @@ class Merging:
             "dtype": self.dtype or None,
             "add": self.add or None,
             "architecture": self.architecture or None,
+            "base_as_trained": self.base_as_trained,
         }
 
 

@@ -63,6 +63,7 @@ class Merging:
     dtype: str | None = None
     add: str | None = None
     architecture: str | None = None
+    base_as_trained: bool = False
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -78,6 +79,7 @@ class Merging:
             dtype=self.dtype,
             add=self.add,
             architecture=self.architecture,
+            base_as_trained=self.base_as_trained,
             again=True,
             tokenizer="base",
             any_base=True,

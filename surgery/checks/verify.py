@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -87,6 +87,7 @@ def verify(
     dtype: str | None = None,
     add: str | None = None,
     architecture: str | None = None,
+    base_as_trained: bool = False,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
@@ -96,11 +97,12 @@ def verify(
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are
-    raised. Where none is given and surgery made the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge is replayed.
+    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery
+    made the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge
+    is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -162,6 +164,7 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     found = Merging(
         [weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add, architecture=architecture
     )
+    found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,
