@@ -97,9 +97,9 @@ def verify(
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery
-    made the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge
-    is replayed.
+    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are
+    raised. Where none is given and surgery made the merge, they are read from its manifest. An adapter whose config and tensors
+    contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained)

@@ -35,7 +35,7 @@ from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
-from .task_heads import Selection, as_trained
+from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -91,7 +91,7 @@ def merge(
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
-    checkpoint = as_trained(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
+    checkpoint = as_its_class(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)

@@ -57,7 +57,7 @@ class _Made:
     renamed: int = 0
 
 
-def as_trained(
+def as_its_class(
     checkpoint: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], selection: Selection, architecture: str | None
 ) -> Checkpoint:
     """The base as the class that the adapters were trained in, without the heads that they replace; as it is where that is its own.
