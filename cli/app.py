@@ -358,7 +358,7 @@ def merge(
         opened, own = (before, []) if adapters else _apart(before)
         merged = surgery.merge(
             opened,
-            [*own, *(surgery.open_adapter(a) for a in adapters or ())],
+            [*own, *surgery.open_adapters(adapters or (), merging.beside())],
             **told,
             again=again,
         )
@@ -400,7 +400,7 @@ def unmerge(
         checkpoint = surgery.open_checkpoint(merged)
         if not approximate:
             return surgery.unmerge(checkpoint)
-        return surgery.unmerge_approximately(checkpoint, [surgery.open_adapter(a) for a in adapters or ()], **told)
+        return surgery.unmerge_approximately(checkpoint, surgery.open_adapters(adapters or (), merging.beside()), **told)
 
     _written(made, options)
 
@@ -511,6 +511,7 @@ def verify(
                 base=base,
                 adapter=adapters or (),
                 **told,
+                beside=merging.beside(),
                 on_tensor=on_tensor,
             )
         if json:

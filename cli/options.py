@@ -225,6 +225,20 @@ class Merging:
         ),
     ] = ""
 
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="Safetensors trained beside an adapter, merged along; may be given often; none leaves out what lies there.",
+            rich_help_panel=MERGING,
+        ),
+    ] = None
+
+    def beside(self) -> list[str] | None:
+        """Files that belong to the adapters; None where nothing was said of any."""
+        return [one for one in self.with_ if one != "none"] if self.with_ else None
+
     def told(self) -> dict[str, Any]:
         """What was said, as arguments for the library."""
         if self.tied not in ("untie", "error"):

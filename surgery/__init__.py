@@ -37,7 +37,7 @@ from .errors import (
 from .execution.crew import Step
 from .execution.execute import Report, execute, write
 from .execution.stage import clean
-from .files.peft import Adapter, is_adapter, open_adapter
+from .files.peft import Adapter, is_adapter, open_adapter, open_adapters
 from .hub.content import PushPlan, PushReport
 from .hub.push import plan_push, push
 from .hub.send import execute_push
@@ -108,6 +108,7 @@ __all__ = [
     "is_adapter",
     "merge",
     "open_adapter",
+    "open_adapters",
     "open_any",
     "open_checkpoint",
     "own_adapter",

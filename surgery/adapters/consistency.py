@@ -13,13 +13,14 @@ from typing import Any
 from ..errors import AdapterError, SurgeryError, listed
 from ..files.peft import Adapter
 from ..lazy.tensor import Tensor
+from ..models.families import EMBEDDINGS, HEADS
 from ..names import compiled, is_called, natural
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .lora import BIAS, check_factors, check_numbers
 from .unwrapped import unwrapped
 
-TIED = ("embed_tokens", "lm_head", "wte", "word_embeddings", "decoder")
+KEPT_TIED = ("embed_tokens", "lm_head")
 IN_PROJ = ".in_proj_weight"
 
 
@@ -50,13 +51,26 @@ def doubts(adapter: Adapter) -> list[str]:
         return []
 
 
+def keeps_ties(adapter: Adapter) -> bool:
+    """Whether tied tensors stay one: PEFT sees to it for two names alone, whatever the class calls its embedding.
+
+    Source: peft 0.21.2, tuners/tuners_utils.py `_check_tied_modules`, and utils/constants.py EMBEDDING_LAYER_NAMES.
+    """
+    if not adapter.config.get("ensure_weight_tying"):
+        return False
+    aimed, saved = (adapter.config.get(key) or [] for key in ("target_modules", "modules_to_save"))
+    if isinstance(aimed, str):
+        return any(re.fullmatch(aimed, name) or is_called(name, saved) for name in KEPT_TIED)
+    return any(name.rpartition(".")[2] in KEPT_TIED for name in (*aimed, *saved))
+
+
 def strangers(adapter: Adapter) -> list[str]:
     """Modules that the adapter has LoRA on and its config does not aim at: PEFT passes over them. `by_parameter` comes first.
 
     A module that is aimed at only because it is tied to another one, and the out_proj within an attention, are none.
     """
     config, modules = adapter.config, sorted(adapter.lora.keys() - adapter.parameters, key=natural)
-    tied = TIED if config.get("ensure_weight_tying") else ()
+    tied = EMBEDDINGS | HEADS if keeps_ties(adapter) else ()
     inside = {f"{name.removesuffix(IN_PROJ)}.out_proj" for name in adapter.parameters if name.endswith(IN_PROJ)}
     return [one for one in modules if one not in inside and not is_called(one, tied) and not _is_aimed_at(config, one)]
 

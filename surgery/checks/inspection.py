@@ -103,6 +103,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 def _inspect_adapter(adapter: Adapter) -> Inspection:
     folder = folder_at(adapter.path)
+    unread = (
+        [f"weights lie beside the adapter, and a merge takes them by --with FILE only: {', '.join(adapter.unread)}"]
+        if adapter.unread
+        else []
+    )
     return Inspection(
         path=adapter.path,
         kind="adapter",
@@ -118,7 +123,7 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         adapter=_described(adapter),
         files=tuple(sorted(f for f in folder.names() if folder.has(f))) if folder else (),
         history=(),
-        notes=(*contradictions(adapter), *doubts(adapter)),
+        notes=(*contradictions(adapter), *doubts(adapter), *adapter.notes, *unread),
     )
 
 

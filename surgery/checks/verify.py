@@ -25,7 +25,7 @@ from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.folder import folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
-from ..files.peft import Adapter, open_adapter
+from ..files.peft import Adapter, open_adapters
 from ..files.refs import has_scheme, is_ref, parse_ref
 from ..files.safetensors import encode_header
 from ..lazy.dtypes import Dtype, Kind
@@ -86,6 +86,7 @@ def verify(
     tied: str = "untie",
     dtype: str | None = None,
     add: str | None = None,
+    beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
@@ -95,8 +96,8 @@ def verify(
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
     how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype` and `add` are as for
-    `merge`, whose errors are raised; where none is given and surgery made the merge, they are read from its manifest. An adapter
-    whose config and tensors contradict each other fails, and no merge is replayed.
+    `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery made the merge, they are
+    read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add)
@@ -122,7 +123,7 @@ def verify(
         checks.append(_accepted(checkpoint))
     if base is None:
         return Verification(path, tuple(checks))
-    opened, origin = [open_adapter(one) for one in adapters], open_checkpoint(base)
+    opened, origin = open_adapters(adapters, beside), open_checkpoint(base)
     if wrong := [check for one in opened if not (check := _consistent(one)).ok]:
         return Verification(path, (*checks, *wrong, Check("merge", None, "not replayed: the adapter contradicts itself")))
     if told == Merging():
@@ -195,6 +196,9 @@ def _named(path: str | os.PathLike[str]) -> str:
 def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) -> Verification:
     checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"), _consistent(adapter)]
     checks += [Check("targets", None, f"without its base: {doubt}") for doubt in doubts(adapter)]
+    if adapter.unread:
+        what = f"weights lie beside the adapter, and a merge takes them by --with FILE only: {', '.join(listed(adapter.unread))}"
+        checks.append(Check("beside", None, what))
     if values:
         checks.append(_finite(adapter.tensors, {}, on_tensor))
     return Verification(adapter.path, tuple(checks))

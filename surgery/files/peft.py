@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..errors import AdapterError, FormatError, NotACheckpoint
+from ..errors import AdapterError, FormatError, NotACheckpoint, listed
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Input, Tensor
+from .beside import Beside, opened
+from .beside import beside as found
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
 from .strict import parse_object
@@ -56,6 +58,8 @@ class Adapter:
     history: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     parameters: frozenset[str] = frozenset()  # those of `lora` that are parameters of a module, and not modules
+    beside: tuple[str, ...] = ()  # files of weights that were read along with its own
+    unread: tuple[str, ...] = ()  # such files in its folder that were not, and nobody said that they are none of its own
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
 
     @cached_property
@@ -66,8 +70,9 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over config and weights as they were opened, to the last bit."""
-        return hashlib.sha256("".join(f.digest for i in self.inputs for f in i.files).encode()).hexdigest()
+        """SHA-256 over config and weights as they were opened, to the last bit; what was read beside them is not in it."""
+        own = [source for source in self.inputs if source.path not in self.beside]
+        return hashlib.sha256("".join(f.digest for i in own for f in i.files).encode()).hexdigest()
 
 
 def is_adapter(path: PathLike | Folder) -> bool:
@@ -76,8 +81,13 @@ def is_adapter(path: PathLike | Folder) -> bool:
     return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
 
 
-def open_adapter(path: PathLike | Folder) -> Adapter:
-    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError."""
+def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = None) -> Adapter:
+    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError.
+
+    `beside` are safetensors files with what was trained beside LoRA, in the same folder or elsewhere: their tensors take the place of
+    the base's. Where it is not given, weights in the folder that look like that are `unread`, and such an adapter is not merged;
+    an empty list says that they are none of its own.
+    """
     folder, name = locate(path)
     if name:
         raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help="pass the folder, not the file")
@@ -95,7 +105,55 @@ def open_adapter(path: PathLike | Folder) -> Adapter:
     files = (replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True), file)
     tensors = tensors_of(file, header)
     adapter = parse_adapter(folder.path, config, tensors)
-    return replace(adapter, inputs=(Input("adapter", folder.path, files, tensors),), metadata=header.metadata)
+    adapter = replace(adapter, inputs=(Input("adapter", folder.path, files, tensors),), metadata=header.metadata)
+    return (
+        _with_rest(adapter, found(folder, (CONFIG, WEIGHTS)))
+        if beside is None
+        else _along(adapter, [opened(folder, one) for one in beside])
+    )
+
+
+def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None = None) -> list[Adapter]:
+    """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises AdapterError for others."""
+    if beside is None or len(paths) == 1:
+        return [open_adapter(path, beside) for path in paths]
+    mine = {i: [one for one in beside if str(one).startswith(f"{str(path).rstrip('/')}/")] for i, path in enumerate(paths)}
+    if lost := [str(one) for one in beside if not any(one in files for files in mine.values())]:
+        tip = "give files in the adapters' folders, or merge the adapters one after another"
+        raise AdapterError("it is not clear which adapter the file belongs to", where=lost, help=tip)
+    return [open_adapter(path, mine[i]) for i, path in enumerate(paths)]
+
+
+def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
+    """The adapter with what lies beside it told."""
+    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {', '.join(listed(rest.others))}"
+    return replace(adapter, unread=rest.weights, notes=(*adapter.notes, *([note] if rest.others else [])))
+
+
+def _along(adapter: Adapter, sources: Sequence[Input]) -> Adapter:
+    """The adapter with the tensors of files that were trained along. Raises FormatError where two mean the same, AdapterError for LoRA."""
+    whole, names = dict(adapter.whole), dict(adapter.names)
+    for source in sources:
+        more = parse_adapter(source.path, adapter.config, source.tensors)
+        if more.lora:
+            tip = f"give it as an adapter of its own, in a folder with its {CONFIG} and called {WEIGHTS}"
+            raise AdapterError(
+                "a file beside an adapter holds LoRA of another one", where=[source.path, *listed(sorted(more.lora))], help=tip
+            )
+        if both := sorted(more.whole.keys() & whole.keys()):
+            where = [f"{adapter.path}: {names[both[0]]}", f"{source.path}: {more.names[both[0]]}"]
+            raise FormatError("two adapter tensors mean the same", where=where, help="keep one of them")
+        whole |= more.whole
+        names |= more.names
+    note = [f"read beside {adapter.path}: {', '.join(listed([source.path for source in sources]))}"] if sources else []
+    return replace(
+        adapter,
+        whole=whole,
+        names=names,
+        inputs=(*adapter.inputs, *sources),
+        beside=tuple(source.path for source in sources),
+        notes=(*adapter.notes, *note),
+    )
 
 
 def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:

@@ -42,7 +42,7 @@ CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn", "k_attn", "v_a
 
 # Last names of the modules that weight tying joins.
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"})
-HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection"})
+HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection", "proj_out", "vocab_projector", "generator_lm_head"})
 
 
 # The output head by its whole name, as `get_output_embeddings` gives it: what PEFT leaves out of "all-linear".
@@ -121,14 +121,17 @@ VOCABULARY_BIASES = frozenset({"cls.predictions.bias", "predictions.bias", "fina
 class Ties:
     """The tensors that a class ties, each to the one it is tied to, and how config.json says that they are apart.
 
+    Their order is transformers': where the one that others are tied to is not stored, it is the first of them that is.
     `said`: `tie_word_embeddings: false` loads both as they are stored, and changes nothing else. Where not, the flag has
     to stay: BERT would miss a bias, BART its two other embeddings, Switch would scale its output otherwise; transformers 5
-    keeps stored tensors apart that differ. `always`: the class ties what is not stored, whatever the flag says.
+    keeps stored tensors apart that differ. `always`: the class ties what is not stored, whatever the flag says. `embedding`:
+    the input embedding, as `get_input_embeddings` gives it, where others are not tied to that one.
     """
 
     others: Mapping[str, str]
     said: bool = True
     always: bool = False
+    embedding: str = ""
 
 
 def _of(classes: str, ties: Ties) -> dict[str, Ties]:
@@ -140,8 +143,8 @@ def _bert(stem: str, head: str) -> Ties:
     return Ties({f"{head}.decoder.weight": weight, f"{head}.decoder.bias": bias}, said=False)
 
 
-def _shared(*others: str, stem: str = "", always: bool = False) -> Ties:
-    return Ties(dict.fromkeys((f"{name}.weight" for name in others), f"{stem}shared.weight"), said=False, always=always)
+def _shared(*others: str, stem: str = "", always: bool = False, embedding: str = "") -> Ties:
+    return Ties(dict.fromkeys((f"{name}.weight" for name in others), f"{stem}shared.weight"), False, always, embedding)
 
 
 # What each class ties: its `_tied_weights_keys`. Which tensors a file lacks, and how to say that they differ, is proven by
@@ -167,14 +170,45 @@ TIES: Mapping[str, Ties] = {
         "T5ForConditionalGeneration MT5ForConditionalGeneration UMT5ForConditionalGeneration",
         _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head", always=True),
     ),
-    "T5EncoderModel": _shared("encoder.embed_tokens", always=True),
+    **_of(
+        "T5Model MT5Model UMT5Model T5ForQuestionAnswering MT5ForQuestionAnswering UMT5ForQuestionAnswering",
+        _shared("encoder.embed_tokens", "decoder.embed_tokens", always=True),
+    ),
+    **_of("T5EncoderModel MT5EncoderModel UMT5EncoderModel", _shared("encoder.embed_tokens", always=True)),
     "SwitchTransformersForConditionalGeneration": _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
     **_of(
-        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration",
-        _shared("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head", stem="model."),
+        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration M2M100ForConditionalGeneration "
+        "PLBartForConditionalGeneration",
+        _shared("lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
+    ),
+    **_of("BartModel MBartModel PegasusModel M2M100Model", _shared("decoder.embed_tokens", "encoder.embed_tokens")),
+    **_of(
+        "BartForSequenceClassification MBartForSequenceClassification BartForQuestionAnswering MBartForQuestionAnswering",
+        _shared("model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
+    ),
+    "MarianMTModel": _shared(
+        "lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model.", embedding="model.encoder.embed_tokens.weight"
+    ),
+    "MarianModel": _shared("decoder.embed_tokens", "encoder.embed_tokens", embedding="encoder.embed_tokens.weight"),
+    **_of(
+        "Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration "
+        "Gemma3ForConditionalGeneration LlavaForConditionalGeneration LlavaOnevisionForConditionalGeneration",
+        Ties({"lm_head.weight": "model.language_model.embed_tokens.weight"}),
     ),
 }
 
+# Classes of Marian whose encoder and decoder have a vocabulary each: `share_encoder_decoder_embeddings: false`.
+_TWO_VOCABULARIES = {
+    "MarianMTModel": Ties({"lm_head.weight": "model.decoder.embed_tokens.weight"}, embedding="model.encoder.embed_tokens.weight"),
+    "MarianModel": None,
+}
+# Types whose class ties where config.json says so of the text model within, whatever it says of the whole.
+TIED_WITHIN = frozenset(
+    """
+    fast_vlm glm4v glm4v_moe glm_ocr hunyuan_vl llava llava_next_video llava_onevision minimax_m3_vl paddleocr_vl qwen2_5_vl qwen2_vl
+    shieldgemma2 video_llama_3
+    """.split()
+)
 # Classes whose head is not over the vocabulary: there is nothing that the input embedding could be tied to.
 _HEADLESS = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$")
 
@@ -184,15 +218,32 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     classes = config.get("architectures") or []
     if classes and all(_HEADLESS.search(str(name)) for name in classes):
         return False
+    return _says_tied(config)
+
+
+def _says_tied(config: Mapping[str, Any]) -> bool:
+    """What `tie_word_embeddings` is once the model type's config class has read config.json."""
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else None
-    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if text else None)
+    within = text.get("tie_word_embeddings") if text else None
+    said = config.get("tie_word_embeddings", within)
+    if within and config.get("model_type") in TIED_WITHIN:
+        return True
     return bool(said) if said is not None else config.get("model_type") in TIED_BY_DEFAULT
 
 
 def ties(config: Mapping[str, Any]) -> Ties | None:
     """What the model's class ties, each to the one it is tied to; None where nothing is tied, or the class is not in the table."""
-    known = TIES.get(str(next(iter(config.get("architectures") or []), "")))
-    return known if known and (known.always or is_tied(config)) else None
+    name = str(next(iter(config.get("architectures") or []), ""))
+    apart = name in _TWO_VOCABULARIES and config.get("share_encoder_decoder_embeddings") is False
+    known = _TWO_VOCABULARIES[name] if apart else TIES.get(name)
+    return known if known and (known.always or _says_tied(config)) else None
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json has to say so that the class loads tensors that it would tie as they are stored."""
+    text = config.get("text_config")
+    inside = isinstance(text, Mapping) and text.get("tie_word_embeddings")
+    return {"tie_word_embeddings": False} | ({"text_config": dict(text or {}) | {"tie_word_embeddings": False}} if inside else {})
 
 
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool:

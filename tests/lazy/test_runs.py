@@ -8,10 +8,11 @@ from itertools import product
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from movement import moved_once
 
 from surgery.lazy.dtypes import F32
 from surgery.lazy.runs import Piece, lower, window
-from surgery.lazy.tensor import File, Stored, Tensor, concat, narrow, permute, reshape
+from surgery.lazy.tensor import File, Stored, Tensor
 
 FILE = File("x", 0, 0)
 
@@ -30,30 +31,7 @@ def moved(draw: st.DrawFn) -> tuple[Tensor, torch.Tensor, dict[Stored, torch.Ten
 
     lazy, real = leaf(shape)
     for _ in range(draw(st.integers(0, 6))):
-        axis = draw(st.integers(0, len(lazy.shape) - 1))
-        size = lazy.shape[axis]
-        match draw(st.sampled_from(["narrow", "permute", "concat", "split", "flatten"])):
-            case "narrow":
-                start = draw(st.integers(0, size - 1))
-                length = draw(st.integers(1, size - start))
-                lazy, real = narrow(lazy, axis, start, length), real.narrow(axis, start, length)
-            case "permute":
-                axes = draw(st.permutations(range(len(lazy.shape))))
-                lazy, real = permute(lazy, axes), real.permute(*axes)
-            case "concat":
-                shape = list(lazy.shape)
-                shape[axis] = draw(st.integers(1, 3))
-                more, numbers = leaf(tuple(shape))
-                front = draw(st.booleans())
-                lazy = concat([more, lazy] if front else [lazy, more], axis)
-                real = torch.cat([numbers, real] if front else [real, numbers], axis)
-            case "split":
-                factor = draw(st.sampled_from([f for f in range(1, size + 1) if size % f == 0]))
-                shape = [*lazy.shape[:axis], factor, size // factor, *lazy.shape[axis + 1 :]]
-                lazy, real = reshape(lazy, shape), real.reshape(shape)
-            case "flatten":
-                shape = [*lazy.shape[:axis], math.prod(lazy.shape[axis:])]
-                lazy, real = reshape(lazy, shape), real.reshape(shape)
+        lazy, real = moved_once(draw, lazy, real, leaf)
     return lazy, real, values
 
 

@@ -19,6 +19,7 @@ import torch
 from conftest import hashes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from movement import moved_once
 from safetensors.torch import load_file, save_file
 from test_split_oracle import CASES, rows_of
 
@@ -30,7 +31,7 @@ from surgery.evaluation.scratch import scratch_of
 from surgery.files.safetensors import read_header, tensors_of
 from surgery.lazy.dtypes import DTYPES
 from surgery.lazy.low_rank import LowRank
-from surgery.lazy.tensor import Stored, Sum, Tensor, add, concat, narrow, permute, reshape
+from surgery.lazy.tensor import Shape, Stored, Sum, Tensor, add, concat, narrow, permute, reshape
 
 FAMILIES = ("phi3", "gpt2", "gpt_neox", "bloom", "sam")
 OTHERS = {"phi3": "o_proj", "gpt2": "c_proj", "gpt_neox": "dense", "bloom": "dense", "sam": "proj"}  # modules beside the fused ones
@@ -176,28 +177,13 @@ def test_movement_commutes_with_arithmetic(pool: dict[str, Stored], data: st.Dat
     lead = draw(st.sampled_from([(), (1,), (3,), (65,), (130,), (4, 5), (2, 66), (3, 2, 4)]))
     lazy = summed(draw, pool, (*lead, draw(COLUMNS)))
     real = load(lazy)
+
+    def more(shape: Shape) -> tuple[Tensor, torch.Tensor]:
+        made = add(leaf(pool, "F32", shape, draw(OFFSETS)), [], lazy.dtype)
+        return made, load(made)
+
     for _ in range(draw(st.integers(1, 4))):
-        axis = draw(st.integers(0, len(lazy.shape) - 1))
-        size = lazy.shape[axis]
-        match draw(st.sampled_from(["narrow", "permute", "concat", "split", "flatten"])):
-            case "narrow":
-                start = draw(st.integers(0, size - 1))
-                length = draw(st.integers(1, size - start))
-                lazy, real = narrow(lazy, axis, start, length), real.narrow(axis, start, length)
-            case "permute":
-                axes = draw(st.permutations(range(len(lazy.shape))))
-                lazy, real = permute(lazy, axes), real.permute(*axes)
-            case "concat":
-                shape = (*lazy.shape[:axis], draw(st.integers(1, 3)), *lazy.shape[axis + 1 :])
-                more = add(leaf(pool, "F32", shape, draw(OFFSETS)), [], lazy.dtype)
-                lazy, real = concat([lazy, more], axis), torch.cat([real, load(more)], axis)
-            case "split":
-                factor = draw(st.sampled_from([f for f in range(1, size + 1) if size % f == 0]))
-                shape = (*lazy.shape[:axis], factor, size // factor, *lazy.shape[axis + 1 :])
-                lazy, real = reshape(lazy, shape), real.reshape(shape)
-            case "flatten":
-                shape = (*lazy.shape[:axis], math.prod(lazy.shape[axis:]))
-                lazy, real = reshape(lazy, shape), real.reshape(shape)
+        lazy, real = moved_once(draw, lazy, real, more)
     made = load(lazy)
     assert made.dtype == real.dtype and made.shape == real.shape
     assert torch.equal(made, real)

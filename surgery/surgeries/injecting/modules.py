@@ -27,11 +27,11 @@ from ...models.families import (
     ROUTERS,
     TRANSPOSED_CONVOLUTIONS,
     is_conv1d,
-    ties,
 )
 from ...models.fused.layout import sections
 from ...models.fused.row import Site
 from ...models.names_v5 import in_memory, renames_of
+from ...models.tying import holder_of, tied_families
 from ...names import is_called, natural
 from ..split import fused_in, split_in
 
@@ -117,11 +117,9 @@ def parameters_in(base: Checkpoint) -> int:
 
 def tied(base: Checkpoint) -> dict[str, str]:
     """Names of tensors that the base does not store, to the tied ones that it stores instead."""
-    known, found = ties(base.config), dict[str, str]()
-    for source in dict.fromkeys(known.others.values()) if known else ():
-        names = (source, *(name for name, to in known.others.items() if to == source)) if known else ()
-        if holder := next((name for name in names if name in base.tensors), ""):
-            found |= {name: holder for name in names if name not in base.tensors}
+    found = dict[str, str]()
+    for names in tied_families(base.config, base.tensors):
+        found |= {name: holder_of(names, base.tensors) for name in names if name not in base.tensors}
     return found
 
 

@@ -27,7 +27,7 @@ def may_be_new(checkpoint: Checkpoint, pattern: str | None) -> May:
         module = name.rpartition(".")[0]
         there = any(one == module or one.startswith(f"{module}.") for one in modules)
         saved = adapter.config.get("modules_to_save") or []
-        return not there and is_within(module, saved) and bool(classes_with(checkpoint.config, name))
+        return not there and (bool(adapter.beside) or is_within(module, saved)) and bool(classes_with(checkpoint.config, name))
 
     return may
 

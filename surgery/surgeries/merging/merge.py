@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
-from ...adapters.consistency import strangers, without_factors
+from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
 from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
@@ -31,9 +32,9 @@ from .changes import Placed, join, module_of
 from .embedded import own_names
 from .lineage import check_base
 from .quantised import check_computed, check_quantised
-from .refusals import not_placed
+from .refusals import check_read, not_placed
 from .replicate import replicated
-from .saved_modules import check_known, keeps_ties, place_whole, share_deltas
+from .saved_modules import check_known, place_whole, share_deltas
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -79,6 +80,7 @@ def merge(
     weights = _weights(adapters, weights, scale)
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
+    check_read(adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
@@ -102,7 +104,7 @@ def merge(
         merged = merged.with_config({**merged.config, **edits})
     step = {
         "surgery": "merge",
-        "adapters": [{"digest": a.digest, "weight": w, "modules": len(a.lora)} for a, w in zip(adapters, weights, strict=True)],
+        "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in merged.tensors.items()),
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
@@ -117,6 +119,12 @@ def merge(
         notes=(*merged.notes, *lineage, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
     )
     return cast(merged, dtype) if dtype else merged
+
+
+def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
+    """What the history says of an adapter."""
+    told: dict[str, Any] = {"digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+    return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
 def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale: float) -> list[float]:
@@ -280,7 +288,7 @@ def _place(
         raise not_placed(checkpoint, adapter, [*lost, *unplaced])
     if keeps_ties(adapter):
         for group in groups:
-            share_deltas(adapter, placed, [name for name in group.names if wanted(module_of(name))])
+            share_deltas(adapter, placed, [name for name in group.kept if wanted(module_of(name))])
     return placed
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NotPlaced, SurgeryError, listed, nearest
+from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest
 from ...files.peft import TOKENS, Adapter, base_name
 from ..rename import Rule
 from ..split import fused_in, split_in
@@ -28,6 +28,17 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
         where=[adapter.path, *listed(rows)],
         help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
     )
+
+
+def check_read(adapters: Sequence[Adapter]) -> None:
+    """Raise NotSupported for weights beside an adapter that were not read, and that nobody said to leave."""
+    unread = [f"{one.path}/{name}" for one in adapters for name in one.unread]
+    if not unread:
+        return
+    ours = [name for name in unread if name.endswith(".safetensors")]
+    tips = [f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"]
+    tips += ["--with none leaves it out, where it is no part of the training", "in Python open_adapter(…, beside=[…])"]
+    raise NotSupported("weights lie beside the adapter that a merge would pass over", where=listed(unread), help="; ".join(tips))
 
 
 def _across(checkpoint: Checkpoint) -> set[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
+from ...adapters.consistency import keeps_ties
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotSupported
 from ...files.peft import TOKENS, Adapter
@@ -15,8 +15,6 @@ from .additions import May, is_within
 from .changes import Placed, module_of
 from .tied import Group
 from .vocabulary import is_head, is_vocabulary
-
-KEPT_TIED = ("embed_tokens", "lm_head")
 
 
 def place_whole(
@@ -47,9 +45,10 @@ def place_whole(
     for group in groups:
         # a module to save has a tensor of its own; any other tensor is the base's, of which there is one
         names = [name for name in group.names if wanted(module_of(name))]
-        one = names if keeps_ties(adapter) else [n for n in names if not is_within(module_of(n), saved)]
+        kept = [name for name in group.kept if wanted(module_of(name))]
+        one = kept if kept and keeps_ties(adapter) else [n for n in names if not is_within(module_of(n), saved)]
         _share(adapter, placed, keys, one)
-        _share_rows(adapter, placed, rows, names)
+        _share_rows(adapter, placed, rows, group.embedding, kept)
     for name, key in rows.items():
         if name not in checkpoint.tensors:
             lost.append(key)
@@ -63,19 +62,6 @@ def place_whole(
         placed.under |= {adapter.names[k]: adapter.whole[k] for k in keys.values() if adapter.whole[k] == base}
         placed.whole[name] = _with_rows(adapter, key, add(base, [], checkpoint.tensors[name].dtype))
     return lost
-
-
-def keeps_ties(adapter: Adapter) -> bool:
-    """Whether tied tensors stay one: PEFT sees to it for two names alone, whatever the class calls its embedding.
-
-    Source: peft 0.21.2, tuners/tuners_utils.py `_check_tied_modules`, and utils/constants.py EMBEDDING_LAYER_NAMES.
-    """
-    if not adapter.config.get("ensure_weight_tying"):
-        return False
-    aimed, saved = (adapter.config.get(key) or [] for key in ("target_modules", "modules_to_save"))
-    if isinstance(aimed, str):
-        return any(re.fullmatch(aimed, name) or is_called(name, saved) for name in KEPT_TIED)
-    return any(name.rpartition(".")[2] in KEPT_TIED for name in (*aimed, *saved))
 
 
 def share_deltas(adapter: Adapter, placed: Placed, names: Sequence[str]) -> None:
@@ -123,12 +109,12 @@ def _share(adapter: Adapter, placed: Placed, keys: Mapping[str, str], names: Seq
     placed.whole |= {name: placed.whole[there[0]] for name in names if there}
 
 
-def _share_rows(adapter: Adapter, placed: Placed, rows: dict[str, str], names: Sequence[str]) -> None:
+def _share_rows(adapter: Adapter, placed: Placed, rows: dict[str, str], embedding: str, names: Sequence[str]) -> None:
     """Let tokens trained in the input embedding be those of all that is tied to it, unless others were trained there."""
-    first = rows.get(names[0]) if names else None
+    first = rows.get(embedding) if embedding in names else None
     if first is None:
         return
-    there = [rows[name] for name in names[1:] if name in rows]
+    there = [rows[name] for name in names if name != embedding and name in rows]
     if any(_tokens(adapter, key) != _tokens(adapter, first) for key in there):
         return
     for key in there:

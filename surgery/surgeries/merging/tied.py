@@ -12,31 +12,47 @@ from typing import Any
 from ...checkpoint import Checkpoint
 from ...errors import NotSupported
 from ...lazy.tensor import substitute
-from ...models.families import ties
+from ...models.families import ties, untied
+from ...models.tying import holder_of, input_embedding, tied_families, to_store
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Names of one tensor: that of the input embedding first; `holder` is the one under which the base stores it."""
+    """Names that the class ties, the source first, then in the order in which one is looked for that is stored.
 
-    names: tuple[str, ...]
+    `holder`: under which the base stores what is one tensor in it. `apart`: those that are others in this base, which PEFT takes for
+    tied all the same where it sees to ties itself, if the `embedding`, the input embedding, is one with the source.
+    """
+
+    family: tuple[str, ...]
     holder: str
+    embedding: str = ""
+    apart: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are one tensor in the base."""
+        return tuple(name for name in self.family if name not in self.apart)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Those that PEFT keeps the same where it is told to, and whose trained tokens it shares."""
+        return self.family if self.embedding else ()
 
 
 def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
     """The tensors that the model ties, as far as the base does. Reads two that are both stored, to see whether they are equal."""
     from ...evaluation.compare import same
 
-    known, found = ties(checkpoint.config), list[Group]()
-    for source in dict.fromkeys(known.others.values()) if known else ():
-        names = (source, *(name for name, to in known.others.items() if to == source)) if known else ()
-        stored = [name for name in names if name in checkpoint.tensors]
-        if not stored:
-            continue
-        holder, base = stored[0], checkpoint.tensors[stored[0]]
-        apart = {name for name in stored if not same(base, checkpoint.tensors[name])}
-        found.append(Group(tuple(name for name in names if name not in apart), holder))
-    return tuple(group for group in found if len(group.names) > 1)
+    tensors, found = checkpoint.tensors, list[Group]()
+    first = input_embedding(checkpoint.config, tensors)
+    for family in tied_families(checkpoint.config, tensors):
+        holder = holder_of(family, tensors)
+        apart = tuple(name for name in family if name in tensors and not same(tensors[holder], tensors[name]))
+        embedding = first or family[0]
+        reached = embedding in family and embedding not in apart and embedding.endswith(".weight")
+        found.append(Group(family, holder, embedding if reached else "", apart))
+    return tuple(found)
 
 
 def widened(checkpoint: Checkpoint, groups: tuple[Group, ...]) -> Checkpoint:
@@ -50,7 +66,7 @@ def widened(checkpoint: Checkpoint, groups: tuple[Group, ...]) -> Checkpoint:
 
 
 def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ...], tied: str) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint without the tied tensors that are still equal, and what config.json has to say of those that are not.
+    """The checkpoint without the tied tensors that loading makes of the others, and what config.json has to say of those that differ.
 
     `tied` is "untie", or "error": then NotSupported where tensors have come to differ.
     """
@@ -59,8 +75,10 @@ def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ..
     for group in groups:
         base = before.tensors[group.holder]
         now = {name: substitute(tensors[name], before.tensors.get(name, base), base) for name in group.names}
+        now |= {name: tensors[name] for name in group.apart}
+        stay = to_store(group.family, now, before.tensors)
         for name in group.names:
-            if name not in before.tensors and now[name] == now[group.holder]:
+            if name not in stay:
                 del tensors[name]
         apart = [name for name in group.names if name in tensors]
         if all(now[name] == now[group.holder] for name in apart):
@@ -71,7 +89,7 @@ def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ..
                 where=[*apart, "config.json: tie_word_embeddings is true, or the model type's default"],
                 help="without --tied error, each is stored under its own name",
             )
-        edits |= {"tie_word_embeddings": False} if known and known.said else {}
+        edits |= untied(before.config) if known and known.said and all(name in tensors for name in group.family) else {}
         how = "config.json says so" if edits else "config.json stays, since its flag means more in this class: transformers 5 loads both"
         notes.append(f"the adapter makes tied tensors differ: {', '.join(apart)} are stored apart; {how}")
     weight_map = {name: shard for name, shard in checkpoint.weight_map.items() if name in tensors}

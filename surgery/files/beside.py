@@ -1,0 +1,87 @@
+"""What lies beside an adapter's own two files: the litter of a training, which is passed over, and weights, which never are.
+
+Some trainers save what they train beside LoRA in a file of their own: non_lora_state_dict.bin, mm_projector.bin, embeddings.safetensors.
+Whoever merges the LoRA alone loses it. Names decide; nothing is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+
+from ..errors import NotACheckpoint
+from ..evaluation.read import sha256
+from ..lazy.tensor import Input
+from .folder import Folder, PathLike, locate
+from .safetensors import tensors_of
+
+WEIGHTS = tuple(
+    "*.safetensors *.bin *.pt *.pth *.ckpt *.pkl *.pickle *.npz *.npy *.h5 *.msgpack *.ot *.gguf *.ggml *.nemo *.distcp *.onnx".split()
+)
+# The state of a training, and what describes it, that looks like weights by its ending.
+LITTER = tuple(
+    """
+    training_args.bin optimizer*.pt optimizer*.bin scheduler*.pt scheduler*.bin lr_scheduler*.pt scaler*.pt grad_scaler*.pt rng_state*.pth
+    rng_state*.pt random_states_*.pkl sampler*.bin dl_state_dict*.bin callbacks*.pt loss_history*.pt events.out.tfevents.*
+    """.split()
+)
+LITTER_FOLDERS = tuple(
+    "checkpoint-* global_step* runs logs wandb mlruns lightning_logs optimizer_* tensorboard .* __pycache__ eval* samples".split()
+)
+# Of a model that lies in the same folder, with its config.json.
+MODEL = ("model*.safetensors", "pytorch_model*.bin", "consolidated*", "diffusion_pytorch_model*")
+DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Files that look like weights, and folders that hold models or adapters of their own; by path in the folder."""
+
+    weights: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def beside(folder: Folder, own: tuple[str, ...]) -> Beside:
+    """What lies in the adapter's folder and looks like weights, but for its `own` files."""
+    weights, others = list[str](), list[str]()
+    model = folder.has("config.json")
+    for path, is_file in _inside(folder, ""):
+        name = path.rpartition("/")[2]
+        if not is_file:
+            others.append(f"{path}/")
+        elif path not in own and _looks(name) and not (model and "/" not in path and any(fnmatch(name, one) for one in MODEL)):
+            weights.append(path)
+    return Beside(tuple(weights), tuple(others))
+
+
+def opened(folder: Folder, path: PathLike) -> Input:
+    """The file of weights at `path`, in the adapter's folder or elsewhere. Raises NotACheckpoint where it is no safetensors file."""
+    text = str(path)
+    place, name = (folder, text) if folder.has(text) else locate(path)
+    if not name.endswith(".safetensors"):
+        what = "only safetensors files are read beside an adapter" if name else "a file is read beside an adapter, and this is a folder"
+        tip = "a pickle can run code, so we do not open it; where you trust it, load it with torch, and save it with safetensors"
+        raise NotACheckpoint(
+            what, where=[place.at(name)], help=tip if name else f"name the file, such as {place.at('embeddings.safetensors')}"
+        )
+    file, header = place.headers([name])[name]
+    file = replace(file, digest=sha256(file), whole=True)
+    return Input("adapter", place.at(name), (file,), tensors_of(file, header))
+
+
+def _looks(name: str) -> bool:
+    return any(fnmatch(name.lower(), one) for one in WEIGHTS) and not any(fnmatch(name, one) for one in LITTER)
+
+
+def _inside(folder: Folder, place: str, depth: int = 0) -> Iterator[tuple[str, bool]]:
+    """Every file, and each folder that is a model or an adapter of its own, but for folders of litter."""
+    for name in folder.names(place):
+        path = f"{place}/{name}" if place else name
+        if folder.has(path):
+            yield path, True
+        elif any(folder.has(f"{path}/{one}") for one in ("config.json", "adapter_config.json")):
+            if not any(fnmatch(name, one) for one in LITTER_FOLDERS):
+                yield path, False
+        elif depth < DEPTH and not any(fnmatch(name, one) for one in LITTER_FOLDERS):
+            yield from _inside(folder, path, depth + 1)
