@@ -96,7 +96,7 @@ def finished_in(dest: Path, want: dict[str, str]) -> dict[str, int]:
     """The shards that stand under their final names in the one stage of `dest`: name -> bytes. All must be right."""
     found = stages(str(dest))
     assert len(found) <= 1
-    hashed = whole(Path(found[0])) if found else {}
+    hashed = hashes(Path(found[0]), without=(PARTS,)) if found else {}
     shards = [name for name in hashed if name.endswith(".safetensors")]
     assert {name: hashed[name] for name in shards}.items() <= want.items()
     return {name: os.path.getsize(os.path.join(found[0], name)) for name in shards}
