@@ -17,13 +17,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 import surgery
-from surgery.evaluation import evaluate
+from surgery.evaluation import evaluate, sums
 from surgery.lazy.dtypes import BF16, F16
 
 RATIOS, RANKS = (0.005, 0.025, 0.1, 0.5), (4, 16, 64, 256)
@@ -49,12 +50,8 @@ def made(folder: Path, dtype: torch.dtype, size: int, rank: int, ratio: float) -
 @contextmanager
 def in_float64(dtype: torch.dtype) -> Iterator[None]:
     """Our own evaluator, accumulating in float64: it does where a tensor is of what it takes for F64."""
-    before = evaluate.F64
-    evaluate.F64 = KINDS[dtype]
-    try:
+    with mock.patch.object(sums, "F64", KINDS[dtype]):
         yield
-    finally:
-        evaluate.F64 = before
 
 
 def rounded(exact: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -25,7 +25,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from measure import Run, measured
@@ -56,7 +56,7 @@ def made(work: Path, name: str, *words: str) -> Path:
     return path
 
 
-def compared(title: str, commands: dict[str, Sequence[str]], out: Path, runs: int) -> None:
+def compared(title: str, commands: Mapping[str, Sequence[str]], out: Path, runs: int) -> None:
     """Run the commands in turn, a warm-up first; print medians, ratios to the first, peaks."""
     found: dict[str, list[Run]] = {name: [] for name in commands}
     for round_ in range(runs + 1):
@@ -129,29 +129,29 @@ def main() -> None:
                     for memory in ("96MB", "64MB"):
                         verbs = [["reshard", str(base), "--max-shard-size", "300MB"]]
                         verbs += [["merge", str(base), str(adapter)]] if name == "llama" else []
-                        for verb in verbs:
+                        for called in verbs:
                             shutil.rmtree(out, ignore_errors=True)
-                            run = measured([*SURGERY, *verb, *o, "--memory", memory])
+                            run = measured([*SURGERY, *called, *o, "--memory", memory])
                             print(
-                                f"| {verb[0]} {base.name} --memory {memory} | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True
+                                f"| {called[0]} {base.name} --memory {memory} | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True
                             )
                 shutil.rmtree(out, ignore_errors=True)
             case "start":
                 base = made(work, "thousand")
-                for words in (["--help"], ["inspect", str(base)]):
-                    rs = [measured([*SURGERY, *words]) for _ in range(runs + 1)][1:]
+                for shown in (["--help"], ["inspect", str(base)]):
+                    rs = [measured([*SURGERY, *shown]) for _ in range(runs + 1)][1:]
                     seconds, peak = statistics.median(r.seconds for r in rs), max(r.peak for r in rs)
-                    print(f"| {words[0]} | {seconds:.2f} s | {peak / 1e6:.0f} MB |", flush=True)
+                    print(f"| {shown[0]} | {seconds:.2f} s | {peak / 1e6:.0f} MB |", flush=True)
             case "huge":
                 base = made(work, "huge")
                 dry = ["--dry-run", "--quiet"]
-                for words in (
+                for asked in (
                     ["inspect", str(base)],
                     ["reshard", str(base), "--max-shard-size", "5GB", *dry],
                     ["split-qkv", str(base), *dry],
                 ):
-                    run = measured([*SURGERY, *words])
-                    print(f"| {' '.join(words[:1])} 1.3 TB | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True)
+                    run = measured([*SURGERY, *asked])
+                    print(f"| {' '.join(asked[:1])} 1.3 TB | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True)
             case "stream":
                 streamed(work, SURGERY, made(work, "llama", "500MB"), made(work, "adapter", "16", ALL))
             case _:

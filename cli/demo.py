@@ -22,7 +22,13 @@ import surgery
 
 from .output import size
 
-SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2}
+SIZES: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 TOLERANCE = 1e-5  # of the largest logit

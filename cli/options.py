@@ -34,6 +34,7 @@ Base = Annotated[
         "--base", metavar="MODEL", help="An adapter's model, fused or split; if not given, the one its config names.", rich_help_panel=FUSED
     ),
 ]
+As = Annotated[str, typer.Option("--as", metavar="MODEL_TYPE", help="Write what this class of transformers loads, such as llama.")]
 Maps = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rewrite names, wherever REGEX occurs; may be given often."),
@@ -170,9 +171,14 @@ class Fused:
         import surgery
 
         said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in ("", None)}
-        read = {"slots": lambda text: parse_numbers(text, "--slots"), "order": lambda text: tuple(text.split(",")), "names": _names}
+        read: dict[str, Callable[[str], Any]] = {
+            "slots": lambda text: parse_numbers(text, "--slots"),
+            "order": lambda text: tuple(text.split(",")),
+            "names": _names,
+        }
+        values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in said.items()}
         try:
-            return surgery.Given(**{name: read.get(name, lambda value: value)(value) for name, value in said.items()}) if said else None
+            return surgery.Given(**values) if values else None
         except surgery.SurgeryError as error:
             raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)) from error
 
@@ -225,6 +231,14 @@ class Merging:
         ),
     ] = ""
 
+    base_as_trained: Annotated[
+        bool,
+        typer.Option(
+            "--base-as-trained",
+            help="BASE is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ changed, saved beside the adapter.",
+            rich_help_panel=MERGING,
+        ),
+    ] = False
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -256,6 +270,7 @@ class Merging:
             "tied": self.tied,
             "dtype": self.dtype or None,
             "add": self.add or None,
+            "base_as_trained": self.base_as_trained,
         }
 
 

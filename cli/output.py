@@ -10,6 +10,7 @@ from typing import Any
 
 import surgery
 from surgery.errors import listed, printable
+from surgery.evaluation.measure import Measure
 from surgery.lazy.tensor import Tensor
 from surgery.names import select
 from surgery.planning.sharding import parse_size
@@ -183,9 +184,9 @@ def show_difference(found: surgery.Difference, *, json: bool) -> None:
     """What two have in common and what not; then each tensor that is not the same."""
     if json:
         measured = [{"share": c.measure.share, **asdict(c.measure)} if c.measure else None for c in (*found.unlike, *found.changed)]
-        rows = [{**asdict(c), "measure": m} for c, m in zip((*found.unlike, *found.changed), measured, strict=True)]
+        changes = [{**asdict(c), "measure": m} for c, m in zip((*found.unlike, *found.changed), measured, strict=True)]
         unlike = len(found.unlike)
-        show_json({**asdict(found), "unlike": rows[:unlike], "changed": rows[unlike:], "equal": found.equal})
+        show_json({**asdict(found), "unlike": changes[:unlike], "changed": changes[unlike:], "equal": found.equal})
         return
     files = found.files
     lists = [
@@ -205,7 +206,7 @@ def show_difference(found: surgery.Difference, *, json: bool) -> None:
         _grid(("name", "max", "mean", "relative", "differing", "ulps"), [_measured(name, m) for name, m in measures])
 
 
-def _measured(name: str, found: surgery.compare.Measure) -> list[str]:
+def _measured(name: str, found: Measure) -> list[str]:
     nonfinite = f", {found.nonfinite} not finite" if found.nonfinite else ""
     relative = "" if found.relative is None else f"{found.relative:.3g}"
     ulps = "" if found.ulps is None else str(found.ulps)

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -86,6 +86,7 @@ def verify(
     tied: str = "untie",
     dtype: str | None = None,
     add: str | None = None,
+    base_as_trained: bool = False,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
@@ -95,12 +96,13 @@ def verify(
     `check_class` asks the class in config.json, through transformers.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype` and `add` are as for
-    `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery made the merge, they are
-    read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge is replayed.
+    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype`, `add` and
+    `base_as_trained` are as for `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery
+    made the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge
+    is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, base_as_trained)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -153,6 +155,7 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
     dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
     found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add)
+    found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,

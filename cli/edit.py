@@ -1,0 +1,82 @@
+"""The commands that write the same weights in another way, or fewer of them: reshard, convert, rename, drop; and clean."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import As, Debug, Json, Maps, Model, Writing, parse_map, writing_options
+from .running import guarded, written
+
+app = typer.Typer()
+PANEL = "Edit"
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def reshard(model: Model, *, options: Writing) -> None:
+    """Write the same tensors into other shards: [bold]--max-shard-size 5GB[/bold], [bold]--balanced[/bold]."""
+    import surgery
+
+    if not options.max_shard_size:
+        raise typer.BadParameter("reshard needs it", param_hint="--max-shard-size")
+    written(lambda: surgery.open_checkpoint(model), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def convert(model: Model, to: As = "", *, options: Writing) -> None:
+    """Write the same weights as another class of transformers loads them: a Phi-3 [bold]--as llama[/bold]."""
+    import surgery
+
+    if not to:
+        raise typer.BadParameter("convert needs it, such as llama", param_hint="--as")
+    written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def rename(model: Model, maps: Maps = None, *, options: Writing) -> None:
+    r"""Rewrite tensor names, wherever the pattern occurs: [bold]--map '^transformer\\.=model.'[/bold]."""
+    import surgery
+
+    if not maps:
+        raise typer.BadParameter("rename needs at least one", param_hint="--map")
+    rules = [parse_map(text) for text in maps]
+    written(lambda: surgery.rename(surgery.open_checkpoint(model), rules), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def drop(
+    model: Model,
+    pattern: Annotated[str, typer.Option("--pattern", metavar="REGEX", help="Leave out tensors whose whole name matches.")] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Leave tensors out, by name."""
+    import surgery
+
+    if not pattern:
+        raise typer.BadParameter("drop needs it", param_hint="--pattern")
+    written(lambda: surgery.drop(surgery.open_checkpoint(model), pattern), options)
+
+
+@app.command(rich_help_panel=PANEL)
+def clean(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="An output, here or hf://org/name, or the folder that holds outputs.", show_default=False)
+    ],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what broken runs left beside DIR, or beside the outputs inside it."""
+    import surgery
+
+    from . import output
+
+    def body() -> None:
+        output.show_cleaned(surgery.clean(folder), json=json)
+
+    guarded(body, json=json, debug=debug)

@@ -1,0 +1,142 @@
+"""The commands that look and write nothing: inspect, verify, diff; and the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Debug, Json, Merging, Model, Quiet, writing_options
+from .running import guarded
+
+app = typer.Typer()
+PANEL = "Look"
+
+
+@app.command(rich_help_panel=PANEL)
+def inspect(
+    model: Model,
+    tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")] = "",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
+    import surgery
+
+    from . import output
+
+    def body() -> None:
+        if not tensors:
+            output.show_inspection(surgery.inspect(model), json=json)
+        else:
+            found = surgery.open_any(model)
+            weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
+            output.show_tensors(found.path, found.tensors, weight_map, tensors, json=json)
+
+    guarded(body, json=json, debug=debug)
+
+
+@app.command(rich_help_panel=PANEL)
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
+    tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say what differs between two checkpoints or two adapters, however they are sharded: tensors, values, config, files.
+
+    Exit status: 0 equal, 1 different, or refused.
+    """
+    import surgery
+
+    from . import output
+    from .progress import looking
+
+    def body() -> None:
+        with looking(shown=not json and not quiet) as on_tensor:
+            found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor)
+        if json or not quiet:
+            output.show_difference(found, json=json)
+        if not found.equal:
+            raise typer.Exit(1)
+
+    guarded(body, json=json, debug=debug)
+
+
+PROOF = "Is it this merge?"
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def verify(
+    model: Model,
+    values: Annotated[bool, typer.Option("--values", help="Read every tensor and look for NaN and infinity.")] = False,
+    check_class: Annotated[
+        bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
+    ] = True,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    *,
+    merging: Merging,
+) -> None:
+    """Check headers, index and files against each other, the values, and what the model's class says.
+
+    With [bold]--base[/bold] and [bold]--adapter[/bold]: whether every adapter is in it, once, and all else as in the base,
+    whoever merged it; what is rounding, and what is wrong. How surgery merged is read from MODEL, unless it is said here.
+
+    Exit status: 0 all well, 1 not.
+    """
+    import surgery
+
+    from . import output
+    from .progress import looking
+
+    told = merging.told()
+    if bool(base) != bool(adapters) or (not base and merging != Merging()):
+        raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
+
+    def body() -> None:
+        with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:
+            found = surgery.verify(
+                model,
+                values=values,
+                check_class=check_class,
+                base=base,
+                adapter=adapters or (),
+                **told,
+                beside=merging.beside(),
+                on_tensor=on_tensor,
+            )
+        if json:
+            tensors = {"tensors": found.proof.tensors} if found.proof else {}
+            output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks, **tensors})
+            if not found.ok:
+                raise typer.Exit(1)
+            return
+        if not quiet:
+            output.show_verification(found)
+        found.require()
+
+    guarded(body, json=json, debug=debug)
+
+
+@app.command(rich_help_panel=PANEL)
+def demo(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to work; a temporary folder if not given.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a small Phi-3 and an adapter; split, merge, reshard and verify it; show that it computes the same."""
+    from .demo import run
+
+    guarded(lambda: run(folder), json=False, debug=debug)
