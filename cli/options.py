@@ -252,6 +252,24 @@ class Merging:
         ),
     ] = ""
 
+    architecture: Annotated[
+        str,
+        typer.Option(
+            "--architecture",
+            metavar="CLASS",
+            help="The class of the result, where task type and head do not tell, such as BertForSequenceClassification.",
+            rich_help_panel=MERGING,
+        ),
+    ] = ""
+
+    base_as_trained: Annotated[
+        bool,
+        typer.Option(
+            "--base-as-trained",
+            help="BASE is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ changed, saved beside the adapter.",
+            rich_help_panel=MERGING,
+        ),
+    ] = False
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -283,6 +301,8 @@ class Merging:
             "tied": self.tied,
             "dtype": self.dtype or None,
             "add": self.add or None,
+            "architecture": self.architecture or None,
+            "base_as_trained": self.base_as_trained,
         }
 
 
