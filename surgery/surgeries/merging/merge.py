@@ -30,11 +30,12 @@ from .additions import May, check_added, may_be_new
 from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
-from .lineage import check_base
+from .lineage import as_trained, check_base, on_changed
 from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -53,8 +54,10 @@ def merge(
     again: bool = False,
     dtype: str | None = None,
     add: str | None = None,
+    base_as_trained: bool = False,
     tokenizer: str | None = None,
     any_base: bool = False,
+    architecture: str | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -69,7 +72,11 @@ def merge(
     "base", or a folder with another one.
 
     A tensor that an adapter holds whole may be new where it is of a head that a class of the base's type has, such as a `score`, or
-    where the regular expression `add` matches its whole name.
+    where the regular expression `add` matches its whole name. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base before they train:
+    `base_as_trained` says that the checkpoint is that changed base.
+
+    The result is of the class that the adapters were trained in, as their task types and heads tell, or the one named `architecture`:
+    heads of others are left out, names and config.json are that class's.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
     PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
@@ -84,10 +91,11 @@ def merge(
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
+    checkpoint = as_its_class(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
-    plain = [_plain(unwrapped(one, names_of(checkpoint))) for one in adapters]
+    plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     fitting = [_fitted(checkpoint, one) for one in chosen]
     for one in plain:
@@ -109,9 +117,11 @@ def merge(
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
         **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
+        **({"architecture": architecture} if architecture is not None else {}),
+        **({"base_as_trained": True} if base_as_trained else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
-    said = [note for *_, notes in fitting for note in notes if note]
+    said = [note for *_, notes in fitting for note in notes if note] + on_changed(base, adapters)
     said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
@@ -139,9 +149,9 @@ def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale
     return weights
 
 
-def _plain(adapter: Adapter) -> Adapter:
+def _plain(adapter: Adapter, base_as_trained: bool) -> Adapter:
     """The adapter as LoRA on modules and parameters. Raises NotSupported for a kind that is not merged, AdapterError."""
-    check_kind(adapter)
+    check_kind(adapter, base_as_trained=base_as_trained)
     plain = as_lora(adapter)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
