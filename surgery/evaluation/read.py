@@ -17,6 +17,7 @@ from math import prod
 from threading import Event
 
 from ..errors import SourceChanged
+from ..files.opening import regular
 from ..lazy.runs import Dim, Piece
 from ..lazy.tensor import File, Stored, Zeros
 from .strided import LONG, extent, place, split
@@ -58,7 +59,7 @@ class Reader:
     def _opened(self, file: File) -> int:
         alias = self._aliases.get(file.path)
         try:
-            fd = os.open(alias or file.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = regular(alias or file.path)
         except OSError as error:
             raise _unreadable(error, file.path) from error
         status = os.fstat(fd)
