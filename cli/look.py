@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Merging, Model, Quiet, writing_options
+from .options import Debug, FollowLinks, Json, Merging, Model, Quiet, writing_options
 from .running import guarded
 
 app = typer.Typer()
@@ -18,6 +18,7 @@ PANEL = "Look"
 def inspect(
     model: Model,
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")] = "",
+    follow_links: FollowLinks = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -42,6 +43,7 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -85,6 +87,7 @@ def verify(
         list[str] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

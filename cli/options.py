@@ -28,6 +28,26 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
+
+
+def _follow(context: typer.Context, follow: bool) -> bool:
+    """Links are followed until the command ends."""
+    if follow:
+        from surgery.files.symlinks import following_links
+
+        context.with_resource(following_links())
+    return follow
+
+
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        callback=_follow,
+        help="Follow links out of the folders that are opened; refused if not given.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +138,7 @@ class Writing:
     check_all: Annotated[
         bool, typer.Option("--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING)
     ] = False
+    follow_links: FollowLinks = False
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False
@@ -234,6 +255,16 @@ class Merging:
         ),
     ] = ""
 
+    architecture: Annotated[
+        str,
+        typer.Option(
+            "--architecture",
+            metavar="CLASS",
+            help="The class of the result, where task type and head do not tell, such as BertForSequenceClassification.",
+            rich_help_panel=MERGING,
+        ),
+    ] = ""
+
     base_as_trained: Annotated[
         bool,
         typer.Option(
@@ -273,6 +304,7 @@ class Merging:
             "tied": self.tied,
             "dtype": self.dtype or None,
             "add": self.add or None,
+            "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
         }
 

@@ -63,6 +63,7 @@ class Merging:
     tied: str = "untie"
     dtype: str | None = None
     add: str | None = None
+    architecture: str | None = None
     base_as_trained: bool = False
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
@@ -78,6 +79,7 @@ class Merging:
             tied=self.tied,
             dtype=self.dtype,
             add=self.add,
+            architecture=self.architecture,
             base_as_trained=self.base_as_trained,
             again=True,
             tokenizer="base",

@@ -22,7 +22,7 @@ from ..errors import HubError, SurgeryError, VerificationFailed, listed
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
-from ..files.folder import folder_at
+from ..files.folder import absolute, folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
 from ..files.peft import Adapter, open_adapters
@@ -89,6 +89,7 @@ def verify(
     tied: str = "untie",
     dtype: str | None = None,
     add: str | None = None,
+    architecture: str | None = None,
     base_as_trained: bool = False,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
@@ -102,13 +103,12 @@ def verify(
     held against their digest, with `check_all` or `values` all of them.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype`, `add` and
-    `base_as_trained` are as for `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery
-    made the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge
-    is replayed.
+    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are
+    raised. Where none is given and surgery made the merge, they are read from its manifest. An adapter whose config and tensors
+    contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, base_as_trained)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -155,7 +155,14 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
         return Merging(), []
     weights = {str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())}
     ways = {
-        (step.get("only"), step.get("except"), step.get("add"), tuple((str(a), str(b)) for a, b in step.get("map", ()))) for step in steps
+        (
+            step.get("only"),
+            step.get("except"),
+            step.get("add"),
+            step.get("architecture"),
+            tuple((str(a), str(b)) for a, b in step.get("map", ())),
+        )
+        for step in steps
     }
     if unknown := [one.path for one in adapters if one.digest not in weights]:
         what = f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to be 1"
@@ -163,16 +170,19 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     if len(ways) > 1:
         what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
         return Merging(), [Check("options", None, what)]
-    only, except_, add, names = ways.pop()
+    only, except_, add, architecture, names = ways.pop()
     casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
     dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
-    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add)
+    found = Merging(
+        [weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add, architecture=architecture
+    )
     found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,
         "except": except_,
         "add": add,
+        "architecture": architecture,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
         "dtype": found.dtype,
     }
@@ -203,9 +213,9 @@ def _merged(proof: Proof) -> Check:
 def _named(path: str | os.PathLike[str]) -> str:
     """The path as it is shown: absolute, but for what is on the Hub."""
     text = os.fspath(path)
-    if not os.path.exists(text) and is_ref(text):
+    if not os.path.exists(absolute(text)) and is_ref(text):
         return str(parse_ref(text))
-    return text if has_scheme(text) else os.path.abspath(text)
+    return text if has_scheme(text) else absolute(text)
 
 
 def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) -> Verification:

@@ -63,6 +63,10 @@ class Adapter:
     unread: tuple[str, ...] = ()  # such files in its folder that were not, and nobody said that they are none of its own
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
 
+    def __repr__(self) -> str:
+        kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())
+        return f"<Adapter {kind}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in the file."""

@@ -52,6 +52,9 @@ class Plan:
     added: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<Plan {self.identity[:16]}: {self.tensors} tensors in {len(self.shards)} shards, {self.nbytes} bytes>"
+
     @cached_property
     def computed(self) -> tuple[str, ...]:
         """Names of the tensors that arithmetic makes; all others are copied byte for byte."""

@@ -35,6 +35,7 @@ from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -56,6 +57,7 @@ def merge(
     base_as_trained: bool = False,
     tokenizer: str | None = None,
     any_base: bool = False,
+    architecture: str | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -73,6 +75,9 @@ def merge(
     where the regular expression `add` matches its whole name. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base before they train:
     `base_as_trained` says that the checkpoint is that changed base.
 
+    The result is of the class that the adapters were trained in, as their task types and heads tell, or the one named `architecture`:
+    heads of others are left out, names and config.json are that class's.
+
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
     PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
     model, unless `any_base`; nothing is ever half applied. Reads no base
@@ -86,6 +91,7 @@ def merge(
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
+    checkpoint = as_its_class(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     checkpoint = replicated(checkpoint, adapters)
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
@@ -111,6 +117,7 @@ def merge(
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
         **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
+        **({"architecture": architecture} if architecture is not None else {}),
         **({"base_as_trained": True} if base_as_trained else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
