@@ -29,6 +29,7 @@ from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is
 from ..names import natural
 from ..version import __version__
 from .accounts import check_accounts, check_adapters, check_metadata, check_packed
+from .digests import digests_of
 from .identity import described, identity_of
 from .outputs import check_paths
 from .record import Kept, Recipes, base_record
@@ -193,7 +194,7 @@ def _manifest(
     sizes = {path: len(file) if isinstance(file, bytes) else file.size for path, file in files.items()}
     sizes |= {shard.name: shard.nbytes for shard in shards}
     inputs = tuple(described(source) for source in checkpoint.inputs)
-    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())))
+    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())), digests_of(files))
     return encode_manifest(made)
 
 
