@@ -74,8 +74,9 @@ class Checkpoint:
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
 
     def __repr__(self) -> str:
-        kind = self.__dict__.get("config", {}).get("model_type") or "of a type that was not asked for"
-        return f"<Checkpoint {kind}: {len(self.tensors)} tensors, {sum(t.nbytes for t in self.tensors.values())} bytes, {self.path}>"
+        kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"<Checkpoint{f' {kind}' if kind else ''}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
