@@ -140,6 +140,9 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
+    if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
+        tip = f"pass its folder: {folder.path}"
+        raise NotACheckpoint("this is the weights of an adapter, and no checkpoint", where=[folder.at(name)], help=tip)
     weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
         checkpoint = _indexed(folder, weights)
