@@ -29,6 +29,7 @@ from .files.safetensors import Header, tensors_of
 from .files.strict import MEND, parse_object
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
+from .opened import takes_opened
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +114,7 @@ class Checkpoint:
         return replace(self, files={**self.files, "config.json": raw})
 
 
+@takes_opened
 def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
 
@@ -125,6 +127,7 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     return _opened(*locate(path))
 
 
+@takes_opened
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = locate(path)

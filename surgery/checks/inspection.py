@@ -21,6 +21,7 @@ from ..models.families import EMBEDDINGS, HEADS, is_tied
 from ..models.fused.detect import choices, detect, looks_fused
 from ..models.tasks import is_bare
 from ..names import natural
+from ..opened import takes_opened
 from ..surgeries.merging.embedded import own_adapter, own_names
 
 # Of adapter_config.json, what says which modules have what.
@@ -73,6 +74,7 @@ class Inspection:
     notes: tuple[str, ...]
 
 
+@takes_opened
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
     found = open_any(path)

@@ -31,6 +31,7 @@ from ..files.safetensors import encode_header
 from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
 from ..names import natural
+from ..opened import takes_opened
 from ..surgeries.cast import NAMES
 from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
@@ -72,6 +73,7 @@ class Verification:
             raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
 
 
+@takes_opened
 def verify(
     path: str | os.PathLike[str],
     *,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HubConflict, HubError, SourceChanged, listed
 from ..lazy.tensor import File
+from ..opened import takes_opened
 from . import client
 from .client import retried, translated
 from .comparison import compared
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 
+@takes_opened
 def execute_push(plan: PushPlan, *, on_file: Callable[[str, int], None] | None = None) -> PushReport:
     """Carry out a plan; the repository holds all of it when this returns, and holds none of it if this raises before its commit.
 

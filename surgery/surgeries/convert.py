@@ -13,12 +13,14 @@ from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
+from ..opened import takes_opened
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
 
 CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
 
 
+@takes_opened
 def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete; nothing computed.
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
 from ..names import compiled, select
+from ..opened import takes_opened
 
 Rule = tuple[str, str]
 
 
+@takes_opened
 def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
     r"""Rewrite names: each rule (regular expression, replacement) in turn, wherever it occurs in a name.
 
@@ -59,6 +61,7 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
     return current
 
 
+@takes_opened
 def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
     """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does."""
     dropped = {name: checkpoint.tensors[name] for name in select(checkpoint.tensors, pattern)}

@@ -21,12 +21,14 @@ from ..models.fused.row import Site
 from ..models.fused.tables import TABLE
 from ..models.names_v5 import in_memory, renames_of
 from ..models.targets import targets_for
+from ..opened import takes_opened
 
 ATTENTION = ("qkv", "kv")
 
 _Target = TypeVar("_Target", Checkpoint, Adapter)
 
 
+@takes_opened
 def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """Replace each fused module by its parts, byte for byte: weights, biases, and what else lies on the fused axis.
 
@@ -46,6 +48,7 @@ def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | Non
     return _noted(split_at(target, sites), sites, _contradicted(target, sites, kinds) if given and given.says_layout else ())
 
 
+@takes_opened
 def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """The inverse of `split`: the parts become the fused module that the model type has, byte for byte.
 
@@ -195,31 +198,37 @@ def _check_called(given: Given | None, sites: Sequence[Site]) -> None:
         raise SurgeryError(f"nothing here has a part {', '.join(idle)}", help=f"the parts are {', '.join(sorted(keys))}")
 
 
+@takes_opened
 def split_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`split` of the attention's projections: fused q, k and v, and fused k and v."""
     return split(target, ATTENTION, given=given, base=base)
 
 
+@takes_opened
 def fuse_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`fuse` of the attention's projections, the inverse of `split_qkv`."""
     return fuse(target, ATTENTION, given=given, base=base)
 
 
+@takes_opened
 def split_gate_up(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`split` of gated MLPs: fused gate and up, 3-D ones of all experts too, which stay 3-D."""
     return split(target, ("gate_up",), given=given, base=base)
 
 
+@takes_opened
 def fuse_gate_up(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`fuse` of gated MLPs, the inverse of `split_gate_up`."""
     return fuse(target, ("gate_up",), given=given, base=base)
 
 
+@takes_opened
 def split_experts(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`split` of 3-D experts: to one module for each expert, with gate and up apart."""
     return split(target, ("experts",), given=given, base=base)
 
 
+@takes_opened
 def fuse_experts(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
     """`fuse` of experts to the 3-D tensors that the class holds in memory, the inverse of `split_experts`."""
     return fuse(target, ("experts",), given=given, base=base)

@@ -21,6 +21,7 @@ from ...models.families import NOT_FROM_TEXT
 from ...models.fused.row import Site
 from ...models.names_v5 import in_memory, renames_of
 from ...names import compiled, is_called, natural
+from ...opened import takes_opened
 from ..split import fused_in, in_memory_sites, sites_held, split_at
 from .modules import Kind, Module, checked, parameters_in, tied, told
 from .parameters import Parameter, as_peft_reads, keys_of, targeted
@@ -48,6 +49,7 @@ _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@takes_opened
 def inject(
     base: Checkpoint,
     target_modules: str | Sequence[str] = (),

@@ -23,6 +23,7 @@ from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
+from ...opened import takes_opened
 from ..cast import cast
 from ..rename import Rule, renamed
 from ..split import fuse_at, fused_in, sites_held, split_at, split_in
@@ -41,6 +42,7 @@ from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
 
 
+@takes_opened
 def merge(
     checkpoint: Checkpoint,
     adapter: Adapter | Sequence[Adapter],
