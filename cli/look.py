@@ -79,6 +79,7 @@ def verify(
     check_class: Annotated[
         bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
     ] = True,
+    check_all: Annotated[bool, typer.Option("--check-all", help="Restore every block of an undo record, not one of each tensor.")] = False,
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
     ] = None,
@@ -115,6 +116,7 @@ def verify(
                 model,
                 values=values,
                 check_class=check_class,
+                check_all=check_all,
                 base=base,
                 adapter=adapters or (),
                 **told,

@@ -135,6 +135,9 @@ class Writing:
         int | None,
         typer.Option("--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING),
     ] = None
+    check_all: Annotated[
+        bool, typer.Option("--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING)
+    ] = False
     follow_links: FollowLinks = False
     json: Json = False
     quiet: Quiet = False
@@ -280,6 +283,8 @@ class Merging:
         ),
     ] = None
 
+    lying: Fused = Fused()
+
     def beside(self) -> list[str] | None:
         """Files that belong to the adapters; None where nothing was said of any."""
         return [one for one in self.with_ if one != "none"] if self.with_ else None
@@ -303,6 +308,7 @@ class Merging:
             "add": self.add or None,
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
+            "given": self.lying.given(),
         }
 
 

@@ -26,6 +26,7 @@ from ..files.safetensors import read_header
 from ..lazy.tensor import File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
 from .inside import Inside, part_of
+from .proving import prove_record
 from .sidecar import SidecarFile
 from .stage import write_at
 
@@ -116,7 +117,9 @@ class Crew:
         *,
         scratch: bool,
         delivery: Delivery | None = None,
+        check_all: bool = False,
     ) -> None:
+        self.check_all = check_all  # of a record, instead of a block of each tensor
         self.inside, self.space, self.emit, self.scratch, self.delivery = inside, space, emit, scratch, delivery
         self.waiting = deque(shards)
         self.room = delivery.room if delivery else len(shards)
@@ -251,7 +254,7 @@ class Crew:
         space = self.space()
         try:
             while shard := self.filled.get():
-                _finish(shard, self.emit, space)
+                _finish(shard, self.emit, space, check_all=self.check_all)
                 if self.delivery:
                     self.finished.put(shard)
         finally:
@@ -345,7 +348,7 @@ def _tensor_at(shard: ShardPlan, to: int) -> str:
     return shard.slots[low].name if shard.slots else ""
 
 
-def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> None:
+def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace, *, check_all: bool) -> None:
     """Make a filled shard durable, prove that it is what was planned, and give it its name; its record first."""
     try:
         os.fsync(shard.fd)
@@ -356,6 +359,8 @@ def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> No
         shard.close()
     emit(Step("synced", shard.plan.name))
     compare(shard.inside.at(shard.part), shard.plan)
+    if shard.sidecar:
+        prove_record(shard.plan, shard.inside.path, shard.inside.at(shard.part), space, every=check_all)
     shard.inside.rename(shard.part, shard.plan.name)
     emit(Step("finished", shard.plan.name))
 

@@ -82,11 +82,12 @@ def write(
     workers: int | None = None,
     overwrite: bool = False,
     link: bool = False,
+    check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held before."""
     made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
-    return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, link=link, on_step=on_step)
+    return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, link=link, check_all=check_all, on_step=on_step)
 
 
 def execute(
@@ -97,6 +98,7 @@ def execute(
     workers: int | None = None,
     overwrite: bool = False,
     link: bool = False,
+    check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a HubDestination.
@@ -107,6 +109,9 @@ def execute(
 
     `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where the file
     system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
+
+    An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is restored from
+    what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where the base does not come back.
     """
     begun = time.monotonic()
     emit = _serial(on_step)
@@ -119,14 +124,14 @@ def execute(
             check_distinct([path for path, _ in outputs_of(plan.shards, plan.files)], stage.dest)
         if delivery:
             delivery.begin(stage.inside)
-        todo, resumed = _resume(plan, stage, emit, delivery, link=link)
+        todo, resumed = _resume(plan, stage, emit, delivery, link=link, check_all=check_all)
         links = Links(stage.inside, lambda name, size: emit(Step("linked", name, size))) if link else None
         todo = [shard for shard in todo if not (links and _linked(shard, stage, links))]
         _check_space(plan, stage, resumed + (links.nbytes if links else 0), delivery)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
-        losses = _made(plan, todo, stage, (count, budget), emit, delivery)
+        losses = _made(plan, todo, stage, (count, budget), emit, delivery, check_all=check_all)
         erased = erased_in(losses)
         notes += note_on(erased, losses)
         _write_files(plan, stage, emit, delivery, links)
@@ -161,7 +166,14 @@ def execute(
 
 
 def _made(
-    plan: Plan, todo: Sequence[ShardPlan], stage: Stage, share: tuple[int, int], emit: Callable[[Step], None], delivery: Delivery | None
+    plan: Plan,
+    todo: Sequence[ShardPlan],
+    stage: Stage,
+    share: tuple[int, int],
+    emit: Callable[[Step], None],
+    delivery: Delivery | None,
+    *,
+    check_all: bool,
 ) -> dict[str, Loss]:
     """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises VerificationFailed."""
     losses, (count, budget) = dict[str, Loss](), share
@@ -173,7 +185,7 @@ def _made(
             made = Crew([one], stage.inside, space, emit, scratch=True).run(count)
             losses |= {name: loss for loss in made.values() if loss.erased or loss.overflowed for name in plan.users(one.slots[0])}
         check_finite(losses, plan.dtypes)
-        losses |= Crew(todo, stage.inside, space, emit, scratch=False, delivery=delivery).run(count)
+        losses |= Crew(todo, stage.inside, space, emit, scratch=False, delivery=delivery, check_all=check_all).run(count)
         check_finite(losses, plan.dtypes)
     return losses
 
@@ -229,17 +241,17 @@ def _check_sources(plan: Plan) -> None:
 
 
 def _resume(
-    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool
+    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool, check_all: bool
 ) -> tuple[list[ShardPlan], int]:
     """The shards that are still to be made, and the bytes of those that a broken run of this plan finished.
 
-    What that run linked is made anew where this one is to share nothing with the inputs.
+    What that run linked is made anew where this one is to share nothing with the inputs, as is what has a record to `check_all` of.
     """
     todo, resumed = [], 0
     for shard in plan.shards:
         path = os.path.join(stage.path, shard.name)
         sent = delivery is not None and delivery.has(shard.name)
-        recorded = not shard.sidecar or stage.inside.status(shard.sidecar.name)
+        recorded = not shard.sidecar or (stage.inside.status(shard.sidecar.name) and not check_all)
         found = stage.inside.status(shard.name) if recorded else None
         if sent or (found and (link or found.st_nlink == 1) and _is_as_planned(path, shard)):
             if delivery and not sent:
