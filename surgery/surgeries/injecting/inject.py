@@ -372,7 +372,7 @@ def _check_kinds(base: Checkpoint, config: Mapping[str, Any], chosen: Mapping[st
     refuse(odd, f"cannot put LoRA on weights of {', '.join(sorted({str(kinds[name]) for name in odd}))}", "dequantise the base first")
     dark = {name: module for name, module in of[Kind.CONVOLUTION].items() if not module.groups}
     what = "whether these convolutions are grouped, shape and model type do not tell, and lora_A depends on it"
-    refuse(dark, what, "ask the class: --check-class, in Python check_class=True")
+    refuse(dark, what, "ask the class: --check-class")
     uneven = {n: m for n, m in of[Kind.CONVOLUTION].items() if m.groups and _rank(config, n) % m.groups}
     refuse(uneven, "the rank of a grouped convolution has to be a multiple of its groups", "choose another rank, or leave them out")
     if config["lora_bias"]:

@@ -38,9 +38,7 @@ def check_added(pattern: str | None, added: Mapping[str, Tensor], adapters: Sequ
         return
     whole = sorted({name for one in adapters for name in one.whole})
     held = f"held whole are {', '.join(listed(whole, 3))}" if whole else "the adapters hold no tensor whole"
-    raise NothingMatched(
-        f"`{pattern}` adds no tensor: no name of one without a place matches it as a whole", help=f"{held}; --add, in Python add="
-    )
+    raise NothingMatched(f"`{pattern}` adds no tensor: no name of one without a place matches it as a whole", help=f"{held}; --add")
 
 
 def is_within(module: str, saved: Sequence[str]) -> bool:
@@ -59,4 +57,4 @@ def why_not(checkpoint: Checkpoint, names: Sequence[str]) -> str:
     else:
         known = f"no class of model type `{kind}` has {', '.join(listed(names, 2))} beside its body"
     escaped = names[0].replace(".", "\\.")
-    return f"{known}: --add '{escaped}', in Python add=, adds a tensor under its own name"
+    return f"{known}: --add '{escaped}' adds a tensor under its own name"

@@ -229,10 +229,10 @@ def _check_new(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
     before = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
     for one in adapters:
         if one.inputs and one.digest in before:
-            tip = "its delta would be added twice; if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; if that is meant: --again"
             raise PlanError("the adapter is merged into this base already", where=[one.path, checkpoint.path], help=tip)
         if one.inputs and one.digest in given:
-            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again"
             raise PlanError("the adapter is given twice", where=list(dict.fromkeys([given[one.digest], one.path])), help=tip)
         given[one.digest] = one.path
 

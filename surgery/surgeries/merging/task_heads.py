@@ -26,7 +26,7 @@ from ...names import compiled, natural
 from .changes import module_of
 
 HEAD_BUFFERS = frozenset({"final_logits_bias"})  # of heads over the vocabulary, in any type
-DECIDES = "--architecture NAME, in Python architecture=, says which class the result is of"
+DECIDES = "--architecture NAME says which class the result is of"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _called(checkpoint: Checkpoint, architecture: str) -> TaskClass | None:
     raise SurgeryError(
         f"how model type `{kind}` becomes a `{architecture}` is not known",
         where=[f"{checkpoint.path}: config.json"],
-        help=f"known are {', '.join(listed(names))}; --architecture, in Python architecture=" if known else "leave --architecture away",
+        help=f"known are {', '.join(listed(names))}; --architecture" if known else "leave --architecture away",
     )
 
 
@@ -243,7 +243,7 @@ def _check_reached(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: Ta
             f"{kind.name} holds its body under {new}, and transformers loads nothing into it from under {old}: the training began "
             "with random weights",
             where=[*(one.path for one in adapters), f"base: {checkpoint.path}"],
-            help=f"if it was trained on these weights nevertheless: --architecture {kind.name}, in Python architecture=",
+            help=f"if it was trained on these weights nevertheless: --architecture {kind.name}",
         )
 
 
@@ -253,8 +253,7 @@ def _incomplete(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: TaskC
     return AdapterError(
         f"{kind.name} has {len(modules)} modules that neither the base nor the adapter holds: the training began with random ones",
         where=where,
-        help=f"train it again with them in modules_to_save; or let every loading draw them anew: --architecture {kind.name}, in Python "
-        "architecture=",
+        help=f"train it again with them in modules_to_save; or let every loading draw them anew: --architecture {kind.name}",
     )
 
 
