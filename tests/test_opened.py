@@ -94,7 +94,7 @@ def test_one_for_the_other_is_refused(values: dict[str, Any]) -> None:
         lambda: surgery.write(surgery.plan(base), "out"),
     ):
         with pytest.raises(SurgeryError, match=r"was given .*, and takes a"):
-            wrong()  # type: ignore[no-untyped-call]
+            wrong()
 
 
 def test_what_fits_passes_and_signatures_stay(values: dict[str, Any]) -> None:
