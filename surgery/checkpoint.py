@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
+from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.holding import stale
@@ -193,7 +193,7 @@ def _choose(folder: Folder) -> str | list[str]:
     if len(chosen) > 1 or (chosen and single and single not in _read_index(folder, chosen[0]).weight_map.values()):
         found = [*chosen, *([single] if single else [])]
         raise NotACheckpoint(
-            f"the folder holds more than one set of weights: {', '.join(found)}",
+            f"the folder holds more than one set of weights: {series(found)}",
             where=[folder.path],
             help=f"loaders prefer one of them in silence; pass the one that you mean: {folder.at(found[0])}",
         )

@@ -142,6 +142,11 @@ def listed(items: Sequence[str], shown: int = SHOWN) -> list[str]:
     return [*items[:shown], *([f"(+{rest} more)"] if rest > 0 else [])]
 
 
+def series(items: Iterable[str], by: str = ", ") -> str:
+    """The items in a row, for a message: `none` where there are none, so that no message has a hole."""
+    return by.join(items) or "none"
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like `name`, best first."""
     known = list(known)

@@ -12,7 +12,7 @@ from typing import Any
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
 from ..checkpoint import Checkpoint, open_any
-from ..errors import LayoutError, NotSupported, SurgeryError
+from ..errors import LayoutError, NotSupported, SurgeryError, series
 from ..files.folder import folder_at
 from ..files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from ..files.peft import Adapter
@@ -198,7 +198,7 @@ def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
     except (LayoutError, NotSupported) as error:
         return (f"a fused family, but {error.what}",)
     found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
-    known = [f"{n} × {fused} -> {', '.join(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
+    known = [f"{n} × {fused} -> {series(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
     taken = {site.module for site in sites}
     return (*known, *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
-from ..errors import HubError, SurgeryError, VerificationFailed, listed
+from ..errors import HubError, SurgeryError, VerificationFailed, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
@@ -348,7 +348,7 @@ def _accepted(checkpoint: Checkpoint) -> Check:
         if bars:
             logging.enable_progress_bar()
     own = own_names(checkpoint)
-    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info, own).items()]
+    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
         return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
     rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""

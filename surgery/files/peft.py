@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..errors import AdapterError, FormatError, NotACheckpoint, listed
+from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Input, Tensor
@@ -141,7 +141,7 @@ def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None =
 
 def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
     """The adapter with what lies beside it told."""
-    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {', '.join(listed(rest.others))}"
+    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {series(listed(rest.others))}"
     return replace(adapter, unread=rest.weights, notes=(*adapter.notes, *([note] if rest.others else [])))
 
 

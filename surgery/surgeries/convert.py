@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, PlanError, listed
+from ..errors import NothingMatched, PlanError, listed, series
 from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
@@ -54,7 +54,7 @@ def _target(checkpoint: Checkpoint, to: str) -> Target:
     if known:
         tip = f"model type `{kind}` can become {', '.join(target.name for target in known)}"
     else:
-        tip = f"no target is known for model type `{kind}`; types with one are {', '.join(sorted({t.source for t in TARGETS}))}"
+        tip = f"no target is known for model type `{kind}`; types with one are {series(sorted({t.source for t in TARGETS}))}"
     raise NothingMatched(f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=tip)
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..checkpoint import Checkpoint
-from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed
+from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
 from ..lazy.tensor import Tensor, Zeros
 from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
@@ -140,7 +140,7 @@ def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], recorded: _Re
         leaves = {part.rpartition(".")[2] for part in parts}
         if not mine and any(name.rpartition(".")[0].rpartition(".")[2] in leaves for name in checkpoint.tensors):
             raise LayoutError(
-                f"{fused} was split into {', '.join(parts)}, which the model type does not know",
+                f"{fused} was split into {series(parts)}, which the model type does not know",
                 where=[f"{checkpoint.path}: .surgery/manifest.json"],
                 help="say these names with --names, as at the split; with --fused and --layout, too, where these were given",
             )
@@ -165,7 +165,7 @@ def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str],
     elif sites:
         what, tip = f"the adapter has nothing on what is {state} in the base", f"that is {one} and its like"
     else:
-        what, tip = f"the base has no fused {' or '.join(kinds)}, and no parts of one", "pass the base that the adapter was trained on"
+        what, tip = f"the base has no fused {series(kinds, ' or ')}, and no parts of one", "pass the base that the adapter was trained on"
     raise NothingMatched(what, where=[adapter.path, base.path], help=tip)
 
 
@@ -206,7 +206,7 @@ def _check_called(given: Given | None, sites: Sequence[Site]) -> None:
     """Each name that was given is a part of something here."""
     keys = {key for site in sites for key in site.row.parts}
     if sites and given and (idle := sorted(given.names.keys() - keys)):
-        raise SurgeryError(f"nothing here has a part {', '.join(idle)}", help=f"the parts are {', '.join(sorted(keys))}")
+        raise SurgeryError(f"nothing here has a part {', '.join(idle)}", help=f"the parts are {series(sorted(keys))}")
 
 
 @takes_opened
@@ -317,7 +317,7 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
     looks = looks_fused(checkpoint.tensors) if "qkv" in kinds else []
     if there := detect_split(checkpoint.config, checkpoint.tensors, kinds):
         parts = dict.fromkeys(leaf for site in there for leaf in site.row.parts.values())
-        tip = f"it has {', '.join(parts)}; there is nothing to do"
+        tip = f"it has {series(parts)}; there is nothing to do"
         return NothingMatched("the checkpoint is already split", where=[checkpoint.path], help=tip)
     if looks:
         return _ambiguous(checkpoint, looks)
@@ -357,8 +357,8 @@ def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> Layo
     return LayoutError(
         f"{why}, and {fit} what is called {leaf}",
         where=[checkpoint.path, *listed([m for m, _ in looks]), *([f"{leaf} could be {could}"] if could else [])],
-        help=f"{first}say which with --layout {' or '.join(found or STYLES[leaf])} (and --groups, --slots where head counts are missing), "
-        "as the modeling code has it; a wrong layout loads without an error and computes nonsense",
+        help=f"{first}say which with --layout {series(found or STYLES[leaf], ' or ')} (and --groups, --slots where head counts are missing)"
+        ", as the modeling code has it; a wrong layout loads without an error and computes nonsense",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NothingMatched, listed
+from ...errors import NothingMatched, listed, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import classes_with, heads_of
@@ -55,6 +55,6 @@ def why_not(checkpoint: Checkpoint, names: Sequence[str]) -> str:
     elif not classes:
         known = f"which heads model type `{kind}` has is not known"
     else:
-        known = f"no class of model type `{kind}` has {', '.join(listed(names, 2))} beside its body"
+        known = f"no class of model type `{kind}` has {series(listed(names, 2))} beside its body"
     escaped = names[0].replace(".", "\\.")
     return f"{known}: --add '{escaped}' adds a tensor under its own name"

@@ -17,7 +17,7 @@ from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
@@ -243,7 +243,7 @@ def _chosen(adapters: Sequence[Adapter], only: str | None, except_: str | None) 
     kept = set(select(modules, only) if only is not None else modules)
     gone = set(select(modules, except_)) if except_ is not None else set[str]()
     if not kept - gone:
-        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {', '.join(listed(modules, 3))}")
+        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {series(listed(modules, 3))}")
     rules = [compiled(pattern) if pattern is not None else None for pattern in (only, except_)]
 
     def wanted(module: str) -> bool:

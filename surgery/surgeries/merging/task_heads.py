@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NotSupported, PlanError, SurgeryError, listed, nearest
+from ...errors import AdapterError, NotSupported, PlanError, SurgeryError, listed, nearest, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import heads_of
@@ -126,7 +126,7 @@ def _called(checkpoint: Checkpoint, architecture: str) -> TaskClass | None:
     raise SurgeryError(
         f"how model type `{kind}` becomes a `{architecture}` is not known",
         where=[f"{checkpoint.path}: config.json"],
-        help=f"known are {', '.join(listed(names))}; --architecture" if known else "leave --architecture away",
+        help=f"known are {series(listed(names))}; --architecture" if known else "leave --architecture away",
     )
 
 
@@ -175,7 +175,7 @@ def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
 def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], names: Sequence[str]) -> AdapterError:
     return AdapterError(
         f"the adapter holds a head that {_current(checkpoint) or 'the base'} has not, and which class it is of is not clear",
-        where=[adapter.path, *listed(sorted(held)), f"task_type = {adapter.config.get('task_type')!r}", f"could be {', '.join(names)}"],
+        where=[adapter.path, *listed(sorted(held)), f"task_type = {adapter.config.get('task_type')!r}", f"could be {series(names)}"],
         help=DECIDES,
     )
 
