@@ -33,7 +33,7 @@ def brought_along(adapter: Adapter) -> list[str]:
     return [] if all(map(is_vocabulary, found)) else found
 
 
-def along(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
+def notes_along(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
     """Notes on adapters that bring weights of the base along. Raises AdapterError for such that are no floats, where the base's are."""
     notes = []
     for one in adapters:

@@ -30,7 +30,7 @@ from ..rename import Rule, renamed
 from ..split import fuse_at, sites_held, split_at
 from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
-from .along import along
+from .along import notes_along
 from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
@@ -104,7 +104,7 @@ def merge(
     base, checkpoint = checkpoint, widened(checkpoint, groups)
     plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
-    copied = along(checkpoint, chosen)
+    copied = notes_along(checkpoint, chosen)
     fitting = [_fitted(checkpoint, one, given) for one in chosen]
     check_crossed(checkpoint, given, [notes[-1] for *_, notes in fitting])
     for one in plain:
