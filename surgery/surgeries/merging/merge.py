@@ -94,7 +94,7 @@ def merge(
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
     check_given(given)
-    check_read(adapters)
+    check_read(checkpoint, adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
