@@ -34,6 +34,7 @@ from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
 from ..lazy.tensor import Tensor, Zeros, add, permute
 from ..models.families import EMBEDDINGS, HEADS, is_tied
+from ..models.fused.given import Given
 from ..models.tying import holder_of, tied_families
 from ..names import natural
 from ..surgeries.cast import in_dtype
@@ -65,6 +66,7 @@ class Merging:
     add: str | None = None
     architecture: str | None = None
     base_as_trained: bool = False
+    given: Given | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -81,6 +83,7 @@ class Merging:
             add=self.add,
             architecture=self.architecture,
             base_as_trained=self.base_as_trained,
+            given=self.given,
             again=True,
             tokenizer="base",
             any_base=True,

@@ -11,6 +11,7 @@ from ...files.peft import TOKENS, Adapter, base_name
 from ...models.heads import classes_with, heads_of
 from ..rename import Rule
 from ..split import fused_in, split_in
+from .across import how_to_say
 from .additions import why_not
 from .embedded import is_live
 
@@ -26,6 +27,8 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
     tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
     tips += [why_not(checkpoint, new)] if new else []
     tips += _head_less(checkpoint, [modules[key] for key in lost]) if not rule else []
+    if said := how_to_say(checkpoint, [modules[key] for key in lost]):
+        tips.append(said)
     if is_live(checkpoint):
         tips.append("the base is the state dict of a live PEFT model: fold its own adapter in first, by surgery merge BASE -o OUT")
     if not checkpoint.config.get("model_type"):
