@@ -25,6 +25,7 @@ from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ..cast import cast
+from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, sites_held, split_at
 from .across import across, check_crossed, check_given
@@ -96,8 +97,8 @@ def merge(
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
-    checkpoint = as_its_class(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
-    checkpoint = replicated(checkpoint, adapters)
+    checkpoint = along(checkpoint, lambda one: as_its_class(one, adapters, weights, Selection(names, only, except_), architecture))
+    checkpoint = along(checkpoint, lambda one: replicated(one, adapters))
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
     plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
