@@ -31,6 +31,7 @@ from ..rename import Rule, renamed
 from ..split import fuse_at, sites_held, split_at
 from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
+from .along import notes_along
 from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
@@ -95,7 +96,7 @@ def merge(
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
     check_given(given)
-    check_read(adapters)
+    check_read(checkpoint, adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
@@ -105,6 +106,7 @@ def merge(
     base, checkpoint = checkpoint, widened(checkpoint, groups)
     plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
+    copied = notes_along(checkpoint, chosen)
     fitting = [_fitted(checkpoint, one, given) for one in chosen]
     check_crossed(checkpoint, given, [notes[-1] for *_, notes in fitting])
     for one in plain:
@@ -131,7 +133,7 @@ def merge(
         **({"given": as_said(given)} if given else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
-    said = [note for *_, notes in fitting for note in notes if note] + on_changed(base, adapters)
+    said = [note for *_, notes in fitting for note in notes if note] + copied + on_changed(base, adapters)
     said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
