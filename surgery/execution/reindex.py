@@ -15,6 +15,7 @@ from ..files.manifest import MANIFEST, encode_manifest, read_manifest
 from ..files.safetensors import tensors_of
 from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
+from ..opened import takes_opened
 from .stage import as_ours, sync
 
 
@@ -28,6 +29,7 @@ class Reindexed:
     changed: bool
 
 
+@takes_opened
 def reindex(path: PathLike) -> Reindexed:
     """Afterwards the index in the folder `path`, or the index file there, names the shards that hold its tensors.
 

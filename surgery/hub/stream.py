@@ -22,6 +22,7 @@ from ..files.edited import edited
 from ..files.folder import Folder, LocalFolder
 from ..files.manifest import Manifest, read_manifest
 from ..files.refs import HubRef
+from ..opened import takes_opened
 from . import client, resume
 from .comparison import of_another_model, weights_in, with_others
 from .content import Item, Local, PushPlan, PushReport, Sent
@@ -65,6 +66,7 @@ def deliver_to(dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, ove
     return Streamed(goal, plan, _looked(goal, plan, overwrite=overwrite, discard_edits=discard_edits))
 
 
+@takes_opened
 def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool = False, discard_edits: bool = False) -> PushPlan:
     """What carrying out `plan` at `dest` would send, delete and keep there; nothing is made or changed.
 

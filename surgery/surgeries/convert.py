@@ -8,17 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, PlanError, listed
+from ..errors import NothingMatched, PlanError, listed, series
 from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
+from ..opened import takes_opened
+from .header_ties import along
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
 
 CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
 
 
+@takes_opened
 def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete; nothing computed.
 
@@ -30,7 +33,7 @@ def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     target = _target(checkpoint, to)
     config = _resolved(checkpoint.config, target)
     _check_fits(checkpoint, target, config)
-    moved = _moved(_renamed(_apart(_without_buffers(checkpoint, target), target), target), target)
+    moved = along(checkpoint, lambda parted: _moved(_renamed(_apart(_without_buffers(parted, target), target), target), target))
     said = _written(config, target, checkpoint)
     written = {**complete(said), **said}
     check_accepted(written, target.model_class, moved.tensors)
@@ -51,7 +54,7 @@ def _target(checkpoint: Checkpoint, to: str) -> Target:
     if known:
         tip = f"model type `{kind}` can become {', '.join(target.name for target in known)}"
     else:
-        tip = f"no target is known for model type `{kind}`; types with one are {', '.join(sorted({t.source for t in TARGETS}))}"
+        tip = f"no target is known for model type `{kind}`; types with one are {series(sorted({t.source for t in TARGETS}))}"
     raise NothingMatched(f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=tip)
 
 

@@ -17,18 +17,21 @@ from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
+from ...opened import takes_opened
 from ..cast import cast
+from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, sites_held, split_at
 from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
+from .along import notes_along
 from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
@@ -43,6 +46,7 @@ from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
 
 
+@takes_opened
 def merge(
     checkpoint: Checkpoint,
     adapter: Adapter | Sequence[Adapter],
@@ -92,16 +96,17 @@ def merge(
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
     check_given(given)
-    check_read(adapters)
+    check_read(checkpoint, adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
-    checkpoint = as_its_class(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
-    checkpoint = replicated(checkpoint, adapters)
+    checkpoint = along(checkpoint, lambda one: as_its_class(one, adapters, weights, Selection(names, only, except_), architecture))
+    checkpoint = along(checkpoint, lambda one: replicated(one, adapters))
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
     plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
+    copied = notes_along(checkpoint, chosen)
     fitting = [_fitted(checkpoint, one, given) for one in chosen]
     check_crossed(checkpoint, given, [notes[-1] for *_, notes in fitting])
     for one in plain:
@@ -128,7 +133,7 @@ def merge(
         **({"given": as_said(given)} if given else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
-    said = [note for *_, notes in fitting for note in notes if note] + on_changed(base, adapters)
+    said = [note for *_, notes in fitting for note in notes if note] + copied + on_changed(base, adapters)
     said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
@@ -226,10 +231,10 @@ def _check_new(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
     before = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
     for one in adapters:
         if one.inputs and one.digest in before:
-            tip = "its delta would be added twice; if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; if that is meant: --again"
             raise PlanError("the adapter is merged into this base already", where=[one.path, checkpoint.path], help=tip)
         if one.inputs and one.digest in given:
-            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again"
             raise PlanError("the adapter is given twice", where=list(dict.fromkeys([given[one.digest], one.path])), help=tip)
         given[one.digest] = one.path
 
@@ -240,7 +245,7 @@ def _chosen(adapters: Sequence[Adapter], only: str | None, except_: str | None) 
     kept = set(select(modules, only) if only is not None else modules)
     gone = set(select(modules, except_)) if except_ is not None else set[str]()
     if not kept - gone:
-        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {', '.join(listed(modules, 3))}")
+        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {series(listed(modules, 3))}")
     rules = [compiled(pattern) if pattern is not None else None for pattern in (only, except_)]
 
     def wanted(module: str) -> bool:
