@@ -35,6 +35,7 @@ from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
@@ -178,13 +179,15 @@ def _merged(
         now = placed.whole.get(name, base)
         made = summed(reshape(now, matrix_of(now.shape)), placed.deltas.get(name, []), base.dtype, placed.gains.get(name))
         tensors[name] = reshape(made, now.shape)
+    now = {**placed.under, **{n: checkpoint.tensors[n] for n, new in placed.whole.items() if checkpoint.tensors[n] != new}}
+    replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, now)
     shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
     return replace(
         checkpoint,
         tensors={**tensors, **placed.added},
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
-        replaced={**checkpoint.replaced, **placed.under, **{n: checkpoint.tensors[n] for n in placed.whole}},
-        dropped={**checkpoint.dropped, **placed.dropped},
+        replaced=replaced,
+        dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
     )
 
