@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
 from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
@@ -15,6 +14,7 @@ from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
 from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
+from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
@@ -153,7 +153,7 @@ def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale
 def _plain(adapter: Adapter, base_as_trained: bool) -> Adapter:
     """The adapter as LoRA on modules and parameters. Raises NotSupported for a kind that is not merged, AdapterError."""
     check_kind(adapter, base_as_trained=base_as_trained)
-    plain = as_lora(adapter)
+    plain = as_plain(adapter)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
 
@@ -179,8 +179,8 @@ def _merged(
         now = placed.whole.get(name, base)
         made = summed(reshape(now, matrix_of(now.shape)), placed.deltas.get(name, []), base.dtype, placed.gains.get(name))
         tensors[name] = reshape(made, now.shape)
-    now = {**placed.under, **{n: checkpoint.tensors[n] for n, new in placed.whole.items() if checkpoint.tensors[n] != new}}
-    replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, now)
+    gone = {**placed.under, **{n: checkpoint.tensors[n] for n, new in placed.whole.items() if checkpoint.tensors[n] != new}}
+    replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, gone)
     shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
     return replace(
         checkpoint,

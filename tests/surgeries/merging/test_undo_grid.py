@@ -60,6 +60,7 @@ def one(family: str, **lora: Any) -> Case:
 
 
 ALL = "all-linear"
+BLOCKS = peft.tuners.lora.BdLoraConfig(target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2)
 QKV = ["q_proj", "k_proj", "v_proj"]
 ADA = {"init_r": 6, "target_r": 3, "total_step": 10, "tinit": 1, "tfinal": 1, "lora_alpha": 12}
 FEW = {"q_proj": [True, False, True, True, False, False], "layers.1.self_attn.v_proj": [False] * 6}
@@ -103,6 +104,7 @@ CASES: dict[str, Case] = {
     "experts": one("mixtral", target_modules=["q_proj"], target_parameters=EXPERTS),
     "a parameter": one("phi3", target_modules=[], target_parameters=["o_proj.weight"]),
     "layers twice": one("llama", target_modules=["q_proj", "down_proj"], layer_replication=[[0, 2], [1, 3]]),
+    "blocks": one("llama", target_modules=["q_proj", "o_proj"], use_bdlora=BLOCKS),
     "BERT": one("bert", target_modules=["query", "value", "dense"], bias="all"),
 }
 
