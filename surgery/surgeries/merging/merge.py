@@ -27,6 +27,7 @@ from ..cast import cast
 from ..rename import Rule, renamed
 from ..split import fuse_at, fused_in, sites_held, split_at, split_in
 from .additions import May, check_added, may_be_new
+from .applied import as_applied
 from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
@@ -260,9 +261,10 @@ def _restricted(adapter: Adapter, wanted: Callable[[str], bool]) -> Adapter:
 def _fitted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], list[str]]:
     """An adapter that fits the base: under its names, on what it stores; the modules to be taken apart for it; notes on it."""
     adapter, renames = under_base_names(checkpoint, adapter)
+    adapter, unapplied = as_applied(checkpoint, adapter)
     adapter, experts, single = on_parameters(checkpoint, adapter)
     adapter, sites, across = _across(checkpoint, adapter)
-    return adapter, [*experts, *sites], [renames, single, across]
+    return adapter, [*experts, *sites], [renames, unapplied, single, across]
 
 
 def _across(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], str]:
