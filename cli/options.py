@@ -283,6 +283,8 @@ class Merging:
         ),
     ] = None
 
+    lying: Fused = Fused()
+
     def beside(self) -> list[str] | None:
         """Files that belong to the adapters; None where nothing was said of any."""
         return [one for one in self.with_ if one != "none"] if self.with_ else None
@@ -306,6 +308,7 @@ class Merging:
             "add": self.add or None,
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
+            "given": self.lying.given(),
         }
 
 

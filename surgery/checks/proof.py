@@ -34,7 +34,9 @@ from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
 from ..lazy.tensor import Tensor, Zeros, add, permute
 from ..models.families import EMBEDDINGS, HEADS, is_tied
-from ..models.tying import holder_of, tied_families
+from ..models.fused.given import Given
+from ..models.header_ties import header_ties
+from ..models.tying import all_families, holder_of
 from ..names import natural
 from ..surgeries.cast import in_dtype
 from ..surgeries.merging.merge import merge
@@ -65,6 +67,7 @@ class Merging:
     add: str | None = None
     architecture: str | None = None
     base_as_trained: bool = False
+    given: Given | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -81,6 +84,7 @@ class Merging:
             add=self.add,
             architecture=self.architecture,
             base_as_trained=self.base_as_trained,
+            given=self.given,
             again=True,
             tokenizer="base",
             any_base=True,
@@ -208,12 +212,15 @@ def _missing(name: str, expected: Tensor, merged: Checkpoint, base: Checkpoint, 
         for other, tensor in merged.tensors.items():
             if _leaf(other) in ends and tensor.shape == expected.shape and identical(add(expected, (), tensor.dtype), tensor, work):
                 return Judgement(name, Verdict.TIED, expected.size, detail=f"stored as {other}")
+    holder = header_ties(merged.metadata, merged.tensors).get(name)
+    if holder and identical(in_dtype(expected, merged.tensors[holder].dtype), merged.tensors[holder], work):
+        return Judgement(name, Verdict.TIED, expected.size, detail=f"stored as {holder}, as the header says")
     return Judgement(name, Verdict.MISSING, expected.size, detail=_untied(name, base))
 
 
 def _untied(name: str, base: Checkpoint) -> str:
     """Why a tensor may be missing that the base does not store either."""
-    family = next((names for names in tied_families(base.config, base.tensors) if name in names), None)
+    family = next((names for names in all_families(base.config, base.tensors, base.metadata) if name in names), None)
     if family is None or name in base.tensors:
         return ""
     holder = holder_of(family, base.tensors)

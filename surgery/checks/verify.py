@@ -30,6 +30,7 @@ from ..files.refs import has_scheme, is_ref, parse_ref
 from ..files.safetensors import encode_header
 from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
+from ..models.fused.given import Given, given_as
 from ..names import natural
 from ..surgeries.cast import NAMES
 from ..surgeries.merging.embedded import own_adapter, own_names
@@ -91,6 +92,7 @@ def verify(
     add: str | None = None,
     architecture: str | None = None,
     base_as_trained: bool = False,
+    given: Given | None = None,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
@@ -108,7 +110,7 @@ def verify(
     contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained, given)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -161,6 +163,7 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
             step.get("add"),
             step.get("architecture"),
             tuple((str(a), str(b)) for a, b in step.get("map", ())),
+            json.dumps(step.get("given")),
         )
         for step in steps
     }
@@ -170,13 +173,14 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     if len(ways) > 1:
         what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
         return Merging(), [Check("options", None, what)]
-    only, except_, add, architecture, names = ways.pop()
+    only, except_, add, architecture, names, lying = ways.pop()
     casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
     dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
     found = Merging(
         [weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add, architecture=architecture
     )
     found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
+    found = replace(found, given=given_as(json.loads(lying)) if lying != "null" else None)
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,
@@ -185,6 +189,7 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
         "architecture": architecture,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
         "dtype": found.dtype,
+        "given": lying if found.given else "",
     }
     rows = "; ".join(f"{key} {value}" for key, value in said.items() if value)
     return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []

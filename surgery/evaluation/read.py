@@ -166,29 +166,29 @@ class _Window:
 
     def forget(self) -> None:
         """Hold nothing."""
-        self.path, self.start, self.data = "", 0, bytearray()
-        self.end = self.size = 0  # where the last read ended, and how much was fetched for it
+        self.holds, self.start, self.data = "", 0, bytearray()  # the file that the bytes here are of, and from where
+        self.last, self.end, self.size = "", 0, 0  # the file of the last read, where it ended, and how much was fetched for it
 
     def read(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
         """Fill `out` with the bytes from `at` on, from what is here and from the Hub."""
-        held = self.path == file.path and self.start <= at < self.start + len(self.data)
+        held = self.holds == file.path and self.start <= at < self.start + len(self.data)
         done = min(len(out), self.start + len(self.data) - at) if held else 0
         out[:done] = memoryview(self.data)[at - self.start : at - self.start + done]
         if done < len(out):
             self._fetch(reader, file, at + done, out[done:], until)
-        self.end = at + len(out)
+        self.last, self.end = file.path, at + len(out)
 
     def _fetch(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
-        follows = self.path == file.path and 0 <= at - self.end <= NEAR
+        follows = self.last == file.path and 0 <= at - self.end <= NEAR
         self.size = min(2 * max(self.size, len(out)), self.most) if follows else len(out)
-        self.path = file.path
         stop = min(at + self.size, until)
         if stop <= at + len(out):
             _filled(out, reader.stream(file, at, len(out)))
             return
-        self.start, self.data = at, bytearray(stop - at)
-        _filled(memoryview(self.data), reader.stream(file, at, stop - at))
-        out[:] = memoryview(self.data)[: len(out)]
+        data = bytearray(stop - at)
+        _filled(memoryview(data), reader.stream(file, at, stop - at))
+        self.holds, self.start, self.data = file.path, at, data
+        out[:] = memoryview(data)[: len(out)]
 
 
 def _filled(out: memoryview, parts: Iterator[memoryview]) -> None:

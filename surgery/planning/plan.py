@@ -30,6 +30,7 @@ from ..names import natural
 from ..version import __version__
 from .accounts import check_accounts, check_adapters, check_metadata, check_packed
 from .identity import described, identity_of
+from .metadata import joined_metadata
 from .outputs import check_paths
 from .record import Kept, Recipes, base_record
 from .sharding import assign
@@ -223,7 +224,7 @@ def _shards(
     if verbatim and checkpoint.headers:
         return tuple(_verbatim(shard, checkpoint.headers[shard], tensors) for shard in sorted(members, key=natural))
     return tuple(
-        _shard(shard, {n: tensors[n] for n in members[shard]}, _metadata(checkpoint, members[shard], shard, drop))
+        _shard(shard, {n: tensors[n] for n in members[shard]}, joined_metadata(checkpoint, members[shard], shard, drop))
         for shard in sorted(members, key=natural)
     )
 
@@ -271,23 +272,6 @@ def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list
 def written(shard: str) -> str:
     """The path under which a plan names a shard of its own output, as it is written."""
     return f"written:{shard}"
-
-
-def _metadata(checkpoint: Checkpoint, names: Sequence[str], shard: str, drop: Sequence[str]) -> dict[str, str]:
-    """`__metadata__` of the shards that `names` came from, joined; `{"format": "pt"}` where there was none."""
-    joined: dict[str, str] = {}
-    found = False
-    for source in dict.fromkeys(checkpoint.weight_map[n] for n in names):
-        metadata = checkpoint.metadata.get(source)
-        found |= metadata is not None
-        for key, value in (metadata or {}).items():
-            if key not in drop and joined.setdefault(key, value) != value:
-                raise PlanError(
-                    f"shards that are to be joined disagree on the metadata `{key}`",
-                    where=[shard, f"{joined[key]!r} against {value!r} in {source}"],
-                    help=f"leave it out with --drop-metadata {key}",
-                )
-    return joined if found else {"format": "pt"}
 
 
 def _index_metadata(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ...lazy.dtypes import Dtype
 from ...lazy.tensor import File, Input, Shape, Stored, Tensor
 from ...models.names_v5 import in_memory, renames_of
 from ...names import natural
+from ..header_ties import along
 
 SAVED = "modules_to_save.default"  # stands before the last name of a tensor that takes the place of the base's, as in memory
 _LORA = re.compile(
@@ -94,7 +95,7 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
     Reads the LoRA's tensors, for the adapter's digest, which is that of the file that PEFT would write. Raises AdapterError where
     the checkpoint has none.
     """
-    given, checkpoint = checkpoint, _at_rest(checkpoint)
+    given, checkpoint = checkpoint, along(checkpoint, _at_rest)
     names = own_names(checkpoint)
     if not names:
         raise _without(given)

@@ -21,14 +21,18 @@ from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, lis
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
+from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ..cast import cast
+from ..header_ties import along
 from ..rename import Rule, renamed
-from ..split import fuse_at, fused_in, sites_held, split_at, split_in
+from ..split import fuse_at, sites_held, split_at
+from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
+from .along import notes_along
 from .applied import as_applied
-from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_base_names, with_names
+from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
 from .lineage import as_trained, check_base, on_changed
@@ -60,6 +64,7 @@ def merge(
     tokenizer: str | None = None,
     any_base: bool = False,
     architecture: str | None = None,
+    given: Given | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -78,7 +83,8 @@ def merge(
     `base_as_trained` says that the checkpoint is that changed base.
 
     The result is of the class that the adapters were trained in, as their task types and heads tell, or the one named `architecture`:
-    heads of others are left out, names and config.json are that class's.
+    heads of others are left out, names and config.json are that class's. `given` says how fused modules of the base lie, or what they are
+    fused to, where its model type does not: an adapter may be trained on their parts, or on the whole.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
     PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
@@ -89,17 +95,20 @@ def merge(
     weights = _weights(adapters, weights, scale)
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
-    check_read(adapters)
+    check_given(given)
+    check_read(checkpoint, adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
-    checkpoint = as_its_class(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
-    checkpoint = replicated(checkpoint, adapters)
+    checkpoint = along(checkpoint, lambda one: as_its_class(one, adapters, weights, Selection(names, only, except_), architecture))
+    checkpoint = along(checkpoint, lambda one: replicated(one, adapters))
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
     plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
-    fitting = [_fitted(checkpoint, one) for one in chosen]
+    copied = notes_along(checkpoint, chosen)
+    fitting = [_fitted(checkpoint, one, given) for one in chosen]
+    check_crossed(checkpoint, given, [notes[-1] for *_, notes in fitting])
     for one in plain:
         _check_aimed_at(one, names, wanted)
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
@@ -121,9 +130,10 @@ def merge(
         **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
         **({"architecture": architecture} if architecture is not None else {}),
         **({"base_as_trained": True} if base_as_trained else {}),
+        **({"given": as_said(given)} if given else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
-    said = [note for *_, notes in fitting for note in notes if note] + on_changed(base, adapters)
+    said = [note for *_, notes in fitting for note in notes if note] + copied + on_changed(base, adapters)
     said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
@@ -258,31 +268,13 @@ def _restricted(adapter: Adapter, wanted: Callable[[str], bool]) -> Adapter:
     )
 
 
-def _fitted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], list[str]]:
+def _fitted(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site], list[str]]:
     """An adapter that fits the base: under its names, on what it stores; the modules to be taken apart for it; notes on it."""
-    adapter, renames = under_base_names(checkpoint, adapter)
+    adapter, renames = under_base_names(checkpoint, adapter, given)
     adapter, unapplied = as_applied(checkpoint, adapter)
     adapter, experts, single = on_parameters(checkpoint, adapter)
-    adapter, sites, across = _across(checkpoint, adapter)
-    return adapter, [*experts, *sites], [renames, unapplied, single, across]
-
-
-def _across(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], str]:
-    """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on fused.
-
-    (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
-    """
-    wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
-    if wanted <= checkpoint.tensors.keys():
-        return adapter, [], ""
-    if held := sites_held(adapter, split_in(checkpoint), fused=True):
-        note = f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
-        return split_adapter(adapter, held), [], note
-    if held := sites_held(adapter, fused_in(checkpoint), fused=False) or sites_held(adapter, fused_in(checkpoint, EXPERTS), fused=False):
-        parts = [part for site in held for part in site.parts if part in adapter.lora or f"{part}.weight" in adapter.whole]
-        leaves = ", ".join(dict.fromkeys(part.rpartition(".")[2] for part in parts))
-        return adapter, held, f"the adapter was trained on {leaves}, which the base stores as {held[0].row.fused}: merged into its rows"
-    return adapter, [], ""
+    adapter, sites, crossed = across(checkpoint, adapter, given)
+    return adapter, [*experts, *sites], [renames, unapplied, single, crossed]
 
 
 def _place(
