@@ -53,7 +53,7 @@ CHANGED_BASE = Kind(
     "changed bases",
     ("pissa", "olora", "corda", "lora_ga", "loftq"),
     "which changes the base it belongs to",
-    "where BASE is that changed base, saved at the training's beginning, say so: --base-as-trained, in Python base_as_trained=True; "
+    "where BASE is that changed base, saved at the training's beginning, say so: --base-as-trained; "
     "else save the adapter once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
 )
 OPTIONS = (

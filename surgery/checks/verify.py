@@ -18,7 +18,7 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
-from ..errors import HubError, SurgeryError, VerificationFailed, listed
+from ..errors import HubError, SurgeryError, VerificationFailed, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
@@ -32,6 +32,7 @@ from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
 from ..models.fused.given import Given, given_as
 from ..names import natural
+from ..opened import takes_opened
 from ..surgeries.cast import NAMES
 from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
@@ -73,6 +74,7 @@ class Verification:
             raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
 
 
+@takes_opened
 def verify(
     path: str | os.PathLike[str],
     *,
@@ -356,7 +358,7 @@ def _accepted(checkpoint: Checkpoint) -> Check:
         if bars:
             logging.enable_progress_bar()
     own = own_names(checkpoint)
-    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info, own).items()]
+    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
         return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
     rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""

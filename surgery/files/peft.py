@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..errors import AdapterError, FormatError, NotACheckpoint, listed
+from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Input, Tensor
+from ..opened import takes_opened
 from .beside import Beside, opened
 from .beside import beside as found
 from .dialects import dialect_of, in_folder
@@ -82,12 +83,14 @@ class Adapter:
         return hashlib.sha256("".join(f.digest for i in own for f in i.files).encode()).hexdigest()
 
 
+@takes_opened
 def is_adapter(path: PathLike | Folder) -> bool:
     """Whether the folder holds an adapter, and no model of its own."""
     folder = folder_at(path)
     return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
 
 
+@takes_opened
 def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = None) -> Adapter:
     """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError.
 
@@ -126,6 +129,7 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
     )
 
 
+@takes_opened
 def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None = None) -> list[Adapter]:
     """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises AdapterError for others."""
     if beside is None or len(paths) == 1:
@@ -139,7 +143,7 @@ def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None =
 
 def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
     """The adapter with what lies beside it told."""
-    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {', '.join(listed(rest.others))}"
+    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {series(listed(rest.others))}"
     return replace(adapter, unread=rest.weights, notes=(*adapter.notes, *([note] if rest.others else [])))
 
 

@@ -17,13 +17,14 @@ from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
 from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
+from ...opened import takes_opened
 from ..cast import cast
 from ..header_ties import along
 from ..rename import Rule, renamed
@@ -47,6 +48,7 @@ from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
 
 
+@takes_opened
 def merge(
     checkpoint: Checkpoint,
     adapter: Adapter | Sequence[Adapter],
@@ -233,10 +235,10 @@ def _check_new(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
     before = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
     for one in adapters:
         if one.inputs and one.digest in before:
-            tip = "its delta would be added twice; if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; if that is meant: --again"
             raise PlanError("the adapter is merged into this base already", where=[one.path, checkpoint.path], help=tip)
         if one.inputs and one.digest in given:
-            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again"
             raise PlanError("the adapter is given twice", where=list(dict.fromkeys([given[one.digest], one.path])), help=tip)
         given[one.digest] = one.path
 
@@ -247,7 +249,7 @@ def _chosen(adapters: Sequence[Adapter], only: str | None, except_: str | None) 
     kept = set(select(modules, only) if only is not None else modules)
     gone = set(select(modules, except_)) if except_ is not None else set[str]()
     if not kept - gone:
-        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {', '.join(listed(modules, 3))}")
+        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {series(listed(modules, 3))}")
     rules = [compiled(pattern) if pattern is not None else None for pattern in (only, except_)]
 
     def wanted(module: str) -> bool:
