@@ -213,9 +213,19 @@ def _consistent(adapter: Adapter) -> Check:
 def _merged(proof: Proof) -> Check:
     wrong = proof.wrong
     if wrong:
-        return Check("merge", False, f"{len(wrong)} tensors are not what the merge gives", tuple(listed([str(one) for one in wrong])))
+        said = f"{len(wrong)} tensors are not what the merge gives{_strangers(proof)}"
+        return Check("merge", False, said, tuple(listed([str(one) for one in wrong])))
     exact, rounded, kept = (len(proof.of(v)) for v in (Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT))
     return Check("merge", True, f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base")
+
+
+def _strangers(proof: Proof) -> str:
+    """What it looks like where next to all tensors that the adapters touch are wrong."""
+    if not proof.of_another:
+        return ""
+    if proof.of(Verdict.CHANGED) and not proof.of(Verdict.KEPT):
+        return ": this looks like another base, since no tensor is as in the one given"
+    return ": this looks like the merge of another adapter, since next to none of what the adapter touches is as it makes it"
 
 
 def _named(path: str | os.PathLike[str]) -> str:

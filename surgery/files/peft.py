@@ -25,6 +25,7 @@ from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
 from .strict import parse_object
+from .training import for_training
 from .wrappers import ANY
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -32,12 +33,13 @@ PREFIX = "base_model.model."
 # Before and after the adapter's own name may stand what FSDP and its like put around a factor.
 _AROUND = rf"(?:\.(?:{ANY}))*"
 _LORA = re.compile(rf"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+){_AROUND}(?:\.(?!weight$|bias$)[^.]+)?{_AROUND}(?:\.(?P<kind>weight|bias))?")
+_FACTORS = {"lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
 # A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
 # Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
 _SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
 # Rows of an embedding that were trained, and the module whose rows they are.
 TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
-_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
+_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|ln_tuning_layers|default)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,14 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     lora: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     names: dict[str, str] = {}
-    spare = {name: tensor for name, tensor in tensors.items() if _SPARE.search(name) and _SPARE.sub("", name) in tensors}
+    spare = {n: t for n, t in tensors.items() if for_training(n) or (_SPARE.search(n) and _SPARE.sub("", n) in tensors)}
     for name, tensor in tensors.items():
         if name in spare:
             continue
         found = _LORA.fullmatch(name)
         if found:
             module = base_name(found["module"])
-            part = f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]
+            part = _part(name, found)
             place, key = lora.setdefault(module, {}), f"{module}.{part}"
         else:
             place, key = whole, base_name(name)
@@ -194,6 +196,13 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     if not tensors:
         raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
     return Adapter(path, config, lora, whole, names, dropped=spare)
+
+
+def _part(name: str, found: re.Match[str]) -> str:
+    """What a tensor is of its module's LoRA: a factor without the adapter's name, anything else by all that stands behind the module."""
+    if found["part"] not in _FACTORS:
+        return name[found.start("part") :]
+    return f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]
 
 
 def file_name(key: str, like: Adapter) -> str:
