@@ -117,6 +117,15 @@ def merge(
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Merge an adapter that is in the base already.")] = False,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Merge an adapter that was trained on a model of another type.")] = False,
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            "--tokenizer",
+            metavar="adapter|base|DIR",
+            help="Whose tokenizer and chat template the result has; the adapter's, where it has them and nothing is said.",
+        ),
+    ] = "",
     reversible: Annotated[
         bool, typer.Option("--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte.")
     ] = False,
@@ -140,6 +149,8 @@ def merge(
             [*own, *surgery.open_adapters(adapters or (), merging.beside())],
             **told,
             again=again,
+            tokenizer=tokenizer or None,
+            any_base=any_base,
         )
         return surgery.reversible(merged, before) if reversible else merged
 

@@ -80,3 +80,20 @@ def clean(
         output.show_cleaned(surgery.clean(folder), json=json)
 
     guarded(body, json=json, debug=debug)
+
+
+@app.command(rich_help_panel=PANEL)
+def reindex(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with an index, or the index.", show_default=False)],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a right index beside untouched shards, where the index is stale: surgery reindex DIR."""
+    import surgery
+
+    from . import output
+
+    def body() -> None:
+        output.show_reindexed(surgery.reindex(folder), json=json)
+
+    guarded(body, json=json, debug=debug)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Committing, Debug, Json, Quiet, writing_options
+from .options import Committing, Debug, FollowLinks, Json, Quiet, writing_options
 from .running import guarded
 
 app = typer.Typer()
@@ -21,6 +21,7 @@ def push(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name; made if it is not there.", show_default=False)],
     revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="main if not given; made if it is not there.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, deleted and kept; change nothing.")] = False,
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Merging, Model, Quiet, writing_options
+from .options import Debug, FollowLinks, Json, Merging, Model, Quiet, writing_options
 from .running import guarded
 
 app = typer.Typer()
@@ -19,6 +19,7 @@ PANEL = "Look"
 def inspect(
     model: Model,
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")] = "",
+    follow_links: FollowLinks = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -43,6 +44,7 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
     tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -78,6 +80,7 @@ def verify(
     check_class: Annotated[
         bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
     ] = True,
+    check_all: Annotated[bool, typer.Option("--check-all", help="Restore every block of an undo record, not one of each tensor.")] = False,
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
     ] = None,
@@ -85,6 +88,7 @@ def verify(
         list[str] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
+    follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -113,6 +117,7 @@ def verify(
                 model,
                 values=values,
                 check_class=check_class,
+                check_all=check_all,
                 base=base,
                 adapter=adapters or (),
                 **told,

@@ -28,6 +28,26 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
+
+
+def _follow(context: typer.Context, follow: bool) -> bool:
+    """Links are followed until the command ends."""
+    if follow:
+        from surgery.files.symlinks import following_links
+
+        context.with_resource(following_links())
+    return follow
+
+
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        callback=_follow,
+        help="Follow links out of the folders that are opened; refused if not given.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(
@@ -115,6 +135,10 @@ class Writing:
         int | None,
         typer.Option("--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING),
     ] = None
+    check_all: Annotated[
+        bool, typer.Option("--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING)
+    ] = False
+    follow_links: FollowLinks = False
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False
@@ -236,6 +260,24 @@ class Merging:
         ),
     ] = ""
 
+    architecture: Annotated[
+        str,
+        typer.Option(
+            "--architecture",
+            metavar="CLASS",
+            help="The class of the result, where task type and head do not tell, such as BertForSequenceClassification.",
+            rich_help_panel=MERGING,
+        ),
+    ] = ""
+
+    base_as_trained: Annotated[
+        bool,
+        typer.Option(
+            "--base-as-trained",
+            help="BASE is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ changed, saved beside the adapter.",
+            rich_help_panel=MERGING,
+        ),
+    ] = False
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -245,6 +287,8 @@ class Merging:
             rich_help_panel=MERGING,
         ),
     ] = None
+
+    lying: Fused = Fused()
 
     def beside(self) -> list[str] | None:
         """Files that belong to the adapters; None where nothing was said of any."""
@@ -267,6 +311,9 @@ class Merging:
             "tied": self.tied,
             "dtype": _dtype(self.dtype) if self.dtype else None,
             "add": self.add or None,
+            "architecture": self.architecture or None,
+            "base_as_trained": self.base_as_trained,
+            "given": self.lying.given(),
         }
 
 

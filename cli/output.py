@@ -96,6 +96,15 @@ def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool, push: surger
     _table(rows, "dry run: nothing was written")
 
 
+def show_reindexed(done: surgery.Reindexed, *, json: bool) -> None:
+    """Which index was written, or that it was right."""
+    if json:
+        show_json(asdict(done))
+        return
+    rows = [("index", done.path), ("tensors", f"{done.tensors} in {_some(done.shards)}")]
+    _table(rows, "done: the index is written anew" if done.changed else "the index was right already")
+
+
 def show_report(report: surgery.Report) -> None:
     """The end of a run."""
     rate = report.nbytes / max(report.seconds, 1e-9)

@@ -37,7 +37,14 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
         return
     with progress(plan, shown=not (options.quiet or options.json), sent=hub is not None) as on_step:
         report = surgery.execute(
-            plan, dest, memory=memory, workers=options.workers, overwrite=options.overwrite, link=options.link, on_step=on_step
+            plan,
+            dest,
+            memory=memory,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            link=options.link,
+            check_all=options.check_all,
+            on_step=on_step,
         )
     if options.json:
         output.show_json(asdict(report))

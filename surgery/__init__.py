@@ -36,8 +36,10 @@ from .errors import (
 )
 from .execution.crew import Step
 from .execution.execute import Report, execute, write
+from .execution.reindex import Reindexed, reindex
 from .execution.stage import clean
 from .files.peft import Adapter, is_adapter, open_adapter, open_adapters
+from .files.symlinks import following_links
 from .hub.content import PushPlan, PushReport
 from .hub.push import plan_push, push
 from .hub.send import execute_push
@@ -84,6 +86,7 @@ __all__ = [
     "Proof",
     "PushPlan",
     "PushReport",
+    "Reindexed",
     "Report",
     "SourceChanged",
     "Step",
@@ -98,6 +101,7 @@ __all__ = [
     "drop",
     "execute",
     "execute_push",
+    "following_links",
     "fuse",
     "fuse_experts",
     "fuse_gate_up",
@@ -116,6 +120,7 @@ __all__ = [
     "plan_push",
     "preview",
     "push",
+    "reindex",
     "rename",
     "reversible",
     "split",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
+from .files.holding import stale
 from .files.index import Index, parse_index
 from .files.manifest import read_manifest
 from .files.peft import CONFIG as ADAPTER_CONFIG
@@ -40,6 +41,14 @@ OTHER_WEIGHTS = tuple(
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
 UNDO = ".surgery/base.undo"  # where a reversible merge keeps what its base was
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+# Files by which a folder is known, where they are given in its place.
+GIVEN = {
+    "config.json": "the configuration of a model, and not its weights",
+    ADAPTER_CONFIG: "the configuration of an adapter, and not its weights",
+    "tokenizer.json": "a tokenizer, and no weights",
+    "tokenizer_config.json": "the configuration of a tokenizer, and no weights",
+    "generation_config.json": "the configuration of how a model generates, and not its weights",
+}
 _NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
@@ -63,6 +72,10 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # what a user should know, for the report
     before: Checkpoint | None = None  # what the output shall hold a record of, so that it can be restored
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
+
+    def __repr__(self) -> str:
+        kind = self.__dict__.get("config", {}).get("model_type") or "of a type that was not asked for"
+        return f"<Checkpoint {kind}: {len(self.tensors)} tensors, {sum(t.nbytes for t in self.tensors.values())} bytes, {self.path}>"
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -124,6 +137,8 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
     """What is in the folder, or in its file `name`."""
     if name and not name.endswith((".safetensors", ".json")):
         raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
+    if name in GIVEN:
+        raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
     weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
         checkpoint = _indexed(folder, weights)
@@ -227,7 +242,7 @@ def _indexed(folder: Folder, index_name: str) -> Checkpoint:
         raise FormatError(
             f"the index names {len(missing)} files that are not there",
             where=[where, *listed(missing)],
-            help="the download is incomplete; fetch the missing files",
+            help=stale(folder, index, index_name) or "the download is incomplete; fetch the missing files",
         )
     headers = _headers(folder, shards)
     holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}

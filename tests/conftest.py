@@ -11,6 +11,43 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client. CI runs it; `-m "not slow"` leaves it out.
+SLOW = (
+    "faults",
+    "hub",
+    "models/targets",
+    "models/test_families.py",
+    "models/fused/test_elsewhere.py",
+    "models/fused/test_experts.py",
+    "models/fused/test_gate_up.py",
+    "models/fused/test_text_oracle.py",
+    "models/fused/test_vision_oracle.py",
+    "surgeries/injecting",
+    "surgeries/merging/test_adapter_fusion.py",
+    "surgeries/merging/test_merge_dtype.py",
+    "surgeries/merging/test_merge_experts.py",
+    "surgeries/merging/test_merge_grid.py",
+    "surgeries/merging/test_merge_kinds.py",
+    "surgeries/merging/test_merge_more.py",
+    "surgeries/merging/test_merge_task_heads.py",
+    "surgeries/merging/test_tied_layouts.py",
+    "surgeries/merging/test_undo_grid.py",
+    "surgeries/merging/test_unmerge.py",
+    "surgeries/test_compose.py",
+    "surgeries/test_split_oracle.py",
+    "test_imports.py",
+    "test_readme.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in a slow place."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here).as_posix()
+        if any(place == slow or place.startswith(f"{slow}/") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:

@@ -68,7 +68,7 @@ def test_movement_loads_no_torch(base: Path, tmp_path: Path, size: str, packages
 
 
 def test_gathering_loads_no_torch(base: Path, tmp_path: Path) -> None:
-    """Even a transpose is gathered without it."""
+    """Even a transpose is gathered without it: short runs are what numpy is loaded for."""
     code = """
         import dataclasses
         import surgery
@@ -76,6 +76,24 @@ def test_gathering_loads_no_torch(base: Path, tmp_path: Path) -> None:
         checkpoint = surgery.open_checkpoint(sys.argv[1])
         turned = {n: permute(t, tuple(reversed(range(len(t.shape))))) for n, t in checkpoint.tensors.items()}
         surgery.write(dataclasses.replace(checkpoint, tensors=turned), sys.argv[2])
+    """
+    assert loaded(code, base, tmp_path / "out") == {"numpy"}
+
+
+def test_runs_of_a_kilobyte_load_no_numpy(base: Path, tmp_path: Path) -> None:
+    """Columns that are cut and joined are gathered run by run, while runs are long enough."""
+    code = """
+        import dataclasses
+        import surgery
+        from surgery.lazy.tensor import concat, narrow, reshape
+        checkpoint = surgery.open_checkpoint(sys.argv[1])
+        name = max(checkpoint.tensors, key=lambda n: checkpoint.tensors[n].nbytes)
+        tensor = checkpoint.tensors[name]
+        columns = 1024 * 8 // tensor.dtype.bits
+        tensor = reshape(narrow(reshape(tensor, (tensor.size,)), 0, 0, 6 * columns), (2, 3 * columns))
+        turned = concat([narrow(tensor, 1, columns, 2 * columns), narrow(tensor, 1, 0, columns)], 1)
+        made = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, name: turned}, inputs=())
+        surgery.write(made, sys.argv[2])
     """
     assert loaded(code, base, tmp_path / "out") == set()
 

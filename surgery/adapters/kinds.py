@@ -50,8 +50,8 @@ CHANGED_BASE = Kind(
     "changed bases",
     ("pissa", "olora", "corda", "lora_ga", "loftq"),
     "which changes the base it belongs to",
-    "save it once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA; or, where BASE is that "
-    "changed base, saved at the training's beginning, set init_lora_weights to true in adapter_config.json",
+    "where BASE is that changed base, saved at the training's beginning, say so: --base-as-trained, in Python base_as_trained=True; "
+    "else save the adapter once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
 )
 OPTIONS = (
     Kind("aLoRA", ("alora_invocation_tokens",), "it acts on some tokens only, and a weight acts on all", "serve it live"),
@@ -99,8 +99,17 @@ SUPPORTED = ("LORA", "ADALORA")
 _INITS = (True, False, None, *KEPT_BASE.said)
 
 
-def check_kind(adapter: Adapter) -> None:
-    """Raise NotSupported, naming the kind or the option, unless all that the config asks for is merged."""
+def changes_base(adapter: Adapter) -> str:
+    """The initialisation that moved a part of the base into the adapter: it is ordinary LoRA on what was left; "" for others."""
+    init = adapter.config.get("init_lora_weights", True)
+    return init if isinstance(init, str) and init.lower().startswith(CHANGED_BASE.said) else ""
+
+
+def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
+    """Raise NotSupported, naming the kind or the option, unless all that the config asks for is merged.
+
+    `base_as_trained`: the base is the one that the initialisation left, where it changed the base.
+    """
     config, where = adapter.config, [f"{adapter.path}/adapter_config.json"]
     asked = config.get("peft_type")
     if asked not in SUPPORTED:
@@ -110,7 +119,8 @@ def check_kind(adapter: Adapter) -> None:
         what = f"adapters of kind {asked} are not supported"
         raise NotSupported(what, where=[*where, *why], help=f"{tip}; {kind.help}" if kind else tip)
     _check_options(config, where)
-    _check_init(config, where)
+    if not (base_as_trained and changes_base(adapter)):
+        _check_init(config, where)
 
 
 def _check_options(config: Mapping[str, Any], where: list[str]) -> None:
@@ -127,7 +137,7 @@ def _check_init(config: Mapping[str, Any], where: list[str]) -> None:
     init = config.get("init_lora_weights", True)
     if init in _INITS:
         return
-    if isinstance(init, str) and init.startswith(CHANGED_BASE.said):
+    if isinstance(init, str) and init.lower().startswith(CHANGED_BASE.said):
         raise NotSupported(f"the adapter was initialised by {init!r}, {CHANGED_BASE.why}", where=where, help=CHANGED_BASE.help)
     raise NotSupported(f"the adapter was initialised by {init!r}, which is not known", where=where, help="merge it with PEFT")
 

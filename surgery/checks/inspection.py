@@ -19,6 +19,8 @@ from ..files.peft import Adapter
 from ..lazy.tensor import Shape, Tensor
 from ..models.families import EMBEDDINGS, HEADS, is_tied
 from ..models.fused.detect import choices, detect, looks_fused
+from ..models.header_ties import entries_in
+from ..models.tasks import is_bare
 from ..names import natural
 from ..surgeries.merging.embedded import own_adapter, own_names
 
@@ -172,7 +174,12 @@ def _by(tensors: Mapping[str, Tensor], key: Callable[[str], str]) -> dict[str, C
 
 
 def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
-    if not is_tied(checkpoint.config):
+    named = entries_in(checkpoint.metadata, checkpoint.tensors)
+    return (*_ties_of_class(checkpoint), *(f"{name} is {holder}, as the header of {shard} says" for (name, holder), shard in named.items()))
+
+
+def _ties_of_class(checkpoint: Checkpoint) -> tuple[str, ...]:
+    if not is_tied(checkpoint.config) or is_bare(checkpoint.config):
         return ()
     leaves = {n: n.rpartition(".")[0].rpartition(".")[2] for n in checkpoint.tensors if n.endswith(".weight")}
     heads = [n for n, leaf in leaves.items() if leaf in HEADS and n.count(".") <= 2]

@@ -34,6 +34,9 @@ from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
 from ..lazy.tensor import Tensor, Zeros, add, permute
 from ..models.families import EMBEDDINGS, HEADS, is_tied
+from ..models.fused.given import Given
+from ..models.header_ties import header_ties
+from ..models.tying import all_families, holder_of
 from ..names import natural
 from ..surgeries.cast import in_dtype
 from ..surgeries.merging.merge import merge
@@ -62,6 +65,9 @@ class Merging:
     tied: str = "untie"
     dtype: str | None = None
     add: str | None = None
+    architecture: str | None = None
+    base_as_trained: bool = False
+    given: Given | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -76,6 +82,9 @@ class Merging:
             tied=self.tied,
             dtype=self.dtype,
             add=self.add,
+            architecture=self.architecture,
+            base_as_trained=self.base_as_trained,
+            given=self.given,
             again=True,
             tokenizer="base",
             any_base=True,
@@ -178,7 +187,7 @@ def prove(
     with workspace() as work:
         for name in sorted({*expected.tensors, *merged.tensors}, key=natural):
             if name not in merged.tensors:
-                judged.append(_missing(name, expected.tensors[name], merged, work))
+                judged.append(_missing(name, expected.tensors[name], merged, base, work))
             elif name not in expected.tensors:
                 judged.append(Judgement(name, Verdict.ADDED, detail="neither the base nor an adapter has it"))
             else:
@@ -188,14 +197,26 @@ def prove(
     return Proof(tuple(judged))
 
 
-def _missing(name: str, expected: Tensor, merged: Checkpoint, work: Workspace) -> Judgement:
+def _missing(name: str, expected: Tensor, merged: Checkpoint, base: Checkpoint, work: Workspace) -> Judgement:
     """A tied tensor need not be stored twice, if it is the same."""
     ends = EMBEDDINGS | HEADS
     if is_tied(merged.config) and _leaf(name) in ends:
         for other, tensor in merged.tensors.items():
             if _leaf(other) in ends and tensor.shape == expected.shape and identical(add(expected, (), tensor.dtype), tensor, work):
                 return Judgement(name, Verdict.TIED, expected.size, detail=f"stored as {other}")
-    return Judgement(name, Verdict.MISSING, expected.size)
+    holder = header_ties(merged.metadata, merged.tensors).get(name)
+    if holder and identical(in_dtype(expected, merged.tensors[holder].dtype), merged.tensors[holder], work):
+        return Judgement(name, Verdict.TIED, expected.size, detail=f"stored as {holder}, as the header says")
+    return Judgement(name, Verdict.MISSING, expected.size, detail=_untied(name, base))
+
+
+def _untied(name: str, base: Checkpoint) -> str:
+    """Why a tensor may be missing that the base does not store either."""
+    family = next((names for names in all_families(base.config, base.tensors, base.metadata) if name in names), None)
+    if family is None or name in base.tensors:
+        return ""
+    holder = holder_of(family, base.tensors)
+    return f"tied to {holder} in the base, and apart once the adapter is on one of them: a merge in memory, as PEFT's, leaves them tied"
 
 
 def _leaf(name: str) -> str:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import HubError, SurgeryError, VerificationFailed, listed
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
-from ..files.folder import folder_at
+from ..files.folder import absolute, folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
 from ..files.peft import Adapter, open_adapters
@@ -30,6 +30,7 @@ from ..files.refs import has_scheme, is_ref, parse_ref
 from ..files.safetensors import encode_header
 from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
+from ..models.fused.given import Given, given_as
 from ..names import natural
 from ..surgeries.cast import NAMES
 from ..surgeries.merging.embedded import own_adapter, own_names
@@ -38,6 +39,7 @@ from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
 from .diff import OnTensor
 from .proof import Merging, Proof, Verdict, prove
+from .undo import unrestored
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ def verify(
     *,
     values: bool = False,
     check_class: bool = True,
+    check_record: bool = True,
+    check_all: bool = False,
     base: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     weights: Sequence[float] | None = None,
@@ -92,6 +96,9 @@ def verify(
     tied: str = "untie",
     dtype: str | None = None,
     add: str | None = None,
+    architecture: str | None = None,
+    base_as_trained: bool = False,
+    given: Given | None = None,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
@@ -100,13 +107,16 @@ def verify(
     `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes, and those of all.
     `check_class` asks the class in config.json, through transformers.
 
+    An undo record is replayed, unless `check_record` is false: about a million elements of each tensor of the base are restored and
+    held against their digest, with `check_all` or `values` all of them.
+
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. `weights`, `names`, `scale`, `only`, `except_`, `tied`, `dtype` and `add` are as for
-    `merge`, `beside` is as for `open_adapter`; their errors are raised. Where none is given and surgery made the merge, they are
-    read from its manifest. An adapter whose config and tensors contradict each other fails, and no merge is replayed.
+    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are
+    raised. Where none is given and surgery made the merge, they are read from its manifest. An adapter whose config and tensors
+    contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add)
+    told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained, given)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -122,7 +132,13 @@ def verify(
             raise SurgeryError("this is an adapter, not a merged checkpoint", where=[found.path], help=tip)
         return _verify_adapter(found, values, on_tensor)
     path, checkpoint = (found.path if has_scheme(found.path) else _named(path)), found
-    checks = [_structure(checkpoint), *_manifest(checkpoint), *_record(checkpoint), *_own(checkpoint)]
+    record = _record(checkpoint, replayed=check_record, every=check_all or values)
+    checks = [
+        _structure(checkpoint),
+        *_manifest(checkpoint),
+        *record,
+        *_own(checkpoint),
+    ]
     if values:
         checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
     if check_class:
@@ -147,7 +163,15 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
         return Merging(), []
     weights = {str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())}
     ways = {
-        (step.get("only"), step.get("except"), step.get("add"), tuple((str(a), str(b)) for a, b in step.get("map", ()))) for step in steps
+        (
+            step.get("only"),
+            step.get("except"),
+            step.get("add"),
+            step.get("architecture"),
+            tuple((str(a), str(b)) for a, b in step.get("map", ())),
+            json.dumps(step.get("given")),
+        )
+        for step in steps
     }
     if unknown := [one.path for one in adapters if one.digest not in weights]:
         what = f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to be 1"
@@ -155,17 +179,23 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     if len(ways) > 1:
         what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
         return Merging(), [Check("options", None, what)]
-    only, except_, add, names = ways.pop()
+    only, except_, add, architecture, names, lying = ways.pop()
     casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
     dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
-    found = Merging([weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add)
+    found = Merging(
+        [weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add, architecture=architecture
+    )
+    found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
+    found = replace(found, given=given_as(json.loads(lying)) if lying != "null" else None)
     said = {
         "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
         "only": only,
         "except": except_,
         "add": add,
+        "architecture": architecture,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
         "dtype": found.dtype,
+        "given": lying if found.given else "",
     }
     rows = "; ".join(f"{key} {value}" for key, value in said.items() if value)
     return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []
@@ -194,9 +224,9 @@ def _merged(proof: Proof) -> Check:
 def _named(path: str | os.PathLike[str]) -> str:
     """The path as it is shown: absolute, but for what is on the Hub."""
     text = os.fspath(path)
-    if not os.path.exists(text) and is_ref(text):
+    if not os.path.exists(absolute(text)) and is_ref(text):
         return str(parse_ref(text))
-    return text if has_scheme(text) else os.path.abspath(text)
+    return text if has_scheme(text) else absolute(text)
 
 
 def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) -> Verification:
@@ -253,16 +283,23 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
     return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]
 
 
-def _record(checkpoint: Checkpoint) -> list[Check]:
-    """Whether the undo record, where there is one, is whole and fits; its corrections are checked when they are used."""
+def _record(checkpoint: Checkpoint, *, replayed: bool, every: bool) -> list[Check]:
+    """Whether the undo record, where there is one, is whole and fits, and gives back what is `replayed`: a block of each tensor, or all."""
     folder = folder_at(checkpoint.path)
     if folder is None or not folder.has(UNDO):
         return []
     try:
-        restored = unmerge(checkpoint).tensors
+        tensors = unmerge(checkpoint).tensors
+        wrong = unrestored(tensors, every=every) if replayed else {}
     except SurgeryError as error:
         return [Check("undo record", False, error.what, error.where)]
-    return [Check("undo record", True, f"{len(restored)} tensors of the base can be restored: surgery unmerge")]
+    if not replayed:
+        return [Check("undo record", None, f"{len(tensors)} tensors of the base have one; it was not replayed here")]
+    if wrong:
+        rows = [f"{name}: {error.what}" for name, error in wrong.items()]
+        return [Check("undo record", False, f"{len(wrong)} of {len(tensors)} tensors of the base cannot be restored", tuple(listed(rows)))]
+    how = "every block was replayed" if every else "a block of each was replayed"
+    return [Check("undo record", True, f"{len(tensors)} tensors of the base can be restored, {how}: surgery unmerge")]
 
 
 def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_tensor: OnTensor | None) -> Check:

@@ -3,7 +3,7 @@
 A `Reader` belongs to one worker. A local file is read only while it is what it was when it was opened (size and time), and a
 short read is an error. A file on the Hub is pinned to a commit: it is read from the local cache where it is there, else by
 ranges, of which a small one that follows another closely is widened. `gather` executes pieces without torch: long runs are
-read straight into place, short ones through a span of the source that covers many of them.
+read straight into place, short ones through a span of the source that covers many of them (`strided.py`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import product
+from math import prod
 from threading import Event
-from typing import Literal
 
 from ..errors import SourceChanged
+from ..files.opening import regular
 from ..lazy.runs import Dim, Piece
 from ..lazy.tensor import File, Stored, Zeros
+from .strided import LONG, extent, place, split
 
 OPEN_FILES = 16
 SPAN = 1 << 18  # bytes of the source that are read at once to pick short runs from
-LONG = 1024  # bytes from which a run gets a read of its own: no byte is read that is not needed
+CALL = 4096  # bytes that are read from a file here in the time that a call takes: shorter runs are not read one by one,
+NEIGHBOURS = 4  # unless more than so many times as much would be read
 PIECE = 1 << 20  # bytes of a file that are held at once where it is read in order
 AHEAD = 4 << 20  # bytes of a file on the Hub that one request asks for, where it would be asked for less and soon again
 NEAR = 1 << 16  # bytes between two reads from the Hub that are cheaper to fetch than to ask again
-_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 class Reader:
@@ -58,7 +59,7 @@ class Reader:
     def _opened(self, file: File) -> int:
         alias = self._aliases.get(file.path)
         try:
-            fd = os.open(alias or file.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = regular(alias or file.path)
         except OSError as error:
             raise _unreadable(error, file.path) from error
         status = os.fstat(fd)
@@ -106,7 +107,7 @@ class Reader:
             match piece.leaf:
                 case Stored(_, _, file, offset):
                     at = offset + piece.at
-                    self._scatter(file, at, piece.to, piece.dims, out, at + _extent(piece.dims))
+                    self._scatter(file, at, piece.to, piece.dims, out, at + extent(piece.dims))
                 case Zeros():
                     run = piece.run
                     for _, to in piece.runs():
@@ -114,29 +115,36 @@ class Reader:
 
     def _scatter(self, file: File, at: int, to: int, dims: tuple[Dim, ...], out: memoryview, until: int) -> None:
         """One piece: a single read where its source lies close together, else step by step along the widest dim."""
-        if not dims or (len(dims) == 1 and dims[0].at == dims[0].to == 1):
-            count = dims[0].count if dims else 1
-            self.read(file, at, out[to : to + count], until)
+        run, outer = split(dims)
+        if not outer:
+            self.read(file, at, out[to : to + run], until)
             return
-        extent = _extent(dims)
-        useful = 1
-        for d in dims:
-            useful *= d.count
-        run = dims[-1].count if dims[-1].at == dims[-1].to == 1 else 1
-        if extent <= SPAN and (extent == useful or run < LONG):
-            if len(self._span) < SPAN:
-                self._span = bytearray(SPAN)
-            span = memoryview(self._span)[:extent]
-            self.read(file, at, span, until)
-            _place(span, dims, out, to)
+        dense = self._dense(file, dims, run)
+        if dense and extent(dims) <= SPAN:
+            self._pick(file, at, to, dims, out, until)
             return
-        wide = max(dims, key=lambda d: (d.count > 1) * d.at)
+        wide = max(outer, key=lambda d: d.at)
         rest = tuple(d for d in dims if d is not wide)
-        fits = max(1, (SPAN - _extent(rest)) // wide.at + 1) if run < LONG else 1
+        fits = max(1, (SPAN - extent(rest)) // wide.at + 1) if dense else 1
         for k in range(0, wide.count, fits):
             part = (*rest, Dim(min(fits, wide.count - k), wide.at, wide.to))
             part = tuple(sorted((d for d in part if d.count > 1), key=lambda d: -d.to))
             self._scatter(file, at + k * wide.at, to + k * wide.to, part, out, until)
+
+    def _dense(self, file: File, dims: tuple[Dim, ...], run: int) -> bool:
+        """Whether all that lies between the runs is read along: short runs always, others where it costs less than to ask again."""
+        useful = prod(d.count for d in dims)
+        if run < LONG or useful == extent(dims):
+            return True
+        return run < CALL and useful * NEIGHBOURS >= extent(dims) and self.fd(file) is not None
+
+    def _pick(self, file: File, at: int, to: int, dims: tuple[Dim, ...], out: memoryview, until: int) -> None:
+        """Read the span of the source that holds the runs, and place them."""
+        if len(self._span) < SPAN:
+            self._span = bytearray(SPAN)
+        span = memoryview(self._span)[: extent(dims)]
+        self.read(file, at, span, until)
+        place(span, dims, out, to)
 
     def close(self) -> None:
         """Close every file."""
@@ -158,29 +166,29 @@ class _Window:
 
     def forget(self) -> None:
         """Hold nothing."""
-        self.path, self.start, self.data = "", 0, bytearray()
-        self.end = self.size = 0  # where the last read ended, and how much was fetched for it
+        self.holds, self.start, self.data = "", 0, bytearray()  # the file that the bytes here are of, and from where
+        self.last, self.end, self.size = "", 0, 0  # the file of the last read, where it ended, and how much was fetched for it
 
     def read(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
         """Fill `out` with the bytes from `at` on, from what is here and from the Hub."""
-        held = self.path == file.path and self.start <= at < self.start + len(self.data)
+        held = self.holds == file.path and self.start <= at < self.start + len(self.data)
         done = min(len(out), self.start + len(self.data) - at) if held else 0
         out[:done] = memoryview(self.data)[at - self.start : at - self.start + done]
         if done < len(out):
             self._fetch(reader, file, at + done, out[done:], until)
-        self.end = at + len(out)
+        self.last, self.end = file.path, at + len(out)
 
     def _fetch(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
-        follows = self.path == file.path and 0 <= at - self.end <= NEAR
+        follows = self.last == file.path and 0 <= at - self.end <= NEAR
         self.size = min(2 * max(self.size, len(out)), self.most) if follows else len(out)
-        self.path = file.path
         stop = min(at + self.size, until)
         if stop <= at + len(out):
             _filled(out, reader.stream(file, at, len(out)))
             return
-        self.start, self.data = at, bytearray(stop - at)
-        _filled(memoryview(self.data), reader.stream(file, at, stop - at))
-        out[:] = memoryview(self.data)[: len(out)]
+        data = bytearray(stop - at)
+        _filled(memoryview(data), reader.stream(file, at, stop - at))
+        self.holds, self.start, self.data = file.path, at, data
+        out[:] = memoryview(data)[: len(out)]
 
 
 def _filled(out: memoryview, parts: Iterator[memoryview]) -> None:
@@ -193,11 +201,6 @@ def _filled(out: memoryview, parts: Iterator[memoryview]) -> None:
 def _close(fd: int | None) -> None:
     if fd is not None:
         os.close(fd)
-
-
-def _extent(dims: Sequence[Dim]) -> int:
-    """From the first to the last byte that `dims` pick."""
-    return 1 + sum((d.count - 1) * d.at for d in dims)
 
 
 def content(file: File | bytes) -> bytes:
@@ -250,33 +253,3 @@ def _unreadable(error: OSError, where: str) -> SourceChanged:
     return SourceChanged(
         f"an input can no longer be read: {error.strerror}", where=[where], help="check the disk that it lies on, or fetch the file again"
     )
-
-
-def _place(span: memoryview, dims: tuple[Dim, ...], out: memoryview, to: int) -> None:
-    """Copy the elements that `dims` pick from `span` to their places in `out`.
-
-    The innermost dim is a run of bytes. Of the others the longest goes by strided slices of machine words where the run
-    is one word, so that the number of steps in Python is that of the shorter dims.
-    """
-    run = dims[-1].count if dims[-1].at == dims[-1].to == 1 else 1
-    outer = list(dims[:-1] if run > 1 else dims)
-    if not outer:
-        out[to : to + run] = span[:run]
-        return
-    inner = max(outer, key=lambda d: d.count)
-    words = _FORMATS.get(run)
-    aligned = all(n % run == 0 for d in outer for n in (d.at, d.to)) and (to % run == 0)
-    if words is None or not aligned:
-        for index in product(*(range(d.count) for d in outer)):
-            a = sum(i * d.at for i, d in zip(index, outer, strict=True))
-            b = to + sum(i * d.to for i, d in zip(index, outer, strict=True))
-            out[b : b + run] = span[a : a + run]
-        return
-    outer.remove(inner)
-    src = span[: len(span) // run * run].cast(words)
-    dst = out[: len(out) // run * run].cast(words)
-    for index in product(*(range(d.count) for d in outer)):
-        a = sum(i * d.at for i, d in zip(index, outer, strict=True)) // run
-        b = (to + sum(i * d.to for i, d in zip(index, outer, strict=True))) // run
-        last_a, last_b = a + (inner.count - 1) * inner.at // run + 1, b + (inner.count - 1) * inner.to // run + 1
-        dst[b : last_b : inner.to // run] = src[a : last_a : inner.at // run]

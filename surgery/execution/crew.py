@@ -25,8 +25,10 @@ from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
 from ..lazy.tensor import File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
+from .inside import Inside, part_of
+from .proving import prove_record
 from .sidecar import SidecarFile
-from .stage import sync, write_at
+from .stage import write_at
 
 if TYPE_CHECKING:
     from ..hub.content import PushReport
@@ -58,7 +60,7 @@ class Delivery(Protocol):
     def room(self) -> int:
         """How many shards may be on the disk, finished or begun."""
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: Inside) -> None:
         """The stage is there, and locked; it may hold what a broken run left."""
 
     def has(self, name: str) -> bool:
@@ -74,22 +76,20 @@ class Delivery(Protocol):
 class _Shard:
     """A shard at work: its file, the parts that nobody has taken yet, and how many are being filled."""
 
-    def __init__(self, shard: ShardPlan, path: str) -> None:
-        self.plan, self.path = shard, path
+    def __init__(self, shard: ShardPlan, inside: Inside, *, scratch: bool) -> None:
+        self.plan, self.inside, self.scratch = shard, inside, scratch
+        self.part = part_of(shard.name, "scratch" if scratch else "made")
         self.sidecar: SidecarFile | None = None
         self.parts = (part for step in shard.steps() for part in _cut(step))
         self.pending, self.issued, self.overflowed = 0, False, False
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        self.fd = os.open(f"{path}.part", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.fd = inside.reopen(self.part) if scratch else inside.create(self.part)
 
-    def begin(self, *, scratch: bool) -> None:
+    def begin(self) -> None:
         """Header and size: all else is zero. A scratch file keeps what is in it."""
-        if not scratch:
-            os.truncate(self.fd, 0)
         write_at(self.fd, memoryview(self.plan.header), 0)
         os.truncate(self.fd, self.plan.nbytes)
         if self.plan.sidecar:
-            self.sidecar = SidecarFile(self.plan, self.path.removesuffix(self.plan.name))
+            self.sidecar = SidecarFile(self.plan, self.inside)
 
     def close(self) -> None:
         """Close the file, once."""
@@ -111,14 +111,16 @@ class Crew:
     def __init__(
         self,
         shards: Sequence[ShardPlan],
-        folder: str,
+        inside: Inside,
         space: Callable[[], Workspace],
         emit: Callable[[Step], None],
         *,
         scratch: bool,
         delivery: Delivery | None = None,
+        check_all: bool = False,
     ) -> None:
-        self.folder, self.space, self.emit, self.scratch, self.delivery = folder, space, emit, scratch, delivery
+        self.check_all = check_all  # of a record, instead of a block of each tensor
+        self.inside, self.space, self.emit, self.scratch, self.delivery = inside, space, emit, scratch, delivery
         self.waiting = deque(shards)
         self.room = delivery.room if delivery else len(shards)
         self.opened: list[_Shard] = []
@@ -242,9 +244,9 @@ class Crew:
         return next((shard for shard in self.opened if not shard.issued), None)
 
     def _begin(self, plan: ShardPlan) -> _Shard:
-        shard = _Shard(plan, os.path.join(self.folder, plan.name))
+        shard = _Shard(plan, self.inside, scratch=self.scratch)
         self.opened.append(shard)
-        shard.begin(scratch=self.scratch)
+        shard.begin()
         self.emit(Step("begun", plan.name, len(plan.header)))
         return shard
 
@@ -252,7 +254,7 @@ class Crew:
         space = self.space()
         try:
             while shard := self.filled.get():
-                _finish(shard, self.emit, space)
+                _finish(shard, self.emit, space, check_all=self.check_all)
                 if self.delivery:
                     self.finished.put(shard)
         finally:
@@ -346,7 +348,7 @@ def _tensor_at(shard: ShardPlan, to: int) -> str:
     return shard.slots[low].name if shard.slots else ""
 
 
-def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> None:
+def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace, *, check_all: bool) -> None:
     """Make a filled shard durable, prove that it is what was planned, and give it its name; its record first."""
     try:
         os.fsync(shard.fd)
@@ -356,9 +358,10 @@ def _finish(shard: _Shard, emit: Callable[[Step], None], space: Workspace) -> No
     finally:
         shard.close()
     emit(Step("synced", shard.plan.name))
-    compare(f"{shard.path}.part", shard.plan)
-    os.rename(f"{shard.path}.part", shard.path)
-    sync(os.path.dirname(shard.path))
+    compare(shard.inside.at(shard.part), shard.plan)
+    if shard.sidecar:
+        prove_record(shard.plan, shard.inside.path, shard.inside.at(shard.part), space, every=check_all)
+    shard.inside.rename(shard.part, shard.plan.name)
     emit(Step("finished", shard.plan.name))
 
 

@@ -25,16 +25,20 @@ from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
 from ..evaluation.read import PIECE, Reader
 from ..evaluation.scratch import SCRATCH
 from ..evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
+from ..files.folder import absolute
 from ..files.manifest import MANIFEST
+from ..files.opening import regular
 from ..files.peft import Adapter
 from ..files.refs import has_scheme
 from ..lazy.tensor import File
+from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
 from ..planning.steps import Copy, ShardPlan
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
-from .links import Links, removed
-from .stage import Stage, size_of, staged, sync, write_at
+from .inside import PARTS, part_of
+from .links import Links
+from .stage import Stage, size_of, staged, write_at
 
 if TYPE_CHECKING:
     from ..hub.content import PushReport
@@ -78,11 +82,12 @@ def write(
     workers: int | None = None,
     overwrite: bool = False,
     link: bool = False,
+    check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held before."""
     made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
-    return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, link=link, on_step=on_step)
+    return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, link=link, check_all=check_all, on_step=on_step)
 
 
 def execute(
@@ -93,6 +98,7 @@ def execute(
     workers: int | None = None,
     overwrite: bool = False,
     link: bool = False,
+    check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a HubDestination.
@@ -103,23 +109,29 @@ def execute(
 
     `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where the file
     system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
+
+    An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is restored from
+    what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where the base does not come back.
     """
     begun = time.monotonic()
     emit = _serial(on_step)
     count, budget = _share(plan, parse_size(memory), workers)
     inputs = [path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)]
     place, delivery = _delivery(plan, dest, overwrite=overwrite)
-    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs) as stage:
+    link = link and not delivery
+    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs, link=link) as stage:
+        if stage.inside.folds():
+            check_distinct([path for path, _ in outputs_of(plan.shards, plan.files)], stage.dest)
         if delivery:
-            delivery.begin(stage.path)
-        todo, resumed = _resume(plan, stage, emit, delivery, link=link)
-        links = Links(stage.path, lambda name, size: emit(Step("linked", name, size))) if link and not delivery else None
+            delivery.begin(stage.inside)
+        todo, resumed = _resume(plan, stage, emit, delivery, link=link, check_all=check_all)
+        links = Links(stage.inside, lambda name, size: emit(Step("linked", name, size))) if link else None
         todo = [shard for shard in todo if not (links and _linked(shard, stage, links))]
         _check_space(plan, stage, resumed + (links.nbytes if links else 0), delivery)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
-        losses = _made(plan, todo, stage, (count, budget), emit, delivery)
+        losses = _made(plan, todo, stage, (count, budget), emit, delivery, check_all=check_all)
         erased = erased_in(losses)
         notes += note_on(erased, losses)
         _write_files(plan, stage, emit, delivery, links)
@@ -154,18 +166,26 @@ def execute(
 
 
 def _made(
-    plan: Plan, todo: Sequence[ShardPlan], stage: Stage, share: tuple[int, int], emit: Callable[[Step], None], delivery: Delivery | None
+    plan: Plan,
+    todo: Sequence[ShardPlan],
+    stage: Stage,
+    share: tuple[int, int],
+    emit: Callable[[Step], None],
+    delivery: Delivery | None,
+    *,
+    check_all: bool,
 ) -> dict[str, Loss]:
     """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises VerificationFailed."""
     losses, (count, budget) = dict[str, Loss](), share
-    unfinished = {written(s.name): s.name for s in plan.shards if s.sidecar} | {SCRATCH: SCRATCH}
-    space = partial(workspace_of, budget, {named: os.path.join(stage.path, f"{name}.part") for named, name in unfinished.items()})
+    unfinished = {written(s.name): part_of(s.name) for s in plan.shards if s.sidecar} | {SCRATCH: part_of(SCRATCH, "scratch")}
+    space = partial(workspace_of, budget, {named: stage.inside.at(name) for named, name in unfinished.items()})
+    stage.inside.empty(PARTS)
     with exact() if plan.arithmetic else nullcontext():
         for one in plan.scratch.apart() if plan.scratch and todo else ():  # in order: one may be made of those before it
-            made = Crew([one], stage.path, space, emit, scratch=True).run(count)
+            made = Crew([one], stage.inside, space, emit, scratch=True).run(count)
             losses |= {name: loss for loss in made.values() if loss.erased or loss.overflowed for name in plan.users(one.slots[0])}
         check_finite(losses, plan.dtypes)
-        losses |= Crew(todo, stage.path, space, emit, scratch=False, delivery=delivery).run(count)
+        losses |= Crew(todo, stage.inside, space, emit, scratch=False, delivery=delivery, check_all=check_all).run(count)
         check_finite(losses, plan.dtypes)
     return losses
 
@@ -173,7 +193,7 @@ def _made(
 def _delivery(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool) -> tuple[str, Delivery | None]:
     """The local path beside which the stage will be, and where finished shards go if they do not stay in it."""
     if isinstance(dest, str | os.PathLike) and not has_scheme(os.fspath(dest)):
-        return os.fspath(dest), None
+        return absolute(dest), None
     from ..hub.stream import deliver_to
 
     delivery = deliver_to(dest, plan, overwrite=overwrite)
@@ -221,19 +241,19 @@ def _check_sources(plan: Plan) -> None:
 
 
 def _resume(
-    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool
+    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool, check_all: bool
 ) -> tuple[list[ShardPlan], int]:
     """The shards that are still to be made, and the bytes of those that a broken run of this plan finished.
 
-    What that run linked is made anew where this one is to share nothing with the inputs.
+    What that run linked is made anew where this one is to share nothing with the inputs, as is what has a record to `check_all` of.
     """
     todo, resumed = [], 0
     for shard in plan.shards:
         path = os.path.join(stage.path, shard.name)
         sent = delivery is not None and delivery.has(shard.name)
-        recorded = not shard.sidecar or os.path.isfile(os.path.join(stage.path, shard.sidecar.name))
-        here = os.path.isfile(path) and recorded and _is_as_planned(path, shard)
-        if sent or (here and (link or os.stat(path).st_nlink == 1)):
+        recorded = not shard.sidecar or (stage.inside.status(shard.sidecar.name) and not check_all)
+        found = stage.inside.status(shard.name) if recorded else None
+        if sent or (found and (link or found.st_nlink == 1) and _is_as_planned(path, shard)):
             if delivery and not sent:
                 delivery.deliver(files_of(shard))
             resumed += shard.nbytes
@@ -252,9 +272,7 @@ def _is_as_planned(path: str, shard: ShardPlan) -> bool:
 
 
 def _check_space(plan: Plan, stage: Stage, resumed: int, delivery: Delivery | None) -> None:
-    free = shutil.disk_usage(stage.path).free + sum(
-        os.stat(os.path.join(stage.path, f)).st_blocks * 512 for f in os.listdir(stage.path) if f.endswith(".part")
-    )
+    free = shutil.disk_usage(stage.path).free + size_of(stage.inside.at(PARTS))
     needed = min(plan.needed - resumed, plan.needed_for(delivery.room)) if delivery else plan.needed - resumed
     if needed > free:
         if not os.listdir(stage.path):
@@ -279,7 +297,7 @@ def whole_file(shard: ShardPlan) -> File | None:
     """The input file that the shard is, byte for byte, its header included; None where it is not just that."""
     match list(islice(shard.steps(), 2)):
         case [Copy(file, at, to, nbytes)] if not file.remote and at == to == len(shard.header) and to + nbytes == file.size == shard.nbytes:
-            with open(file.path, "rb") as stream:
+            with open(file.path, "rb", opener=regular) as stream:
                 return file if stream.read(to) == shard.header else None
     return None
 
@@ -294,12 +312,10 @@ def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], deliver
         for path in sorted(plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
             if delivery and delivery.has(path):
                 continue
-            file, target = plan.files[path], os.path.join(stage.path, path)
+            file = plan.files[path]
             if links and isinstance(file, File) and links.link(file, path):
                 continue
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            removed(target)
-            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = stage.inside.create(path)
             try:
                 if isinstance(file, bytes):
                     write_at(fd, memoryview(file), 0)
@@ -326,11 +342,4 @@ def _record_note(plan: Plan, stage: Stage) -> list[str]:
 
 def _remove_strays(plan: Plan, stage: Stage) -> None:
     """Leave in the stage just what the plan names: half-written parts and scratch go."""
-    wanted = {s.name for s in plan.shards} | {s.sidecar.name for s in plan.shards if s.sidecar} | set(plan.files)
-    for here, _, names in os.walk(stage.path):
-        for name in names:
-            path = os.path.join(here, name)
-            if os.path.relpath(path, stage.path) not in wanted:
-                os.unlink(path)
-        if here != stage.path:
-            sync(here)
+    stage.inside.keep({path for path, _ in outputs_of(plan.shards, plan.files)})

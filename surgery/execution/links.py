@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 from ..errors import listed
 from ..lazy.tensor import File
-from .stage import sync
+from .inside import Inside
 
 # Where a file cannot get a second name: on another file system, or one without links, or another user's file, or one too many.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Links:
-    """What was linked into the folder of a stage, and what could not be."""
+    """What was linked into a stage, and what could not be."""
 
-    def __init__(self, stage: str, linked: Callable[[str, int], None]) -> None:
+    def __init__(self, stage: Inside, linked: Callable[[str, int], None]) -> None:
         self.stage, self.linked = stage, linked
         self.nbytes, self.refused = 0, list[str]()
 
@@ -25,18 +25,13 @@ class Links:
         """Whether `name` is a link to the input now, durable."""
         if file.remote:
             return False
-        target = os.path.join(self.stage, name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        removed(target)
         try:
-            os.link(os.path.realpath(file.path), target)
+            self.stage.link(os.path.realpath(file.path), name)
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
             self.refused.append(f"{name}: {error.strerror}")
             return False
-        sync(target)
-        sync(os.path.dirname(target))
         self.nbytes += file.size
         self.linked(name, file.size)
         return True
@@ -45,9 +40,3 @@ class Links:
         """What the report says of it."""
         said = [f"hard-linked to the inputs: {self.nbytes} bytes; whoever writes to one of them writes to both"] if self.nbytes else []
         return said + ([f"copied, since they could not be linked: {', '.join(listed(self.refused))}"] if self.refused else [])
-
-
-def removed(path: str) -> None:
-    """Nothing is at `path`, whatever was there."""
-    if os.path.lexists(path):
-        os.unlink(path)

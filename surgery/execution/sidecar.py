@@ -1,6 +1,6 @@
 """Writing a shard's undo record: frames come in any order from several workers, the file has them in one.
 
-While the shard is made, frames are appended to `NAME.part`. `finish` puts them in order behind a header that says how long
+While the shard is made, frames are appended to a part of their own. `finish` puts them in order behind a header that says how long
 they are, makes the file durable and gives it its name: before the shard gets its own, so that a finished shard has its record.
 """
 
@@ -16,29 +16,30 @@ from ..evaluation.evaluate import blocks, into
 from ..files.safetensors import encode_header, in_file_order
 from ..lazy.dtypes import DTYPES, Dtype
 from ..planning.record import sealed
-from .stage import sync, write_at
+from .inside import part_of
+from .stage import write_at
 
 if TYPE_CHECKING:
     from ..evaluation.workspace import Workspace
     from ..lazy.tensor import Shape
     from ..planning.record import Kept, Sidecar
     from ..planning.steps import ShardPlan
+    from .inside import Inside
 
 _PIECE = 1 << 20
 
 
 class SidecarFile:
-    """The record of one shard, at work in `folder`."""
+    """The record of one shard, at work in a stage."""
 
-    def __init__(self, shard: ShardPlan, folder: str) -> None:
+    def __init__(self, shard: ShardPlan, inside: Inside) -> None:
         assert shard.sidecar
         self.plan: Sidecar = shard.sidecar
-        self.path = os.path.join(folder, self.plan.name)
+        self.inside, self.frames, self.made = inside, part_of(shard.name, "frames"), part_of(shard.name, "record")
         self.kept = {k.number: k for k in (*shard.lone, *(s.kept for s in shard.slots if s.kept))}
         self._frames: dict[tuple[int, int], tuple[int, int, bytes]] = {}  # (number, block) -> offset, bytes, digest
         self._end, self._lock = 0, threading.Lock()
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        self._fd = os.open(f"{self.path}.part", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._fd = inside.create(self.frames)
 
     def record(self, kept: Kept, start: int, stop: int, work: Workspace) -> None:
         """Record elements [start, stop), whole blocks, of the base's tensor; what predicts them is written by now."""
@@ -62,15 +63,14 @@ class SidecarFile:
         """Write the file under its name, durable."""
         parts = self._parts(work)
         shapes = {name: (dtype, shape) for name, (dtype, shape, _) in parts.items()}
-        with open(f"{self.path}.new", "wb") as stream:
+        with open(self.inside.create(self.made), "wb") as stream:
             stream.write(encode_header(shapes, sealed(self.plan.recipe)))
             for name in in_file_order(shapes):
                 stream.writelines(parts[name][2])
             stream.flush()
             os.fsync(stream.fileno())
-        os.rename(f"{self.path}.new", self.path)
-        sync(os.path.dirname(self.path))
-        os.unlink(f"{self.path}.part")
+        self.inside.rename(self.made, self.plan.name)
+        self.inside.remove(self.frames)
 
     def _parts(self, work: Workspace) -> dict[str, tuple[Dtype, Shape, Iterator[bytes | memoryview]]]:
         """The tensors of the file, each with its bytes."""

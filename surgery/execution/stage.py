@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
+from ..files.folder import absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
+from .inside import Inside, durable
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -31,7 +33,9 @@ class Stage:
 
     path: str
     dest: str
+    inside: Inside  # the same folder, opened: all writing in it goes through this
     stale: tuple[str, ...]  # stages of other plans beside the same destination
+    twin: str = ""  # the stage of the same plan that links, or does not; of no use once this one is published
 
     def publish(self, *, overwrite: bool) -> None:
         """One rename (or one exchange) makes the stage the destination; durable when this returns."""
@@ -44,11 +48,16 @@ class Stage:
         else:
             os.rename(self.path, self.dest)
         sync(os.path.dirname(self.dest))
+        if self.twin and os.path.lexists(self.twin):
+            _discard(self.twin, self.dest)
 
 
 @contextmanager
-def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str]) -> Iterator[Stage]:
-    """The stage of plan `identity` for `dest`, locked. Refuses destinations that may not be written."""
+def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str], link: bool = False) -> Iterator[Stage]:
+    """The stage of plan `identity` for `dest`, locked. Refuses destinations that may not be written.
+
+    A run that links to inputs, and one that does not, never share a stage.
+    """
     dest = os.path.abspath(dest)
     _check_destination(dest, inputs)
     parent, name = os.path.split(dest)
@@ -57,11 +66,16 @@ def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str]) 
         with _locked(os.path.join(parent, f".{name}.surgery.lock"), dest):
             _recover(dest)
             _check_replaceable(dest, overwrite)
-            path = stage_at(dest, identity)
+            path = stage_at(dest, identity, link=link)
+            _check_no_link(path)
             if (found := _identity_of(path)) and (found != identity or found == _identity_of(dest)):
                 _discard(path, dest)
             os.makedirs(path, exist_ok=True)
-            yield Stage(path, dest, tuple(s for s in stages(dest) if s != path))
+            twin, inside = stage_at(dest, identity, link=not link), Inside(path)
+            try:
+                yield Stage(path, dest, inside, tuple(s for s in stages(dest) if s not in (path, twin)), twin)
+            finally:
+                inside.close()
     except OSError as error:
         raise as_ours(error, dest) from error
 
@@ -96,7 +110,7 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
                 removed += [(path, size_of(path)) for path in stages(dest)]
                 _recover(dest)
                 for path in stages(dest):
-                    shutil.rmtree(path)
+                    _erased(path)
         except OSError as error:
             raise DestinationError(f"cannot clean up: {error.strerror}", where=[error.filename or dest]) from error
     if not os.path.isdir(os.path.dirname(folder)) and is_ref(given) and not has_scheme(given):
@@ -108,7 +122,7 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
 def _local(dest: str) -> str:
     """The absolute path beside which the stages for a destination are."""
     if not has_scheme(os.fspath(dest)):
-        return os.path.abspath(dest)
+        return absolute(dest)
     from ..hub.resume import stage_of
 
     return stage_of(os.fspath(dest))
@@ -123,10 +137,7 @@ def sync(path: str) -> None:
     """Make a file's bytes, or a folder's entries, durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems cannot sync a folder
-            raise
+        durable(fd)
     finally:
         os.close(fd)
 
@@ -158,9 +169,9 @@ def _lock_path(dest: str) -> str:
     return os.path.join(parent, f".{name}.surgery.lock")
 
 
-def stage_at(dest: str, identity: str) -> str:
-    """The stage of plan `identity` beside `dest`."""
-    return _stage_prefix(dest) + identity[:16]
+def stage_at(dest: str, identity: str, *, link: bool = False) -> str:
+    """The stage of plan `identity` beside `dest`; with `link`, that of runs in which files may be links to inputs."""
+    return f"{_stage_prefix(dest)}{identity[:16]}{'-linked' if link else ''}"
 
 
 def _stage_prefix(dest: str) -> str:
@@ -203,6 +214,10 @@ def _check_destination(dest: str, inputs: Sequence[str]) -> None:
         for inside, outside, what in ((real, source, "inside or equal to an input"), (source, real, "a folder that holds an input")):
             if inside == outside or inside.startswith(outside.rstrip(os.sep) + os.sep):
                 raise DestinationError(f"the destination is {what}", where=[dest, f"input {source}"], help=_elsewhere())
+        for ours in (_stage_prefix(real), _aside(real)):
+            if source.startswith(ours):
+                tip = "move it away first, or choose another output with -o"
+                raise DestinationError("an input lies in what a broken run left here, and is to be removed", where=[source], help=tip)
 
 
 def _check_replaceable(dest: str, overwrite: bool) -> None:
@@ -245,7 +260,7 @@ def _identity_of(path: str) -> str | None:
 def _locked(path: str, dest: str) -> Iterator[None]:
     """Hold the lock beside a destination. The file is removed at the end, so a locked file may have become another's."""
     while True:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -270,7 +285,7 @@ def _recover(dest: str) -> None:
     """Finish or undo an overwrite that was interrupted between its two renames, and finish what was being removed."""
     aside = _aside(dest)
     if os.path.lexists(_gone(dest)):
-        shutil.rmtree(_gone(dest))
+        _erased(_gone(dest))
     if os.path.lexists(aside):
         if os.path.lexists(dest):
             _discard(aside, dest)
@@ -280,7 +295,21 @@ def _recover(dest: str) -> None:
 
 def _discard(path: str, dest: str) -> None:
     os.rename(path, _gone(dest))
-    shutil.rmtree(_gone(dest))
+    _erased(_gone(dest))
+
+
+def _erased(path: str) -> None:
+    """Nothing is at `path`; where a link was, what it points to stays."""
+    if os.path.islink(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path)
+
+
+def _check_no_link(stage: str) -> None:
+    if os.path.islink(stage):
+        where = [f"{stage} -> {os.readlink(stage)}"]
+        raise DestinationError("a link is where the output is to be made", where=where, help="remove it: it is none of surgery's")
 
 
 def _replace(new: str, old: str) -> None:

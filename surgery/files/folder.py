@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import FormatError, HubError, NotACheckpoint
 from ..lazy.tensor import File
+from .opening import regular, regular_status
 from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
+from .symlinks import check_link, followed, leads_out
 
 PathLike = str | os.PathLike[str]
 
@@ -31,7 +33,7 @@ class Folder(Protocol):
         """What a user should know of it; "" where all is known."""
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Whether there is a file of that name; it may be one that cannot be read."""
 
     def names(self, inside: str = "") -> list[str]:
         """Files and folders directly in it, or in its folder `inside`; none where that is no folder."""
@@ -54,9 +56,10 @@ class Folder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A folder on a disk of this machine; `path` is absolute."""
+    """A folder on a disk of this machine; `path` is absolute. Links in it may not lead out of it, unless `follow`: `symlinks.py`."""
 
     path: str
+    follow: bool = field(default_factory=followed)
 
     @property
     def note(self) -> str:
@@ -65,15 +68,19 @@ class LocalFolder:
 
     def has(self, name: str) -> bool:
         """See `Folder`."""
-        return os.path.isfile(self.at(name))
+        return os.path.lexists(self.at(name)) and not os.path.isdir(self.at(name))
 
     def names(self, inside: str = "") -> list[str]:
-        """See `Folder`."""
+        """See `Folder`. A link that leads out is no folder in it."""
         place = self.at(inside)
-        return sorted(os.listdir(place)) if os.path.isdir(place) else []
+        here = os.path.isdir(place) and (self.follow or not leads_out(place, self.path))
+        return sorted(os.listdir(place)) if here else []
 
     def walk(self, without: Collection[str] = ()) -> Iterator[str]:
-        """See `Folder`. Links are followed, but for one to a folder above: what is there is carried there."""
+        """See `Folder`. Links are followed, but for one to a folder above: what is there is carried there.
+
+        Raises FormatError at a link to a folder outside.
+        """
         above: dict[str, frozenset[tuple[int, int]]] = {}
         for here, folders, names in os.walk(self.path, followlinks=True, onerror=_unreadable):
             status = os.stat(here)
@@ -82,6 +89,7 @@ class LocalFolder:
             if key in parents:
                 folders.clear()
                 continue
+            check_link(here, self.path, follow=self.follow)
             above[here] = parents | {key}
             if here == self.path:
                 folders[:] = [f for f in folders if f not in without]
@@ -91,27 +99,39 @@ class LocalFolder:
 
     def file(self, name: str) -> File:
         """See `Folder`."""
-        path = self.at(name)
-        if not os.path.isfile(path):
-            raise FormatError("neither a file nor a folder: a broken link?", where=[path], help="remove it, or mend the link")
-        status = os.stat(path)
+        path = self._checked(name)
+        try:
+            status = regular_status(path)
+        except OSError as error:
+            raise _no_file(error, path) from error
         return File(path, status.st_size, status.st_mtime_ns)
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
+        path = self._checked(name)
         try:
-            with open(self.at(name), "rb") as stream:
+            with open(path, "rb", opener=regular) as stream:
                 return stream.read()
         except OSError as error:
-            raise FormatError(f"cannot read the file: {error.strerror}", where=[self.at(name)]) from error
+            raise _no_file(error, path) from error
 
     def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
         """See `Folder`."""
-        return {name: read_header(self.at(name)) for name in names}
+        return {name: read_header(self._checked(name)) for name in names}
 
     def at(self, name: str) -> str:
         """See `Folder`."""
         return os.path.join(self.path, name) if name else self.path
+
+    def _checked(self, name: str) -> str:
+        """The path of a file that may be opened, as far as links decide it."""
+        check_link(self.at(name), self.path, follow=self.follow)
+        return self.at(name)
+
+
+def absolute(path: PathLike) -> str:
+    """The absolute path of what a user calls `path`; a leading `~` is the home folder, as a shell has it."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def locate(path: PathLike | Folder) -> tuple[Folder, str]:
@@ -122,13 +142,15 @@ def locate(path: PathLike | Folder) -> tuple[Folder, str]:
     if not isinstance(path, str | os.PathLike):
         return path, ""
     text = os.fspath(path)
-    full = os.path.abspath(text)
+    full = absolute(text)
     if has_scheme(text):
         return _on_hub(text)
     if os.path.isdir(full):
         return LocalFolder(full), ""
-    if os.path.isfile(full):
-        return LocalFolder(os.path.dirname(full)), os.path.basename(full)
+    if os.path.lexists(full):
+        folder, name = LocalFolder(os.path.dirname(full)), os.path.basename(full)
+        folder.file(name)  # a word on what it is, where it cannot be read
+        return folder, name
     if not is_ref(text):
         called = name_of_url(text)
         tip = f"write {called}" if called else "a model on the Hub is called org/name, or hf://org/name"
@@ -153,6 +175,10 @@ def _on_hub(text: str) -> tuple[Folder, str]:
     from ..hub.remote import open_remote
 
     return open_remote(parse_ref(text))
+
+
+def _no_file(error: OSError, path: str) -> FormatError:
+    return FormatError(f"cannot read the file: {error.strerror}", where=[path], help="mend it, or move it away")
 
 
 def _unreadable(error: OSError) -> None:

@@ -20,6 +20,7 @@ from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Input, Tensor
 from .beside import Beside, opened
 from .beside import beside as found
+from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
 from .strict import parse_object
@@ -62,6 +63,10 @@ class Adapter:
     unread: tuple[str, ...] = ()  # such files in its folder that were not, and nobody said that they are none of its own
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
 
+    def __repr__(self) -> str:
+        kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())
+        return f"<Adapter {kind}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in the file."""
@@ -90,9 +95,15 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
     """
     folder, name = locate(path)
     if name:
-        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help="pass the folder, not the file")
+        said = dialect_of(folder, [name] if name.endswith(".safetensors") else [])
+        tip = said or "pass the folder, not the file"
+        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help=tip)
     if not folder.has(CONFIG):
-        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.path], help=_nearby(folder))
+        raise NotACheckpoint(
+            f"no adapter is here: there is no {CONFIG}", where=[folder.path], help=in_folder(folder, CONFIG) or _nearby(folder)
+        )
+    if not folder.has(WEIGHTS) and (said := in_folder(folder, CONFIG)):
+        raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=said)
     if not folder.has(WEIGHTS):
         save = "save it once with PEFT's save_pretrained, which writes safetensors"
         pickled = folder.has("adapter_model.bin")

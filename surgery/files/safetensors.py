@@ -27,6 +27,7 @@ from typing import Any
 from ..errors import FormatError
 from ..lazy.dtypes import DTYPES, Dtype
 from ..lazy.tensor import File, Shape, Stored
+from .opening import regular
 from .strict import POINTER, parse_object, pointed
 
 MAX_HEADER = 100_000_000
@@ -145,7 +146,7 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
     """The checked header of the file at `path`; reads nothing else. The file's digest is that of its header."""
     where = where or path
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", opener=regular) as stream:
             status = os.fstat(stream.fileno())
             length = header_length(stream.read(len(POINTER)), status.st_size, where)
             stream.seek(8)

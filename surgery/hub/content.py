@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..files.opening import regular
 from ..lazy.tensor import File
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Local:
             return self.source.sha256
         if isinstance(self.source, bytes):
             return hashlib.sha256(self.source).hexdigest()
-        with open(self.source.path, "rb") as stream:
+        with open(self.source.path, "rb", opener=regular) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     @cached_property
@@ -61,7 +62,7 @@ class Local:
         if isinstance(raw, Sent):
             return ""
         if isinstance(raw, File):
-            with open(raw.path, "rb") as stream:
+            with open(raw.path, "rb", opener=regular) as stream:
                 raw = stream.read()
         return hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
 
@@ -145,6 +146,6 @@ def raw_of(local: Local) -> bytes:
     raw = local.source
     assert not isinstance(raw, Sent), "a card, a config and a manifest travel in the commit itself"
     if isinstance(raw, File):
-        with open(raw.path, "rb") as stream:
+        with open(raw.path, "rb", opener=regular) as stream:
             return stream.read()
     return raw

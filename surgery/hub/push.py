@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks.verify import verify
 from ..errors import FormatError, HubError, NotACheckpoint, NotAllowed, SurgeryError, listed
 from ..files.card import CARD, metadata_of
-from ..files.folder import LocalFolder
+from ..files.folder import LocalFolder, absolute
 from ..files.manifest import MANIFEST
 from ..files.refs import SCHEME, has_scheme, is_ref, parse_ref
 from . import client
@@ -71,7 +71,7 @@ def plan_push(
     not there; with True, one that is public is refused. `revision` is a branch, made from main if it is not there. With
     `keep`, nothing is deleted. Raises VerificationFailed, NotACheckpoint, HubError.
     """
-    path = os.path.abspath(os.fspath(folder))
+    path = absolute(folder)
     if not os.path.lexists(path):
         raise _no_folder(os.fspath(folder), path)
     if not os.path.isdir(path):

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from ..errors import HubError, HubUnreachable, NotOnHub, SourceChanged, SurgeryError, nearest
+from ..files.opening import regular
 from ..files.refs import HubRef, parse_ref
 from ..files.safetensors import Header, header_length, parse_header
 from ..lazy.tensor import File
@@ -193,7 +194,7 @@ def _range(file: File, start: int, end: int, stop: threading.Event | None = None
     path = _cached(file)
     if path is None:
         return b"".join(fetch(file, start, end, stop))
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=regular) as stream:
         stream.seek(start)
         return stream.read(end - start)
 
@@ -215,7 +216,7 @@ def _parsed(path: str) -> HubRef:
 def local_copy(file: File, stop: threading.Event | None = None) -> int | None:
     """A descriptor of the file in the local cache, or, for one that is to be read whole, of a temporary copy; None for others."""
     if (path := _cached(file)) is not None:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return regular(path)
     return os.dup(_spool.fileno(file, stop)) if file.whole else None
 
 

@@ -20,6 +20,8 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError
+from ..execution.inside import PARTS, Inside
+from ..files.paths import faults_in
 from ..files.refs import parse_ref
 from .client import retried
 
@@ -46,7 +48,7 @@ def stage_of(dest: str, folder: str | None = None) -> str:
     from huggingface_hub import constants
 
     root = folder or os.path.join(constants.HF_HOME, "surgery")
-    return os.path.join(os.path.abspath(root), parse_ref(dest).repo_id.replace("/", "--"))
+    return os.path.join(os.path.abspath(os.path.expanduser(root)), parse_ref(dest).repo_id.replace("/", "--"))
 
 
 def read_journal(stage: str, identity: str) -> dict[str, Entry]:
@@ -58,20 +60,21 @@ def read_journal(stage: str, identity: str) -> dict[str, Entry]:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
         found = {str(name): Entry(int(row["nbytes"]), str(row["sha256"])) for name, row in content["files"].items()}
+        if wrong := faults_in(found):
+            raise ValueError(wrong[0])
         return found if content["identity"] == identity else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError("the journal of what was sent is damaged", where=[path], help=f"remove the stage: {stage}") from error
 
 
-def write_journal(stage: str, identity: str, sent: Mapping[str, Entry]) -> None:
+def write_journal(stage: Inside, identity: str, sent: Mapping[str, Entry]) -> None:
     """The journal says this, or, if the machine dies meanwhile, what it said before: then a little is sent again."""
-    path = os.path.join(stage, JOURNAL)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.part", "w", encoding="utf-8") as stream:
+    part = f"{PARTS}/journal"
+    with open(stage.create(part), "w", encoding="utf-8") as stream:
         json.dump({"identity": identity, "files": {name: asdict(entry) for name, entry in sent.items()}}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    os.rename(f"{path}.part", path)
+    stage.rename(part, JOURNAL)
 
 
 def unsupported() -> str:

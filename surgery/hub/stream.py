@@ -32,6 +32,7 @@ from .send import execute_push, prepared, preuploaded, silent_bars
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
+    from ..execution.inside import Inside
     from ..planning.plan import Plan
 
 HERE = (".json", ".md", ".undo")  # what is checked and completed before the commit stays here until then
@@ -130,15 +131,15 @@ class Streamed:
         self.plan, self.push, self.room = plan, push, goal.stage_shards
         self.place = stage_of(goal.repo, goal.stage)
         self.stage, self.resumed, self.ready = "", 0, False
+        self.inside: Inside
         self.sent: dict[str, Sent] = {}
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: Inside) -> None:
         """See `Delivery`. Of what the journal says was sent, the Hub still has what `has` says afterwards."""
-        self.stage = stage
-        entries = resume.read_journal(stage, self.plan.identity)
+        self.inside, self.stage = stage, stage.path
+        entries = resume.read_journal(stage.path, self.plan.identity)
         for name in entries:  # it may be here as a file of zeros, or be left from a run that died before removing it
-            if os.path.lexists(path := os.path.join(stage, name)):
-                os.unlink(path)
+            stage.remove(name)
         self.sent = self._still_there(entries)
         self.resumed = len(self.sent)
         if entries:
@@ -174,7 +175,7 @@ class Streamed:
         self.sent |= {operation.path_in_repo: self._sent(operation) for operation in done}
         self._note()
         for operation in done:
-            os.unlink(os.path.join(self.stage, operation.path_in_repo))
+            self.inside.remove(operation.path_in_repo)
 
     def _shards(self) -> int:
         return sum(shard.name in self.sent for shard in self.plan.shards)
@@ -184,7 +185,7 @@ class Streamed:
         return Sent(size, operation.upload_info.sha256.hex(), operation)
 
     def _note(self) -> None:
-        resume.write_journal(self.stage, self.plan.identity, {n: Entry(s.nbytes, s.sha256) for n, s in self.sent.items()})
+        resume.write_journal(self.inside, self.plan.identity, {n: Entry(s.nbytes, s.sha256) for n, s in self.sent.items()})
 
     def _prepare(self) -> None:
         """The repository and its branch are there."""
@@ -194,10 +195,11 @@ class Streamed:
         self.ready = True
 
     def publish(self) -> PushReport:
-        """See `Delivery`. The whole is verified first, as a push verifies a folder: shards that are gone stand there as their headers."""
+        """See `Delivery`. The whole is verified first, as a push verifies a folder: shards that are gone stand there as their headers,
+        and their record was proved before they were sent."""
         self._prepare()
         self._hollow()
-        verify(self.stage, check_class=False).require()
+        verify(self.stage, check_class=False, check_record=False).require()
         names = [*(name for shard in self.plan.shards for name in files_of(shard)), *self.plan.files]
         here = LocalFolder(self.stage)
         files = {name: Local(self.sent.get(name) or here.file(name)) for name in names}
@@ -215,7 +217,6 @@ class Streamed:
         """In the place of each file that left is one of its size, with its header, which takes no room. `begin` removes them."""
         headers = {shard.name: shard.header for shard in self.plan.shards}
         for name, sent in self.sent.items():
-            os.makedirs(os.path.dirname(path := os.path.join(self.stage, name)), exist_ok=True)
-            with open(path, "wb") as stream:
+            with open(self.inside.create(name), "wb") as stream:
                 stream.write(headers.get(name, b""))
                 stream.truncate(sent.nbytes)

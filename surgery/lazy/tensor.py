@@ -392,6 +392,8 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
     match tensor:
         case Sum(dtype, base, deltas, gain):
             return Sum(dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
+        case Before(dtype, after, deltas, gain):
+            return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
         case Norms(of, columns):
             return Norms(inner(of), columns)
     return moved_alike(tensor, inner)

@@ -177,10 +177,10 @@ TIES: Mapping[str, Ties] = {
     **_of("T5EncoderModel MT5EncoderModel UMT5EncoderModel", _shared("encoder.embed_tokens", always=True)),
     "SwitchTransformersForConditionalGeneration": _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
     **_of(
-        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration M2M100ForConditionalGeneration "
-        "PLBartForConditionalGeneration",
+        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration M2M100ForConditionalGeneration",
         _shared("lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
     ),
+    "PLBartForConditionalGeneration": _shared("lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens", stem="model."),
     **_of("BartModel MBartModel PegasusModel M2M100Model", _shared("decoder.embed_tokens", "encoder.embed_tokens")),
     **_of(
         "BartForSequenceClassification MBartForSequenceClassification BartForQuestionAnswering MBartForQuestionAnswering",
@@ -210,13 +210,23 @@ TIED_WITHIN = frozenset(
     """.split()
 )
 # Classes whose head is not over the vocabulary: there is nothing that the input embedding could be tied to.
+# These end in what they are for, or are the body alone.
+BODIES = frozenset(
+    f"{name}Model"
+    for name in """
+    Albert Bert Bloom CLIPText Camembert Cohere Deberta DebertaV2 DistilBert Electra Ernie Falcon GPT2 GPTJ GPTNeo GPTNeoX Gemma Gemma2
+    Gemma3Text Granite Llama MPNet Mistral Mixtral ModernBert OPT Olmo Olmo2 Phi Phi3 Qwen2 Qwen2Moe Qwen3 Qwen3Moe Roberta SmolLM3
+    StableLm Starcoder2 XLMRoberta
+    """.split()
+)
 _HEADLESS = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$")
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the model shares one tensor between its input embedding and its output head."""
     classes = config.get("architectures") or []
-    if classes and all(_HEADLESS.search(str(name)) for name in classes):
+    bodies = BODIES if not config.get("auto_map") else frozenset[str]()
+    if classes and all(_HEADLESS.search(str(name)) or name in bodies for name in classes):
         return False
     return _says_tied(config)
 

@@ -1,4 +1,5 @@
-"""Which of a checkpoint's names are one tensor once its class is loaded: from config.json and the names that are stored.
+"""Which of a checkpoint's names are one tensor once its class is loaded: from config.json and the names that are stored; and what
+headers say of names that no class is known to tie.
 
 transformers 5 ties after it has read the file, for each pair (tied, source) of the class in turn. What is stored has its own value; a
 source that is not stored gets that of the first of its tied ones that is; a tied one that is not stored, the source's. Two that are
@@ -11,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .families import Ties, ties
+from .header_ties import Metadata, header_families
 from .names_v5 import in_memory, renames_of
 
 
@@ -29,6 +31,12 @@ def tied_families(config: Mapping[str, Any], stored: Collection[str]) -> list[tu
         if any(name in stored for name in names):
             found.append(tuple(names))
     return found
+
+
+def all_families(config: Mapping[str, Any], stored: Collection[str], metadata: Metadata) -> list[tuple[str, ...]]:
+    """`tied_families`, and those that only the headers name. Raises FormatError where headers contradict each other."""
+    known = tied_families(config, stored)
+    return known + header_families(metadata, stored, {name for family in known for name in family})
 
 
 def input_embedding(config: Mapping[str, Any], stored: Collection[str]) -> str:

@@ -12,7 +12,7 @@ A plan can be pickled, and split by output shard. Its `identity` changes with an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ from ..names import natural
 from ..version import __version__
 from .accounts import check_accounts, check_adapters, check_metadata, check_packed
 from .identity import described, identity_of
+from .metadata import joined_metadata
 from .outputs import check_paths
 from .record import Kept, Recipes, base_record
 from .sharding import assign
@@ -51,6 +52,9 @@ class Plan:
     replaced: tuple[str, ...]
     added: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.identity[:16]}: {self.tensors} tensors in {len(self.shards)} shards, {self.nbytes} bytes>"
 
     @cached_property
     def computed(self) -> tuple[str, ...]:
@@ -129,11 +133,7 @@ def plan(
         if max_shard_size is not None:
             raise PlanError("an adapter is one file", where=[checkpoint.path], help="leave --max-shard-size away")
         checkpoint = of_adapter(checkpoint)
-    role = "base" if any(i.role == "base" for i in checkpoint.inputs) else "adapter"
-    check_accounts(checkpoint)
-    check_adapters(checkpoint)
-    check_metadata(checkpoint, drop_metadata)
-    check_packed(checkpoint)
+    _check(checkpoint, drop_metadata)
     scratch: list[Tensor] = []
     tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}
     layout = assign(checkpoint, max_shard_size, balanced=balanced)
@@ -142,36 +142,67 @@ def plan(
     shards = _shards(checkpoint, tensors, layout, drop_metadata, verbatim=max_shard_size is None and not drop_metadata)
     if checkpoint.before:
         shards = _recorded(shards, checkpoint, scratch)
-    options = {"max_shard_size": max_shard_size, "balanced": balanced, "drop_metadata": list(drop_metadata)}
-    files = dict(checkpoint.files)
-    if checkpoint.before:
-        files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
-    if checkpoint.headers and max_shard_size is None:
-        pass  # the index is among the files, where there was one
-    elif len(shards) > 1:
-        files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
-    check_paths(shards, files)
     spare = _shard(SCRATCH, {str(i): t for i, t in enumerate(scratch)}, None, in_order=True) if scratch else None
+    files = _files(checkpoint, shards, layout, keeps_layout=max_shard_size is None)
+    check_paths(shards, files)
+    options = {"max_shard_size": max_shard_size, "balanced": balanced, "drop_metadata": list(drop_metadata)}
     identity = identity_of(shards, spare, files, options, checkpoint.inputs, checkpoint.history)
-    written = {s.name: s.nbytes for s in shards} | {p: len(f) if isinstance(f, bytes) else f.size for p, f in files.items()}
-    manifest = Manifest(
-        __version__, identity, checkpoint.history, tuple(described(i) for i in checkpoint.inputs), options, dict(sorted(written.items()))
-    )
-    files[MANIFEST] = encode_manifest(manifest)
-    opened = {name for i in checkpoint.inputs if i.role == role for name in i.tensors}
     return Plan(
         identity,
         shards,
         spare,
-        files,
+        {**files, MANIFEST: _manifest(checkpoint, identity, shards, files, options)},
         checkpoint.inputs,
         options,
         checkpoint.history,
         dropped=tuple(sorted(checkpoint.dropped, key=natural)),
         replaced=tuple(sorted(checkpoint.replaced, key=natural)),
-        added=tuple(n for n in layout if n not in opened),
+        added=_added(checkpoint, layout),
         notes=checkpoint.notes,
     )
+
+
+def _check(checkpoint: Checkpoint, drop_metadata: Sequence[str]) -> None:
+    """What must hold of a checkpoint before anything is laid out."""
+    check_accounts(checkpoint)
+    check_adapters(checkpoint)
+    check_metadata(checkpoint, drop_metadata)
+    check_packed(checkpoint)
+
+
+def _files(
+    checkpoint: Checkpoint, shards: Sequence[ShardPlan], layout: Mapping[str, str], *, keeps_layout: bool
+) -> dict[str, File | bytes]:
+    """What is written beside the shards: carried files, the record of a base, and the index of several shards."""
+    files = dict(checkpoint.files)
+    if checkpoint.before:
+        files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
+    as_before = bool(checkpoint.headers) and keeps_layout  # then the index is among the files, where there was one
+    if len(shards) > 1 and not as_before:
+        files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
+    return files
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    identity: str,
+    shards: Sequence[ShardPlan],
+    files: Mapping[str, File | bytes],
+    options: Mapping[str, Any],
+) -> bytes:
+    """The manifest of an output of these shards and files."""
+    sizes = {path: len(file) if isinstance(file, bytes) else file.size for path, file in files.items()}
+    sizes |= {shard.name: shard.nbytes for shard in shards}
+    inputs = tuple(described(source) for source in checkpoint.inputs)
+    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())))
+    return encode_manifest(made)
+
+
+def _added(checkpoint: Checkpoint, layout: Iterable[str]) -> tuple[str, ...]:
+    """The tensors written that the base, or the adapter where it is all, did not have."""
+    role = "base" if any(source.role == "base" for source in checkpoint.inputs) else "adapter"
+    opened = {name for source in checkpoint.inputs if source.role == role for name in source.tensors}
+    return tuple(name for name in layout if name not in opened)
 
 
 def _settled(tensor: Tensor, scratch: list[Tensor], left: Callable[[Tensor], Tensor | None] = scratch_of) -> Tensor:
@@ -193,7 +224,7 @@ def _shards(
     if verbatim and checkpoint.headers:
         return tuple(_verbatim(shard, checkpoint.headers[shard], tensors) for shard in sorted(members, key=natural))
     return tuple(
-        _shard(shard, {n: tensors[n] for n in members[shard]}, _metadata(checkpoint, members[shard], shard, drop))
+        _shard(shard, {n: tensors[n] for n in members[shard]}, joined_metadata(checkpoint, members[shard], shard, drop))
         for shard in sorted(members, key=natural)
     )
 
@@ -241,23 +272,6 @@ def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list
 def written(shard: str) -> str:
     """The path under which a plan names a shard of its own output, as it is written."""
     return f"written:{shard}"
-
-
-def _metadata(checkpoint: Checkpoint, names: Sequence[str], shard: str, drop: Sequence[str]) -> dict[str, str]:
-    """`__metadata__` of the shards that `names` came from, joined; `{"format": "pt"}` where there was none."""
-    joined: dict[str, str] = {}
-    found = False
-    for source in dict.fromkeys(checkpoint.weight_map[n] for n in names):
-        metadata = checkpoint.metadata.get(source)
-        found |= metadata is not None
-        for key, value in (metadata or {}).items():
-            if key not in drop and joined.setdefault(key, value) != value:
-                raise PlanError(
-                    f"shards that are to be joined disagree on the metadata `{key}`",
-                    where=[shard, f"{joined[key]!r} against {value!r} in {source}"],
-                    help=f"leave it out with --drop-metadata {key}",
-                )
-    return joined if found else {"format": "pt"}
 
 
 def _index_metadata(checkpoint: Checkpoint) -> dict[str, Any]:

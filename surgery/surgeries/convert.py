@@ -13,6 +13,7 @@ from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
+from .header_ties import along
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
 
@@ -30,7 +31,7 @@ def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     target = _target(checkpoint, to)
     config = _resolved(checkpoint.config, target)
     _check_fits(checkpoint, target, config)
-    moved = _moved(_renamed(_apart(_without_buffers(checkpoint, target), target), target), target)
+    moved = along(checkpoint, lambda parted: _moved(_renamed(_apart(_without_buffers(parted, target), target), target), target))
     said = _written(config, target, checkpoint)
     written = {**complete(said), **said}
     check_accepted(written, target.model_class, moved.tensors)

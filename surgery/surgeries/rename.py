@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
 from ..names import compiled, select
+from .header_ties import along
 
 Rule = tuple[str, str]
 
@@ -17,8 +18,13 @@ def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 
         rename(checkpoint, [(r"^transformer\.", "model.")])
 
-    A tensor keeps its shard. Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide.
+    A tensor keeps its shard, and a name that a header ties to it is rewritten as well.
+    Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide.
     """
+    return along(checkpoint, lambda parted: _rename(parted, rules))
+
+
+def _rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
     new = renamed(list(checkpoint.tensors), rules)
     step = {"surgery": "rename", "rules": [list(r) for r in rules], "renamed": sum(o != n for o, n in new.items())}
     return checkpoint.with_step(
@@ -60,7 +66,14 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
 
 
 def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
-    """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does."""
+    """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does.
+
+    What a header ties to one that is left out, and does not match, is stored.
+    """
+    return along(checkpoint, lambda parted: _drop(parted, pattern))
+
+
+def _drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
     dropped = {name: checkpoint.tensors[name] for name in select(checkpoint.tensors, pattern)}
     return checkpoint.with_step(
         {"surgery": "drop", "pattern": pattern, "dropped": list(dropped)},

@@ -21,6 +21,7 @@ from ..models.fused.row import Site
 from ..models.fused.tables import TABLE
 from ..models.names_v5 import in_memory, renames_of
 from ..models.targets import targets_for
+from .header_ties import along, parted
 
 ATTENTION = ("qkv", "kv")
 
@@ -39,11 +40,16 @@ def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | Non
     """
     if isinstance(target, Adapter):
         return split_adapter(target, _sites_of(target, base, kinds, given, fused=True))
-    sites = fused_in(target, kinds, given)
+    return along(target, lambda checkpoint: _split(checkpoint, kinds, given))
+
+
+def _split(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
+    sites = fused_in(checkpoint, kinds, given)
     if not sites:
-        raise _nothing(target, kinds)
+        raise _nothing(checkpoint, kinds)
     _check_called(given, sites)
-    return _noted(split_at(target, sites), sites, _contradicted(target, sites, kinds) if given and given.says_layout else ())
+    told = _contradicted(checkpoint, sites, kinds) if given and given.says_layout else ()
+    return _noted(split_at(checkpoint, sites), sites, told)
 
 
 def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
@@ -55,11 +61,15 @@ def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None
     """
     if isinstance(target, Adapter):
         return fuse_adapter(target, _sites_of(target, base, kinds, given, fused=False))
-    sites = split_in(target, kinds, given)
+    return along(target, lambda checkpoint: _fuse(checkpoint, kinds, given))
+
+
+def _fuse(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
+    sites = split_in(checkpoint, kinds, given)
     if not sites:
-        raise _nothing_to_fuse(target, kinds)
+        raise _nothing_to_fuse(checkpoint, kinds)
     _check_called(given, sites)
-    return without_note(fuse_at(target, sites))
+    return without_note(fuse_at(checkpoint, sites))
 
 
 def split_at(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
@@ -141,6 +151,7 @@ def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str],
     if base is None:
         tip = "pass the base, fused or split: --base MODEL; or say the layout with --layout"
         raise SurgeryError("the layout of an adapter's modules is its base's", where=[adapter.path], help=tip)
+    base = parted(base)
     sites = [*fused_in(base, kinds, given), *split_in(base, kinds, given)]
     loaded = in_memory_sites(base, sites)
     if mine := sites_held(adapter, sites, fused=fused) or sites_held(adapter, loaded, fused=fused):

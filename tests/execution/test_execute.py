@@ -32,6 +32,7 @@ import surgery
 from surgery import Step
 from surgery.checkpoint import Checkpoint
 from surgery.errors import LayoutError, SurgeryError
+from surgery.execution.inside import part_of
 from surgery.execution.stage import stages
 from surgery.files.safetensors import read_header
 from surgery.lazy.dtypes import DTYPES
@@ -210,7 +211,8 @@ def test_scratch_is_made_anew_for_a_resumed_run(saved: Callable[..., Path], tmp_
         with pytest.raises(RuntimeError):
             surgery.write(checkpoint, dest, workers=1, on_step=stop)
         (stage,) = map(Path, stages(str(dest)))
-        (stage / "scratch.part").write_bytes(b"x" * 1_000_000)
+        (stage / part_of("scratch", "scratch")).parent.mkdir(parents=True, exist_ok=True)
+        (stage / part_of("scratch", "scratch")).write_bytes(b"x" * 1_000_000)
         steps: list[Step] = []
         surgery.write(checkpoint, dest, on_step=steps.append)
         assert any(s.name == "scratch" for s in steps) == (kind == "filled")
@@ -246,7 +248,7 @@ def test_no_workers_are_refused(saved: Callable[..., Path], tmp_path: Path, work
 
 
 def fails(code: int) -> Callable[..., int]:
-    def copy(*args: Any) -> int:
+    def copy(*args: Any, **kwargs: Any) -> int:
         raise OSError(code, os.strerror(code))
 
     return copy
@@ -377,7 +379,7 @@ def test_zeros_are_zero_over_what_a_broken_run_left(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         surgery.write(checkpoint, dest, on_step=stop)
-    (part,) = Path(stages(str(dest))[0]).glob("*.part")
+    part = Path(stages(str(dest))[0]) / part_of("model.safetensors")
     part.write_bytes(b"x" * 10_000)
     surgery.write(checkpoint, dest)
     assert not load_file(dest / "model.safetensors")["zeros"].any()
@@ -394,11 +396,15 @@ def test_all_is_synced_before_it_gets_its_name(saved: Callable[..., Path], tmp_p
     def path_of(fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
 
+    def whole_path(path: str, fd: int | None) -> str:
+        return os.path.normpath(path if fd is None else os.path.join(path_of(fd), path))
+
     def made(name: str) -> Callable[..., Any]:
-        def call(path: str, *args: Any, **kwargs: Any) -> Any:
+        def call(path: str, *args: Any, dir_fd: int | None = None, **kwargs: Any) -> Any:
+            given, path = path, whole_path(path, dir_fd)
             if not os.path.exists(path) and not path.endswith(".lock"):
                 unsynced.add(os.path.dirname(path))
-            return real[name](path, *args, **kwargs)
+            return real[name](given, *args, dir_fd=dir_fd, **kwargs)
 
         return call
 
@@ -413,10 +419,11 @@ def test_all_is_synced_before_it_gets_its_name(saved: Callable[..., Path], tmp_p
         real["fsync"](fd)
         unsynced.discard(path_of(fd))
 
-    def rename(old: str, new: str) -> None:
+    def rename(old: str, new: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        given, old, new = (old, new), whole_path(old, src_dir_fd), whole_path(new, dst_dir_fd)
         assert old not in unsynced
         assert new != str(dest) or not {p for p in unsynced if p.startswith(old + os.sep)}
-        real["rename"](old, new)
+        real["rename"](*given, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
         unsynced.add(os.path.dirname(new))
         renamed.append(os.path.basename(new))
 

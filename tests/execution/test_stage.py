@@ -278,9 +278,9 @@ def killed_between_the_renames(source: Path, dest: Path, renames: int) -> None:
         stage.exchange = lambda a, b: False  # type: ignore[assignment]
         real, done = os.rename, 0
 
-        def rename(a: str, b: str) -> None:
+        def rename(a: str, b: str, **folders: int) -> None:
             nonlocal done
-            real(a, b)
+            real(a, b, **folders)
             done += str(dest) in (a, b)
             if done == renames:
                 die()

@@ -27,6 +27,7 @@ import surgery
 from surgery import Report, Step
 from surgery.errors import DestinationError
 from surgery.execution import stage
+from surgery.execution.inside import PARTS
 from surgery.execution.stage import stages
 
 KILLED = -signal.SIGKILL
@@ -95,7 +96,7 @@ def finished_in(dest: Path, want: dict[str, str]) -> dict[str, int]:
     """The shards that stand under their final names in the one stage of `dest`: name -> bytes. All must be right."""
     found = stages(str(dest))
     assert len(found) <= 1
-    hashed = whole(Path(found[0])) if found else {}
+    hashed = hashes(Path(found[0]), without=(PARTS,)) if found else {}
     shards = [name for name in hashed if name.endswith(".safetensors")]
     assert {name: hashed[name] for name in shards}.items() <= want.items()
     return {name: os.path.getsize(os.path.join(found[0], name)) for name in shards}
@@ -304,7 +305,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         assert ended(child) in (KILLED, 0)
         os.close(progress)
-        in_copy += any(any(Path(stage).glob("*.part")) for stage in stages(str(dest)))
+        in_copy += any(any((Path(stage) / PARTS / "made").rglob("*.safetensors")) for stage in stages(str(dest)))
         if dest.exists():
             assert whole(dest) == want
             published += 1

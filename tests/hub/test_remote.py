@@ -547,6 +547,39 @@ def test_windows_hold_the_right_bytes(hub: Hub, blob: tuple[File, bytes], reads:
         assert counted.read(file, at, nbytes, until) == raw[at : at + nbytes]
 
 
+@pytest.fixture
+def others(hub: Hub) -> list[tuple[File, bytes]]:
+    """Three files that differ in each byte."""
+    raw = [bytes([number]) * 3_000_000 for number in range(3)]
+    hub.put("org/others", {f"{number}.safetensors": content for number, content in enumerate(raw)})
+    folder = locate("org/others")[0]
+    return [(folder.file(f"{number}.safetensors"), content) for number, content in enumerate(raw)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 8), st.sampled_from([100, 29_000, 900_000]), st.sampled_from([0, 3_000_000])),
+        max_size=12,
+    )
+)
+def test_a_window_of_one_file_is_never_anothers(hub: Hub, others: list[tuple[File, bytes]], reads: list[tuple[int, int, int, int]]) -> None:
+    """Reads of several files in turn, small and large, near and far: the bytes are those of the file that was asked for."""
+    counted = Counted(hub)
+    for number, place, nbytes, until in reads:
+        file, raw = others[number]
+        assert counted.read(file, place * 30_000, nbytes, until) == raw[place * 30_000 : place * 30_000 + nbytes]
+
+
+def test_a_long_read_of_another_file_ends_the_window(hub: Hub, others: list[tuple[File, bytes]]) -> None:
+    (one, first), (other, second), _ = others
+    counted = Counted(hub)
+    for at in (0, 40_000, 80_000):
+        assert counted.read(one, at, 30_000, 2_000_000) == first[at : at + 30_000]
+    assert counted.read(other, 1_000_000, 500_000, 1_500_000) == second[1_000_000:1_500_000]
+    assert counted.read(other, 120_000, 30_000, 0) == second[120_000:150_000]
+
+
 def test_reads_one_after_the_other_are_few_requests(hub: Hub, blob: tuple[File, bytes]) -> None:
     file, raw = blob
     counted = Counted(hub)

@@ -17,7 +17,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from transformers.pytorch_utils import Conv1D
 
 import surgery
-from surgery.models.families import CONV1D_MODULES, CONV1D_TYPES, EMBEDDINGS, HEADS, TIED_BY_DEFAULT, is_conv1d, is_tied
+from surgery.models.families import (
+    BODIES,
+    CONV1D_MODULES,
+    CONV1D_TYPES,
+    EMBEDDINGS,
+    HEADS,
+    TIED_BY_DEFAULT,
+    TIED_WITHIN,
+    TIES,
+    is_conv1d,
+    is_tied,
+)
 from surgery.models.fused.tables import TABLE
 
 # Weight tying
@@ -66,6 +77,50 @@ def test_is_tied_agrees_with_saved_configs(defaults: dict[str, Any]) -> None:
 )
 def test_what_config_json_says_goes_first(config: dict[str, Any], tied: bool) -> None:
     assert is_tied(config) is tied
+
+
+SMALLER = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers"), 1),
+    "num_local_experts": 2,
+    "num_experts": 2,
+}
+
+
+def tied_in(name: str) -> dict[str, str]:
+    """What transformers ties in the class, in its order."""
+    kind = getattr(tf, name)
+    config = kind.config_class()
+    for one in (config, getattr(config, "text_config", None)):
+        for key in SMALLER.keys() & set(vars(one) if one is not None else ()):
+            setattr(one, key, SMALLER[key])
+    config.tie_word_embeddings = True
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    with torch.device("meta"):
+        return kind(config).all_tied_weights_keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIES)
+def test_ties_are_those_of_the_class_in_its_order(name: str) -> None:
+    real, ours = tied_in(name), TIES[name].others
+    for source in {*real.values(), *ours.values()}:
+        assert [n for n, to in real.items() if to == source] == [n for n, to in ours.items() if to == source]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BODIES))
+def test_bodies_tie_nothing(name: str) -> None:
+    assert tied_in(name) == {}
+    assert not is_tied({"architectures": [name], "model_type": getattr(tf, name).config_class.model_type, "tie_word_embeddings": True})
+
+
+def test_types_that_are_tied_where_the_text_model_says_so() -> None:
+    for kind in TIED_WITHIN:
+        config = CONFIG_MAPPING[kind]
+        saved = config().to_dict()
+        text = {**saved["text_config"], "tie_word_embeddings": True}
+        assert config(**{**saved, "tie_word_embeddings": False, "text_config": text}).tie_word_embeddings, kind
 
 
 BUILDS: dict[str, Callable[[], Any]] = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from ...errors import LayoutError, NothingMatched, SurgeryError, listed, nearest
+from ...errors import FormatError, LayoutError, NothingMatched, SurgeryError, listed, nearest
 from ...names import compiled, natural
 from .detect import KINDS, Tensors, axis_of, fused_sites, habit, looks_fused, sizes_of, split_sites
 from .layout import HEADS, KV_HEADS, Config, Layout, Place, divided, has, in_groups, number, sections
@@ -87,6 +88,25 @@ class Given:
         """Whether a module of this name is meant."""
         called = not self.fused or f".{module}".endswith(f".{self.fused}")
         return called and (not self.pattern or bool(compiled(self.pattern).fullmatch(module)))
+
+
+def as_said(given: Given) -> dict[str, Any]:
+    """What was said, for a history: `given_as(as_said(given)) == given`."""
+    usual = Given()
+    said = {one.name: value for one in fields(given) if (value := getattr(given, one.name)) != getattr(usual, one.name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+
+
+def given_as(said: Any) -> Given:
+    """What a history says. Raises FormatError where it makes no sense."""
+    texts, lists = dict.fromkeys(("layout", "pattern", "fused"), str), dict.fromkeys(("slots", "order"), list)
+    kinds: Mapping[str, type] = {**texts, **lists, "groups": int, "axis": int, "names": dict}
+    fits = isinstance(said, Mapping) and all(type(value) is kinds.get(name) for name, value in said.items())
+    inner = [*said.get("order", ()), *said.get("names", {}).values()] if fits else []
+    if not fits or not all(isinstance(one, str) for one in inner) or not all(type(one) is int for one in said.get("slots", ())):
+        raise FormatError(f"the history has a layout that makes no sense: {said!r}", help="say it again with --layout and its like")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return Given(**values)
 
 
 def chosen(given: Given | None, sites: list[Site]) -> list[Site]:

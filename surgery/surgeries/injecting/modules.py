@@ -31,7 +31,7 @@ from ...models.families import (
 from ...models.fused.layout import sections
 from ...models.fused.row import Site
 from ...models.names_v5 import in_memory, renames_of
-from ...models.tying import holder_of, tied_families
+from ...models.tying import all_families, holder_of
 from ...names import is_called, natural
 from ..split import fused_in, split_in
 
@@ -118,7 +118,7 @@ def parameters_in(base: Checkpoint) -> int:
 def tied(base: Checkpoint) -> dict[str, str]:
     """Names of tensors that the base does not store, to the tied ones that it stores instead."""
     found = dict[str, str]()
-    for names in tied_families(base.config, base.tensors):
+    for names in all_families(base.config, base.tensors, base.metadata):
         found |= {name: holder_of(names, base.tensors) for name in names if name not in base.tensors}
     return found
 

@@ -11,12 +11,12 @@ from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, NotSupported, PlanError, listed, nearest
 from ...files.peft import TOKENS, Adapter
 from ...lazy.low_rank import LowRank
+from ...models.fused.given import Given
 from ...models.fused.row import Site
 from ...models.names_v5 import Reading, in_memory, places, renames_of
 from ...names import natural
 from ..split import fused_in, split_in
-
-EXPERTS = ("experts",)
+from .across import EXPERTS, apart_here, fused_here
 
 
 def names_of(checkpoint: Checkpoint) -> set[str]:
@@ -38,7 +38,7 @@ def with_names(adapter: Adapter, new: Mapping[str, str]) -> Adapter:
     )
 
 
-def under_base_names(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, str]:
+def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | None = None) -> tuple[Adapter, str]:
     """The adapter under the base's names, where it has those of the class in memory or of an older one; and a note on it.
 
     Raises NotPlaced where that would place only some of it, or where it could be placed in more than one way.
@@ -49,7 +49,7 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter,
     offered = set(checkpoint.tensors)
     if offered >= asked:
         return adapter, ""
-    offered |= _offered(checkpoint, experts=bool(adapter.parameters) or any(".experts." in key for key in adapter.lora))
+    offered |= _offered(checkpoint, given, experts=bool(adapter.parameters) or any(".experts." in key for key in adapter.lora))
     if offered >= asked:
         return adapter, ""
     here = {name for name in wanted.values() if name in offered}
@@ -140,14 +140,14 @@ def _experts(checkpoint: Checkpoint) -> list[tuple[Site, bool]]:
     return [(s, True) for s in fused_in(checkpoint, EXPERTS)] + [(s, False) for s in split_in(checkpoint, EXPERTS)]
 
 
-def _offered(checkpoint: Checkpoint, *, experts: bool) -> set[str]:
+def _offered(checkpoint: Checkpoint, given: Given | None, *, experts: bool) -> set[str]:
     """Names of tensors that are not stored, but can be merged into: parts of what is fused, what could be fused, parameters.
 
     Experts are looked at only where they are meant: those that are quantised, or incomplete, are no other adapter's concern.
     """
-    sites = {site.module: site for site in [*fused_in(checkpoint), *(fused_in(checkpoint, EXPERTS) if experts else [])]}
+    sites = {site.module: site for site in [*fused_here(checkpoint, given), *(fused_in(checkpoint, EXPERTS) if experts else [])]}
     parts = {f"{part}{suffix}" for site in sites.values() for part in site.parts for suffix in site.row.part_suffixes}
-    wholes = {f"{site.module}{suffix}" for site in split_in(checkpoint) for suffix in site.row.fused_suffixes}
+    wholes = {f"{site.module}{suffix}" for site in apart_here(checkpoint, given) for suffix in site.row.fused_suffixes}
     return parts | wholes | ({name for site, _ in _experts(checkpoint) for name in called(site)} if experts else set())
 
 

@@ -26,6 +26,7 @@ from ...lazy.dtypes import Dtype
 from ...lazy.tensor import File, Input, Shape, Stored, Tensor
 from ...models.names_v5 import in_memory, renames_of
 from ...names import natural
+from ..header_ties import along
 
 SAVED = "modules_to_save.default"  # stands before the last name of a tensor that takes the place of the base's, as in memory
 _LORA = re.compile(
@@ -33,6 +34,7 @@ _LORA = re.compile(
 )
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.default)?\.(?P<leaf>[^.]+)")
 _INSIDE = re.compile(r"(?P<module>.+)\.base_layer\.(?P<leaf>[^.]+)")  # what was trained of a module that has LoRA, too: its bias
+_LIVE = re.compile(r"\.(?:base_layer|original_module)(?=\.)")  # around the base's own tensors, in memory
 _CHUNK = 1 << 20
 
 
@@ -93,9 +95,10 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
     Reads the LoRA's tensors, for the adapter's digest, which is that of the file that PEFT would write. Raises AdapterError where
     the checkpoint has none.
     """
+    given, checkpoint = checkpoint, along(checkpoint, _at_rest)
     names = own_names(checkpoint)
     if not names:
-        raise _without(checkpoint)
+        raise _without(given)
     renames = renames_of(checkpoint.config)
 
     def called(name: str) -> str:
@@ -127,6 +130,35 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
         index_metadata={**checkpoint.index_metadata, **index},
     )
     return base, replace(adapter, inputs=inputs)
+
+
+def is_live(checkpoint: Checkpoint) -> bool:
+    """Whether these are the tensors of a live PEFT model, in which the base's own lie inside PEFT's layers."""
+    return any(
+        _LIVE.search(name) and _LIVE.sub("", name) not in checkpoint.tensors for name in checkpoint.tensors if name.endswith(".weight")
+    )
+
+
+def _at_rest(checkpoint: Checkpoint) -> Checkpoint:
+    """The tensors of a live PEFT model with the base's under the base's own names; any other checkpoint as it is."""
+    if not is_live(checkpoint):
+        return checkpoint
+    front = PREFIX if all(name.startswith(PREFIX) for name in checkpoint.tensors) else ""
+    new = {name: name.removeprefix(front) for name in checkpoint.tensors}
+    for name, bare in new.items():
+        base = _LIVE.sub("", bare)
+        if not any(rule.fullmatch(bare) for rule in (_LORA, _SAVED, TOKENS)) and f"{front}{base}" not in checkpoint.tensors:
+            new[name] = base
+    if len(set(new.values())) < len(new):
+        twice = sorted(bare for bare in new.values() if list(new.values()).count(bare) > 1)
+        raise FormatError("two tensors of a live PEFT model would get one name", where=[checkpoint.path, *listed(twice)])
+    note = "the checkpoint is the state dict of a live PEFT model: base_layer and original_module were taken off the base's names"
+    return replace(
+        checkpoint,
+        tensors={new[name]: tensor for name, tensor in checkpoint.tensors.items()},
+        weight_map={new[name]: shard for name, shard in checkpoint.weight_map.items()},
+        notes=(*checkpoint.notes, note),
+    )
 
 
 def _files_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -161,7 +193,8 @@ def _without(checkpoint: Checkpoint) -> AdapterError:
     looks = [name for name in checkpoint.tensors if _LORA.fullmatch(name)]
     if looks:
         tip = f"put the {CONFIG} that it was trained with beside config.json: the scale depends on it"
-        return AdapterError(f"the checkpoint has LoRA tensors, but no {CONFIG}", where=[checkpoint.path, *listed(looks)], help=tip)
+        what = "is the state dict of a live PEFT model, and has" if is_live(checkpoint) else "has LoRA tensors, but"
+        return AdapterError(f"the checkpoint {what} no {CONFIG}", where=[checkpoint.path, *listed(looks)], help=tip)
     if CONFIG in checkpoint.files:
         tip = "if the folder holds an adapter that its index does not name, pass it as one: surgery merge CHECKPOINT CHECKPOINT -o OUT"
         return AdapterError(f"the checkpoint has an {CONFIG}, but no LoRA tensors", where=[checkpoint.path], help=tip)
@@ -172,12 +205,13 @@ def _without(checkpoint: Checkpoint) -> AdapterError:
 def _parted(checkpoint: Checkpoint, adapter: Adapter, names: Collection[str]) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
     """The inputs without the adapter's tensors, and these as an input of their own."""
     bases, mine, files = list[Input](), dict[str, Stored](), dict[str, File]()
+    places = {_place(tensor) for name in names if isinstance(tensor := checkpoint.tensors[name], Stored)}
     for source in checkpoint.inputs:
-        own = {name: tensor for name, tensor in source.tensors.items() if name in names}
+        own = {name: tensor for name, tensor in source.tensors.items() if _place(tensor) in places}
         if source.role != "base" or not own:
             bases.append(source)
             continue
-        rest = {name: tensor for name, tensor in source.tensors.items() if name not in names}
+        rest = {name: tensor for name, tensor in source.tensors.items() if name not in own}
         held = {tensor.file.path for tensor in rest.values()}
         bases.append(replace(source, tensors=rest, files=tuple(file for file in source.files if file.path in held)))
         mine |= own
@@ -189,6 +223,10 @@ def _parted(checkpoint: Checkpoint, adapter: Adapter, names: Collection[str]) ->
     described = replace(config, digest=sha256(config))
     weights = (replace(first, digest=_digest(adapter)), *more)
     return tuple(bases), (Input("adapter", checkpoint.path, (described, *weights), mine),)
+
+
+def _place(tensor: Stored) -> tuple[str, int, Shape]:
+    return tensor.file.path, tensor.offset, tensor.shape
 
 
 def _digest(adapter: Adapter) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...adapters.kinds import changes_base
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, FormatError, SurgeryError
 from ...evaluation.read import content
@@ -173,6 +174,24 @@ def _other_digests(base: Checkpoint, adapter: Adapter) -> list[str]:
     both = sorted(said.keys() & ours.keys())
     other = [name for name in both if said[name] != ours[name]]
     return [f"the manifest of {adapter.path} has other digests of {', '.join(other)} than this base: {base.path}"] if other else []
+
+
+def as_trained(base: Checkpoint, adapter: Adapter) -> bool:
+    """Whether the adapter's manifest has the digests of the base's files: then it was trained on just these weights."""
+    manifest = _manifest(adapter.path)
+    said = _digests(manifest.inputs) if manifest else {}
+    ours = {_leaf(file.path): file.digest for source in base.inputs if source.role == "base" for file in source.files if _whole(file)}
+    weights = {name for name in ours if name.endswith(".safetensors")}
+    return bool(weights) and all(said.get(name) == ours[name] for name in weights)
+
+
+def on_changed(base: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
+    """Notes on adapters that are merged into a base which their initialisation changed."""
+    return [
+        f"{one.path} was initialised by {init}, which changes its base: that {base.path} is the base as it was then is taken as said"
+        for one in adapters
+        if (init := changes_base(one)) and not as_trained(base, one)
+    ]
 
 
 def _whole(file: File) -> bool:

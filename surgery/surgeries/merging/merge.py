@@ -21,20 +21,24 @@ from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, lis
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
+from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ..cast import cast
+from ..header_ties import along
 from ..rename import Rule, renamed
-from ..split import fuse_at, fused_in, sites_held, split_at, split_in
+from ..split import fuse_at, sites_held, split_at
+from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
-from .base_names import EXPERTS, check_apart, names_of, on_parameters, under_base_names, with_names
+from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
-from .lineage import check_base
+from .lineage import as_trained, check_base, on_changed
 from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
@@ -53,8 +57,11 @@ def merge(
     again: bool = False,
     dtype: str | None = None,
     add: str | None = None,
+    base_as_trained: bool = False,
     tokenizer: str | None = None,
     any_base: bool = False,
+    architecture: str | None = None,
+    given: Given | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's dtype.
 
@@ -69,7 +76,12 @@ def merge(
     "base", or a folder with another one.
 
     A tensor that an adapter holds whole may be new where it is of a head that a class of the base's type has, such as a `score`, or
-    where the regular expression `add` matches its whole name.
+    where the regular expression `add` matches its whole name. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base before they train:
+    `base_as_trained` says that the checkpoint is that changed base.
+
+    The result is of the class that the adapters were trained in, as their task types and heads tell, or the one named `architecture`:
+    heads of others are left out, names and config.json are that class's. `given` says how fused modules of the base lie, or what they are
+    fused to, where its model type does not: an adapter may be trained on their parts, or on the whole.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is supported,
     PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was trained on another type of
@@ -80,16 +92,19 @@ def merge(
     weights = _weights(adapters, weights, scale)
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
+    check_given(given)
     check_read(adapters)
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
-    checkpoint = replicated(checkpoint, adapters)
+    checkpoint = along(checkpoint, lambda one: as_its_class(one, adapters, weights, Selection(names, only, except_), architecture))
+    checkpoint = along(checkpoint, lambda one: replicated(one, adapters))
     groups = groups_of(checkpoint)
     base, checkpoint = checkpoint, widened(checkpoint, groups)
-    plain = [_plain(unwrapped(one, names_of(checkpoint))) for one in adapters]
+    plain = [_plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
-    fitting = [_fitted(checkpoint, one) for one in chosen]
+    fitting = [_fitted(checkpoint, one, given) for one in chosen]
+    check_crossed(checkpoint, given, [notes[-1] for *_, notes in fitting])
     for one in plain:
         _check_aimed_at(one, names, wanted)
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
@@ -109,9 +124,12 @@ def merge(
         "replaced": len(merged.replaced) - len(base.replaced),
         "added": sorted(merged.tensors.keys() - base.tensors.keys()),
         **{key: value for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer)) if value is not None},
+        **({"architecture": architecture} if architecture is not None else {}),
+        **({"base_as_trained": True} if base_as_trained else {}),
+        **({"given": as_said(given)} if given else {}),
         **({"map": [list(rule) for rule in names]} if names else {}),
     }
-    said = [note for *_, notes in fitting for note in notes if note]
+    said = [note for *_, notes in fitting for note in notes if note] + on_changed(base, adapters)
     said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
     merged = replace(
         merged,
@@ -139,9 +157,9 @@ def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale
     return weights
 
 
-def _plain(adapter: Adapter) -> Adapter:
+def _plain(adapter: Adapter, base_as_trained: bool) -> Adapter:
     """The adapter as LoRA on modules and parameters. Raises NotSupported for a kind that is not merged, AdapterError."""
-    check_kind(adapter)
+    check_kind(adapter, base_as_trained=base_as_trained)
     plain = as_lora(adapter)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
@@ -244,30 +262,12 @@ def _restricted(adapter: Adapter, wanted: Callable[[str], bool]) -> Adapter:
     )
 
 
-def _fitted(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], list[str]]:
+def _fitted(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site], list[str]]:
     """An adapter that fits the base: under its names, on what it stores; the modules to be taken apart for it; notes on it."""
-    adapter, renames = under_base_names(checkpoint, adapter)
+    adapter, renames = under_base_names(checkpoint, adapter, given)
     adapter, experts, single = on_parameters(checkpoint, adapter)
-    adapter, sites, across = _across(checkpoint, adapter)
-    return adapter, [*experts, *sites], [renames, single, across]
-
-
-def _across(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], str]:
-    """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on fused.
-
-    (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
-    """
-    wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
-    if wanted <= checkpoint.tensors.keys():
-        return adapter, [], ""
-    if held := sites_held(adapter, split_in(checkpoint), fused=True):
-        note = f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
-        return split_adapter(adapter, held), [], note
-    if held := sites_held(adapter, fused_in(checkpoint), fused=False) or sites_held(adapter, fused_in(checkpoint, EXPERTS), fused=False):
-        parts = [part for site in held for part in site.parts if part in adapter.lora or f"{part}.weight" in adapter.whole]
-        leaves = ", ".join(dict.fromkeys(part.rpartition(".")[2] for part in parts))
-        return adapter, held, f"the adapter was trained on {leaves}, which the base stores as {held[0].row.fused}: merged into its rows"
-    return adapter, [], ""
+    adapter, sites, crossed = across(checkpoint, adapter, given)
+    return adapter, [*experts, *sites], [renames, single, crossed]
 
 
 def _place(

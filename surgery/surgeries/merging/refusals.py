@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest
 from ...files.peft import TOKENS, Adapter, base_name
+from ...models.heads import classes_with, heads_of
 from ..rename import Rule
 from ..split import fused_in, split_in
+from .across import how_to_say
 from .additions import why_not
+from .embedded import is_live
 
 
 def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
@@ -23,6 +26,14 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
     new = [key for key in lost if key in adapter.whole and not TOKENS.fullmatch(key)] if len(lost) < len(modules) else []
     tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
     tips += [why_not(checkpoint, new)] if new else []
+    tips += _head_less(checkpoint, [modules[key] for key in lost]) if not rule else []
+    if said := how_to_say(checkpoint, [modules[key] for key in lost]):
+        tips.append(said)
+    if is_live(checkpoint):
+        tips.append("the base is the state dict of a live PEFT model: fold its own adapter in first, by surgery merge BASE -o OUT")
+    if not checkpoint.config.get("model_type"):
+        said = "has no config.json" if "config.json" not in checkpoint.files else "has no model_type in its config.json"
+        tips.append(f"the base {said}, without which neither fused modules nor older names are known: put the model's own beside it")
     return NotPlaced(
         f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
         where=[adapter.path, *listed(rows)],
@@ -39,6 +50,18 @@ def check_read(adapters: Sequence[Adapter]) -> None:
     tips = [f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"]
     tips += ["--with none leaves it out, where it is no part of the training", "in Python open_adapter(…, beside=[…])"]
     raise NotSupported("weights lie beside the adapter that a merge would pass over", where=listed(unread), help="; ".join(tips))
+
+
+def _head_less(checkpoint: Checkpoint, lost: Sequence[str]) -> list[str]:
+    """What to do where only heads have no place, which classes of the base's type have, and its files have not."""
+    heads = {name for head in heads_of(checkpoint.config).values() for name in head}
+    names = {f"{module}.weight" for module in lost}
+    if not names <= heads:
+        return []
+    first = min(names)
+    classes = ", ".join(listed(classes_with(checkpoint.config, first), 3))
+    leave = first.removesuffix(".weight").replace(".", "\\.")
+    return [f"these files are a body without its head, which {classes} has: merge into those, or leave it out with --except '{leave}'"]
 
 
 def _across(checkpoint: Checkpoint) -> set[str]:

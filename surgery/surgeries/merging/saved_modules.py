@@ -31,6 +31,7 @@ def place_whole(
     keys, rows, lost = dict[str, str](), dict[str, str](), list[str]()
     for key, value in adapter.whole.items():
         module = module_of(key)
+        _check_gathered(checkpoint, adapter, key)
         name = f"{module}.{key.rpartition('.')[2]}"
         check_known(checkpoint, adapter, name)
         if TOKENS.fullmatch(key):
@@ -170,6 +171,16 @@ def _with_rows(adapter: Adapter, key: str, base: Tensor) -> Tensor:
         at = row + 1
     parts += [narrow(base, 0, at, base.shape[0] - at)] if at < base.shape[0] else []
     return concat(parts, 0)
+
+
+def _check_gathered(checkpoint: Checkpoint, adapter: Adapter, key: str) -> None:
+    """Raise NotSupported for a tensor without elements, unless the base's is so, too."""
+    base, shape = checkpoint.tensors.get(key), adapter.whole[key].shape
+    if adapter.whole[key].size or (base is not None and base.shape == shape):
+        return
+    where = [f"{adapter.path}: {adapter.names[key]} {shape}"]
+    tip = "an ungathered ZeRO-3 or FSDP save looks like this: gather the weights when the adapter is saved"
+    raise NotSupported("a tensor that the adapter holds whole has no element", where=where, help=tip)
 
 
 def _check_whole(checkpoint: Checkpoint, adapter: Adapter, name: str, key: str, weight: float) -> None:

@@ -13,7 +13,15 @@ from ...checkpoint import Checkpoint
 from ...errors import NotSupported
 from ...lazy.tensor import substitute
 from ...models.families import ties, untied
+from ...models.header_ties import header_families, header_ties
 from ...models.tying import holder_of, input_embedding, tied_families, to_store
+from ..header_ties import one_each, retied
+
+# Why tied tensors were taken for tied, and what is said of those that differ now.
+_SAID = "config.json: tie_word_embeddings is true, or the model type's default"
+_WRITTEN = "config.json says so"
+_STAYS = "config.json stays, since its flag means more in this class: transformers 5 loads both"
+_NAMED = "the header says no more that they are one: load them into a module that does not tie them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +29,15 @@ class Group:
     """Names that the class ties, the source first, then in the order in which one is looked for that is stored.
 
     `holder`: under which the base stores what is one tensor in it. `apart`: those that are others in this base, which PEFT takes for
-    tied all the same where it sees to ties itself, if the `embedding`, the input embedding, is one with the source.
+    tied all the same where it sees to ties itself, if the `embedding`, the input embedding, is one with the source. `named`: it is the
+    header alone that ties them, to the holder.
     """
 
     family: tuple[str, ...]
     holder: str
     embedding: str = ""
     apart: tuple[str, ...] = ()
+    named: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +62,8 @@ def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
         embedding = first or family[0]
         reached = embedding in family and embedding not in apart and embedding.endswith(".weight")
         found.append(Group(family, holder, embedding if reached else "", apart))
-    return tuple(found)
+    named = header_families(checkpoint.metadata, tensors, {name for group in found for name in group.family})
+    return (*found, *(Group(names, names[0], named=True) for names in named))
 
 
 def widened(checkpoint: Checkpoint, groups: tuple[Group, ...]) -> Checkpoint:
@@ -71,12 +82,16 @@ def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ..
     `tied` is "untie", or "error": then NotSupported where tensors have come to differ.
     """
     known, tensors = ties(before.config), dict(checkpoint.tensors)
-    edits, notes = dict[str, Any](), list[str]()
+    edits, notes, held = dict[str, Any](), list[str](), header_ties(before.metadata, before.tensors)
     for group in groups:
         base = before.tensors[group.holder]
         now = {name: substitute(tensors[name], before.tensors.get(name, base), base) for name in group.names}
         now |= {name: tensors[name] for name in group.apart}
-        stay = to_store(group.family, now, before.tensors)
+        if group.named:
+            held |= one_each(now)
+            stay = {name for name in group.names if name == group.holder or name not in one_each(now)}
+        else:
+            stay = to_store(group.family, now, before.tensors)
         for name in group.names:
             if name not in stay:
                 del tensors[name]
@@ -86,13 +101,15 @@ def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ..
         if tied == "error":
             raise NotSupported(
                 "the adapter changes one of two tied tensors, which would make them differ",
-                where=[*apart, "config.json: tie_word_embeddings is true, or the model type's default"],
+                where=[*apart, f"{before.weight_map[group.holder]}: __metadata__ ties them" if group.named else _SAID],
                 help="without --tied error, each is stored under its own name",
             )
-        edits |= untied(before.config) if known and known.said and all(name in tensors for name in group.family) else {}
-        how = "config.json says so" if edits else "config.json stays, since its flag means more in this class: transformers 5 loads both"
+        said = bool(known and known.said and not group.named and all(name in tensors for name in group.family))
+        edits |= untied(before.config) if said else {}
+        how = _NAMED if group.named else _WRITTEN if said else _STAYS
         notes.append(f"the adapter makes tied tensors differ: {', '.join(apart)} are stored apart; {how}")
     weight_map = {name: shard for name, shard in checkpoint.weight_map.items() if name in tensors}
     mine = {name for group in groups for name in group.names} - before.tensors.keys()
     replaced = {name: tensor for name, tensor in checkpoint.replaced.items() if name not in mine}
-    return replace(checkpoint, tensors=tensors, weight_map=weight_map, replaced=replaced, notes=(*checkpoint.notes, *notes)), edits
+    made = replace(checkpoint, tensors=tensors, weight_map=weight_map, replaced=replaced, notes=(*checkpoint.notes, *notes))
+    return retied(made, before, {name: holder for name, holder in held.items() if name not in tensors}), edits

@@ -345,7 +345,9 @@ def test_refuses_what_is_done_or_elsewhere(phi3: Path, bases: Bases, saved: Save
     check_refused(NothingMatched, "the adapter is already split", lambda: surgery.split_qkv(parted, base=split))
     llama = surgery.open_checkpoint(saved("llama"))
     check_refused(NothingMatched, "the base has no fused qkv or kv, and no parts of one", lambda: surgery.split_qkv(adapter, base=llama))
-    check_refused(NotPlaced, "3 of the adapter's 3 modules have no place in the base", lambda: surgery.merge(llama, adapter))
+    check_refused(AdapterError, "trained on a model of type `phi3`", lambda: surgery.merge(llama, adapter))
+    lost = "3 of the adapter's 3 modules have no place in the base"
+    check_refused(NotPlaced, lost, lambda: surgery.merge(llama, adapter, any_base=True))
 
 
 def test_refuses_dora_on_some_parts(bases: Bases, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from handmade import write_adapter
+from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError
+from surgery_cli.app import app
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -123,3 +125,11 @@ def test_odd_values_are_passed_over(named: Callable[[str], Path], tmp_path: Path
     odd = adapter_of(tmp_path / "a", auto_mapping=value, base_model_name_or_path=value, revision=value)
     found = notes(named("base"), odd)
     assert not any("trained on" in note for note in found)
+
+
+def test_the_command(named: Callable[[str], Path], tmp_path: Path) -> None:
+    base, adapter = named("base"), adapter_of(tmp_path / "a", auto_mapping=MAPPING)
+    call = ["merge", str(base), str(adapter), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, call)
+    assert refused.exit_code == 1 and "--any-base" in refused.output and not (tmp_path / "out").exists()
+    assert CliRunner().invoke(app, [*call, "--any-base"]).exit_code == 0

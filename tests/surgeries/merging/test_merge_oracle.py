@@ -297,6 +297,10 @@ def copied(folder: Path, dest: Path) -> Path:
 
 def test_refuses_an_adapter_of_another_architecture(saved: Callable[..., Path], tmp_path: Path) -> None:
     adapter("bert", tmp_path / "a", target_modules=["query", "value"])
+    what = "the adapter was trained on a model of type `bert`, and this base is of type `llama`"
+    check_refused(saved("llama"), tmp_path / "a", AdapterError, what)
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_mapping": None}))
     error = check_refused(saved("llama"), tmp_path / "a", NotPlaced, "6 of the adapter's 6 modules have no place in the base")
     assert list(error.where) == [
         str(tmp_path / "a"),

@@ -147,7 +147,7 @@ def test_unknown_options_are_refused(adapter: Path, saved: Saved, tmp_path: Path
 def test_changed_bases_are_refused(init: str, adapter: Path, saved: Saved, tmp_path: Path) -> None:
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(init_lora_weights=init))
     what = f"the adapter was initialised by {init!r}, which changes the base it belongs to"
-    refused(saved("llama"), folder, NotSupported, what, "path_initial_model_for_weight_conversion", "set init_lora_weights to true")
+    refused(saved("llama"), folder, NotSupported, what, "path_initial_model_for_weight_conversion", "--base-as-trained")
 
 
 def test_unknown_initialisations_are_refused(adapter: Path, saved: Saved, tmp_path: Path) -> None:

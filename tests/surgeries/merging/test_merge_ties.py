@@ -83,3 +83,67 @@ def test_an_adapter_config_beside_the_base_stays_behind(tmp_path: Path) -> None:
     merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"))
     assert "adapter_config.json" not in merged.files
     assert "left out, since nothing is left to adapt: adapter_config.json" in merged.notes
+
+
+BODIES: dict[str, tuple[Callable[[], tf.PreTrainedModel], str, str]] = {
+    "bert": (lambda: tf.BertModel(tf.BertConfig(**SMALL, max_position_embeddings=64)), "query", "word_embeddings"),
+    "roberta": (lambda: tf.XLMRobertaModel(tf.XLMRobertaConfig(**ROBERTA)), "query", "word_embeddings"),
+    "distilbert": (lambda: tf.DistilBertModel(tf.DistilBertConfig(**DISTILBERT)), "q_lin", "word_embeddings"),
+    "mpnet": (lambda: tf.MPNetModel(tf.MPNetConfig(**ROBERTA)), "q", "word_embeddings"),
+    "gpt2": (lambda: tf.GPT2Model(tf.GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)), "c_attn", "wte"),
+    "qwen2": (lambda: tf.Qwen2Model(tf.Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)), "q_proj", "embed_tokens"),
+    "gemma3": (lambda: tf.Gemma3TextModel(tf.Gemma3TextConfig(**SMALL, num_key_value_heads=2, head_dim=8)), "q_proj", "embed_tokens"),
+    "opt": (
+        lambda: tf.OPTModel(tf.OPTConfig(vocab_size=97, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2,
+                                         num_attention_heads=4, max_position_embeddings=64)),
+        "q_proj", "embed_tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", BODIES)
+def test_the_embedding_of_a_body_is_tied_to_nothing(family: str, tmp_path: Path) -> None:
+    """LoRA on it, tokens trained in it, or all of it saved: there is no head to be kept apart from."""
+    build, inner, embedding = BODIES[family]
+    torch.manual_seed(0)
+    build().save_pretrained(tmp_path / "base")
+    kind = type(build())
+
+    def hidden(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(input_ids=torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))).last_hidden_state
+
+    plain = hidden(kind.from_pretrained(tmp_path / "base"))
+    aimed = {"target_modules": [inner]}
+    for number, options in enumerate(
+        (
+            {"target_modules": [inner, embedding]},
+            {**aimed, "trainable_token_indices": {embedding: [3, 5, 8]}},
+            {**aimed, "modules_to_save": [embedding]},
+        )
+    ):
+        adapter, merged = tmp_path / f"adapter{number}", tmp_path / f"merged{number}"
+        model = get_peft_model(kind.from_pretrained(tmp_path / "base"), LoraConfig(r=4, **options))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(adapter)
+        live = hidden(PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base"), adapter))
+        surgery.write(surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(adapter)), merged)
+        assert (live - plain).abs().max() > 1e-2
+        assert (live - hidden(kind.from_pretrained(merged))).abs().max() < 1e-4 * live.abs().max()
+
+
+def test_peft_s_merge_of_lora_on_a_tied_embedding_is_told_as_what_it_is(tmp_path: Path) -> None:
+    MODELS["gpt2"]().save_pretrained(tmp_path / "base")
+    model = get_peft_model(tf.GPT2LMHeadModel.from_pretrained(tmp_path / "base"), LoraConfig(target_modules=["c_attn", "wte"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    report = surgery.verify(tmp_path / "merged", base=tmp_path / "base", adapter=tmp_path / "adapter")
+    said = [str(one) for one in report.proof.wrong]
+    assert len(said) == 1 and said[0].startswith("lm_head.weight: missing (tied to transformer.wte.weight in the base")

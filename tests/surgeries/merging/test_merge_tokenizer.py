@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from conftest import hashes
 from handmade import write_adapter
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NotACheckpoint
+from surgery_cli.app import app
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 
@@ -140,3 +143,15 @@ def test_what_was_replaced_comes_back(base: Path, adapter: Path, extra: Mapping[
     surgery.write(made, tmp_path / "merged")
     surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "merged")), tmp_path / "back")
     assert hashes(tmp_path / "back") == hashes(base)
+
+
+def test_the_command(base: Path, adapter: Path, tmp_path: Path) -> None:
+    tokenizer("one two three", TEMPLATE).save_pretrained(adapter)
+    run = partial(CliRunner().invoke, app)
+    kept = run(["merge", str(base), str(adapter), "-o", str(tmp_path / "kept"), "--tokenizer", "base"])
+    taken = run(["merge", str(base), str(adapter), "-o", str(tmp_path / "taken")])
+    assert kept.exit_code == taken.exit_code == 0, kept.output + taken.output
+    assert not (tmp_path / "kept/chat_template.jinja").exists() and (tmp_path / "taken/chat_template.jinja").exists()
+    assert "the tokenizer is the adapter's: chat_template.jinja" in " ".join(taken.output.split())
+    manifest = json.loads((tmp_path / "kept/.surgery/manifest.json").read_text())
+    assert manifest["history"][-1]["tokenizer"] == "base"

@@ -269,7 +269,7 @@ def test_verify_tells_a_stray_tensor(plain: tuple[Path, torch.Tensor], saved: Sa
         ("llama", "LlamaForSequenceClassification", "score"),
         ("llama", "LlamaForTokenClassification", "score"),
         ("gpt2", "GPT2ForTokenClassification", "classifier"),
-        ("bert", "BertForSequenceClassification", "classifier"),
+        ("bert", "BertForTokenClassification", "classifier"),
         ("gpt_neox", "GPTNeoXForQuestionAnswering", "qa_outputs"),
     ],
 )

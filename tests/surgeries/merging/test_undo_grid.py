@@ -7,12 +7,14 @@ many, and weights are of three dtypes in turn.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import peft
 import pytest
@@ -24,6 +26,7 @@ from models.fused import stacks
 
 import surgery
 from surgery.evaluation import corrections
+from surgery.execution import sidecar
 from surgery.surgeries.cast import NAMES
 
 _VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 16}
@@ -213,7 +216,7 @@ def reversibly(case: Case, base: Path, adapters: Sequence[Path], run: str, dest:
 
 def check_comes_back(merged: Path, base: Path, dest: Path) -> None:
     """`verify` says that the base can be restored, and it is, every file of it."""
-    found = {check.name: check for check in surgery.verify(merged, check_class=False).checks}
+    found = {check.name: check for check in surgery.verify(merged, check_class=False, check_all=True).checks}
     assert found["undo record"].ok, found["undo record"]
     surgery.write(surgery.unmerge(surgery.open_checkpoint(merged)), dest)
     assert hashes(dest) == hashes(base)
@@ -241,3 +244,46 @@ def test_the_base_comes_back(name: str, made: Made, tmp_path: Path, monkeypatch:
         check_comes_back(dest / "merged", base, dest / "out")
         done.append(run)
     assert len(done) > 5, done
+
+
+def test_a_record_that_restores_nothing_is_never_published(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was recorded is read before the shard gets its name: here corrections are lost on their way to the disk."""
+    (bases, adapters), dest = made("LoRA"), tmp_path / "merged"
+    monkeypatch.setattr(sidecar, "difference", lambda *_: b"")
+    with pytest.raises(surgery.VerificationFailed, match="would not give the base back"):
+        reversibly(CASES["LoRA"], bases[torch.bfloat16], adapters, "merge", dest)
+    assert not dest.exists()
+    monkeypatch.undo()
+    reversibly(CASES["LoRA"], bases[torch.bfloat16], adapters, "merge", dest)
+    check_comes_back(dest, bases[torch.bfloat16], tmp_path / "out")
+
+
+@pytest.mark.parametrize("check_all", [False, True])
+def test_a_single_bad_block_is_found_by_check_all(check_all: bool, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of each tensor is replayed by default: this one is another."""
+    (bases, adapters), dest = made("LoRA"), tmp_path / "merged"
+    monkeypatch.setattr(corrections, "BLOCK", 48 * 64)
+    real = sidecar.SidecarFile.record
+
+    def record(self: Any, kept: Any, start: int, stop: int, work: Any) -> None:
+        real(self, kept, start, stop, work)
+        last = max(self._frames)
+        if kept.predicted is not None and kept.original.shape == (80, 48) and last[1] == 1 - crc32(names(self)[kept.number].encode()) % 2:
+            at, size, digest = self._frames[last]
+            self._frames[last] = at, size, bytes(len(digest))
+
+    def names(self: Any) -> list[str]:
+        return list(json.loads(self.plan.recipe)["tensors"])
+
+    monkeypatch.setattr(sidecar.SidecarFile, "record", record)
+    if check_all:
+        with pytest.raises(surgery.VerificationFailed, match="would not give the base back"):
+            reversibly(CASES["LoRA"], bases[torch.bfloat16], adapters, "merge", dest, check_all=True, workers=1)
+        assert not dest.exists()
+        return
+    reversibly(CASES["LoRA"], bases[torch.bfloat16], adapters, "merge", dest, workers=1)
+    sampled, every = (
+        {c.name: c for c in surgery.verify(dest, check_class=False, check_all=one).checks}["undo record"] for one in (False, True)
+    )
+    assert sampled.ok and "a block of each was replayed" in sampled.detail
+    assert every.ok is False and "cannot be restored" in every.detail and any("proj" in row for row in every.where)

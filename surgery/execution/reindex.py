@@ -1,0 +1,75 @@
+"""A right index beside shards that stay as they are: where an index is stale, and the shards hold just its tensors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+
+from ..errors import DestinationError, NotACheckpoint
+from ..files.folder import LocalFolder, PathLike, locate
+from ..files.holding import holding
+from ..files.index import encode_index, parse_index
+from ..files.safetensors import tensors_of
+from ..files.symlinks import snapshot_of
+from ..lazy.tensor import Tensor
+from .stage import as_ours, sync
+
+
+@dataclass(frozen=True, slots=True)
+class Reindexed:
+    """The index at `path`, which names `tensors` tensors in `shards`; `changed` says whether it was another one before."""
+
+    path: str
+    tensors: int
+    shards: tuple[str, ...]
+    changed: bool
+
+
+def reindex(path: PathLike) -> Reindexed:
+    """Afterwards the index in the folder `path`, or the index file there, names the shards that hold its tensors.
+
+    The shards are only read, by their headers; the index is replaced by one rename. What else it said stays, but for `total_size`.
+    Raises NotACheckpoint where there is no index, or where the files do not hold each of its tensors once.
+    """
+    folder, name = locate(path)
+    if not isinstance(folder, LocalFolder) or snapshot_of(folder.path):
+        tip = "write it to a folder of your own: surgery reshard MODEL -o OUT, with the index left out"
+        raise DestinationError("an index is written beside shards of your own", where=[folder.path], help=tip)
+    named = [name] if name else [n for n in folder.names() if n.endswith(".safetensors.index.json")]
+    if len(named) != 1 or not named[0].endswith(".json"):
+        what = f"the folder holds {len(named)} indices" if len(named) > 1 else "no index is here"
+        raise NotACheckpoint(what, where=[folder.at(name)], help="pass a folder with one index, or the index that you mean")
+    where = folder.at(named[0])
+    old = parse_index(folder.read(named[0]), where)
+    shards = holding(folder, old)
+    if not shards:
+        tip = "fetch the missing files, or remove what is there twice"
+        raise NotACheckpoint("the files do not hold each tensor of the index once", where=[where], help=tip)
+    tensors: dict[str, Tensor] = {}
+    weight_map: dict[str, str] = {}
+    for shard, (file, header) in folder.headers(shards).items():
+        tensors |= tensors_of(file, header)
+        weight_map |= dict.fromkeys(header.entries, shard)
+    new = encode_index({**old.metadata, "total_size": sum(t.nbytes for t in tensors.values())}, weight_map)
+    if changed := new != old.raw:
+        _replaced(where, new)
+    return Reindexed(where, len(weight_map), tuple(shards), changed)
+
+
+def _replaced(path: str, content: bytes) -> None:
+    """The file at `path`, durable, in one step; what a link there led to stays as it is."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=".surgery-index-", delete=False) as stream:
+            try:
+                stream.write(content)
+                stream.flush()
+                os.fchmod(stream.fileno(), os.stat(path).st_mode & 0o777)
+                os.fsync(stream.fileno())
+                os.rename(stream.name, path)
+            except BaseException:
+                os.unlink(stream.name)
+                raise
+        sync(os.path.dirname(path))
+    except OSError as error:
+        raise as_ours(error, path) from error

@@ -1,0 +1,31 @@
+"""Which files of a folder hold the tensors that an index names, whatever it calls them."""
+
+from __future__ import annotations
+
+from ..errors import SurgeryError, listed
+from ..names import natural
+from .folder import Folder
+from .index import Index
+
+
+def holding(folder: Folder, index: Index) -> list[str]:
+    """The safetensors files directly in `folder` that hold all tensors of the index between them, each once; none where they do not."""
+    try:
+        headers = folder.headers([name for name in folder.names() if name.endswith(".safetensors")])
+    except SurgeryError:
+        return []
+    found = {shard: [n for n in header.entries if n in index.weight_map] for shard, (_, header) in headers.items()}
+    if sorted(name for names in found.values() for name in names) != sorted(index.weight_map):
+        return []
+    return sorted((shard for shard, names in found.items() if names), key=natural)
+
+
+def stale(folder: Folder, index: Index, name: str) -> str:
+    """What to do where the index is stale alone, and the files in the folder hold just its tensors; "" where they do not."""
+    shards = holding(folder, index)
+    if not shards:
+        return ""
+    mended = (
+        f"surgery reindex {folder.path} writes a right one beside them" if not folder.path.startswith("hf:") else "name one of its files"
+    )
+    return f"the index is stale: {', '.join(listed(shards, 3))} hold all its tensors; {mended}; or remove {name}"
