@@ -30,7 +30,7 @@ def show_error(error: surgery.SurgeryError, *, json: bool) -> None:
     if json:
         show_json({"error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "help": error.help}})
     else:
-        _styled(f"error: {error}", stderr=True)
+        _styled(f"error: {error.told}", stderr=True)
 
 
 # What Ctrl-C leaves, and what to do: of an output that is staged, and of a push.

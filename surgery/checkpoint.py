@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
+from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.holding import stale
@@ -29,6 +29,7 @@ from .files.safetensors import Header, tensors_of
 from .files.strict import MEND, parse_object
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
+from .opened import takes_opened
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +114,7 @@ class Checkpoint:
         return replace(self, files={**self.files, "config.json": raw})
 
 
+@takes_opened
 def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
 
@@ -125,6 +127,7 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     return _opened(*locate(path))
 
 
+@takes_opened
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = locate(path)
@@ -190,7 +193,7 @@ def _choose(folder: Folder) -> str | list[str]:
     if len(chosen) > 1 or (chosen and single and single not in _read_index(folder, chosen[0]).weight_map.values()):
         found = [*chosen, *([single] if single else [])]
         raise NotACheckpoint(
-            f"the folder holds more than one set of weights: {', '.join(found)}",
+            f"the folder holds more than one set of weights: {series(found)}",
             where=[folder.path],
             help=f"loaders prefer one of them in silence; pass the one that you mean: {folder.at(found[0])}",
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
-from ..errors import HubError, SurgeryError, VerificationFailed, listed
+from ..errors import HubError, SurgeryError, VerificationFailed, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
@@ -32,6 +32,7 @@ from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
 from ..models.fused.given import Given, given_as
 from ..names import natural
+from ..opened import takes_opened
 from ..surgeries.cast import NAMES
 from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
@@ -79,6 +80,7 @@ class Verification:
             raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
 
 
+@takes_opened
 def verify(
     path: str | os.PathLike[str],
     *,
@@ -216,9 +218,19 @@ def _consistent(adapter: Adapter) -> Check:
 def _merged(proof: Proof) -> Check:
     wrong = proof.wrong
     if wrong:
-        return Check("merge", False, f"{len(wrong)} tensors are not what the merge gives", tuple(listed([str(one) for one in wrong])))
+        said = f"{len(wrong)} tensors are not what the merge gives{_strangers(proof)}"
+        return Check("merge", False, said, tuple(listed([str(one) for one in wrong])))
     exact, rounded, kept = (len(proof.of(v)) for v in (Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT))
     return Check("merge", True, f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base")
+
+
+def _strangers(proof: Proof) -> str:
+    """What it looks like where next to all tensors that the adapters touch are wrong."""
+    if not proof.of_another:
+        return ""
+    if proof.of(Verdict.CHANGED) and not proof.of(Verdict.KEPT):
+        return ": this looks like another base, since no tensor is as in the one given"
+    return ": this looks like the merge of another adapter, since next to none of what the adapter touches is as it makes it"
 
 
 def _named(path: str | os.PathLike[str]) -> str:
@@ -352,7 +364,7 @@ def _accepted(checkpoint: Checkpoint) -> Check:
         if bars:
             logging.enable_progress_bar()
     own = own_names(checkpoint)
-    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info, own).items()]
+    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
         return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
     rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""

@@ -31,6 +31,7 @@ from ..files.opening import regular
 from ..files.peft import Adapter
 from ..files.refs import has_scheme
 from ..lazy.tensor import File
+from ..opened import takes_opened
 from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
@@ -71,6 +72,7 @@ class Report:
     commit: PushReport | None = None  # of an output on the Hub
 
 
+@takes_opened
 def write(
     checkpoint: Checkpoint | Adapter,
     dest: str | os.PathLike[str] | HubDestination,
@@ -90,6 +92,7 @@ def write(
     return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, link=link, check_all=check_all, on_step=on_step)
 
 
+@takes_opened
 def execute(
     plan: Plan,
     dest: str | os.PathLike[str] | HubDestination,

@@ -13,6 +13,7 @@ from ..files.index import encode_index, parse_index
 from ..files.safetensors import tensors_of
 from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
+from ..opened import takes_opened
 from .stage import as_ours, sync
 
 
@@ -26,6 +27,7 @@ class Reindexed:
     changed: bool
 
 
+@takes_opened
 def reindex(path: PathLike) -> Reindexed:
     """Afterwards the index in the folder `path`, or the index file there, names the shards that hold its tensors.
 

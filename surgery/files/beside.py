@@ -6,6 +6,7 @@ Whoever merges the LoRA alone loses it. Names decide; nothing is opened.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -29,7 +30,7 @@ LITTER = tuple(
 LITTER_FOLDERS = tuple(
     "checkpoint-* global_step* runs logs wandb mlruns lightning_logs optimizer_* tensorboard .* __pycache__ eval* samples".split()
 )
-# Of a model that lies in the same folder, with its config.json.
+# Of a model that lies in the same folder: whether that is the adapter's base is known where the base is at hand.
 MODEL = ("model*.safetensors", "pytorch_model*.bin", "consolidated*", "diffusion_pytorch_model*")
 DEPTH = 4
 
@@ -45,12 +46,11 @@ class Beside:
 def beside(folder: Folder, own: tuple[str, ...]) -> Beside:
     """What lies in the adapter's folder and looks like weights, but for its `own` files."""
     weights, others = list[str](), list[str]()
-    model = folder.has("config.json")
     for path, is_file in _inside(folder, ""):
         name = path.rpartition("/")[2]
         if not is_file:
             others.append(f"{path}/")
-        elif path not in own and _looks(name) and not (model and "/" not in path and any(fnmatch(name, one) for one in MODEL)):
+        elif path not in own and _looks(name):
             weights.append(path)
     return Beside(tuple(weights), tuple(others))
 
@@ -58,7 +58,8 @@ def beside(folder: Folder, own: tuple[str, ...]) -> Beside:
 def opened(folder: Folder, path: PathLike) -> Input:
     """The file of weights at `path`, in the adapter's folder or elsewhere. Raises NotACheckpoint where it is no safetensors file."""
     text = str(path)
-    place, name = (folder, text) if folder.has(text) else locate(path)
+    inside = not os.path.isabs(text) and ".." not in text.split("/") and folder.has(text)
+    place, name = (folder, text) if inside else locate(path)
     if not name.endswith(".safetensors"):
         what = "only safetensors files are read beside an adapter" if name else "a file is read beside an adapter, and this is a folder"
         tip = "a pickle can run code, so we do not open it; where you trust it, load it with torch, and save it with safetensors"
@@ -68,6 +69,11 @@ def opened(folder: Folder, path: PathLike) -> Input:
     file, header = place.headers([name])[name]
     file = replace(file, digest=sha256(file), whole=True)
     return Input("adapter", place.at(name), (file,), tensors_of(file, header))
+
+
+def is_model(path: str) -> bool:
+    """Whether a file in the adapter's folder is called like the weights of a whole model."""
+    return "/" not in path and any(fnmatch(path, one) for one in MODEL)
 
 
 def _looks(name: str) -> bool:

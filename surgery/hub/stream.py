@@ -21,6 +21,7 @@ from ..files.card import CARD
 from ..files.folder import LocalFolder
 from ..files.manifest import read_manifest
 from ..files.refs import HubRef
+from ..opened import takes_opened
 from . import client, resume
 from .comparison import of_another_model, weights_in, with_others
 from .content import Item, Local, PushPlan, PushReport, Sent
@@ -64,6 +65,7 @@ def deliver_to(dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, ove
     return Streamed(goal, plan, _looked(goal, plan, overwrite=overwrite))
 
 
+@takes_opened
 def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool = False) -> PushPlan:
     """What carrying out `plan` at `dest` would send, delete and keep there; nothing is made or changed.
 

@@ -27,6 +27,7 @@ from ..files.safetensors import encode_header, header_alone, in_file_order
 from ..lazy.dtypes import Dtype
 from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is_computed, stored, substitute
 from ..names import natural
+from ..opened import takes_opened
 from ..version import __version__
 from .accounts import check_accounts, check_adapters, check_metadata, check_packed
 from .identity import described, identity_of
@@ -114,6 +115,7 @@ class Plan:
         return self.needed - self.nbytes - self.record_bytes + sum(sorted(sizes, reverse=True)[:room])
 
 
+@takes_opened
 def plan(
     checkpoint: Checkpoint | Adapter,
     max_shard_size: int | str | None = None,

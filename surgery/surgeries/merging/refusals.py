@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest
+from ...files.beside import is_model
 from ...files.peft import TOKENS, Adapter, base_name
+from ...files.refs import has_scheme
 from ...models.heads import classes_with, heads_of
 from ..rename import Rule
 from ..split import fused_in, split_in
@@ -41,15 +44,28 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
     )
 
 
-def check_read(adapters: Sequence[Adapter]) -> None:
-    """Raise NotSupported for weights beside an adapter that were not read, and that nobody said to leave."""
-    unread = [f"{one.path}/{name}" for one in adapters for name in one.unread]
+def check_read(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
+    """Raise NotSupported for weights beside an adapter that were not read, and that nobody said to leave.
+
+    Those of a model are none where the adapter lies in the folder of the base that is given.
+    """
+    here = [(one, name) for one in adapters for name in one.unread if not (is_model(name) and _same(one.path, checkpoint.path))]
+    unread = [f"{one.path}/{name}" for one, name in here]
     if not unread:
         return
+    if models := [one for one, name in here if is_model(name)]:
+        tip = f"if it is the base that the adapter was trained on, give it as BASE: surgery merge {models[0].path} {models[0].path} -o OUT"
+        tip += "; --with none leaves it out, in Python open_adapter(…, beside=[])"
+        raise NotSupported("a model lies beside the adapter, and another base was given", where=listed(unread), help=tip)
     ours = [name for name in unread if name.endswith(".safetensors")]
     tips = [f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"]
-    tips += ["--with none leaves it out, where it is no part of the training", "in Python open_adapter(…, beside=[…])"]
+    tips += ["--with none leaves it out, where it is no part of the training"]
     raise NotSupported("weights lie beside the adapter that a merge would pass over", where=listed(unread), help="; ".join(tips))
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths are of one folder."""
+    return one == other or (not (has_scheme(one) or has_scheme(other)) and os.path.realpath(one) == os.path.realpath(other))
 
 
 def _head_less(checkpoint: Checkpoint, lost: Sequence[str]) -> list[str]:

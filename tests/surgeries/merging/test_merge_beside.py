@@ -81,7 +81,7 @@ def test_what_looks_like_weights_is_refused_by_name(
     save_file(trained[1], adapter / name)
     done = CliRunner().invoke(app, ["merge", str(saved("llama")), str(adapter), "-o", str(tmp_path / "out")])
     assert done.exit_code == 1 and not (tmp_path / "out").exists()
-    with pytest.raises(NotSupported, match="weights lie beside the adapter") as caught:
+    with pytest.raises(NotSupported, match=r"(weights lie|a model lies) beside the adapter") as caught:
         surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(adapter))
     assert caught.value.where == (f"{adapter}/{name}",) and "--with none" in str(caught.value) and "beside=" in str(caught.value)
     check = next(check for check in surgery.verify(adapter).checks if check.name == "beside")
@@ -140,3 +140,39 @@ def test_files_that_cannot_be_merged_along(
         surgery.open_adapters([adapter, trained[0]], [tmp_path / "x.safetensors"])
     one, other = surgery.open_adapters([str(adapter), str(trained[0])], [str(adapter / "projector.safetensors")])
     assert len(one.beside) == 1 and other.beside == ()
+
+
+MODELS = "model.safetensors model-00001-of-00002.safetensors pytorch_model.bin pytorch_model_fsdp.bin consolidated.00.pth".split()
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_beside_the_adapter_is_not_passed_over_for_another_base(
+    name: str, config: bool, trained: tuple[Path, dict[str, torch.Tensor], torch.Tensor], saved: Saved, tmp_path: Path
+) -> None:
+    adapter, base = copied(trained[0], tmp_path / "a"), surgery.open_checkpoint(saved("llama"))
+    (adapter / name).write_bytes((saved("llama") / "model.safetensors").read_bytes() if name.endswith("rs") else b"PK")
+    if config:
+        shutil.copy(saved("llama") / "config.json", adapter)
+    with pytest.raises(NotSupported, match="a model lies beside the adapter, and another base was given") as caught:
+        surgery.merge(base, surgery.open_adapter(adapter))
+    assert caught.value.where == (f"{adapter}/{name}",) and f"surgery merge {adapter} {adapter}" in str(caught.value.help)
+    assert "--with none" in str(caught.value.help) and "beside=[]" in str(caught.value.help)
+    surgery.merge(base, surgery.open_adapter(adapter, []))
+
+
+def test_a_model_beside_the_adapter_is_its_base_where_it_is_given(
+    trained: tuple[Path, dict[str, torch.Tensor], torch.Tensor], saved: Saved, tmp_path: Path
+) -> None:
+    folder = copied(trained[0], tmp_path / "a")
+    shutil.copytree(saved("llama"), folder, dirs_exist_ok=True)
+    (tmp_path / "link").symlink_to(folder)
+    for base, adapter, out in [(folder, folder, "x"), (tmp_path / "link", folder, "y"), (folder / "model.safetensors", folder, "z")]:
+        done = CliRunner().invoke(app, ["merge", str(base), str(adapter), "-o", str(tmp_path / out)])
+        assert done.exit_code == 0, done.output
+    surgery.write(surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(trained[0])), tmp_path / "apart")
+    for out in "xyz":
+        assert (tmp_path / out / "model.safetensors").read_bytes() == (tmp_path / "apart/model.safetensors").read_bytes()
+    (folder / "embeddings.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(NotSupported, match="weights lie beside the adapter that a merge would pass over"):
+        surgery.merge(surgery.open_checkpoint(folder / "model.safetensors"), surgery.open_adapter(folder))
