@@ -104,6 +104,10 @@ class Writing:
             "--overwrite", help="Replace an output that surgery wrote, atomically; or a repository's weights.", rich_help_panel=WRITING
         ),
     ] = False
+    discard_edits: Annotated[
+        bool,
+        typer.Option("--discard-edits", help="With --overwrite: also where files were edited since.", rich_help_panel=WRITING),
+    ] = False
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link untouched files instead of copying them: write to neither.", rich_help_panel=WRITING)
     ] = False

@@ -75,8 +75,9 @@ class Checkpoint:
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
 
     def __repr__(self) -> str:
-        kind = self.__dict__.get("config", {}).get("model_type") or "of a type that was not asked for"
-        return f"<Checkpoint {kind}: {len(self.tensors)} tensors, {sum(t.nbytes for t in self.tensors.values())} bytes, {self.path}>"
+        kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"<Checkpoint{f' {kind}' if kind else ''}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -142,6 +143,9 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
+    if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
+        tip = f"pass its folder: {folder.path}"
+        raise NotACheckpoint("this is the weights of an adapter, and no checkpoint", where=[folder.at(name)], help=tip)
     weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
         checkpoint = _indexed(folder, weights)

@@ -22,6 +22,7 @@ from ..errors import HubError, SurgeryError, VerificationFailed, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
+from ..files.edited import edited
 from ..files.folder import absolute, folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
@@ -284,12 +285,7 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
     manifest = read_manifest(folder) if folder else None
     if folder is None or manifest is None:
         return []
-    wrong = []
-    for name, size in manifest.files.items():
-        if not folder.has(name):
-            wrong.append(f"{name}: missing")
-        elif (here := folder.file(name).size) != size:
-            wrong.append(f"{name}: {here} bytes, written with {size}")
+    wrong = [f"{name}: {what}" for name, what in edited(folder, manifest).items()]
     if wrong:
         return [Check("manifest", False, f"{len(wrong)} files are not as surgery wrote them", tuple(listed(wrong)))]
     return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]

@@ -186,13 +186,15 @@ def _files(folder: str) -> tuple[dict[str, Local], list[str]]:
 
 
 def _manifest(files: Mapping[str, Local], card: Local) -> dict[str, Local]:
-    """The manifest with the size of the card as it is sent, where it lists one."""
+    """The manifest with the size and the digest of the card as it is sent, where it lists one."""
     if MANIFEST not in files or files.get(CARD) in (None, card):
         return {}
     content = json.loads(_text(files[MANIFEST]))  # read and checked by verify
     if CARD not in content["files"]:
         return {}
     content["files"][CARD] = card.nbytes
+    if CARD in content.get("digests", {}):
+        content["digests"][CARD] = card.sha256
     return {MANIFEST: Local((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())}
 
 

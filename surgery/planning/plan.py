@@ -30,6 +30,7 @@ from ..names import natural
 from ..opened import takes_opened
 from ..version import __version__
 from .accounts import check_accounts, check_adapters, check_metadata, check_packed
+from .digests import digests_of
 from .identity import described, identity_of
 from .metadata import joined_metadata
 from .outputs import check_paths
@@ -196,7 +197,7 @@ def _manifest(
     sizes = {path: len(file) if isinstance(file, bytes) else file.size for path, file in files.items()}
     sizes |= {shard.name: shard.nbytes for shard in shards}
     inputs = tuple(described(source) for source in checkpoint.inputs)
-    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())))
+    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())), digests_of(files))
     return encode_manifest(made)
 
 
