@@ -1,4 +1,5 @@
-"""Where links in a folder may lead: anywhere inside it; in a snapshot of the Hub's cache, to its repository's blobs, too.
+"""Where links in a folder may lead: anywhere inside it; in a snapshot of the Hub's cache, to its repository's blobs, and to
+those that the cache's repositories share, too.
 
 What a folder from elsewhere links to outside would be copied into an output, and pushed with it. So a link that leads out is
 refused by name, unless `following_links` is asked for. A link that leads nowhere is named as well, with how to fetch its file.
@@ -7,6 +8,7 @@ refused by name, unless `following_links` is asked for. A link that leads nowher
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 from ..errors import FormatError, listed
 
+_SHARED = re.compile(r"blobs/(?P<part>[0-9a-f]{2})/(?P<hash>[0-9a-f]{64})")
 _FOLLOW: ContextVar[bool] = ContextVar("follow links", default=False)
 ASK = "--follow-links, in Python `with surgery.following_links():`"
 
@@ -58,7 +61,8 @@ def snapshot_of(path: str) -> Snapshot | None:
 
 def leads_out(path: str, folder: str) -> bool:
     """Whether `path`, in `folder`, is somewhere that links in the folder may not lead."""
-    return not _within(os.path.realpath(path), _room(folder))
+    real, room = os.path.realpath(path), _room(folder)
+    return not (_within(real, room) or (snapshot_of(folder) and _is_shared_blob(real, os.path.dirname(room))))
 
 
 def check_link(path: str, folder: str, *, follow: bool) -> None:
@@ -72,6 +76,12 @@ def check_link(path: str, folder: str, *, follow: bool) -> None:
 def _room(folder: str) -> str:
     snapshot = snapshot_of(folder)
     return snapshot.root if snapshot else os.path.realpath(folder)
+
+
+def _is_shared_blob(real: str, cache: str) -> bool:
+    """Whether it is a file of the store that the repositories of the Hub's cache share: huggingface_hub 2.4 keeps Xet's there."""
+    found = _SHARED.fullmatch(os.path.relpath(real, cache))
+    return found is not None and found["hash"].startswith(found["part"])
 
 
 def _within(real: str, room: str) -> bool:

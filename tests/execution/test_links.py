@@ -68,12 +68,13 @@ def test_touched_shards_are_written(base: Path, tmp_path: Path) -> None:
 
 def test_a_file_behind_a_link_is_linked_itself(base: Path, tmp_path: Path) -> None:
     """As in the Hub's cache, where a snapshot holds links."""
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for path in base.iterdir():
+    blobs = Path(shutil.copytree(base, tmp_path / "models--org--name" / "blobs"))
+    snapshot = blobs.parent / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
         (snapshot / path.name).symlink_to(path)
     surgery.write(surgery.open_checkpoint(snapshot), tmp_path / "out", link=True)
-    assert {p.name for p in base.glob("*.safetensors")} <= shared(tmp_path / "out", base)
+    assert {p.name for p in blobs.glob("*.safetensors")} <= shared(tmp_path / "out", blobs)
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import FormatError
+from surgery.files.symlinks import leads_out
 from surgery_cli.app import app
 
 WHAT = "a link leads out of the folder"
@@ -190,3 +191,27 @@ def test_a_blob_that_is_gone_is_fetched_again(snapshot: Path, name: str) -> None
     assert caught.value.what == "a link leads nowhere"
     assert caught.value.where == (f"{snapshot / name} -> {os.readlink(snapshot / name)}",)
     assert caught.value.help == "the cache has lost its file; fetch it again: hf download org/name --revision 0123abcd"
+
+
+@pytest.mark.parametrize(
+    ("blob", "ours"),
+    [
+        ("blobs/ab/ab" + "0" * 62, True),
+        ("blobs/cd/ab" + "0" * 62, False),
+        ("blobs/secret", False),
+        ("models--org--other/blobs/ab" + "0" * 62, False),
+        ("token", False),
+    ],
+)
+def test_blobs_that_the_cache_shares_are_its_own(blob: str, ours: bool, tmp_path: Path) -> None:
+    """A blob of a repository may be a link to the store beside the repositories, and to nothing else there."""
+    held = tmp_path / blob
+    held.parent.mkdir(parents=True)
+    held.write_text("{}")
+    own = tmp_path / "models--org--name" / "blobs" / "x"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(os.path.relpath(held, own.parent))
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").symlink_to("../../blobs/x")
+    assert leads_out(str(snapshot / "config.json"), str(snapshot)) != ours

@@ -82,7 +82,8 @@ def test_what_was_pushed_is_what_the_checkpoint_holds(hub: Hub, mode: str, model
 
     surgery.push(model, REPO)
     found = surgery.verify(snapshot_download(REPO), check_class=False)
-    assert found.ok and [check.name for check in found.checks] == ["structure", "manifest"]
+    assert found.ok, "\n".join(found.checks[0].where)
+    assert [check.name for check in found.checks] == ["structure", "manifest"]
 
 
 def test_a_second_push_sends_nothing(hub: Hub, mode: str, model: Path) -> None:
