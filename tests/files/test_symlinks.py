@@ -206,7 +206,7 @@ def test_a_blob_that_is_gone_is_fetched_again(snapshot: Path, name: str) -> None
 def test_blobs_that_the_cache_shares_are_its_own(blob: str, ours: bool, tmp_path: Path) -> None:
     """A blob of a repository may be a link to the store beside the repositories, and to nothing else there."""
     held = tmp_path / blob
-    held.parent.mkdir(parents=True)
+    held.parent.mkdir(parents=True, exist_ok=True)
     held.write_text("{}")
     own = tmp_path / "models--org--name" / "blobs" / "x"
     own.parent.mkdir(parents=True)
