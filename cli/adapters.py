@@ -137,6 +137,9 @@ def merge(
     import surgery
 
     told = merging.told()
+    count = len(adapters or ()) or 1
+    if told["weights"] is not None and len(told["weights"]) != count:
+        raise typer.BadParameter(f"{len(told['weights'])} for {count} adapters: one for each", param_hint="--weights")
 
     def made() -> surgery.Checkpoint:
         before = surgery.open_checkpoint(base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def inspect(
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
             output.show_tensors(found.path, found.tensors, weight_map, tensors, json=json)
 
-    guarded(body, json=json, debug=debug)
+    guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -65,7 +66,7 @@ def diff(
         if not found.equal:
             raise typer.Exit(1)
 
-    guarded(body, json=json, debug=debug)
+    guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
 
 
 PROOF = "Is it this merge?"
@@ -124,16 +125,18 @@ def verify(
                 on_tensor=on_tensor,
             )
         if json:
-            tensors = {"tensors": found.proof.tensors} if found.proof else {}
+            tensors = {"tensors": found.proof.tensors} if found.proof is not None else {}
             output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks, **tensors})
             if not found.ok:
                 raise typer.Exit(1)
             return
         if not quiet:
             output.show_verification(found)
+        if not found.ok and not quiet and sys.stdout.isatty() and sys.stderr.isatty():
+            raise typer.Exit(1)
         found.require()
 
-    guarded(body, json=json, debug=debug)
+    guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -104,6 +104,10 @@ class Writing:
             "--overwrite", help="Replace an output that surgery wrote, atomically; or a repository's weights.", rich_help_panel=WRITING
         ),
     ] = False
+    discard_edits: Annotated[
+        bool,
+        typer.Option("--discard-edits", help="With --overwrite: also where files were edited since.", rich_help_panel=WRITING),
+    ] = False
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link untouched files instead of copying them: write to neither.", rich_help_panel=WRITING)
     ] = False
@@ -242,7 +246,12 @@ class Merging:
     ] = None
     dtype: Annotated[
         str,
-        typer.Option("--dtype", metavar="DTYPE", help="Of the result: bfloat16, float16, float32 or float64.", rich_help_panel=MERGING),
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Of the result: bfloat16, float16, float32 or float64; bf16, fp16, fp32.",
+            rich_help_panel=MERGING,
+        ),
     ] = ""
 
     add: Annotated[
@@ -304,12 +313,32 @@ class Merging:
             "only": self.only or None,
             "except_": self.except_ or None,
             "tied": self.tied,
-            "dtype": self.dtype or None,
+            "dtype": _dtype(self.dtype) if self.dtype else None,
             "add": self.add or None,
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
             "given": self.lying.given(),
         }
+
+
+def check_size(text: str, option: str) -> None:
+    """Refuse, as wrong usage, what is given and is no size."""
+    import surgery
+    from surgery.planning.sharding import parse_size
+
+    try:
+        parse_size(text or "96MB")
+    except surgery.SurgeryError as error:
+        raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
+
+
+def _dtype(text: str) -> str:
+    """The dtype's name, as the library writes it."""
+    from surgery.surgeries.cast import NAMES, SHORT
+
+    if SHORT.get(text, text) not in NAMES:
+        raise typer.BadParameter(f"`{text}` is no dtype to write: one of {', '.join((*NAMES, *SHORT))}", param_hint="--dtype")
+    return SHORT.get(text, text)
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:

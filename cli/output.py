@@ -30,7 +30,7 @@ def show_error(error: surgery.SurgeryError, *, json: bool) -> None:
     if json:
         show_json({"error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "help": error.help}})
     else:
-        _styled(f"error: {error}", stderr=True)
+        _styled(f"error: {error.told}", stderr=True)
 
 
 # What Ctrl-C leaves, and what to do: of an output that is staged, and of a push.
@@ -42,6 +42,7 @@ STREAMED = (
     "interrupted: the repository shows all of the result, or nothing of it",
     "run the same command again: what was sent is taken up from the Hub; `surgery clean {place}` removes what is left here",
 )
+LOOKED = ("interrupted: nothing was written, and nothing was to be", "run the same command again")
 SENT = (
     "interrupted: the repository shows all of the push, or nothing of it",
     "run the same command again: it looks first, and what was sent already is not sent again",
@@ -174,7 +175,7 @@ def show_verification(found: surgery.Verification) -> None:
     marks = {True: "ok", False: "FAILED", None: "not checked"}
     rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
     _table(rows, found.path)
-    if not found.proof:
+    if found.proof is None:
         return
     print()
     counts = [(verdict, found.proof.of(verdict)) for verdict in surgery.Verdict]

@@ -11,7 +11,7 @@ import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
 
 from . import output
-from .options import Writing
+from .options import Writing, check_size
 from .progress import progress
 
 
@@ -20,6 +20,8 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     if options.out is None and not options.dry_run:
         raise typer.BadParameter("where should the result go?", param_hint="-o/--output")
     dest = options.destination()
+    for option, text in (("--max-shard-size", options.max_shard_size), ("--memory", options.memory)):
+        check_size(text, option)
     checkpoint = surgeries()
     plan = surgery.plan(
         checkpoint,
@@ -30,7 +32,7 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     memory = options.memory or DEFAULT_MEMORY
     hub = dest if isinstance(dest, surgery.HubDestination) else None
     if dest is None or options.dry_run:
-        push = surgery.preview(plan, hub, overwrite=options.overwrite) if hub else None
+        push = surgery.preview(plan, hub, overwrite=options.overwrite, discard_edits=options.discard_edits) if hub else None
         output.show_plan(plan, memory, json=options.json, push=push, stage_shards=hub.stage_shards if hub else 0)
         return
     with progress(plan, shown=not (options.quiet or options.json), sent=hub is not None) as on_step:
@@ -40,6 +42,7 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
             memory=memory,
             workers=options.workers,
             overwrite=options.overwrite,
+            discard_edits=options.discard_edits,
             link=options.link,
             check_all=options.check_all,
             on_step=on_step,

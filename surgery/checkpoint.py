@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest
+from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.holding import stale
@@ -29,6 +29,7 @@ from .files.safetensors import Header, tensors_of
 from .files.strict import MEND, parse_object
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
+from .opened import takes_opened
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,9 @@ class Checkpoint:
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
 
     def __repr__(self) -> str:
-        kind = self.__dict__.get("config", {}).get("model_type") or "of a type that was not asked for"
-        return f"<Checkpoint {kind}: {len(self.tensors)} tensors, {sum(t.nbytes for t in self.tensors.values())} bytes, {self.path}>"
+        kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"<Checkpoint{f' {kind}' if kind else ''}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -113,6 +115,7 @@ class Checkpoint:
         return replace(self, files={**self.files, "config.json": raw})
 
 
+@takes_opened
 def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
 
@@ -125,6 +128,7 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     return _opened(*locate(path))
 
 
+@takes_opened
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = locate(path)
@@ -139,6 +143,9 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
+    if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
+        tip = f"pass its folder: {folder.path}"
+        raise NotACheckpoint("this is the weights of an adapter, and no checkpoint", where=[folder.at(name)], help=tip)
     weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
         checkpoint = _indexed(folder, weights)
@@ -190,7 +197,7 @@ def _choose(folder: Folder) -> str | list[str]:
     if len(chosen) > 1 or (chosen and single and single not in _read_index(folder, chosen[0]).weight_map.values()):
         found = [*chosen, *([single] if single else [])]
         raise NotACheckpoint(
-            f"the folder holds more than one set of weights: {', '.join(found)}",
+            f"the folder holds more than one set of weights: {series(found)}",
             where=[folder.path],
             help=f"loaders prefer one of them in silence; pass the one that you mean: {folder.at(found[0])}",
         )

@@ -19,13 +19,16 @@
         ├── HubConflict       someone else changed the repository meanwhile
         └── HubUnreachable    no answer, or none but errors, after all tries
 
-What, where and help are lower case, without a full stop, with real values in them.
+What, where and help are lower case, without a full stop, with real values in them. Options are written as the command line has them;
+`str` adds what they are in Python, by the rule in `arguments.py`.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+
+from .arguments import in_python
 
 SHOWN = 5
 
@@ -39,12 +42,18 @@ class SurgeryError(Exception):
         self.help = help
         super().__init__(what)
 
-    def __str__(self) -> str:
+    @property
+    def told(self) -> str:
+        """All of it, with options as the command line spells them."""
         lines = [printable(self.what)]
         lines += [f"  --> {printable(self.where[0])}"] if self.where else []
         lines += [f"      {printable(line)}" for line in self.where[1:]]
         lines += [f"help: {printable(self.help)}"] if self.help else []
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        arguments = in_python(f"{self.what}; {self.help}")
+        return f"{self.told}\n      {printable(arguments)}" if arguments else self.told
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.help)
@@ -131,6 +140,11 @@ def listed(items: Sequence[str], shown: int = SHOWN) -> list[str]:
     """The first `shown` items, then a count of the rest."""
     rest = len(items) - shown
     return [*items[:shown], *([f"(+{rest} more)"] if rest > 0 else [])]
+
+
+def series(items: Iterable[str], by: str = ", ") -> str:
+    """The items in a row, for a message: `none` where there are none, so that no message has a hole."""
+    return by.join(items) or "none"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -195,7 +195,7 @@ def test_the_targets_load_nothing(base: Path) -> None:
 
 
 ROOMS = (
-    ("errors", "names", "version"),
+    ("arguments", "errors", "names", "opened", "version"),
     ("lazy",),
     ("files", "evaluation"),
     ("models",),

@@ -15,6 +15,7 @@ from ..files.peft import Adapter
 from ..lazy.tensor import Tensor
 from ..models.families import EMBEDDINGS, HEADS
 from ..names import compiled, is_called, natural
+from .blocks import without_blocks
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .lora import BIAS, check_factors, check_numbers
@@ -32,7 +33,7 @@ def contradictions(adapter: Adapter) -> list[str]:
         check_numbers(adapter)
         for option in ("target_modules", "exclude_modules"):
             _matches(adapter.config.get(option), "")
-        adapter = by_parameter(unwrapped(adapter))
+        adapter = by_parameter(without_blocks(unwrapped(adapter)))
     except SurgeryError as error:
         return [_line(error)]
     found = [f"{name} holds no element: an ungathered save looks like this" for name, t in adapter.tensors.items() if not t.size]

@@ -25,6 +25,7 @@ from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
 from ..models.fused.layout import fuse_axis, split_axis
 from ..models.fused.row import Site
 from ..names import natural
+from .blocks import OPTION as BLOCKS
 from .lora import check_factors, check_numbers, strength
 
 _SHARED = "lora_A.weight"
@@ -179,6 +180,9 @@ def _check_kind(adapter: Adapter, sites: Sequence[Site]) -> None:
         raise NotSupported(
             f"adapters of kind {kind} cannot be split or fused", where=[f"{adapter.path}/adapter_config.json"], help="supported: LORA"
         )
+    if adapter.config.get(BLOCKS):
+        where = [f"{adapter.path}/adapter_config.json", f"{BLOCKS} = {adapter.config[BLOCKS]!r}"]
+        raise NotSupported("LoRA whose factors are stored as blocks cannot be split or fused", where=where, help="merge it instead")
     if stacked := [site.module for site in sites if site.row.stacked]:
         raise NotSupported("adapters on stacked experts cannot be split or fused", where=listed(stacked), help="merge them instead")
 

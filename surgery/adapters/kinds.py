@@ -42,6 +42,9 @@ MERGED = (
     Kind("saved modules and tokens", ("modules_to_save", "trainable_token_indices"), "take the base's place; resized vocabularies too"),
     Kind("weight tying", ("ensure_weight_tying",), "tied tensors stay one where they stay equal, and are two where not"),
     Kind("layer replication", ("layer_replication",), "as real layers, of which config.json tells"),
+    Kind("VeLoRA, MonteCLoRA", ("velora_config", "monteclora_config"), "A and B as they are stored; what only training uses is left out"),
+    Kind("BD-LoRA", ("use_bdlora",), "the blocks of A or B are put on its diagonal"),
+    Kind("tokens or norms alone", ("TRAINABLE_TOKENS", "token_indices", "init_weights", "LN_TUNING"), "take the base's place"),
     KEPT_BASE,
 )
 
@@ -50,7 +53,7 @@ CHANGED_BASE = Kind(
     "changed bases",
     ("pissa", "olora", "corda", "lora_ga", "loftq"),
     "which changes the base it belongs to",
-    "where BASE is that changed base, saved at the training's beginning, say so: --base-as-trained, in Python base_as_trained=True; "
+    "where BASE is that changed base, saved at the training's beginning, say so: --base-as-trained; "
     "else save the adapter once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
 )
 OPTIONS = (
@@ -58,9 +61,6 @@ OPTIONS = (
     Kind("QALoRA", ("use_qalora",), "its A acts on pooled inputs of a quantised base", "serve it live"),
     Kind("Arrow", ("arrow_config",), "it chooses among adapters for each token", "merge those that it chooses among, each by itself"),
     Kind("KaSA", ("kasa_config",), "it cuts the smallest singular values off the base itself", WITH_PEFT),
-    Kind("MonteCLoRA", ("monteclora_config",), "its A is drawn, and what is stored is its mean", WITH_PEFT),
-    Kind("VeLoRA", ("velora_config",), "it keeps a projection beside A and B", WITH_PEFT),
-    Kind("BD-LoRA", ("use_bdlora",), "its factors are stored as the blocks of larger ones", WITH_PEFT),
     Kind("Megatron", ("megatron_config",), "its factors belong to layers that lie on several devices", "gather it in Megatron"),
 )
 TYPES = (
@@ -74,8 +74,8 @@ TYPES = (
     Kind(
         "other kinds",
         tuple(
-            "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR MISS OFT OSF PEANUT "
-            "PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
+            "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LOHA LOKR MISS OFT OSF PEANUT "
+            "PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA WAVEFT".split()
         ),
         "their arithmetic is not LoRA's",
         WITH_PEFT,
@@ -95,8 +95,9 @@ _TRAINING = frozenset(
 KNOWN = _TRAINING | {said for kind in MERGED if kind != KEPT_BASE for said in kind.said}
 _TYPES = {said: kind for kind in TYPES for said in kind.said}
 _OPTIONS = {said: kind for kind in OPTIONS for said in kind.said}
-SUPPORTED = ("LORA", "ADALORA")
+SUPPORTED = ("LORA", "ADALORA", "TRAINABLE_TOKENS", "LN_TUNING")
 _INITS = (True, False, None, *KEPT_BASE.said)
+_ANY_CASE = ("gaussian", "mica")  # as PEFT compares these
 
 
 def changes_base(adapter: Adapter) -> str:
@@ -135,7 +136,7 @@ def _check_options(config: Mapping[str, Any], where: list[str]) -> None:
 
 def _check_init(config: Mapping[str, Any], where: list[str]) -> None:
     init = config.get("init_lora_weights", True)
-    if init in _INITS:
+    if init in _INITS or (isinstance(init, str) and init.lower() in _ANY_CASE):
         return
     if isinstance(init, str) and init.lower().startswith(CHANGED_BASE.said):
         raise NotSupported(f"the adapter was initialised by {init!r}, {CHANGED_BASE.why}", where=where, help=CHANGED_BASE.help)

@@ -27,6 +27,7 @@ from ..files.peft import Adapter
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import File, Tensor
 from ..names import natural, select
+from ..opened import takes_opened
 
 OnTensor = Callable[[str, int, int], None]  # a tensor's name, its bytes, and those of all that are looked at
 CONFIGS = ("config.json", ADAPTER_CONFIG)
@@ -84,10 +85,14 @@ class Difference:
         files = self.files
         return not any((self.only_a, self.only_b, self.unlike, self.changed, self.config, files.only_a, files.only_b, files.changed))
 
+    def __bool__(self) -> bool:
+        raise TypeError("true if equal, or if there is a difference? ask for `equal`")
+
 
 Side = str | os.PathLike[str] | Checkpoint | Adapter
 
 
+@takes_opened
 def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = None) -> Difference:
     """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it likes.
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
 from ..checkpoint import Checkpoint, open_any
-from ..errors import LayoutError, NotSupported, SurgeryError
+from ..errors import LayoutError, NotSupported, SurgeryError, series
 from ..files.folder import folder_at
 from ..files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from ..files.peft import Adapter
@@ -22,6 +22,7 @@ from ..models.fused.detect import choices, detect, looks_fused
 from ..models.header_ties import entries_in
 from ..models.tasks import is_bare
 from ..names import natural
+from ..opened import takes_opened
 from ..surgeries.merging.embedded import own_adapter, own_names
 
 # Of adapter_config.json, what says which modules have what.
@@ -74,6 +75,7 @@ class Inspection:
     notes: tuple[str, ...]
 
 
+@takes_opened
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
     found = open_any(path)
@@ -196,7 +198,7 @@ def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
     except (LayoutError, NotSupported) as error:
         return (f"a fused family, but {error.what}",)
     found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
-    known = [f"{n} × {fused} -> {', '.join(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
+    known = [f"{n} × {fused} -> {series(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
     taken = {site.module for site in sites}
     return (*known, *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]))
 

@@ -108,6 +108,9 @@ class Verdict(StrEnum):
     UNLIKE = "unlike"
 
 
+# What is said of tensors that adapters touch; and the part of these that are wrong where another adapter was merged.
+_TOUCHED = frozenset({Verdict.EXACT, Verdict.ROUNDED, Verdict.NOT_APPLIED, Verdict.SCALED, Verdict.TRANSPOSED, Verdict.WRONG})
+_NEARLY = 0.9
 RIGHT = frozenset({Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT, Verdict.TIED})
 
 
@@ -156,10 +159,21 @@ class Proof:
         """Whether every adapter is merged into its tensors, once, and all else is the base's."""
         return all(one.ok for one in self.tensors)
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     @property
     def wrong(self) -> tuple[Judgement, ...]:
         """Those with which something is wrong."""
         return tuple(one for one in self.tensors if not one.ok)
+
+    @property
+    def of_another(self) -> bool:
+        """Whether next to nothing of what the adapters do is there, and something else is: another adapter was merged, or another base."""
+        touched = [one.verdict for one in self.tensors if one.verdict in _TOUCHED]
+        strange = [one for one in touched if one in (Verdict.WRONG, Verdict.NOT_APPLIED)]
+        other = Verdict.WRONG in touched or bool(self.of(Verdict.CHANGED))
+        return other and len(touched) > 1 and len(strange) >= _NEARLY * len(touched)
 
     def of(self, verdict: Verdict) -> tuple[Judgement, ...]:
         """Those with that verdict."""

@@ -18,10 +18,11 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
-from ..errors import HubError, SurgeryError, VerificationFailed, listed
+from ..errors import HubError, SurgeryError, VerificationFailed, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
+from ..files.edited import edited
 from ..files.folder import absolute, folder_at
 from ..files.index import encode_index
 from ..files.manifest import read_manifest
@@ -32,6 +33,7 @@ from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Shape, Tensor
 from ..models.fused.given import Given, given_as
 from ..names import natural
+from ..opened import takes_opened
 from ..surgeries.cast import NAMES
 from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
@@ -51,6 +53,9 @@ class Check:
     detail: str
     where: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        raise TypeError("a check may be unanswered: ask for `ok`, which is True, False or None")
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -65,6 +70,9 @@ class Verification:
         """Whether no check failed."""
         return all(check.ok is not False for check in self.checks)
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     def require(self) -> None:
         """Raise VerificationFailed, with all that failed, unless all is well."""
         failed = [check for check in self.checks if check.ok is False]
@@ -73,6 +81,7 @@ class Verification:
             raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
 
 
+@takes_opened
 def verify(
     path: str | os.PathLike[str],
     *,
@@ -210,9 +219,19 @@ def _consistent(adapter: Adapter) -> Check:
 def _merged(proof: Proof) -> Check:
     wrong = proof.wrong
     if wrong:
-        return Check("merge", False, f"{len(wrong)} tensors are not what the merge gives", tuple(listed([str(one) for one in wrong])))
+        said = f"{len(wrong)} tensors are not what the merge gives{_strangers(proof)}"
+        return Check("merge", False, said, tuple(listed([str(one) for one in wrong])))
     exact, rounded, kept = (len(proof.of(v)) for v in (Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT))
     return Check("merge", True, f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base")
+
+
+def _strangers(proof: Proof) -> str:
+    """What it looks like where next to all tensors that the adapters touch are wrong."""
+    if not proof.of_another:
+        return ""
+    if proof.of(Verdict.CHANGED) and not proof.of(Verdict.KEPT):
+        return ": this looks like another base, since no tensor is as in the one given"
+    return ": this looks like the merge of another adapter, since next to none of what the adapter touches is as it makes it"
 
 
 def _named(path: str | os.PathLike[str]) -> str:
@@ -266,12 +285,7 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
     manifest = read_manifest(folder) if folder else None
     if folder is None or manifest is None:
         return []
-    wrong = []
-    for name, size in manifest.files.items():
-        if not folder.has(name):
-            wrong.append(f"{name}: missing")
-        elif (here := folder.file(name).size) != size:
-            wrong.append(f"{name}: {here} bytes, written with {size}")
+    wrong = [f"{name}: {what}" for name, what in edited(folder, manifest).items()]
     if wrong:
         return [Check("manifest", False, f"{len(wrong)} files are not as surgery wrote them", tuple(listed(wrong)))]
     return [Check("manifest", True, f"{len(manifest.files)} files are there, of the size that surgery wrote")]
@@ -346,7 +360,7 @@ def _accepted(checkpoint: Checkpoint) -> Check:
         if bars:
             logging.enable_progress_bar()
     own = own_names(checkpoint)
-    rows = [f"{what.replace('_keys', '')}: {', '.join(listed(found))}" for what, found in _complaints(info, own).items()]
+    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
         return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
     rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..checkpoint import UNDO, Checkpoint
-from ..errors import FormatError, NoSpace, SurgeryError
+from ..errors import FormatError, NoSpace, SurgeryError, listed
 from ..evaluation.arithmetic import exact
 from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
@@ -31,6 +31,7 @@ from ..files.opening import regular
 from ..files.peft import Adapter
 from ..files.refs import has_scheme
 from ..lazy.tensor import File
+from ..opened import takes_opened
 from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
@@ -71,6 +72,7 @@ class Report:
     commit: PushReport | None = None  # of an output on the Hub
 
 
+@takes_opened
 def write(
     checkpoint: Checkpoint | Adapter,
     dest: str | os.PathLike[str] | HubDestination,
@@ -81,15 +83,27 @@ def write(
     memory: int | str = DEFAULT_MEMORY,
     workers: int | None = None,
     overwrite: bool = False,
+    discard_edits: bool = False,
     link: bool = False,
     check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held before."""
     made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
-    return execute(made, dest, memory=memory, workers=workers, overwrite=overwrite, link=link, check_all=check_all, on_step=on_step)
+    return execute(
+        made,
+        dest,
+        memory=memory,
+        workers=workers,
+        overwrite=overwrite,
+        discard_edits=discard_edits,
+        link=link,
+        check_all=check_all,
+        on_step=on_step,
+    )
 
 
+@takes_opened
 def execute(
     plan: Plan,
     dest: str | os.PathLike[str] | HubDestination,
@@ -97,6 +111,7 @@ def execute(
     memory: int | str = DEFAULT_MEMORY,
     workers: int | None = None,
     overwrite: bool = False,
+    discard_edits: bool = False,
     link: bool = False,
     check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
@@ -110,6 +125,8 @@ def execute(
     `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where the file
     system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
 
+    `overwrite` replaces an output of surgery, and refuses one that was edited since it was written unless `discard_edits` is given.
+
     An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is restored from
     what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where the base does not come back.
     """
@@ -117,9 +134,9 @@ def execute(
     emit = _serial(on_step)
     count, budget = _share(plan, parse_size(memory), workers)
     inputs = [path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)]
-    place, delivery = _delivery(plan, dest, overwrite=overwrite)
+    place, delivery = _delivery(plan, dest, overwrite=overwrite, discard_edits=discard_edits)
     link = link and not delivery
-    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs, link=link) as stage:
+    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs, link=link, discard_edits=discard_edits) as stage:
         if stage.inside.folds():
             check_distinct([path for path, _ in outputs_of(plan.shards, plan.files)], stage.dest)
         if delivery:
@@ -130,6 +147,7 @@ def execute(
         _check_space(plan, stage, resumed + (links.nbytes if links else 0), delivery)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
+        notes += [f"replaced, though edited since surgery wrote it: {', '.join(listed(stage.discarded))}"] if stage.discarded else []
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
         losses = _made(plan, todo, stage, (count, budget), emit, delivery, check_all=check_all)
         erased = erased_in(losses)
@@ -142,7 +160,7 @@ def execute(
         emit(Step("staged", stage.path))
         commit = delivery.publish() if delivery else None
         if not delivery:
-            stage.publish(overwrite=overwrite)
+            stage.publish(overwrite=overwrite, discard_edits=discard_edits)
         emit(Step("published", stage.dest))
     return Report(
         output=commit.url if commit else stage.dest,
@@ -190,13 +208,15 @@ def _made(
     return losses
 
 
-def _delivery(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool) -> tuple[str, Delivery | None]:
+def _delivery(
+    plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool, discard_edits: bool
+) -> tuple[str, Delivery | None]:
     """The local path beside which the stage will be, and where finished shards go if they do not stay in it."""
     if isinstance(dest, str | os.PathLike) and not has_scheme(os.fspath(dest)):
         return absolute(dest), None
     from ..hub.stream import deliver_to
 
-    delivery = deliver_to(dest, plan, overwrite=overwrite)
+    delivery = deliver_to(dest, plan, overwrite=overwrite, discard_edits=discard_edits)
     return delivery.place, delivery
 
 

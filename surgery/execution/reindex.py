@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import DestinationError, NotACheckpoint
+from ..evaluation.read import sha256
 from ..files.folder import LocalFolder, PathLike, locate
 from ..files.holding import holding
 from ..files.index import encode_index, parse_index
+from ..files.manifest import MANIFEST, encode_manifest, read_manifest
 from ..files.safetensors import tensors_of
 from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
+from ..opened import takes_opened
 from .stage import as_ours, sync
 
 
@@ -26,10 +29,12 @@ class Reindexed:
     changed: bool
 
 
+@takes_opened
 def reindex(path: PathLike) -> Reindexed:
     """Afterwards the index in the folder `path`, or the index file there, names the shards that hold its tensors.
 
-    The shards are only read, by their headers; the index is replaced by one rename. What else it said stays, but for `total_size`.
+    The shards are only read, by their headers; the index is replaced by one rename, and its entry in the manifest renewed.
+    What else it said stays, but for `total_size`.
     Raises NotACheckpoint where there is no index, or where the files do not hold each of its tensors once.
     """
     folder, name = locate(path)
@@ -54,7 +59,19 @@ def reindex(path: PathLike) -> Reindexed:
     new = encode_index({**old.metadata, "total_size": sum(t.nbytes for t in tensors.values())}, weight_map)
     if changed := new != old.raw:
         _replaced(where, new)
+    _told(folder, named[0], new)
     return Reindexed(where, len(weight_map), tuple(shards), changed)
+
+
+def _told(folder: LocalFolder, name: str, index: bytes) -> None:
+    """The folder's manifest, where it has one that lists the index, says what the index holds now."""
+    manifest = read_manifest(folder)
+    if manifest is None or name not in manifest.files:
+        return
+    digests = {**manifest.digests, name: sha256(index)} if manifest.digests else {}
+    renewed = replace(manifest, files={**manifest.files, name: len(index)}, digests=digests)
+    if renewed != manifest:
+        _replaced(folder.at(MANIFEST), encode_manifest(renewed))
 
 
 def _replaced(path: str, content: bytes) -> None:

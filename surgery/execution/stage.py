@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
-from ..files.folder import absolute
+from ..files.edited import edited
+from ..files.folder import LocalFolder, absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
 from .inside import Inside, durable
@@ -35,15 +36,16 @@ class Stage:
     dest: str
     inside: Inside  # the same folder, opened: all writing in it goes through this
     stale: tuple[str, ...]  # stages of other plans beside the same destination
+    discarded: tuple[str, ...] = ()  # what was edited in the destination since it was written, and is to be replaced
     twin: str = ""  # the stage of the same plan that links, or does not; of no use once this one is published
 
-    def publish(self, *, overwrite: bool) -> None:
+    def publish(self, *, overwrite: bool, discard_edits: bool = False) -> None:
         """One rename (or one exchange) makes the stage the destination; durable when this returns."""
         sync(self.path)
         if os.path.lexists(self.dest) and not _is_empty(self.dest):
             if not overwrite:
                 raise DestinationError("the destination appeared while we were writing", where=[self.dest], help=_elsewhere())
-            _check_replaceable(self.dest, overwrite)  # again: hours may lie between
+            _check_replaceable(self.dest, overwrite, discard_edits)  # again: hours may lie between
             _replace(self.path, self.dest)
         else:
             os.rename(self.path, self.dest)
@@ -53,7 +55,9 @@ class Stage:
 
 
 @contextmanager
-def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str], link: bool = False) -> Iterator[Stage]:
+def staged(
+    dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str], link: bool = False, discard_edits: bool = False
+) -> Iterator[Stage]:
     """The stage of plan `identity` for `dest`, locked. Refuses destinations that may not be written.
 
     A run that links to inputs, and one that does not, never share a stage.
@@ -65,7 +69,7 @@ def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str], 
         os.makedirs(parent, exist_ok=True)
         with _locked(os.path.join(parent, f".{name}.surgery.lock"), dest):
             _recover(dest)
-            _check_replaceable(dest, overwrite)
+            discarded = _check_replaceable(dest, overwrite, discard_edits)
             path = stage_at(dest, identity, link=link)
             _check_no_link(path)
             if (found := _identity_of(path)) and (found != identity or found == _identity_of(dest)):
@@ -73,7 +77,7 @@ def staged(dest: str, identity: str, *, overwrite: bool, inputs: Sequence[str], 
             os.makedirs(path, exist_ok=True)
             twin, inside = stage_at(dest, identity, link=not link), Inside(path)
             try:
-                yield Stage(path, dest, inside, tuple(s for s in stages(dest) if s not in (path, twin)), twin)
+                yield Stage(path, dest, inside, tuple(s for s in stages(dest) if s not in (path, twin)), discarded, twin)
             finally:
                 inside.close()
     except OSError as error:
@@ -220,10 +224,13 @@ def _check_destination(dest: str, inputs: Sequence[str]) -> None:
                 raise DestinationError("an input lies in what a broken run left here, and is to be removed", where=[source], help=tip)
 
 
-def _check_replaceable(dest: str, overwrite: bool) -> None:
-    """An existing destination must be empty, or, with `overwrite`, hold only what surgery wrote."""
+def _check_replaceable(dest: str, overwrite: bool, discard_edits: bool) -> tuple[str, ...]:
+    """An existing destination must be empty, or, with `overwrite`, hold only what surgery wrote, as it wrote it.
+
+    What was edited or removed since is refused, or, with `discard_edits`, returned.
+    """
     if not os.path.lexists(dest) or _is_empty(dest):
-        return
+        return ()
     if not overwrite:
         ours = _identity_of(dest) is not None
         tip = "choose another with -o, or replace it with --overwrite" if ours else "choose another with -o: surgery did not write this one"
@@ -245,6 +252,20 @@ def _check_replaceable(dest: str, overwrite: bool) -> None:
             where=[dest, *listed(foreign)],
             help="move them away, or choose another output with -o",
         )
+    edits = tuple(f"{name}: {what}" for name, what in edited(LocalFolder(dest), manifest).items())
+    if edits and not discard_edits:
+        raise edited_since("the destination", dest, edits)
+    return edits
+
+
+def edited_since(what: str, place: str, edits: Sequence[str]) -> DestinationError:
+    """The error where an output that is to be replaced was edited since it was written."""
+    return DestinationError(
+        f"{what} was edited since surgery wrote it: {len(edits)} {'file' if len(edits) == 1 else 'files'}",
+        where=[place, *listed(edits)],
+        help="keep a copy, or choose another output with -o; to lose the edits: --overwrite --discard-edits, "
+        "in Python overwrite=True, discard_edits=True",
+    )
 
 
 def _identity_of(path: str) -> str | None:

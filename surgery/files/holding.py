@@ -6,6 +6,7 @@ from ..errors import SurgeryError, listed
 from ..names import natural
 from .folder import Folder
 from .index import Index
+from .refs import has_scheme, parse_ref
 
 
 def holding(folder: Folder, index: Index) -> list[str]:
@@ -25,7 +26,11 @@ def stale(folder: Folder, index: Index, name: str) -> str:
     shards = holding(folder, index)
     if not shards:
         return ""
-    mended = (
-        f"surgery reindex {folder.path} writes a right one beside them" if not folder.path.startswith("hf:") else "name one of its files"
+    said = f"the index is stale: {', '.join(listed(shards, 3))} hold all its tensors"
+    if not has_scheme(folder.path):
+        return f"{said}; surgery reindex {folder.path} writes a right one beside them; or remove {name}"
+    if len(shards) == 1:
+        return f"{said}: pass that file, {folder.at(shards[0])}"
+    return (
+        f"{said}; download the repository (hf download {parse_ref(folder.path).repo_id} --local-dir DIR), surgery reindex DIR, and pass DIR"
     )
-    return f"the index is stale: {', '.join(listed(shards, 3))} hold all its tensors; {mended}; or remove {name}"

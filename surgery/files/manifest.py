@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import FormatError
@@ -22,7 +22,10 @@ MEND = "restore it from a copy, or remove it: then nothing says what was done to
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A parsed manifest; `files` maps each written file to its bytes, `identity` names the plan that wrote them."""
+    """A parsed manifest; `files` maps each written file to its bytes, `identity` names the plan that wrote them.
+
+    `digests` has the content of those that are not large and no shards: SHA-256, or git's hash; empty in older manifests.
+    """
 
     version: str
     identity: str
@@ -30,6 +33,7 @@ class Manifest:
     inputs: tuple[Mapping[str, Any], ...]
     options: Mapping[str, Any]
     files: Mapping[str, int]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -43,6 +47,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "inputs": list(manifest.inputs),
         "options": dict(manifest.options),
         "files": dict(manifest.files),
+        **({"digests": dict(manifest.digests)} if manifest.digests else {}),
     }
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
@@ -64,6 +69,7 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
             tuple(dict(entry) for entry in content["inputs"]),
             dict(content["options"]),
             {str(k): int(v) for k, v in content["files"].items()},
+            {str(k): str(v) for k, v in content.get("digests", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the manifest is not one that surgery writes: {error!r}", where=[path], help=MEND) from error

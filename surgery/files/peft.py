@@ -14,16 +14,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..errors import AdapterError, FormatError, NotACheckpoint, listed
+from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Input, Tensor
+from ..opened import takes_opened
 from .beside import Beside, opened
 from .beside import beside as found
 from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
 from .strict import parse_object
+from .training import for_training
 from .wrappers import ANY
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -31,12 +33,13 @@ PREFIX = "base_model.model."
 # Before and after the adapter's own name may stand what FSDP and its like put around a factor.
 _AROUND = rf"(?:\.(?:{ANY}))*"
 _LORA = re.compile(rf"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+){_AROUND}(?:\.(?!weight$|bias$)[^.]+)?{_AROUND}(?:\.(?P<kind>weight|bias))?")
+_FACTORS = {"lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
 # A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
 # Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
 _SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
 # Rows of an embedding that were trained, and the module whose rows they are.
 TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
-_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|default)(?=\.)")
+_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|ln_tuning_layers|default)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,14 @@ class Adapter:
         return hashlib.sha256("".join(f.digest for i in own for f in i.files).encode()).hexdigest()
 
 
+@takes_opened
 def is_adapter(path: PathLike | Folder) -> bool:
     """Whether the folder holds an adapter, and no model of its own."""
     folder = folder_at(path)
     return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
 
 
+@takes_opened
 def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = None) -> Adapter:
     """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError.
 
@@ -124,6 +129,7 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
     )
 
 
+@takes_opened
 def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None = None) -> list[Adapter]:
     """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises AdapterError for others."""
     if beside is None or len(paths) == 1:
@@ -137,7 +143,7 @@ def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None =
 
 def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
     """The adapter with what lies beside it told."""
-    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {', '.join(listed(rest.others))}"
+    note = f"models and adapters of their own lie in {adapter.path}, and are none of it: {series(listed(rest.others))}"
     return replace(adapter, unread=rest.weights, notes=(*adapter.notes, *([note] if rest.others else [])))
 
 
@@ -172,14 +178,14 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     lora: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     names: dict[str, str] = {}
-    spare = {name: tensor for name, tensor in tensors.items() if _SPARE.search(name) and _SPARE.sub("", name) in tensors}
+    spare = {n: t for n, t in tensors.items() if for_training(n) or (_SPARE.search(n) and _SPARE.sub("", n) in tensors)}
     for name, tensor in tensors.items():
         if name in spare:
             continue
         found = _LORA.fullmatch(name)
         if found:
             module = base_name(found["module"])
-            part = f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]
+            part = _part(name, found)
             place, key = lora.setdefault(module, {}), f"{module}.{part}"
         else:
             place, key = whole, base_name(name)
@@ -190,6 +196,13 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     if not tensors:
         raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
     return Adapter(path, config, lora, whole, names, dropped=spare)
+
+
+def _part(name: str, found: re.Match[str]) -> str:
+    """What a tensor is of its module's LoRA: a factor without the adapter's name, anything else by all that stands behind the module."""
+    if found["part"] not in _FACTORS:
+        return name[found.start("part") :]
+    return f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]
 
 
 def file_name(key: str, like: Adapter) -> str:

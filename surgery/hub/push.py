@@ -20,6 +20,7 @@ from ..files.card import CARD, metadata_of
 from ..files.folder import LocalFolder, absolute
 from ..files.manifest import MANIFEST
 from ..files.refs import SCHEME, has_scheme, is_ref, parse_ref
+from ..opened import takes_opened
 from . import client
 from .accepted import accepted, check_card
 from .card import Origins, completed, is_ours, origins, written
@@ -37,6 +38,7 @@ NEVER_SENT = (".git", ".cache")  # the Hub takes no files in such folders
 _NAMES = "org/name: letters, digits and -_. with no -- and no .., and neither of the two begins or ends with - or ."
 
 
+@takes_opened
 def push(
     folder: str | os.PathLike[str],
     repo_id: str,
@@ -54,6 +56,7 @@ def push(
     return execute_push(plan, on_file=on_file)
 
 
+@takes_opened
 def plan_push(
     folder: str | os.PathLike[str],
     repo_id: str,
@@ -183,13 +186,15 @@ def _files(folder: str) -> tuple[dict[str, Local], list[str]]:
 
 
 def _manifest(files: Mapping[str, Local], card: Local) -> dict[str, Local]:
-    """The manifest with the size of the card as it is sent, where it lists one."""
+    """The manifest with the size and the digest of the card as it is sent, where it lists one."""
     if MANIFEST not in files or files.get(CARD) in (None, card):
         return {}
     content = json.loads(_text(files[MANIFEST]))  # read and checked by verify
     if CARD not in content["files"]:
         return {}
     content["files"][CARD] = card.nbytes
+    if CARD in content.get("digests", {}):
+        content["digests"][CARD] = card.sha256
     return {MANIFEST: Local((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())}
 
 

@@ -25,6 +25,7 @@ from ..errors import HubError, HubUnreachable, NotOnHub, SourceChanged, SurgeryE
 from ..files.opening import regular
 from ..files.refs import HubRef, parse_ref
 from ..files.safetensors import Header, header_length, parse_header
+from ..files.symlinks import check_link
 from ..lazy.tensor import File
 from ..version import __version__
 from .client import TRIES, api, as_ours, is_transient, pause, retried, translated
@@ -169,6 +170,7 @@ def _cached_commit(ref: HubRef) -> tuple[HubRef, Mapping[str, File]]:
     for here, _, names in os.walk(snapshot):
         for name in names:
             full = os.path.join(here, name)
+            check_link(full, snapshot, follow=True)
             path = os.path.relpath(full, snapshot)
             digest = os.path.basename(os.path.realpath(full))
             said = digest if len(digest) in (40, 64) and os.path.islink(full) else ""

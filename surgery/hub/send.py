@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HubConflict, HubError, SourceChanged, listed
+from ..errors import HubConflict, HubError, SourceChanged, listed, series
 from ..lazy.tensor import File
+from ..opened import takes_opened
 from . import client
 from .client import retried, translated
 from .comparison import compared
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 
+@takes_opened
 def execute_push(plan: PushPlan, *, on_file: Callable[[str, int], None] | None = None) -> PushReport:
     """Carry out a plan; the repository holds all of it when this returns, and holds none of it if this raises before its commit.
 
@@ -114,7 +116,7 @@ def preuploaded(api: HfApi, plan: PushPlan, operations: Sequence[CommitOperation
         if local and "sha256" in local.__dict__:  # known from the comparison: not read again for it
             operation.upload_info.sha256 = bytes.fromhex(local.sha256)
     names = [operation.path_in_repo for operation in operations]
-    with translated(f"send {', '.join(listed(names, 2))}", [plan.repo_id]):
+    with translated(f"send {series(listed(names, 2))}", [plan.repo_id]):
         api.preupload_lfs_files(plan.repo_id, operations, revision=plan.revision, create_pr=plan.create_pr, free_memory=free_memory)
     # The client would leave such files out of the commit in silence; no public attribute tells them.
     if left := [operation.path_in_repo for operation in operations if getattr(operation, "_should_ignore", False)]:
@@ -215,10 +217,10 @@ def _check_unmoved(api: HfApi, plan: PushPlan, error: HubError) -> None:
         return
     now = tree_of(api, plan.repo_id, since[0].commit_id)
     changed = sorted(path for path in {*now, *plan.remote} if now.get(path) != plan.remote.get(path))
-    rows = [f"{commit.commit_id[:8]} {', '.join(commit.authors)}: {commit.title}" for commit in since]
+    rows = [f"{commit.commit_id[:8]} {series(commit.authors)}: {commit.title}" for commit in since]
     raise HubConflict(
         f"someone else committed to {plan.revision} meanwhile, and nothing was changed by this push",
-        where=[plan.repo_id, *listed(rows), f"changed there: {', '.join(listed(changed))}"],
+        where=[plan.repo_id, *listed(rows), f"changed there: {series(listed(changed))}"],
         help="look at it, then run the same command again: what was sent already is not sent again",
     ) from error.__cause__
 

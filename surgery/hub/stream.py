@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from ..checks.verify import verify
 from ..errors import DestinationError, HubError, SurgeryError, listed
 from ..execution.crew import files_of
-from ..execution.stage import stage_at
+from ..execution.stage import edited_since, stage_at
 from ..files.card import CARD
-from ..files.folder import LocalFolder
-from ..files.manifest import read_manifest
+from ..files.edited import edited
+from ..files.folder import Folder, LocalFolder
+from ..files.manifest import Manifest, read_manifest
 from ..files.refs import HubRef
+from ..opened import takes_opened
 from . import client, resume
 from .comparison import of_another_model, weights_in, with_others
 from .content import Item, Local, PushPlan, PushReport, Sent
@@ -56,20 +58,21 @@ class HubDestination:
     stage_shards: int = 1
 
 
-def deliver_to(dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, overwrite: bool) -> Streamed:
+def deliver_to(dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, overwrite: bool, discard_edits: bool = False) -> Streamed:
     """The delivery of `plan` to a repository, which is only looked at. Raises DestinationError where it holds weights, HubError."""
     goal = dest if isinstance(dest, HubDestination) else HubDestination(os.fspath(dest))
     if goal.stage_shards < 1:
         raise SurgeryError(f"{goal.stage_shards} shards in the stage are too few", help="pass --stage-shards 1 or more")
-    return Streamed(goal, plan, _looked(goal, plan, overwrite=overwrite))
+    return Streamed(goal, plan, _looked(goal, plan, overwrite=overwrite, discard_edits=discard_edits))
 
 
-def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool = False) -> PushPlan:
+@takes_opened
+def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool = False, discard_edits: bool = False) -> PushPlan:
     """What carrying out `plan` at `dest` would send, delete and keep there; nothing is made or changed.
 
     Everything counts as sent, since what the Hub has of it already shows when it is made. Raises as `deliver_to` does.
     """
-    push = deliver_to(dest, plan, overwrite=overwrite).push
+    push = deliver_to(dest, plan, overwrite=overwrite, discard_edits=discard_edits).push
     sizes = {s.name: s.nbytes for s in plan.shards} | {p: len(f) if isinstance(f, bytes) else f.size for p, f in plan.files.items()}
     card = () if CARD in sizes else (CARD,)
     told = f"{CARD}, the model card, is written, or completed where there is one"
@@ -79,7 +82,7 @@ def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwr
     return with_others(push, [*sizes, *card])
 
 
-def _looked(goal: HubDestination, plan: Plan, *, overwrite: bool) -> PushPlan:
+def _looked(goal: HubDestination, plan: Plan, *, overwrite: bool, discard_edits: bool) -> PushPlan:
     """What the repository holds; refused where that is weights which nobody said to replace."""
     push = looked(
         client.api(),
@@ -91,7 +94,9 @@ def _looked(goal: HubDestination, plan: Plan, *, overwrite: bool) -> PushPlan:
         tag=goal.tag,
         keep=goal.keep,
     )
-    _check_replaceable(push, plan, stage_at(stage_of(goal.repo, goal.stage), plan.identity), overwrite=overwrite)
+    _check_replaceable(
+        push, plan, stage_at(stage_of(goal.repo, goal.stage), plan.identity), overwrite=overwrite, discard_edits=discard_edits
+    )
     return push
 
 
@@ -104,15 +109,19 @@ def _is_sent(push: PushPlan, plan: Plan, stage: str) -> bool:
     )
 
 
-def _check_replaceable(push: PushPlan, plan: Plan, stage: str, *, overwrite: bool) -> None:
+def _check_replaceable(push: PushPlan, plan: Plan, stage: str, *, overwrite: bool, discard_edits: bool) -> None:
     """A pull request and a new branch replace nothing; a commit to a branch with weights on it does.
 
     Unless the weights are just what the journal in `stage` says was sent: then a run died after its commit, and nothing is replaced.
     """
     held = weights_in(push.remote)
-    if overwrite or not held or push.create_pr or push.new_branch:
+    if not held or push.create_pr or push.new_branch or (overwrite and discard_edits):
         return
-    manifest = read_manifest(open_remote(HubRef(push.repo_id, push.parent))[0])
+    folder = open_remote(HubRef(push.repo_id, push.parent))[0]
+    manifest = read_manifest(folder)
+    if overwrite:
+        _check_unedited(push, folder, manifest)
+        return
     mine = manifest is not None and manifest.identity == plan.identity
     if mine and _is_sent(push, plan, stage):
         return
@@ -122,6 +131,13 @@ def _check_replaceable(push: PushPlan, plan: Plan, stage: str, *, overwrite: boo
         where=[f"{push.repo_id}@{push.revision}", *listed(held), *ours],
         help="replace them with --overwrite, the history keeps them; or propose it with --create-pr; or choose another name with -o",
     )
+
+
+def _check_unedited(push: PushPlan, folder: Folder, manifest: Manifest | None) -> None:
+    """Raise DestinationError where files that surgery wrote were edited there; the card is completed, never lost."""
+    edits = [f"{name}: {what}" for name, what in edited(folder, manifest).items() if name != CARD] if manifest else []
+    if edits:
+        raise edited_since("the repository", f"{push.repo_id}@{push.revision}", edits)
 
 
 class Streamed:

@@ -53,8 +53,13 @@ class Reading:
     places: Mapping[str, str]  # wanted name -> offered name
     renames: tuple[Rename, ...]  # those that were of use
 
+    @property
+    def moves(self) -> dict[str, str]:
+        """The places that are called otherwise than what belongs there; where there are none, nothing is to be told."""
+        return {name: place for name, place in self.places.items() if name != place}
+
     def __str__(self) -> str:
-        name, place = next(((a, b) for a, b in self.places.items() if a != b), ("", ""))
+        name, place = next(iter(self.moves.items()))
         by = ", ".join(dict.fromkeys(rename.owner for rename in self.renames))
         rules = "; ".join(map(str, dict.fromkeys(map(str, self.renames))))
         return f"{self.how}: {name} is {place}, by the renames of {by} ({rules})"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import PlanError, listed
+from ..errors import PlanError, listed, series
 from ..lazy.tensor import Shape, Tensor
 from ..names import natural
 
@@ -95,7 +95,7 @@ def check_accepted(config: Mapping[str, Any], model_class: str, tensors: Mapping
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     misshapen = [f"{n} {shapes[n]}, not {shape}" for n, shape in want.shapes.items() if shapes.get(n, shape) != shape]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if rows := [f"{what}: {', '.join(listed(sorted(names, key=natural)))}" for what, names in found.items() if names]:
+    if rows := [f"{what}: {series(listed(sorted(names, key=natural)))}" for what, names in found.items() if names]:
         raise PlanError(
             f"{model_class} would not load the result whole",
             where=rows,

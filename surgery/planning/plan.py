@@ -27,8 +27,10 @@ from ..files.safetensors import encode_header, header_alone, in_file_order
 from ..lazy.dtypes import Dtype
 from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is_computed, stored, substitute
 from ..names import natural
+from ..opened import takes_opened
 from ..version import __version__
 from .accounts import check_accounts, check_adapters, check_metadata, check_packed
+from .digests import digests_of
 from .identity import described, identity_of
 from .metadata import joined_metadata
 from .outputs import check_paths
@@ -114,6 +116,7 @@ class Plan:
         return self.needed - self.nbytes - self.record_bytes + sum(sorted(sizes, reverse=True)[:room])
 
 
+@takes_opened
 def plan(
     checkpoint: Checkpoint | Adapter,
     max_shard_size: int | str | None = None,
@@ -194,7 +197,7 @@ def _manifest(
     sizes = {path: len(file) if isinstance(file, bytes) else file.size for path, file in files.items()}
     sizes |= {shard.name: shard.nbytes for shard in shards}
     inputs = tuple(described(source) for source in checkpoint.inputs)
-    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())))
+    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())), digests_of(files))
     return encode_manifest(made)
 
 

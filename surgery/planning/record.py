@@ -21,6 +21,7 @@ from ..errors import FormatError, LayoutError, PlanError, VerificationFailed, li
 from ..evaluation.kinds import undoable
 from ..evaluation.read import Reader
 from ..files.folder import Folder
+from ..files.manifest import read_manifest
 from ..files.safetensors import Header, encode_header, in_file_order, tensors_of
 from ..files.strict import parse_object
 from ..lazy.dtypes import DTYPES, Dtype
@@ -203,7 +204,7 @@ def read_base_record(folder: Folder) -> BaseRecord:
     """The base record of a merged folder. Raises FormatError where it is broken, VerificationFailed where there is none."""
     path = folder.at(UNDO)
     if not folder.has(UNDO):
-        raise VerificationFailed("no undo record is here: the merge was not made with --reversible", where=[path], help=WITHOUT)
+        raise _no_record(folder)
     file, header = _headers(folder, [UNDO])[UNDO]
     facts = unsealed(header, path)
     fail = _damaged(path)
@@ -219,6 +220,19 @@ def read_base_record(folder: Folder) -> BaseRecord:
         if hashlib.sha256(content).hexdigest() != facts["files"][name]["sha256"]:
             raise FormatError("the undo record is damaged", where=[f"{path}: {name}"], help=MEND)
     return BaseRecord(named["header/"], named["file/"], facts["files"], facts)
+
+
+def _no_record(folder: Folder) -> VerificationFailed:
+    """Why there is no record, as far as the manifest tells: no merge is told of, or one that was not to be taken back."""
+    manifest, where = read_manifest(folder), [folder.at(UNDO)]
+    steps = [str(step.get("surgery")) for step in manifest.history] if manifest else []
+    if "merge" in steps:
+        return VerificationFailed("no undo record is here: the merge was not made with --reversible", where=where, help=WITHOUT)
+    if "unmerge" in steps:
+        return VerificationFailed("no undo record is here: this is a base that was given back already", where=where)
+    told = f"of {', '.join(steps)}, and of no merge" if manifest else "nothing: no surgery wrote this folder"
+    tip = "a base needs nothing; of what another tool merged, most comes back: surgery unmerge --approximate MERGED ADAPTER -o OUT"
+    return VerificationFailed(f"nothing was merged here that could be taken back: the manifest tells {told}", where=where, help=tip)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, PlanError, listed
+from ..errors import NothingMatched, PlanError, listed, series
 from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
+from ..opened import takes_opened
 from .header_ties import along
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
@@ -20,6 +21,7 @@ from .split import fused_in, split_at, split_in, without_note
 CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
 
 
+@takes_opened
 def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete; nothing computed.
 
@@ -52,7 +54,7 @@ def _target(checkpoint: Checkpoint, to: str) -> Target:
     if known:
         tip = f"model type `{kind}` can become {', '.join(target.name for target in known)}"
     else:
-        tip = f"no target is known for model type `{kind}`; types with one are {', '.join(sorted({t.source for t in TARGETS}))}"
+        tip = f"no target is known for model type `{kind}`; types with one are {series(sorted({t.source for t in TARGETS}))}"
     raise NothingMatched(f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=tip)
 
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
 from ..names import compiled, select
+from ..opened import takes_opened
 from .header_ties import along
 
 Rule = tuple[str, str]
 
 
+@takes_opened
 def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
     r"""Rewrite names: each rule (regular expression, replacement) in turn, wherever it occurs in a name.
 
@@ -65,6 +67,7 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
     return current
 
 
+@takes_opened
 def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
     """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does.
 

@@ -14,12 +14,14 @@ from ..files.peft import Adapter
 from ..files.safetensors import header_alone
 from ..lazy.dtypes import F32
 from ..lazy.tensor import File, Input, Sum, Tensor, Zeros, add, narrow
+from ..opened import takes_opened
 from ..planning.record import BaseRecord, read_base_record, read_shard_records
 from .merging.merge import merge
 
 SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an estimate
 
 
+@takes_opened
 def unmerge(checkpoint: Checkpoint) -> Checkpoint:
     """The base that `merge(…, reversible=True)` made the checkpoint from: each file as it was, but for `.surgery/`.
 
@@ -88,6 +90,7 @@ def _left(checkpoint: Checkpoint, record: BaseRecord) -> list[str]:
     return [f"not the base's, and left out: {', '.join(more)}"] if more else []
 
 
+@takes_opened
 def unmerge_approximately(
     checkpoint: Checkpoint,
     adapter: Adapter | Sequence[Adapter],
@@ -147,6 +150,7 @@ def _share(undone: Tensor) -> float:
     return float((back != weights).float().mean())
 
 
+@takes_opened
 def reversible(merged: Checkpoint, base: Checkpoint) -> Checkpoint:
     """`merged`, with an undo record of `base` beside its shards when it is written, so that `unmerge` gives the base back.
 

@@ -16,6 +16,7 @@ import peft
 import pytest
 import tiny_models
 import torch
+import transformers as tf
 from models.fused import stacks
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -414,6 +415,44 @@ def test_verification_fails_with_what_is_wrong(made: Callable[..., Path]) -> Non
         found.require()
     assert "merge: 21 tensors are not what the merge gives" in str(failed.value)
     assert "model.layers.0.mlp.down_proj.weight: never applied" in str(failed.value)
+
+
+ANOTHER = "this looks like the merge of another adapter"
+
+
+def merge_check(folder: Path, **given: Any) -> str:
+    given = {"base": folder / "base", "adapter": folder / "adapter", **given}
+    found = surgery.verify(folder / "merged", check_class=False, **given)
+    return next(check.detail for check in found.checks if check.name == "merge")
+
+
+def test_another_adapter_is_said_to_be_one(made: Callable[..., Path], tmp_path: Path) -> None:
+    """Of the same modules, of fewer and of others; not where the merge was never made, or with another alpha."""
+    folder = made()
+    model = tf.LlamaForCausalLM.from_pretrained(folder / "base")
+    for name, targets in (("same", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), ("few", ["q_proj"])):
+        other = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+        with torch.no_grad():
+            for parameter in other.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape))
+        other.save_pretrained(tmp_path / name)
+        assert ANOTHER in merge_check(folder, adapter=tmp_path / name), name
+        model = other.unload()
+    heads = made(target_modules=["q_proj"])
+    assert ANOTHER in merge_check(heads, adapter=tmp_path / "same")
+    assert "looks like" not in merge_check(folder)
+    found = surgery.verify(folder / "base", check_class=False, base=folder / "base", adapter=folder / "adapter")
+    assert "looks like" not in next(check.detail for check in found.checks if check.name == "merge")
+
+
+def test_another_base_is_said_to_be_one(made: Callable[..., Path], tmp_path: Path) -> None:
+    def moved(tensors: dict[str, torch.Tensor], _: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: tensor + torch.randn_like(tensor) for name, tensor in tensors.items()})
+
+    folder = made()
+    found = surgery.verify(edited(folder, tmp_path / "out", moved), check_class=False, base=folder / "base", adapter=folder / "adapter")
+    assert "this looks like another base, since no tensor is as in the one given" in str([check.detail for check in found.checks])
 
 
 def surge(*args: object) -> Any:

@@ -592,7 +592,7 @@ def test_each_input_byte_is_read_once(tmp_path: Path) -> None:
             return int(open("/proc/self/io").readline().split()[1])
 
         base, adapter, dest = sys.argv[1:]
-        surgery.write(surgery.open_checkpoint(adapter + "/adapter_model.safetensors"), dest + "-warm")
+        surgery.write(surgery.open_adapter(adapter), dest + "-warm")
         begin = read()
         checkpoint = surgery.merge(surgery.split_qkv(surgery.open_checkpoint(base)), surgery.open_adapter(adapter))
         report = surgery.write(checkpoint, dest, "40MB", workers=2)

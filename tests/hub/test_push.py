@@ -224,7 +224,8 @@ def test_a_private_repository(hub: Hub, model: Path) -> None:
         surgery.push(model, REPO, private=True)
     assert str(caught.value) == (
         f"the repository is there, and public\n  --> {REPO}\n"
-        "help: make it private in its settings, or choose another name; to push to it as it is, leave --private out"
+        "help: make it private in its settings, or choose another name; to push to it as it is, leave --private out\n"
+        "      in Python, --private is private="
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -664,6 +665,39 @@ def test_offline_and_half_in_the_cache(hub: Hub, base: Path, monkeypatch: pytest
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FormatError, match="the index names 2 files that are not there"):
         surgery.open_checkpoint("org/name")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_offline_and_a_blob_is_lost(hub: Hub, base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    snapshot = Path(snapshot_download("org/name"))
+    os.unlink(os.path.realpath(snapshot / name))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FormatError, match="a link leads nowhere") as caught:
+        surgery.open_checkpoint("org/name")
+    assert caught.value.where[0].startswith(str(snapshot / name)) and "hf download org/name" in str(caught.value.help)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_stale_index_there_says_what_to_pass(hub: Hub, base: Path, tmp_path: Path, shards: int) -> None:
+    """One file that holds all is passed itself, and opens; several are mended in a copy."""
+    folder, names = base, sorted(p.name for p in base.glob("*.safetensors"))
+    if shards == 1:
+        folder = tmp_path / "one"
+        surgery.write(surgery.open_checkpoint(base), folder, "5GB")
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
+        names = ["weights.safetensors"]
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "gone.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    hub.put_folder("org/stale", folder)
+    with pytest.raises(FormatError, match="files that are not there") as caught:
+        surgery.open_checkpoint("org/stale")
+    said = str(caught.value.help)
+    assert said.startswith("the index is stale: ") and all(name in said for name in names)
+    if shards == 1:
+        assert surgery.open_checkpoint(said.rpartition(" ")[2]).tensors
+    else:
+        assert "hf download org/stale --local-dir DIR" in said and "surgery reindex DIR" in said
 
 
 def test_a_process_takes_all_from_its_environment(hub: Hub, base: Path, tmp_path: Path) -> None:

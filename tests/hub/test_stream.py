@@ -187,7 +187,8 @@ def test_weights_are_not_replaced_unasked(hub: Hub, split: surgery.Plan) -> None
     assert str(caught.value) == (
         "the repository holds weights already\n"
         "  --> org/model@main\n      model-00001-of-00099.safetensors\n      x.bin\n"
-        "help: replace them with --overwrite, the history keeps them; or propose it with --create-pr; or choose another name with -o"
+        "help: replace them with --overwrite, the history keeps them; or propose it with --create-pr; or choose another name with -o\n"
+        "      in Python, --overwrite is overwrite=, --create-pr is create_pr="
     )
     assert not hub.seen("^(POST|PUT)") and left() == []
     report = surgery.execute(split, DEST, overwrite=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from conftest import hashes
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
@@ -328,3 +329,45 @@ def test_inspected_and_injected(tmp_path: Path) -> None:
     assert ties == tuple(f"{name} is {EMBED}, as the header of model.safetensors says" for name in sorted([HEAD, SECOND]))
     adapter = surgery.inject(surgery.open_checkpoint(tmp_path / "base"), ["lm_head"], rank=4)
     assert set(adapter.lora) == {"lm_head"}
+
+
+def test_a_header_that_says_what_the_class_says(tmp_path: Path) -> None:
+    """A tied Llama saved by `save_model`: both are stored, config.json says so, and the header no more that they are one."""
+    torch.manual_seed(0)
+    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**small, tie_word_embeddings=True))
+    model.save_pretrained(tmp_path / "base")
+    save_model(model, str(tmp_path / "base" / "model.safetensors"), metadata={"format": "pt"})
+    stored = surgery.open_checkpoint(tmp_path / "base")
+    name, holder = next((k, v) for k, v in metadata(tmp_path / "base/model.safetensors").items() if k != "format")
+    assert {name, holder} == {HEAD, f"model.{EMBED}"}
+    assert name not in stored.tensors
+
+    def computed(path: Path, adapter: Path | None = None) -> torch.Tensor:
+        found: Any = tf.LlamaForCausalLM.from_pretrained(path)
+        with torch.no_grad():
+            return (PeftModel.from_pretrained(found, str(adapter)) if adapter else found).eval()(torch.arange(20)[None]).logits
+
+    peft: Any = get_peft_model(tf.LlamaForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=4, target_modules=["embed_tokens"]))
+    with torch.no_grad():
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    peft.save_pretrained(tmp_path / "adapter")
+    surgery.write(merged(tmp_path), tmp_path / "out")
+    live = computed(tmp_path / "base", tmp_path / "adapter")
+    assert (computed(tmp_path / "base") - live).abs().max() > 0.01
+    assert (computed(tmp_path / "out") - live).abs().max() < 1e-5
+    assert metadata(tmp_path / "out" / "model.safetensors") == {"format": "pt"}
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_the_state_of_a_live_model_folded_in(module: str, tmp_path: Path) -> None:
+    """Saved whole, without being merged: its header ties the names that lie inside PEFT's layers."""
+    torch.manual_seed(0)
+    live = get_peft_model(Toy(*ONE), LoraConfig(r=4, target_modules=[module], init_lora_weights=False))
+    (tmp_path / "live").mkdir()
+    save_model(live, str(tmp_path / "live" / "model.safetensors"))
+    live.peft_config["default"].save_pretrained(tmp_path / "live")
+    surgery.write(surgery.merge(*surgery.own_adapter(surgery.open_checkpoint(tmp_path / "live"))), tmp_path / "out")
+    assert (output(loaded(tmp_path / "out")) - output(live)).abs().max() < 1e-5

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ...errors import FormatError, LayoutError, NothingMatched, SurgeryError, listed, nearest
+from ...errors import FormatError, LayoutError, NothingMatched, SurgeryError, listed, nearest, series
 from ...names import compiled, natural
 from .detect import KINDS, Tensors, axis_of, fused_sites, habit, looks_fused, sizes_of, split_sites
 from .layout import HEADS, KV_HEADS, Config, Layout, Place, divided, has, in_groups, number, sections
@@ -62,7 +62,7 @@ class Given:
             ),
             (self.axis is not None and self.axis < 0, f"there is no axis {self.axis}", "axes count from 0: rows are 0, columns 1"),
             ("" in called, "a part has no name", "say names as in --names q=query,k=key,v=value"),
-            (len(set(called)) < len(called), f"two parts would be called {', '.join(called)}", "give each part a name of its own"),
+            (len(set(called)) < len(called), f"two parts would be called {series(called)}", "give each part a name of its own"),
             (
                 self.layout == "blocked" and self.groups > 1,
                 f"blocked has one group, not {self.groups}",
@@ -228,10 +228,10 @@ def _row(
     mine = _of_type(kind, leaf, config)
     keys = given.order or KEYS[kind]
     if unknown := sorted(given.names.keys() - set(keys)):
-        raise SurgeryError(f"there is no part {', '.join(unknown)}", help=f"the parts are {', '.join(keys)}; --order says others")
+        raise SurgeryError(f"there is no part {', '.join(unknown)}", help=f"the parts are {series(keys)}; --order says others")
     if given.slots and len(given.slots) != len(keys):
         tip = "give one number for each part, in the order in which they lie; --order says which parts there are"
-        raise SurgeryError(f"{len(given.slots)} slots for the {len(keys)} parts {', '.join(keys)}", help=tip)
+        raise SurgeryError(f"{len(given.slots)} slots for the {len(keys)} parts {series(keys)}", help=tip)
     known_as = mine.parts if mine else habit(kind, leaf)
     called = {key: given.names.get(key) or known_as.get(key) or f"{key}_proj" for key in keys}
     if len(set(called.values())) < len(called):
@@ -253,14 +253,14 @@ def _layout(given: Given, place: Place, keys: Sequence[str], sizes: Sequence[int
         return in_groups(groups, *each)
     if not slots:
         raise LayoutError(
-            f"neither config.json nor the shapes tell how long {', '.join(keys)} are",
+            f"neither config.json nor the shapes tell how long {series(keys)} are",
             where=[place.module],
-            help=f"say it with --slots, one number for each of {','.join(keys)}: how many heads of each there are in a group",
+            help=f"say it with --slots, one number for each of {series(keys, ',')}: how many heads of each there are in a group",
         )
     if sizes and not given.slots and any(n * sum(slots) != m * sum(sizes) for n, m in zip(sizes, slots, strict=True)):
         said, seen = (":".join(map(str, numbers)) for numbers in (slots, sizes))
         raise LayoutError(
-            f"this layout makes {', '.join(keys)} as long as {said}, but by the projections around it they are {seen}",
+            f"this layout makes {series(keys)} as long as {said}, but by the projections around it they are {seen}",
             where=[place.module],
             help="say the heads of each part with --slots, or choose another --layout, --groups or --order",
         )
@@ -304,7 +304,7 @@ def _said(place: Place, option: str, *fields: str) -> int:
     found = sorted({number(section, *fields) for section in sections(place.config) if has(section, *fields)})
     if len(found) != 1:
         what = f"says {' and '.join(map(str, found))}" if found else "has none"
-        raise LayoutError(f"config.json {what} for {', '.join(fields)}", where=[place.module], help=f"say it with {option}")
+        raise LayoutError(f"config.json {what} for {series(fields)}", where=[place.module], help=f"say it with {option}")
     return found[0]
 
 
@@ -354,5 +354,5 @@ def _nothing(given: Given, tensors: Tensors) -> NothingMatched:
         tip = "it is matched with the names of modules: leave `\\.weight` out"
     else:
         near = [m for m in modules if rule.search(m)] or nearest(given.pattern.replace("\\", ""), modules) or modules
-        tip = f"modules are such as {', '.join(listed(near, 3))}"
+        tip = f"modules are such as {series(listed(near, 3))}"
     return NothingMatched(f"no module's whole name matches `{given.pattern}`", help=tip)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from ...errors import LayoutError
+from ...errors import LayoutError, series
 from ...lazy.tensor import Shape, Tensor, concat, narrow, reshape
 
 Config = Mapping[str, Any]
@@ -105,7 +105,7 @@ def number(config: Config, *names: str) -> int:
             return value
     there = [f"{name} = {value!r}" for name in names if (value := config.get(name)) is not None]
     raise LayoutError(
-        f"config.json says {', '.join(there)}, which is no head count or width" if there else f"config.json has none of {', '.join(names)}",
+        f"config.json says {', '.join(there)}, which is no head count or width" if there else f"config.json has none of {series(names)}",
         where=[f"config.json: model type {config.get('model_type', 'unknown')!r}"],
         help="complete config.json from the model's class: the layout of its fused tensors depends on it",
     )

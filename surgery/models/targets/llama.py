@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import series
 from ..fused.layout import Config
 from .target import Target, common, first, one_of, partial_rotary, picked, reasons, rope_fields
 
@@ -83,7 +84,7 @@ def _phi3_notes(config: Config) -> list[str]:
     rope = config.get("rope_parameters") or {}
     window = config.get("sliding_window")
     return reasons(
-        (drops, f"{', '.join(drops)} of the training have no place in the target's config"),
+        (drops, f"{series(drops)} of the training have no place in the target's config"),
         (rope.get("rope_type") == "longrope", "Phi-3's class computes its cache anew where generation passes the original length"),
         (window and not _window(config), f"the sliding window of {window} is longer than any input, and left to mistral"),
     )
@@ -224,7 +225,7 @@ def _unfit_qwen(config: Config) -> list[str]:
 def _qwen_notes(config: Config) -> list[str]:
     more = [name for name in ("use_logn_attn", "use_dynamic_ntk") if config.get(name)]
     length = config.get("seq_length", first(config, "max_position_embeddings", "n_positions"))
-    return reasons((more, f"equal for inputs up to seq_length {length}; beyond it Qwen uses {' and '.join(more)}, which qwen2 has not"))
+    return reasons((more, f"equal for inputs up to seq_length {length}; beyond it Qwen uses {series(more, ' and ')}, which qwen2 has not"))
 
 
 _QWEN_LAYER = (

@@ -12,7 +12,7 @@ from typing import Any
 from ...adapters.fused import fuse_adapter
 from ...adapters.lora import pattern
 from ...checkpoint import Checkpoint
-from ...errors import NothingMatched, NotSupported, SurgeryError, listed, nearest
+from ...errors import NothingMatched, NotSupported, SurgeryError, listed, nearest, series
 from ...files.peft import PREFIX, Adapter
 from ...files.refs import has_scheme, parse_ref
 from ...lazy.dtypes import ARITHMETIC, F32
@@ -21,6 +21,7 @@ from ...models.families import NOT_FROM_TEXT
 from ...models.fused.row import Site
 from ...models.names_v5 import in_memory, renames_of
 from ...names import compiled, is_called, natural
+from ...opened import takes_opened
 from ..split import fused_in, in_memory_sites, sites_held, split_at
 from .modules import Kind, Module, checked, parameters_in, tied, told
 from .parameters import Parameter, as_peft_reads, keys_of, targeted
@@ -48,6 +49,7 @@ _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@takes_opened
 def inject(
     base: Checkpoint,
     target_modules: str | Sequence[str] = (),
@@ -251,7 +253,7 @@ def _without_copied(config: Mapping[str, Any], chosen: Sequence[str]) -> tuple[l
     both = [module for module in chosen if _is_copied(ends, module)]
     if not both:
         return list(chosen), []
-    said = f"PEFT saves every module whose name ends in {' or '.join(ends)}"
+    said = f"PEFT saves every module whose name ends in {series(ends, ' or ')}"
     if config["target_modules"] != ALL_LINEAR:
         tip = f"--exclude-modules {','.join(listed(both))}"
         raise NotSupported(f"a module cannot be a target and be saved whole: {said}", where=listed(both), help=tip)
@@ -313,7 +315,7 @@ def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence
     _check_left(base, config, idle or targets, modules)
     leaves = sorted({module.rpartition(".")[2] for module in modules})
     near = [leaf for target in idle or targets for leaf in nearest(target, leaves)]
-    tip = f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {', '.join(listed(leaves, 12))}"
+    tip = f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {series(listed(leaves, 12))}"
     tip += "; a text is a regular expression for whole names" if near and isinstance(wanted, str) else ""
     what = f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}"
     raise NothingMatched(what, where=[base.path], help=tip)
@@ -328,10 +330,10 @@ def _check_left(base: Checkpoint, config: Mapping[str, Any], idle: Sequence[str]
     saved = [name for name in found if name not in excluded and _is_copied(config["modules_to_save"] or (), name)]
     layers = [name for name in found if name not in (*excluded, *saved)]
     options = {"--exclude-modules": excluded, "--modules-to-save": saved, "--layers-to-transform": layers}
-    rows = [f"{option} takes {len(names)} away: {', '.join(listed(names))}" for option, names in options.items() if names]
+    rows = [f"{option} takes {len(names)} away: {series(listed(names))}" for option, names in options.items() if names]
     if rows:
         tip = "target other modules, or change these options"
-        raise NothingMatched(f"other options leave none of the targets {', '.join(listed(idle))}", where=[base.path, *rows], help=tip)
+        raise NothingMatched(f"other options leave none of the targets {series(listed(idle))}", where=[base.path, *rows], help=tip)
 
 
 def _check_patterns(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str]) -> None:
@@ -341,7 +343,7 @@ def _check_patterns(base: Checkpoint, config: Mapping[str, Any], chosen: Sequenc
     if idle:
         leaves = sorted({name.rpartition(".")[2] for name in chosen})
         what = f"{len(idle)} of {len(given)} patterns match none of the targets"
-        raise NothingMatched(what, where=[base.path, *listed(idle)], help=f"the targets are called {', '.join(listed(leaves, 12))}")
+        raise NothingMatched(what, where=[base.path, *listed(idle)], help=f"the targets are called {series(listed(leaves, 12))}")
 
 
 def _check_biases(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str]) -> None:
@@ -367,10 +369,10 @@ def _check_kinds(base: Checkpoint, config: Mapping[str, Any], chosen: Mapping[st
     refuse(of[Kind.OTHER], f"LoRA cannot be put on {named}", tip)
     kinds = {name: base.tensors[module.weight].dtype for name, module in chosen.items() if module.weight in base.tensors}
     odd = {name: chosen[name] for name, dtype in kinds.items() if dtype not in ARITHMETIC}
-    refuse(odd, f"cannot put LoRA on weights of {', '.join(sorted({str(kinds[name]) for name in odd}))}", "dequantise the base first")
+    refuse(odd, f"cannot put LoRA on weights of {series(sorted({str(kinds[name]) for name in odd}))}", "dequantise the base first")
     dark = {name: module for name, module in of[Kind.CONVOLUTION].items() if not module.groups}
     what = "whether these convolutions are grouped, shape and model type do not tell, and lora_A depends on it"
-    refuse(dark, what, "ask the class: --check-class, in Python check_class=True")
+    refuse(dark, what, "ask the class: --check-class")
     uneven = {n: m for n, m in of[Kind.CONVOLUTION].items() if m.groups and _rank(config, n) % m.groups}
     refuse(uneven, "the rank of a grouped convolution has to be a multiple of its groups", "choose another rank, or leave them out")
     if config["lora_bias"]:

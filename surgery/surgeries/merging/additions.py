@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NothingMatched, listed
+from ...errors import NothingMatched, listed, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import classes_with, heads_of
@@ -38,9 +38,7 @@ def check_added(pattern: str | None, added: Mapping[str, Tensor], adapters: Sequ
         return
     whole = sorted({name for one in adapters for name in one.whole})
     held = f"held whole are {', '.join(listed(whole, 3))}" if whole else "the adapters hold no tensor whole"
-    raise NothingMatched(
-        f"`{pattern}` adds no tensor: no name of one without a place matches it as a whole", help=f"{held}; --add, in Python add="
-    )
+    raise NothingMatched(f"`{pattern}` adds no tensor: no name of one without a place matches it as a whole", help=f"{held}; --add")
 
 
 def is_within(module: str, saved: Sequence[str]) -> bool:
@@ -57,6 +55,6 @@ def why_not(checkpoint: Checkpoint, names: Sequence[str]) -> str:
     elif not classes:
         known = f"which heads model type `{kind}` has is not known"
     else:
-        known = f"no class of model type `{kind}` has {', '.join(listed(names, 2))} beside its body"
+        known = f"no class of model type `{kind}` has {series(listed(names, 2))} beside its body"
     escaped = names[0].replace(".", "\\.")
-    return f"{known}: --add '{escaped}', in Python add=, adds a tensor under its own name"
+    return f"{known}: --add '{escaped}' adds a tensor under its own name"

@@ -55,7 +55,7 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | No
     full = [one for one in full if len(one.places) == len(full[0].places)]
     if len(full) > 1:
         raise _either(adapter, full)
-    if not full:
+    if not full or not full[0].moves:
         if not placed and readings and len(readings[0].places.keys() & set(wanted.values())) > len(here):
             raise _partly(adapter, readings[0], wanted)
         return adapter, ""

@@ -27,6 +27,7 @@ from ...lazy.dtypes import Dtype
 from ...lazy.tensor import File, Input, Shape, Stored, Tensor
 from ...models.names_v5 import in_memory, renames_of
 from ...names import natural
+from ...opened import takes_opened
 from ..header_ties import along
 from ..split import names_of
 
@@ -47,6 +48,7 @@ def own_names(checkpoint: Checkpoint) -> list[str]:
     return [name for name in checkpoint.tensors if any(rule.fullmatch(name) for rule in (_LORA, _SAVED, _INSIDE, TOKENS))]
 
 
+@takes_opened
 def inject_into(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """The checkpoint with the adapter's tensors beside its own, and adapter_config.json; what it holds stays as it is.
 
@@ -92,6 +94,7 @@ def _without_path(adapter: Adapter) -> tuple[Mapping[str, Any], list[str]]:
     return adapter.config, [f"{CONFIG}: base_model_name_or_path is a path of this machine, {named}: {tip}"]
 
 
+@takes_opened
 def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
     """The checkpoint without its own LoRA, and that LoRA as an adapter, under the names that PEFT gives it.
 

@@ -52,7 +52,7 @@ def _check_type(base: Checkpoint, adapter: Adapter) -> None:
     raise AdapterError(
         f"the adapter was trained on a model of type `{theirs}`, and this base is of type `{ours}`",
         where=[adapter.path, f"base_model_name_or_path = {adapter.config.get('base_model_name_or_path')!r}", base.path],
-        help="give the base that it was trained on; if this one is meant: --any-base, in Python any_base=True",
+        help="give the base that it was trained on; if this one is meant: --any-base",
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...adapters.adalora import as_lora
 from ...adapters.attention import on_attention
 from ...adapters.consistency import keeps_ties, strangers, without_factors
 from ...adapters.dora import gain
@@ -15,15 +14,17 @@ from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
 from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
+from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed
+from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
+from ...opened import takes_opened
 from ..cast import cast
 from ..header_ties import along
 from ..rename import Rule, renamed
@@ -31,6 +32,7 @@ from ..split import fuse_at, names_of, sites_held, split_at
 from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
 from .along import notes_along
+from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
@@ -39,12 +41,14 @@ from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .vocabulary import with_vocabulary
 
 
+@takes_opened
 def merge(
     checkpoint: Checkpoint,
     adapter: Adapter | Sequence[Adapter],
@@ -162,7 +166,7 @@ def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale
 def _plain(adapter: Adapter, base_as_trained: bool) -> Adapter:
     """The adapter as LoRA on modules and parameters. Raises NotSupported for a kind that is not merged, AdapterError."""
     check_kind(adapter, base_as_trained=base_as_trained)
-    plain = as_lora(adapter)
+    plain = as_plain(adapter)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
 
@@ -188,13 +192,15 @@ def _merged(
         now = placed.whole.get(name, base)
         made = summed(reshape(now, matrix_of(now.shape)), placed.deltas.get(name, []), base.dtype, placed.gains.get(name))
         tensors[name] = reshape(made, now.shape)
+    gone = {**placed.under, **{n: checkpoint.tensors[n] for n, new in placed.whole.items() if checkpoint.tensors[n] != new}}
+    replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, gone)
     shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
     return replace(
         checkpoint,
         tensors={**tensors, **placed.added},
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
-        replaced={**checkpoint.replaced, **placed.under, **{n: checkpoint.tensors[n] for n in placed.whole}},
-        dropped={**checkpoint.dropped, **placed.dropped},
+        replaced=replaced,
+        dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
     )
 
@@ -229,10 +235,10 @@ def _check_new(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
     before = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
     for one in adapters:
         if one.inputs and one.digest in before:
-            tip = "its delta would be added twice; if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; if that is meant: --again"
             raise PlanError("the adapter is merged into this base already", where=[one.path, checkpoint.path], help=tip)
         if one.inputs and one.digest in given:
-            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again, in Python again=True"
+            tip = "its delta would be added twice; give it once, with another weight, or, if that is meant: --again"
             raise PlanError("the adapter is given twice", where=list(dict.fromkeys([given[one.digest], one.path])), help=tip)
         given[one.digest] = one.path
 
@@ -243,7 +249,7 @@ def _chosen(adapters: Sequence[Adapter], only: str | None, except_: str | None) 
     kept = set(select(modules, only) if only is not None else modules)
     gone = set(select(modules, except_)) if except_ is not None else set[str]()
     if not kept - gone:
-        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {', '.join(listed(modules, 3))}")
+        raise NothingMatched("the patterns leave nothing to merge", help=f"modules are such as {series(listed(modules, 3))}")
     rules = [compiled(pattern) if pattern is not None else None for pattern in (only, except_)]
 
     def wanted(module: str) -> bool:
@@ -267,9 +273,10 @@ def _restricted(adapter: Adapter, wanted: Callable[[str], bool]) -> Adapter:
 def _fitted(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site], list[str]]:
     """An adapter that fits the base: under its names, on what it stores; the modules to be taken apart for it; notes on it."""
     adapter, renames = under_base_names(checkpoint, adapter, given)
+    adapter, unapplied = as_applied(checkpoint, adapter)
     adapter, experts, single = on_parameters(checkpoint, adapter)
     adapter, sites, crossed = across(checkpoint, adapter, given)
-    return adapter, [*experts, *sites], [renames, single, crossed]
+    return adapter, [*experts, *sites], [renames, unapplied, single, crossed]
 
 
 def _place(

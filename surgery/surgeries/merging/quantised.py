@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NotSupported, listed
+from ...errors import NotSupported, listed, series
 from ...files.peft import Adapter
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor
@@ -31,7 +31,7 @@ def check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str
         names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
         raise NotSupported(
             f"{len(here)} of the adapter's {len(adapter.lora)} modules are quantised in the base",
-            where=[adapter.path, *listed(here), f"{here[0]} has {', '.join(listed(names))}", *_said(checkpoint)],
+            where=[adapter.path, *listed(here), f"{here[0]} has {series(listed(names))}", *_said(checkpoint)],
             help=_instead(checkpoint, adapter),
         )
 

@@ -59,7 +59,7 @@ def check_read(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
         raise NotSupported("a model lies beside the adapter, and another base was given", where=listed(unread), help=tip)
     ours = [name for name in unread if name.endswith(".safetensors")]
     tips = [f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"]
-    tips += ["--with none leaves it out, where it is no part of the training", "in Python open_adapter(…, beside=[…])"]
+    tips += ["--with none leaves it out, where it is no part of the training"]
     raise NotSupported("weights lie beside the adapter that a merge would pass over", where=listed(unread), help="; ".join(tips))
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NotSupported
+from ...errors import AdapterError, NotSupported, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 
@@ -51,7 +51,7 @@ def replicated(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoin
     made = replace(checkpoint, tensors=tensors, weight_map=weight_map, dropped={**checkpoint.dropped, **unused})
     if "config.json" in made.files:
         made = made.with_config(_with_layers(checkpoint, before, order))
-    note = f"{before} layers became {len(order)}, as the adapter's layer_replication says: {', '.join(map(str, order))}"
+    note = f"{before} layers became {len(order)}, as the adapter's layer_replication says: {series(map(str, order))}"
     return made.with_step({"surgery": "replicate", "layers": order}, notes=(*made.notes, note))
 
 

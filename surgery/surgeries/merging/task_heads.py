@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NotSupported, PlanError, SurgeryError, listed, nearest
+from ...errors import AdapterError, NotSupported, PlanError, SurgeryError, listed, nearest, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import heads_of
@@ -26,7 +26,7 @@ from ...names import compiled, natural
 from .changes import module_of
 
 HEAD_BUFFERS = frozenset({"final_logits_bias"})  # of heads over the vocabulary, in any type
-DECIDES = "--architecture NAME, in Python architecture=, says which class the result is of"
+DECIDES = "--architecture NAME says which class the result is of"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _called(checkpoint: Checkpoint, architecture: str) -> TaskClass | None:
     raise SurgeryError(
         f"how model type `{kind}` becomes a `{architecture}` is not known",
         where=[f"{checkpoint.path}: config.json"],
-        help=f"known are {', '.join(listed(names))}; --architecture, in Python architecture=" if known else "leave --architecture away",
+        help=f"known are {series(listed(names))}; --architecture" if known else "leave --architecture away",
     )
 
 
@@ -175,7 +175,7 @@ def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
 def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], names: Sequence[str]) -> AdapterError:
     return AdapterError(
         f"the adapter holds a head that {_current(checkpoint) or 'the base'} has not, and which class it is of is not clear",
-        where=[adapter.path, *listed(sorted(held)), f"task_type = {adapter.config.get('task_type')!r}", f"could be {', '.join(names)}"],
+        where=[adapter.path, *listed(sorted(held)), f"task_type = {adapter.config.get('task_type')!r}", f"could be {series(names)}"],
         help=DECIDES,
     )
 
@@ -243,7 +243,7 @@ def _check_reached(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: Ta
             f"{kind.name} holds its body under {new}, and transformers loads nothing into it from under {old}: the training began "
             "with random weights",
             where=[*(one.path for one in adapters), f"base: {checkpoint.path}"],
-            help=f"if it was trained on these weights nevertheless: --architecture {kind.name}, in Python architecture=",
+            help=f"if it was trained on these weights nevertheless: --architecture {kind.name}",
         )
 
 
@@ -253,8 +253,7 @@ def _incomplete(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: TaskC
     return AdapterError(
         f"{kind.name} has {len(modules)} modules that neither the base nor the adapter holds: the training began with random ones",
         where=where,
-        help=f"train it again with them in modules_to_save; or let every loading draw them anew: --architecture {kind.name}, in Python "
-        "architecture=",
+        help=f"train it again with them in modules_to_save; or let every loading draw them anew: --architecture {kind.name}",
     )
 
 

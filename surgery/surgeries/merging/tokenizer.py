@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NotACheckpoint, listed
+from ...errors import AdapterError, NotACheckpoint, listed, series
 from ...evaluation.read import content
 from ...files.folder import Folder, folder_at
 from ...files.peft import Adapter
@@ -105,4 +105,4 @@ def _beyond(checkpoint: Checkpoint, chosen: Mapping[str, File]) -> list[str]:
     tokens = [token for token in added if isinstance(token, dict) and isinstance(token.get("id"), int)]
     names = [str(token.get("content")) for token in tokens if token["id"] >= size]
     many = f"{len(names)} tokens of the tokenizer have no row in the vocabulary of {size}"
-    return [f"{many}, as in training: {', '.join(listed(names, 3))}"] if names else []
+    return [f"{many}, as in training: {series(listed(names, 3))}"] if names else []

@@ -15,6 +15,7 @@ import torch
 import transformers as tf
 from conftest import hashes
 from models.fused import stacks
+from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 
 import surgery
@@ -107,6 +108,10 @@ class Case:
 
 
 _ADA = {"init_r": 6, "target_r": 3, "total_step": 10, "tinit": 1, "tfinal": 1, "lora_alpha": 12}
+TOKENS = [*range(60, 20, -1), 5, 70]
+Q_BLOCKS = BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)
+FEW_BLOCKS = BdLoraConfig(target_modules_bd_a=["layers.1.self_attn.q"], target_modules_bd_b=["up"], nblocks=4, match_strict=False)
+BLOCKS = BdLoraConfig(target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj", "v_proj"], nblocks=2)
 CONVOLUTIONS = ["convolution"]
 FEW = {"q_proj": [True, False, True, True, False, False], "layers.1.self_attn.v_proj": [False] * 6}
 CASES = {
@@ -136,6 +141,28 @@ CASES = {
     "adalora, conv1d": Case("gpt2", {**_ADA, "target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True}),
     "adalora, conv2d": Case("resnet", {**_ADA, "target_modules": CONVOLUTIONS}),
     "adalora, fused": Case("phi3", {**_ADA, "target_modules": ["qkv_proj"]}),
+    "velora": Case("llama", {"target_modules": ["q_proj", "down_proj"], "velora_config": VeloraConfig(), "use_rslora": True}),
+    "monteclora": Case("llama", {"target_modules": ["q_proj", "down_proj"], "monteclora_config": MontecloraConfig()}),
+    "monteclora, conv1d": Case("gpt2", {"target_modules": ["c_attn"], "monteclora_config": MontecloraConfig(), "fan_in_fan_out": True}),
+    "bd-lora": Case("llama", {"target_modules": ["q_proj", "v_proj", "o_proj"], "use_bdlora": BLOCKS}),
+    "bd-lora beside lora": Case("llama", {"target_modules": ["q_proj", "up_proj", "o_proj"], "use_bdlora": FEW_BLOCKS}),
+    "bd-lora of other ranks": Case(
+        "llama",
+        {
+            "target_modules": ["q_proj", "o_proj"],
+            "rank_pattern": {"q_proj": 6},
+            "alpha_pattern": {"o_proj": 3},
+            "use_bdlora": BLOCKS,
+        },
+    ),
+    "gaussian": Case("llama", {"target_modules": ["q_proj"], "init_lora_weights": "Gaussian"}),
+    "mica in capitals": Case("llama", {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "MiCA"}),
+    "tokens alone": Case("llama", {"token_indices": TOKENS, "target_modules": ["embed_tokens"]}),
+    "tokens alone, tied": Case("llama-tied", {"token_indices": TOKENS}),
+    "tokens alone, in gpt2": Case("gpt2", {"token_indices": TOKENS, "target_modules": ["wte"]}),
+    "norms alone": Case("llama", {"norms": ["norm", "input_layernorm"]}),
+    "norms alone, with biases": Case("gpt2", {"norms": ["ln_1", "ln_f"]}),
+    "norms and a head": Case("llama-tied", {"norms": ["norm"], "modules_to_save": ["lm_head"]}),
     "mica": Case("llama", {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "mica"}),
     "tied, dora": Case("llama-tied", {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
     "kept tied, dora": Case("llama-tied", {"target_modules": ["lm_head", "v_proj"], "use_dora": True, "ensure_weight_tying": True}),
@@ -174,6 +201,10 @@ Bases = Callable[[str], Path]
 def config_of(case: Case) -> peft.PeftConfig:
     if "init_r" in case.lora:
         return peft.AdaLoraConfig(**case.lora)
+    if "token_indices" in case.lora:
+        return peft.TrainableTokensConfig(**case.lora)
+    if norms := case.lora.get("norms"):
+        return peft.LNTuningConfig(target_modules=norms, modules_to_save=case.lora.get("modules_to_save"))
     return peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **case.lora})
 
 
@@ -188,6 +219,8 @@ def trained(base: Path, case: Case, folder: Path) -> torch.Tensor:
                 if parameter.data_ptr() not in made:  # PEFT's tied factors are transposes of one another
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
                 made[parameter.data_ptr()] = parameter
+            elif parameter.requires_grad and any(kind in name for kind in ("trainable_tokens", "ln_tuning", "modules_to_save")):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
             elif "magnitude" in name:
                 parameter.mul_(0.5 + torch.rand(parameter.shape, generator=generator))
     if case.ranks:
@@ -517,3 +550,46 @@ def test_targets_without_factors_are_noted(base_of: Bases, tmp_path: Path) -> No
     report = merged(base_of("llama"), tmp_path / "a", tmp_path / "out")
     said = f"adapter_config.json aims at 1 modules that {tmp_path / 'a'} has no factors for: model.layers.1.self_attn.v_proj"
     assert said in report.notes
+
+
+@pytest.mark.parametrize(("name", "part"), [("velora", "lora_velora_embed"), ("monteclora", "lora_monteclora_sampler.std_prior")])
+def test_what_only_training_uses_is_dropped_by_name(name: str, part: str, base_of: Bases, tmp_path: Path) -> None:
+    case = CASES[name]
+    trained(base_of(case.family), case, tmp_path / "a")
+    stored = {key for key in load_file(tmp_path / "a/adapter_model.safetensors") if ".lora_A." not in key and ".lora_B." not in key}
+    made = surgery.merge(surgery.open_checkpoint(base_of(case.family)), surgery.open_adapter(tmp_path / "a"))
+    assert set(made.dropped) == stored and any(key.endswith(f".q_proj.{part}") for key in stored)
+    assert surgery.verify(tmp_path / "a").ok
+
+
+def test_blocks_are_not_split(base_of: Bases, tmp_path: Path) -> None:
+    """The rows of a factor that is stored as blocks are not those of q, k and v."""
+    case = Case("phi3", {"target_modules": ["qkv_proj"], "use_bdlora": BdLoraConfig(target_modules_bd_a=["qkv_proj"], nblocks=2)})
+    live = trained(base_of("phi3"), case, tmp_path / "a")
+    base, adapter = surgery.open_checkpoint(base_of("phi3")), surgery.open_adapter(tmp_path / "a")
+    with pytest.raises(NotSupported, match="stored as blocks cannot be split or fused"):
+        surgery.split(adapter, base=base)
+    surgery.write(surgery.fuse(surgery.merge(surgery.split(base), adapter)), tmp_path / "out")
+    error, effect = errors(tmp_path / "out", live, base_of("phi3"), "phi3")
+    assert error < 1e-5 and effect > 1e-3
+    assert surgery.verify(tmp_path / "a").ok
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"nblocks": 3, "target_modules_bd_a": ["q_proj"]}, "(4, 24) are not 3 blocks, one below the other"),
+        ({"nblocks": 0, "target_modules_bd_a": ["q_proj"]}, "it is not said which factors are stored as blocks"),
+        ({"nblocks": 2, "target_modules_bd_a": "q_proj"}, "it is not said which factors are stored as blocks"),
+        (True, "it is not said which factors are stored as blocks"),
+        ({"nblocks": 2, "target_modules_bd_a": ["q_"], "target_modules_bd_b": ["q_proj"]}, "A and B are both said to be stored as blocks"),
+        ({"nblocks": 2, "target_modules_bd_b": ["q_proj"]}, "the delta would be (40, 24), the base tensor is (40, 48)"),
+    ],
+)
+def test_blocks_that_do_not_fit(said: Any, what: str, base_of: Bases, tmp_path: Path) -> None:
+    trained(base_of("llama"), Case("llama", {"target_modules": ["q_proj"], "use_bdlora": Q_BLOCKS}), tmp_path / "a")
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "use_bdlora": said}))
+    with pytest.raises(AdapterError) as caught:
+        merged(base_of("llama"), tmp_path / "a", tmp_path / "out")
+    assert what in str(caught.value) or "adapter_config.json says rank 4" in str(caught.value)

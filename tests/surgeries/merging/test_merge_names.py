@@ -210,6 +210,7 @@ def test_two_renames_that_place_an_adapter_differently_are_named(tmp_path: Path,
         "      aa.x.weight -> bb.x.weight: the adapter has the names of the class in memory, the base's files have older ones",
         "      aa.x.weight -> cc.x.weight: the adapter has older names, the base's files have those of the class in memory",
         "help: say which with --map REGEX=REPLACEMENT",
+        "      in Python, --map is names=",
     ]
     ruled = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"), names=[(r"^aa\.", "bb.")])
     assert [name for name, tensor in ruled.tensors.items() if is_computed(tensor)] == ["bb.x.weight"]

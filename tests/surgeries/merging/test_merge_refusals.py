@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 import torch
 from conftest import hashes
-from peft.tuners.lora.config import ArrowConfig, BdLoraConfig, KasaConfig, LoraConfig, MontecloraConfig, VeloraConfig
+from peft.tuners.lora.config import ArrowConfig, KasaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 import surgery
@@ -70,12 +70,15 @@ def test_every_peft_type_is_merged_or_refused() -> None:
     assert {kind.value for kind in peft.PeftType} == known | set(SUPPORTED) and not known & set(SUPPORTED)
 
 
+MERGED_CONFIGS = (LoraConfig, peft.AdaLoraConfig, peft.TrainableTokensConfig, peft.LNTuningConfig)
+
+
 def test_every_option_of_lora_is_known_or_refused() -> None:
     """A new PEFT has new options: each has to be decided on."""
-    options = {field.name for field in (*fields(LoraConfig), *fields(peft.AdaLoraConfig))}
+    options = {field.name for field in (field for kind in MERGED_CONFIGS for field in fields(kind))}
     named = {said for kind in OPTIONS for said in kind.said}
     assert options - KNOWN == named
-    assert KNOWN - options <= {"LORA", "ADALORA"}
+    assert KNOWN - options <= set(SUPPORTED)
 
 
 def test_every_initialisation_is_known() -> None:
@@ -98,12 +101,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "QALoRA": ({"use_qalora": True}, "its A acts on pooled inputs of a quantised base"),
     "Arrow": ({"arrow_config": ArrowConfig(top_k=1)}, "it chooses among adapters for each token"),
     "KaSA": ({"kasa_config": KasaConfig()}, "it cuts the smallest singular values off the base itself"),
-    "MonteCLoRA": ({"monteclora_config": MontecloraConfig()}, "its A is drawn, and what is stored is its mean"),
-    "VeLoRA": ({"velora_config": VeloraConfig()}, "it keeps a projection beside A and B"),
-    "BD-LoRA": (
-        {"use_bdlora": BdLoraConfig(target_modules_bd_a=TARGETS, nblocks=2)},
-        "its factors are stored as the blocks of larger ones",
-    ),
     "Megatron": ({"megatron_config": {"tensor_model_parallel_size": 2}}, "its factors belong to layers that lie on several devices"),
 }
 
@@ -120,6 +117,24 @@ def test_variants_are_refused_by_name(name: str, adapter: Path, saved: Saved, tm
     refused(saved("llama"), folder, NotSupported, f"{name} is not merged: {why}", f"{option} = {said[option]!r}", "help: ")
 
 
+@pytest.mark.parametrize("parts", [("lora_new.mean", "lora_new.spread"), ("lora_A_new.0.weight", "lora_A_new.1.weight")])
+def test_variants_are_refused_before_their_tensors_are_told_apart(
+    parts: tuple[str, str], adapter: Path, saved: Saved, tmp_path: Path
+) -> None:
+    """What a variant keeps beside A and B may look alike, but for what stands behind a name of PEFT's."""
+    front = "base_model.model.model.layers.0.self_attn.q_proj."
+
+    def change(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        config["newlora_config"] = {"x": 1}
+        tensors.update({f"{front}{part}": torch.ones(2, 2) for part in parts})
+
+    folder = edited(adapter, tmp_path / "a", change)
+    refused(saved("llama"), folder, NotSupported, "the option `newlora_config` is not supported", "newlora_config = {'x': 1}")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({key: v for key, v in config.items() if key != "newlora_config"}))
+    refused(saved("llama"), folder, NotSupported, f"LoRA with {', '.join(parts)} is not supported", "q_proj")
+
+
 def test_every_variant_is_tried() -> None:
     assert {kind.name for kind in OPTIONS} == set(VARIANTS)
 
@@ -129,13 +144,27 @@ def test_other_kinds_are_refused_by_name(kind: str, adapter: Path, saved: Saved,
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(peft_type=kind))
     row = next(one for one in TYPES if kind in one.said)
     what = f"adapters of kind {kind} are not supported"
-    refused(saved("llama"), folder, NotSupported, what, f"{row.name}: {row.why}", "supported: LORA, ADALORA", row.help)
+    refused(
+        saved("llama"),
+        folder,
+        NotSupported,
+        what,
+        f"{row.name}: {row.why}",
+        "supported: LORA, ADALORA, TRAINABLE_TOKENS, LN_TUNING",
+        row.help,
+    )
 
 
 @pytest.mark.parametrize("kind", ["NEWLORA", None, 3])
 def test_unknown_kinds_are_refused(kind: Any, adapter: Path, saved: Saved, tmp_path: Path) -> None:
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(peft_type=kind))
-    refused(saved("llama"), folder, NotSupported, f"adapters of kind {kind} are not supported", "supported: LORA, ADALORA")
+    refused(
+        saved("llama"),
+        folder,
+        NotSupported,
+        f"adapters of kind {kind} are not supported",
+        "supported: LORA, ADALORA, TRAINABLE_TOKENS, LN_TUNING",
+    )
 
 
 def test_unknown_options_are_refused(adapter: Path, saved: Saved, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.errors import NotSupported
@@ -147,3 +148,21 @@ def test_peft_s_merge_of_lora_on_a_tied_embedding_is_told_as_what_it_is(tmp_path
     report = surgery.verify(tmp_path / "merged", base=tmp_path / "base", adapter=tmp_path / "adapter")
     said = [str(one) for one in report.proof.wrong]
     assert len(said) == 1 and said[0].startswith("lm_head.weight: missing (tied to transformer.wte.weight in the base")
+
+
+@pytest.mark.parametrize("modules", [["wte"], ["c_attn", "lm_head"]])
+def test_gpt2_under_bare_names(modules: list[str], tmp_path: Path) -> None:
+    """The files lack `transformer.`, as the first GPT-2s do: an adapter on one end of the tie leaves the other as it is."""
+    torch.manual_seed(0)
+    MODELS["gpt2"]().save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    save_file({name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    kind = tf.GPT2LMHeadModel
+    model = get_peft_model(kind.from_pretrained(tmp_path / "base"), LoraConfig(r=4, target_modules=modules, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    plain = output(kind.from_pretrained(tmp_path / "base"))
+    live = output(PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter"))
+    base, adapter = surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter")
+    surgery.write(surgery.merge(base, adapter, names=[(r"^transformer\.", "")]), tmp_path / "merged")
+    assert (live - plain).abs().max() > 0.01
+    assert (live - output(kind.from_pretrained(tmp_path / "merged"))).abs().max() < 1e-4 * live.abs().max()

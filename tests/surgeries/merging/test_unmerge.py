@@ -347,3 +347,16 @@ def test_predictions_do_not_depend_on_what_is_asked_for(tmp_path: Path, data: st
         into(before, 0, before.size, memoryview(whole), workspace_of(DEFAULT_MEMORY))
         into(before, start, stop, memoryview(part), workspace_of(LEAST_BUDGET))
     assert part == whole[start * item : stop * item]
+
+
+def test_what_was_never_merged_is_said_to_be_so(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """A base, what other surgeries made of it, and what was given back already: none of them lacks --reversible."""
+    what = {"base": "the manifest tells nothing: no surgery wrote this folder"}
+    shutil.copytree(saved("phi3"), tmp_path / "base")
+    surgery.write(surgery.split(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
+    surgery.write(surgery.open_checkpoint(tmp_path / "base"), tmp_path / "resharded", "20KB")
+    what |= {"split": "the manifest tells of split", "resharded": "nothing was merged here that could be taken back"}
+    for name, said in what.items():
+        with pytest.raises(VerificationFailed) as caught:
+            surgery.unmerge(surgery.open_checkpoint(tmp_path / name))
+        assert said in str(caught.value) and "made with --reversible" not in str(caught.value), name
