@@ -107,9 +107,9 @@ def verify(
     from . import output
     from .progress import looking
 
-    told = merging.told()
     if bool(base) != bool(adapters) or (not base and merging != Merging()):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
+    told = merging.told(len(adapters or ()))
 
     def body() -> None:
         with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:
@@ -145,6 +145,8 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Make a small Phi-3 and an adapter; split, merge, reshard and verify it; show that it computes the same."""
+    from . import output
     from .demo import run
 
-    guarded(lambda: run(folder), json=False, debug=debug)
+    left = output.SHOWN if folder is None else (output.SHOWN_IN[0].format(folder=folder), output.SHOWN_IN[1])
+    guarded(lambda: run(folder), json=False, debug=debug, interrupted=left)

@@ -298,14 +298,16 @@ class Merging:
         """Files that belong to the adapters; None where nothing was said of any."""
         return [one for one in self.with_ if one != "none"] if self.with_ else None
 
-    def told(self) -> dict[str, Any]:
-        """What was said, as arguments for the library."""
+    def told(self, count: int) -> dict[str, Any]:
+        """What was said of `count` adapters, as arguments for the library."""
         if self.tied not in ("untie", "error"):
             raise typer.BadParameter("untie or error", param_hint="--tied")
         try:
             weights = [float(part) for part in self.weights.split(",")] if self.weights else None
         except ValueError as error:
             raise typer.BadParameter(f"`{self.weights}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error
+        if weights is not None and len(weights) != count:
+            raise typer.BadParameter(f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights")
         return {
             "weights": weights,
             "names": [parse_map(text) for text in self.maps or []],

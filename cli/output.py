@@ -43,6 +43,11 @@ STREAMED = (
     "run the same command again: what was sent is taken up from the Hub; `surgery clean {place}` removes what is left here",
 )
 LOOKED = ("interrupted: nothing was written, and nothing was to be", "run the same command again")
+SHOWN = ("interrupted: the demo's temporary folder is removed", "run the same command again")
+SHOWN_IN = (
+    "interrupted: what the demo made so far is left in {folder}",
+    "the demo starts in an empty folder: remove that one, or pass another",
+)
 SENT = (
     "interrupted: the repository shows all of the push, or nothing of it",
     "run the same command again: it looks first, and what was sent already is not sent again",

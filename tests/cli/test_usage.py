@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -23,6 +25,10 @@ from surgery_cli.output import LOOKED, STAGED
         ["merge", "base", "adapter", "--dtype", "int8", "-o", "out"],
         ["merge", "base", "adapter", "--weights", "1,2", "-o", "out"],
         ["merge", "base", "a", "b", "--weights", "1", "-o", "out"],
+        ["verify", "merged", "--base", "base", "--adapter", "a", "--weights", "1,2"],
+        ["verify", "merged", "--base", "base", "--adapter", "a", "--adapter", "b", "--weights", "1"],
+        ["unmerge", "merged", "a", "--approximate", "--weights", "1,2", "-o", "out"],
+        ["unmerge", "merged", "a", "b", "--approximate", "--weights", "1", "-o", "out"],
     ],
 )
 def test_wrong_usage_ends_with_2(words: list[str]) -> None:
@@ -59,3 +65,21 @@ def test_ctrl_c_where_nothing_is_written(command: str, asked: list[str], monkeyp
     done = CliRunner().invoke(app, [command, *asked])
     assert done.exit_code == 130
     assert LOOKED[0] in done.stderr and STAGED[0] not in done.stderr
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_ctrl_c_in_a_demo_says_where_its_files_are(given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it made stays in the folder that was asked for; a temporary one is gone, and the words say which it was."""
+    folder, made = tmp_path / "play", []
+
+    def pressed(where: Path) -> None:
+        (where / "base").mkdir()
+        made.append(where)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surgery_cli.demo._show", pressed)
+    done = CliRunner().invoke(app, ["demo", *([str(folder)] if given else [])])
+    assert done.exit_code == 130
+    assert STAGED[0] not in done.stderr and LOOKED[0] not in done.stderr
+    assert made[0].exists() is given
+    assert ("left in" if given else "removed") in done.stderr and ("play" in done.stderr) is given
