@@ -136,7 +136,7 @@ def merge(
     """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
     import surgery
 
-    told = merging.told()
+    told = merging.told(len(adapters or ()) or 1)
 
     def made() -> surgery.Checkpoint:
         before = surgery.open_checkpoint(base)
@@ -181,7 +181,7 @@ def unmerge(
     if bool(adapters) != approximate or (not approximate and merging != Merging()):
         tip = "adapters, and how they were merged, go with --approximate, and only with it"
         raise typer.BadParameter(tip, param_hint="--approximate")
-    told = merging.told()
+    told = merging.told(len(adapters or ()))
 
     def made() -> surgery.Checkpoint:
         checkpoint = surgery.open_checkpoint(merged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def inspect(
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
             output.show_tensors(found.path, found.tensors, weight_map, tensors, json=json)
 
-    guarded(body, json=json, debug=debug)
+    guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -65,7 +66,7 @@ def diff(
         if not found.equal:
             raise typer.Exit(1)
 
-    guarded(body, json=json, debug=debug)
+    guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
 
 
 PROOF = "Is it this merge?"
@@ -106,9 +107,9 @@ def verify(
     from . import output
     from .progress import looking
 
-    told = merging.told()
     if bool(base) != bool(adapters) or (not base and merging != Merging()):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
+    told = merging.told(len(adapters or ()))
 
     def body() -> None:
         with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:
@@ -124,16 +125,18 @@ def verify(
                 on_tensor=on_tensor,
             )
         if json:
-            tensors = {"tensors": found.proof.tensors} if found.proof else {}
+            tensors = {"tensors": found.proof.tensors} if found.proof is not None else {}
             output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks, **tensors})
             if not found.ok:
                 raise typer.Exit(1)
             return
         if not quiet:
             output.show_verification(found)
+        if not found.ok and not quiet and sys.stdout.isatty() and sys.stderr.isatty():
+            raise typer.Exit(1)
         found.require()
 
-    guarded(body, json=json, debug=debug)
+    guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -142,6 +145,8 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Make a small Phi-3 and an adapter; split, merge, reshard and verify it; show that it computes the same."""
+    from . import output
     from .demo import run
 
-    guarded(lambda: run(folder), json=False, debug=debug)
+    left = output.SHOWN if folder is None else (output.SHOWN_IN[0].format(folder=folder), output.SHOWN_IN[1])
+    guarded(lambda: run(folder), json=False, debug=debug, interrupted=left)

@@ -246,7 +246,12 @@ class Merging:
     ] = None
     dtype: Annotated[
         str,
-        typer.Option("--dtype", metavar="DTYPE", help="Of the result: bfloat16, float16, float32 or float64.", rich_help_panel=MERGING),
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Of the result: bfloat16, float16, float32 or float64; bf16, fp16, fp32.",
+            rich_help_panel=MERGING,
+        ),
     ] = ""
 
     add: Annotated[
@@ -293,14 +298,16 @@ class Merging:
         """Files that belong to the adapters; None where nothing was said of any."""
         return [one for one in self.with_ if one != "none"] if self.with_ else None
 
-    def told(self) -> dict[str, Any]:
-        """What was said, as arguments for the library."""
+    def told(self, count: int) -> dict[str, Any]:
+        """What was said of `count` adapters, as arguments for the library."""
         if self.tied not in ("untie", "error"):
             raise typer.BadParameter("untie or error", param_hint="--tied")
         try:
             weights = [float(part) for part in self.weights.split(",")] if self.weights else None
         except ValueError as error:
             raise typer.BadParameter(f"`{self.weights}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error
+        if weights is not None and len(weights) != count:
+            raise typer.BadParameter(f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights")
         return {
             "weights": weights,
             "names": [parse_map(text) for text in self.maps or []],
@@ -308,12 +315,32 @@ class Merging:
             "only": self.only or None,
             "except_": self.except_ or None,
             "tied": self.tied,
-            "dtype": self.dtype or None,
+            "dtype": _dtype(self.dtype) if self.dtype else None,
             "add": self.add or None,
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
             "given": self.lying.given(),
         }
+
+
+def check_size(text: str, option: str) -> None:
+    """Refuse, as wrong usage, what is given and is no size."""
+    import surgery
+    from surgery.planning.sharding import parse_size
+
+    try:
+        parse_size(text or "96MB")
+    except surgery.SurgeryError as error:
+        raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
+
+
+def _dtype(text: str) -> str:
+    """The dtype's name, as the library writes it."""
+    from surgery.surgeries.cast import NAMES, SHORT
+
+    if SHORT.get(text, text) not in NAMES:
+        raise typer.BadParameter(f"`{text}` is no dtype to write: one of {', '.join((*NAMES, *SHORT))}", param_hint="--dtype")
+    return SHORT.get(text, text)
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:

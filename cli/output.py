@@ -42,6 +42,12 @@ STREAMED = (
     "interrupted: the repository shows all of the result, or nothing of it",
     "run the same command again: what was sent is taken up from the Hub; `surgery clean {place}` removes what is left here",
 )
+LOOKED = ("interrupted: nothing was written, and nothing was to be", "run the same command again")
+SHOWN = ("interrupted: the demo's temporary folder is removed", "run the same command again")
+SHOWN_IN = (
+    "interrupted: what the demo made so far is left in {folder}",
+    "the demo starts in an empty folder: remove that one, or pass another",
+)
 SENT = (
     "interrupted: the repository shows all of the push, or nothing of it",
     "run the same command again: it looks first, and what was sent already is not sent again",
@@ -174,7 +180,7 @@ def show_verification(found: surgery.Verification) -> None:
     marks = {True: "ok", False: "FAILED", None: "not checked"}
     rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
     _table(rows, found.path)
-    if not found.proof:
+    if found.proof is None:
         return
     print()
     counts = [(verdict, found.proof.of(verdict)) for verdict in surgery.Verdict]

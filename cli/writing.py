@@ -11,7 +11,7 @@ import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
 
 from . import output
-from .options import Writing
+from .options import Writing, check_size
 from .progress import progress
 
 
@@ -20,6 +20,8 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     if options.out is None and not options.dry_run:
         raise typer.BadParameter("where should the result go?", param_hint="-o/--output")
     dest = options.destination()
+    for option, text in (("--max-shard-size", options.max_shard_size), ("--memory", options.memory)):
+        check_size(text, option)
     checkpoint = surgeries()
     plan = surgery.plan(
         checkpoint,

@@ -8,9 +8,8 @@ surgery returns another one. Invariants: every tensor has a shard in `weight_map
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
-from .files.holding import stale
+from .files.holding import NUMBERED, left_out, stale
 from .files.index import Index, parse_index
 from .files.manifest import read_manifest
 from .files.peft import CONFIG as ADAPTER_CONFIG
@@ -50,7 +49,6 @@ GIVEN = {
     "tokenizer_config.json": "the configuration of a tokenizer, and no weights",
     "generation_config.json": "the configuration of how a model generates, and not its weights",
 }
-_NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -251,6 +249,7 @@ def _indexed(folder: Folder, index_name: str) -> Checkpoint:
             where=[where, *listed(missing)],
             help=stale(folder, index, index_name) or "the download is incomplete; fetch the missing files",
         )
+    _check_set(folder, shards, where)
     headers = _headers(folder, shards)
     holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}
     wrong = [(n, s) for n, s in index.weight_map.items() if n not in headers[s][1].entries]
@@ -259,7 +258,7 @@ def _indexed(folder: Folder, index_name: str) -> Checkpoint:
         raise FormatError(
             f"the index and the shards disagree about {len(wrong)} tensors",
             where=[where, *listed(rows)],
-            help="move the index away and open the folder as a bare set of shards, or fetch the checkpoint again",
+            help=f"surgery reindex {folder.path} writes a right one if the shards are right; else fetch the checkpoint again",
         )
     stem, mark, variant = index_name.partition(".safetensors.index")
     checkpoint = _made(folder, headers, f"{stem}{variant.removesuffix('.json')}" if mark else "model", index_name)
@@ -268,9 +267,19 @@ def _indexed(folder: Folder, index_name: str) -> Checkpoint:
     return replace(checkpoint, index_metadata=index.metadata, index=index.raw, notes=notes)
 
 
+def _check_set(folder: Folder, shards: Sequence[str], where: str) -> None:
+    """Raise FormatError for numbered shards of the set that the index names, and that it does not name."""
+    if others := left_out(folder, shards):
+        raise FormatError(
+            f"the index leaves out {len(others)} shards of its own set",
+            where=[where, *listed(others)],
+            help=f"surgery reindex {folder.path} writes one that names them; or remove them, if they are stale",
+        )
+
+
 def _bare(folder: Folder, shards: list[str]) -> Checkpoint:
     """Shards without an index. Numbered ones must be complete."""
-    numbered = [found for shard in shards if (found := _NUMBERED.fullmatch(shard))]
+    numbered = [found for shard in shards if (found := NUMBERED.fullmatch(shard))]
     here = Counter(found.groups() for found in numbered)
     for shard in numbered:
         if here[shard.groups()] != int(shard["count"]):

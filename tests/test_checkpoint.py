@@ -260,7 +260,7 @@ def test_index_names_another_shard(tmp_path: Path) -> None:
         "w1: the index says b.safetensors, it is in a.safetensors",
         "w3: the index says a.safetensors, it is in no shard",
     )
-    assert error.help == "move the index away and open the folder as a bare set of shards, or fetch the checkpoint again"
+    assert error.help == f"surgery reindex {tmp_path} writes a right one if the shards are right; else fetch the checkpoint again"
 
 
 def test_index_names_missing_files(tmp_path: Path) -> None:
@@ -553,3 +553,22 @@ def test_inputs_list_all_that_was_opened(saved: Callable[..., Path]) -> None:
     assert (base.role, base.path) == ("base", str(saved("llama", shard="60KB")))
     assert base.tensors == checkpoint.tensors
     assert sorted(f.path for f in base.files) == sorted(map(str, saved("llama", shard="60KB").glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("lost", ["the last", "the first"])
+def test_an_index_that_leaves_out_a_shard_of_its_set(lost: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """It holds the only copy of its tensors; an older set of another count is left out, as ever."""
+    folder = shutil.copytree(saved("llama", shard="20KB"), tmp_path / "model")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    gone = shards[-1 if lost == "the last" else 0]
+    index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if shard != gone}
+    path.write_text(json.dumps(index))
+    with pytest.raises(FormatError, match="the index leaves out 1 shards of its own set") as caught:
+        surgery.open_checkpoint(folder)
+    assert gone in caught.value.where and "surgery reindex" in str(caught.value.help)
+    surgery.reindex(folder)
+    assert surgery.open_checkpoint(folder).tensors.keys() == surgery.open_checkpoint(saved("llama", shard="20KB")).tensors.keys()
+    shutil.copy(folder / shards[0], folder / "model-00001-of-00099.safetensors")
+    assert any("00099" in note for note in surgery.open_checkpoint(folder).notes)

@@ -85,6 +85,9 @@ class Difference:
         files = self.files
         return not any((self.only_a, self.only_b, self.unlike, self.changed, self.config, files.only_a, files.only_b, files.changed))
 
+    def __bool__(self) -> bool:
+        raise TypeError("true if equal, or if there is a difference? ask for `equal`")
+
 
 Side = str | os.PathLike[str] | Checkpoint | Adapter
 

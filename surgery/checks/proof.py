@@ -159,6 +159,9 @@ class Proof:
         """Whether every adapter is merged into its tensors, once, and all else is the base's."""
         return all(one.ok for one in self.tensors)
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     @property
     def wrong(self) -> tuple[Judgement, ...]:
         """Those with which something is wrong."""

@@ -53,6 +53,9 @@ class Check:
     detail: str
     where: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        raise TypeError("a check may be unanswered: ask for `ok`, which is True, False or None")
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -66,6 +69,9 @@ class Verification:
     def ok(self) -> bool:
         """Whether no check failed."""
         return all(check.ok is not False for check in self.checks)
+
+    def __bool__(self) -> bool:
+        return self.ok
 
     def require(self) -> None:
         """Raise VerificationFailed, with all that failed, unless all is well."""

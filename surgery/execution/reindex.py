@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from ..errors import DestinationError, NotACheckpoint
 from ..evaluation.read import sha256
 from ..files.folder import LocalFolder, PathLike, locate
-from ..files.holding import holding
+from ..files.holding import holding, left_out
 from ..files.index import encode_index, parse_index
 from ..files.manifest import MANIFEST, encode_manifest, read_manifest
 from ..files.safetensors import tensors_of
 from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
+from ..names import natural
 from ..opened import takes_opened
 from .stage import as_ours, sync
 
@@ -51,6 +52,7 @@ def reindex(path: PathLike) -> Reindexed:
     if not shards:
         tip = "fetch the missing files, or remove what is there twice"
         raise NotACheckpoint("the files do not hold each tensor of the index once", where=[where], help=tip)
+    shards = sorted([*shards, *left_out(folder, shards)], key=natural)
     tensors: dict[str, Tensor] = {}
     weight_map: dict[str, str] = {}
     for shard, (file, header) in folder.headers(shards).items():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
 from ..errors import SurgeryError, listed
 from ..names import natural
 from .folder import Folder
 from .index import Index
 from .refs import has_scheme, parse_ref
+
+NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
 def holding(folder: Folder, index: Index) -> list[str]:
@@ -34,3 +39,10 @@ def stale(folder: Folder, index: Index, name: str) -> str:
     return (
         f"{said}; download the repository (hf download {parse_ref(folder.path).repo_id} --local-dir DIR), surgery reindex DIR, and pass DIR"
     )
+
+
+def left_out(folder: Folder, shards: Collection[str]) -> list[str]:
+    """The numbered shards in the folder that belong to the set of these, by stem and count, and are none of them."""
+    sets = {found.groups() for shard in shards if (found := NUMBERED.fullmatch(shard))}
+    others = {name: NUMBERED.fullmatch(name) for name in folder.names() if name not in shards}
+    return sorted((name for name, found in others.items() if found and found.groups() in sets), key=natural)

@@ -14,6 +14,7 @@ from ..lazy.tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, 
 from ..names import natural
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
+SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 # What holds every value of a dtype.
 WIDER = {F16: (F32, F64), BF16: (F32, F64), F32: (F64,), F64: ()}
 
@@ -24,8 +25,9 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     That is: each tensor of the dtype that most weights have, and each of which `dtype` holds every value. Others, such as the float32
     router of a bfloat16 model, keep theirs, and a note names them: transformers would keep them too.
     """
+    dtype = SHORT.get(dtype, dtype)
     if dtype not in NAMES:
-        raise SurgeryError(f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}")
+        raise SurgeryError(f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}")
     new, floats = NAMES[dtype], {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
     sizes = Counter[Dtype]()
     for tensor in floats.values():

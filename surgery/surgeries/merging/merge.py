@@ -28,12 +28,13 @@ from ...opened import takes_opened
 from ..cast import cast
 from ..header_ties import along
 from ..rename import Rule, renamed
-from ..split import fuse_at, sites_held, split_at
+from ..split import fuse_at, names_of, sites_held, split_at
+from .absent import check_head, check_held
 from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
 from .along import notes_along
 from .applied import as_applied
-from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
+from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
 from .lineage import as_trained, check_base, on_changed
@@ -102,6 +103,8 @@ def merge(
     if not again:
         _check_new(checkpoint, adapters)
     lineage = check_base(checkpoint, adapters, any_base=any_base)
+    for one in adapters if architecture is None else ():
+        check_head(checkpoint, one)
     checkpoint = along(checkpoint, lambda one: as_its_class(one, adapters, weights, Selection(names, only, except_), architecture))
     checkpoint = along(checkpoint, lambda one: replicated(one, adapters))
     groups = groups_of(checkpoint)
@@ -116,6 +119,8 @@ def merge(
     parted = check_apart([site for _, sites, _ in fitting for site in sites])
     fitted = [split_adapter(one, held) if (held := sites_held(one, parted, fused=True)) else one for one, _, _ in fitting]
     merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted, add)
+    for one in plain:
+        check_held(checkpoint, one)
     if parted:
         merged = replace(fuse_at(merged, parted), dropped=merged.dropped)
     left = {CONFIG} if CONFIG in base.files and not own_names(base) else set[str]()  # else transformers would look for an adapter

@@ -125,7 +125,7 @@ def test_dtypes_that_are_none_are_refused(saved: Saved, tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a", target_modules=["q_proj"])
     with pytest.raises(SurgeryError, match="`int8` is no dtype to write weights in") as caught:
         merged(saved("llama"), tmp_path / "a", tmp_path / "out", dtype="int8")
-    assert caught.value.help == "one of float16, bfloat16, float32, float64" and not (tmp_path / "out").exists()
+    assert caught.value.help == "one of float16, bfloat16, float32, float64, or fp16, bf16, fp32, fp64" and not (tmp_path / "out").exists()
 
 
 def test_the_command_has_the_option(saved: Saved, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,12 @@ SAMPLE = {
     "gpt2: lm_head, None",
     "qwen2_vl: model.language_model.embed, True",
 }
+# All of them take half an hour: one in four is tried, unless SURGERY_ALL_LAYOUTS says all.
+CHOSEN = (
+    LAYOUTS
+    if os.environ.get("SURGERY_ALL_LAYOUTS")
+    else [one for number, one in enumerate(LAYOUTS) if not number % 4 or str(one) in SAMPLE]
+)
 
 
 @pytest.fixture(scope="session")
@@ -231,8 +238,6 @@ def test_the_sample_is_of_the_layouts() -> None:
     assert set(map(str, LAYOUTS)) >= SAMPLE
 
 
-@pytest.mark.parametrize(
-    "layout", [pytest.param(one, id=str(one), marks=() if str(one) in SAMPLE else pytest.mark.slow) for one in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", [pytest.param(one, id=str(one), marks=() if str(one) in SAMPLE else pytest.mark.slow) for one in CHOSEN])
 def test_merged_is_the_live_model(layout: Layout, weights: Any, tmp_path: Path) -> None:
     check_layout(layout, weights, tmp_path)
