@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from ..errors import FormatError
+from ..errors import FormatError, NotSupported
 from ..files.peft import PREFIX, Adapter, module_of
 from ..files.wrappers import WRAPPERS, without
 
@@ -48,6 +48,14 @@ def unwrapped(adapter: Adapter, base: Iterable[str] = ()) -> Adapter:
         names=names | {new[key]: adapter.names[key] for key in adapter.whole},
         notes=(*adapter.notes, _note(adapter, new, gone)),
     )
+
+
+def check_unwrapped(adapter: Adapter, base: Iterable[str]) -> None:
+    """Raise NotSupported where names have wrappers, which would go on into what is written, where loaders pass over them."""
+    bare = unwrapped(adapter, base)
+    if bare is not adapter:
+        tip = "merge takes them off; or save the adapter with PEFT's save_pretrained, from the model that the framework wrapped"
+        raise NotSupported("the adapter's names have wrappers that a framework left in them", where=[bare.notes[-1]], help=tip)
 
 
 def _modules_of(base: Iterable[str]) -> tuple[set[str], set[str]]:

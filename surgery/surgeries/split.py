@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..adapters.fused import fuse_adapter, split_adapter
+from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
@@ -155,6 +156,7 @@ def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str],
         tip = "pass the base, fused or split: --base MODEL; or say the layout with --layout"
         raise SurgeryError("the layout of an adapter's modules is its base's", where=[adapter.path], help=tip)
     base = parted(base)
+    check_unwrapped(adapter, names_of(base))
     sites = [*fused_in(base, kinds, given), *split_in(base, kinds, given)]
     loaded = in_memory_sites(base, sites)
     if mine := sites_held(adapter, sites, fused=fused) or sites_held(adapter, loaded, fused=fused):
@@ -167,6 +169,12 @@ def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str],
     else:
         what, tip = f"the base has no fused {series(kinds, ' or ')}, and no parts of one", "pass the base that the adapter was trained on"
     raise NothingMatched(what, where=[adapter.path, base.path], help=tip)
+
+
+def names_of(checkpoint: Checkpoint) -> set[str]:
+    """The base's tensors by their names in its files, and in memory."""
+    renames = renames_of(checkpoint.config)
+    return {called for name in checkpoint.tensors for called in (name, in_memory(name, renames))}
 
 
 def in_memory_sites(base: Checkpoint, sites: Sequence[Site]) -> list[Site]:

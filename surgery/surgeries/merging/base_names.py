@@ -13,16 +13,10 @@ from ...files.peft import TOKENS, Adapter
 from ...lazy.low_rank import LowRank
 from ...models.fused.given import Given
 from ...models.fused.row import Site
-from ...models.names_v5 import Reading, in_memory, places, renames_of
+from ...models.names_v5 import Reading, places
 from ...names import natural
 from ..split import fused_in, split_in
 from .across import EXPERTS, apart_here, fused_here
-
-
-def names_of(checkpoint: Checkpoint) -> set[str]:
-    """The base's tensors by their names in its files, and in memory."""
-    renames = renames_of(checkpoint.config)
-    return {called for name in checkpoint.tensors for called in (name, in_memory(name, renames))}
 
 
 def with_names(adapter: Adapter, new: Mapping[str, str]) -> Adapter:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...adapters.unwrapped import check_unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, FormatError, NotPlaced, PlanError, listed
 from ...evaluation.read import content, sha256
@@ -28,6 +29,7 @@ from ...models.names_v5 import in_memory, renames_of
 from ...names import natural
 from ...opened import takes_opened
 from ..header_ties import along
+from ..split import names_of
 
 SAVED = "modules_to_save.default"  # stands before the last name of a tensor that takes the place of the base's, as in memory
 _LORA = re.compile(
@@ -56,6 +58,7 @@ def inject_into(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     if CONFIG in checkpoint.files or WEIGHTS in checkpoint.weight_map.values():
         tip = "merge it first: surgery merge CHECKPOINT -o OUT"
         raise PlanError("the checkpoint has an adapter of its own already", where=[f"{checkpoint.path}: {CONFIG}"], help=tip)
+    check_unwrapped(adapter, names_of(checkpoint))
     files = _files_of(checkpoint)
     _check_placed(checkpoint, adapter, files)
     parts = {(module, part): tensor for module, parts in adapter.lora.items() for part, tensor in parts.items()}

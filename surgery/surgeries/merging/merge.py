@@ -28,13 +28,13 @@ from ...opened import takes_opened
 from ..cast import cast
 from ..header_ties import along
 from ..rename import Rule, renamed
-from ..split import fuse_at, sites_held, split_at
+from ..split import fuse_at, names_of, sites_held, split_at
 from .absent import check_head, check_held
 from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
 from .along import notes_along
 from .applied import as_applied
-from .base_names import check_apart, names_of, on_parameters, under_base_names, with_names
+from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
 from .lineage import as_trained, check_base, on_changed

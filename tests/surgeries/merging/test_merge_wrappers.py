@@ -315,3 +315,19 @@ def test_the_table_names_classes_that_there_are() -> None:
     assert not [row for row in rows if not hasattr(tf, row.partition("/")[2])]
     assert classes_with({"model_type": "llama"}, "score.weight") == ["LlamaForSequenceClassification", "LlamaForTokenClassification"]
     assert classes_with({"model_type": "llama"}, "classifier.weight") == classes_with({}, "score.weight") == []
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "module"])
+@pytest.mark.parametrize("part", ["model.layers.0", "lm_head"])
+def test_wrapped_names_do_not_go_on_into_what_is_written(wrapper: str, part: str, saved: Saved, plain: Any, tmp_path: Path) -> None:
+    base, adapter = surgery.open_checkpoint(saved("llama")), called(plain[0], tmp_path / "a", within(part, wrapper))
+    opened = surgery.open_adapter(adapter)
+    for verb in (
+        lambda: surgery.inject_into(base, opened),
+        lambda: surgery.split(opened, base=base),
+        lambda: surgery.fuse(opened, base=base),
+    ):
+        with pytest.raises(SurgeryError, match="wrappers that a framework left") as caught:
+            verb()
+        assert wrapper in str(caught.value) and "merge takes them off" in str(caught.value.help)
+    surgery.inject_into(base, surgery.open_adapter(plain[0]))
