@@ -11,7 +11,7 @@ from typing import TypeVar
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
-from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
+from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, nearest, series
 from ..files.peft import Adapter
 from ..lazy.tensor import Tensor, Zeros
 from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
@@ -330,7 +330,7 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
     if looks:
         return _ambiguous(checkpoint, looks)
     others = sorted({site.row.kind for site in detect(checkpoint.config, checkpoint.tensors)})
-    known = f"types with such modules are {', '.join(listed(known_types(kinds)))}; --fused NAME with --layout says others"
+    known = f"{_near(kind, kinds)}; --fused NAME with --layout says others"
     if mine and mine[0].asked and not set(KINDS) <= set(kinds):
         what, tip = f"the experts of model type `{kind}` are stacked in memory only: these files have none", "there is nothing to do"
     elif others:
@@ -346,6 +346,16 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
     else:
         what, tip = f"nothing is fused here: model type `{kind}` has its parts apart", known
     return NothingMatched(what, where=[checkpoint.path], help=tip)
+
+
+def _near(kind: object, kinds: Collection[str]) -> str:
+    """The known model types that are called most like this one, and how many there are."""
+    known = known_types(kinds)
+    near = nearest(str(kind), known) if kind else []
+    alike = (
+        f", of which {' and '.join(near)} are called alike" if len(near) > 1 else f", of which {near[0]} is called alike" if near else ""
+    )
+    return f"{len(known)} model types are known to have such modules{alike}"
 
 
 def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> LayoutError:
@@ -382,5 +392,5 @@ def _nothing_to_fuse(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingM
     return NothingMatched(
         f"no parts of a fused {fused} of model type `{kind}` are here",
         where=[checkpoint.path],
-        help=f"types with one are {', '.join(listed(known_types(kinds)))}; --fused NAME with --layout says another",
+        help=f"{_near(kind, kinds)}; --fused NAME with --layout says another",
     )

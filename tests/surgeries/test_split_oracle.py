@@ -358,7 +358,12 @@ def check_refused(base: Path, kind: type[SurgeryError], what: str, *more: str) -
 
 def test_refuses_unknown_model_types(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base")
-    check_refused(base, NothingMatched, "nothing is fused here: model type `llama` has its parts apart", "types with such modules are")
+    check_refused(
+        base,
+        NothingMatched,
+        "nothing is fused here: model type `llama` has its parts apart",
+        "model types are known to have such modules; those called most like `llama`: llama4",
+    )
 
 
 def test_refuses_without_config(saved: Callable[..., Path], tmp_path: Path) -> None:
