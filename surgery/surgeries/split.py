@@ -349,12 +349,10 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
 
 
 def _near(kind: object, kinds: Collection[str]) -> str:
-    """The known model types that are called most like this one, and how many there are."""
-    known = known_types(kinds)
-    near = nearest(str(kind), known) if kind else []
-    alike = (
-        f", of which {' and '.join(near)} are called alike" if len(near) > 1 else f", of which {near[0]} is called alike" if near else ""
-    )
+    """How many model types are known, and which are called like this one."""
+    known, name = known_types(kinds), str(kind or "")
+    near = [one for one in nearest(name, known) if one[:3] == name[:3]]
+    alike = f", of which {series(near)} begin like `{name}`" if near else ""
     return f"{len(known)} model types are known to have such modules{alike}"
 
 

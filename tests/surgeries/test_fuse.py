@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +149,15 @@ def test_nothing_to_fuse_says_why(saved: Saved) -> None:
     with pytest.raises(NothingMatched, match="no parts of a fused qkv or kv of model type `llama` are here") as error:
         surgery.fuse_qkv(surgery.open_checkpoint(saved("llama")))
     assert error.value.help and "model types are known to have such modules" in error.value.help
+
+
+@pytest.mark.parametrize(("kind", "near"), [("falcom", "falcon"), ("gpt_neoxx", "gpt_neox"), ("nothing-like-it", "")])
+def test_an_unknown_type_gets_those_that_begin_like_it(kind: str, near: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    base = shutil.copytree(saved("llama"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+    for verb in (surgery.split_qkv, surgery.fuse_qkv):
+        with pytest.raises(surgery.NothingMatched) as caught:
+            verb(surgery.open_checkpoint(base))
+        tip = str(caught.value.help)
+        assert len(tip) < 250 and (f"{near}" in tip and f"begin like `{kind}`" in tip) == bool(near)
