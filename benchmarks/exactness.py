@@ -1,11 +1,12 @@
-"""How exact merged weights are: the share that equals the exact sum, correctly rounded, over sizes of the delta and ranks.
+"""How exact merged weights are: the share that equals the exact sum, correctly rounded, over sizes of the delta and
+ranks.
 
     python benchmarks/exactness.py [--size 2048] [--time 4096]
 
-W is random normal with deviation 0.02, A and B are float32, and delta/weight is the ratio of the deviations of s·B·A and W. The exact
-result is W + s·B·A in float64, rounded once to nearest, ties to even; weights of which float64 cannot tell are counted. Beside our own
-arithmetic, float32, what float64 accumulation gives and costs: with torch's conversion, which rounds to float32 on its way to bfloat16
-and float16, so that it is not 100 %.
+W is random normal with deviation 0.02, A and B are float32, and delta/weight is the ratio of the deviations of s·B·A
+and W. The exact result is W + s·B·A in float64, rounded once to nearest, ties to even; weights of which float64
+cannot tell are counted. Beside our own arithmetic, float32, what float64 accumulation gives and costs: with torch's
+conversion, which rounds to float32 on its way to bfloat16 and float16, so that it is not 100 %.
 """
 
 from __future__ import annotations
@@ -60,11 +61,15 @@ def rounded(exact: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(exact.astype(np.float16))
     bits = torch.from_numpy(exact.astype(np.float64)).view(torch.int64)
     kept = 1 << 45  # bfloat16 keeps 7 of float64's 52 bits of the fraction; the weights are in its normal range
-    return ((bits + (kept // 2 - 1) + ((bits >> 45) & 1)) & -kept).view(torch.float64).to(torch.float32).to(torch.bfloat16)
+    return (
+        ((bits + (kept // 2 - 1) + ((bits >> 45) & 1)) & -kept).view(torch.float64).to(torch.float32).to(torch.bfloat16)
+    )
 
 
 def reference(merged: surgery.Checkpoint, folder: Path, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
-    """The exact result, correctly rounded; and of how many weights float64 cannot tell, since they are too near to a tie."""
+    """The exact result, correctly rounded; and of how many weights float64 cannot tell, since they are too near to a
+    tie.
+    """
     adapter, base = surgery.open_adapter(folder / "adapter"), surgery.open_checkpoint(folder / "base")
     scale = np.float64(adapter.config["lora_alpha"] / adapter.config["r"])
     b, a = (evaluate.load(adapter.lora["x"][f"lora_{part}.weight"]).double().numpy() for part in "BA")
@@ -110,7 +115,9 @@ def main() -> None:
                     with in_float64(dtype):
                         row.append(share(merged.load("x.weight"), right))
                 print(f"| {ratio} | {rank} | {' | '.join(row)} |", flush=True)
-        print(f"\n{unsure} of {len(RATIOS) * len(RANKS) * 2 * told.size**2} weights were too near to a tie for float64\n")
+        print(
+            f"\n{unsure} of {len(RATIOS) * len(RANKS) * 2 * told.size**2} weights were too near to a tie for float64\n"
+        )
         print(f"| {told.time} × {told.time} | float32 | float64 | ratio |\n|---|---|---|---|")
         for dtype in KINDS:
             for rank in (16, 256):
@@ -118,7 +125,10 @@ def main() -> None:
                 single = seconds(merged)
                 with in_float64(dtype):
                     double = seconds(merged)
-                print(f"| {dtype}, r={rank} | {1e3 * single:.0f} ms | {1e3 * double:.0f} ms | {double / single:.2f} |", flush=True)
+                print(
+                    f"| {dtype}, r={rank} | {1e3 * single:.0f} ms | {1e3 * double:.0f} ms | {double / single:.2f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -23,12 +23,17 @@ class Run:
 def measured(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> Run:
     """Run `command` to its end. Raises where it fails.
 
-    The peak is the larger of the kernel's own figure for the process, and of the tree's resident sets summed every 10 ms.
-    The caller must be a small process: the kernel counts a parent's memory at the fork.
+    The peak is the larger of the kernel's own figure for the process, and of the tree's resident sets summed every
+    10 ms. The caller must be a small process: the kernel counts a parent's memory at the fork.
     """
     begun = time.monotonic()
     process = subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env={**os.environ, **(env or {})}
+        list(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
     )
     peak, done = 0, threading.Event()
 

@@ -46,11 +46,22 @@ SIZES = {
 
 def llama() -> tuple[dict[str, object], Shapes]:
     """TinyLlama's shapes."""
-    shapes: Shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "lm_head.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "lm_head.weight": (VOCAB, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in LINEARS.items()}
-        shapes |= {f"model.layers.{layer}.{name}.weight": (HIDDEN,) for name in ("input_layernorm", "post_attention_layernorm")}
-    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048, **SIZES}, shapes
+        shapes |= {
+            f"model.layers.{layer}.{name}.weight": (HIDDEN,) for name in ("input_layernorm", "post_attention_layernorm")
+        }
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 2048,
+        **SIZES,
+    }, shapes
 
 
 def phi3() -> tuple[dict[str, object], Shapes]:
@@ -78,7 +89,12 @@ def gpt_neox() -> tuple[dict[str, object], Shapes]:
             ("mlp.dense_h_to_4h", wide, hidden), ("mlp.dense_4h_to_h", hidden, wide),
         ):  # fmt: skip
             shapes |= {f"{name}{module}.weight": (out, into), f"{name}{module}.bias": (out,)}
-    config = {"model_type": "gpt_neox", "hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
+    config = {
+        "model_type": "gpt_neox",
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+    }
     return config, shapes
 
 
@@ -121,7 +137,12 @@ def gpt_oss() -> tuple[dict[str, object], Shapes]:
         shapes[f"{name}gate_up_proj_bias"] = (experts, 2 * wide)
         shapes[f"{name}down_proj"] = (experts, wide, hidden)
         shapes[f"{name}down_proj_bias"] = (experts, hidden)
-    return {"model_type": "gpt_oss", "hidden_size": hidden, "intermediate_size": wide, "num_local_experts": experts}, shapes
+    return {
+        "model_type": "gpt_oss",
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_local_experts": experts,
+    }, shapes
 
 
 def one() -> tuple[dict[str, object], Shapes]:
@@ -130,7 +151,9 @@ def one() -> tuple[dict[str, object], Shapes]:
 
 
 def huge() -> tuple[dict[str, object], Shapes]:
-    """A 1.3 TB mixture of experts with a fused qkv: 61 layers of 488 experts, three matrices each, about 90,000 tensors."""
+    """A 1.3 TB mixture of experts with a fused qkv: 61 layers of 488 experts, three matrices each, about 90,000
+    tensors.
+    """
     hidden, wide, layers, experts = 7168, 1040, 61, 488
     shapes: Shapes = {"model.embed_tokens.weight": (160_000, hidden), "lm_head.weight": (160_000, hidden)}
     for layer in range(layers):
@@ -139,15 +162,27 @@ def huge() -> tuple[dict[str, object], Shapes]:
         shapes[f"{name}self_attn.o_proj.weight"] = (hidden, 64 * 128)
         shapes |= {f"{name}{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
         for expert in range(experts):
-            for matrix, shape in (("gate_proj", (wide, hidden)), ("up_proj", (wide, hidden)), ("down_proj", (hidden, wide))):
+            for matrix, shape in (
+                ("gate_proj", (wide, hidden)),
+                ("up_proj", (wide, hidden)),
+                ("down_proj", (hidden, wide)),
+            ):
                 shapes[f"{name}mlp.experts.{expert}.{matrix}.weight"] = shape
-    config = {"model_type": "phi3", "hidden_size": hidden, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
+    config = {
+        "model_type": "phi3",
+        "hidden_size": hidden,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
     return config, shapes
 
 
 def thousand() -> tuple[dict[str, object], Shapes]:
     """100,000 tensors in 1,000 shards."""
-    return {"model_type": "llama"}, {f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj.weight": (1000, 1000) for i in range(100_000)}
+    return {"model_type": "llama"}, {
+        f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj.weight": (1000, 1000) for i in range(100_000)
+    }
 
 
 MADE = {"llama": llama, "phi3": phi3, "gpt_neox": gpt_neox, "gpt2": gpt2}
@@ -206,7 +241,14 @@ def write_adapter(path: Path, rank: int, targets: list[str]) -> None:
                 tensors[f"{name}.lora_B.weight"] = torch.randn(out, rank, generator=generator) * 0.0005
     path.mkdir(parents=True)
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, "bias": "none"}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": targets,
+        "bias": "none",
+    }
     (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -5,8 +5,8 @@
     headers     1.3 TB in 163 sparse shards: what reads headers alone, from the Hub and from the disk
     surgery     a merge, a split, a reshard and a drop of 2.2 GB, from the Hub and from the disk
 
-The server is the one of the tests: Python, in this process, on the same cores. It sends what a range asks for, from where it lies; large
-files are on its second origin. Every run begins with an empty cache.
+The server is the one of the tests: Python, in this process, on the same cores. It sends what a range asks for, from
+where it lies; large files are on its second origin. Every run begins with an empty cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def show(what: str, run: Run, hub: Hub | None) -> None:
     if hub:
         files = [seen for seen in hub.log if "/api/" not in seen.path]
         sent = f"{sum(seen.sent for seen in files) / 1e6:.1f} MB in {len(hub.log)} requests"
-    print(f"| {what} | {'Hub' if hub else 'disk'} | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB | {sent} |", flush=True)
+    print(
+        f"| {what} | {'Hub' if hub else 'disk'} | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB | {sent} |", flush=True
+    )
 
 
 def both(hub: Hub, work: Path, words: list[str], places: dict[str, Path]) -> None:
@@ -44,7 +46,9 @@ def both(hub: Hub, work: Path, words: list[str], places: dict[str, Path]) -> Non
         shutil.rmtree(work / "home", ignore_errors=True)
         hub.log.clear()
         named = {name: f"hf://org/{name}" if remote else str(path) for name, path in places.items()}
-        run = measured([*SURGERY, *(word.format(**named, out=out) for word in words)], env=environment(hub, work / "home"))
+        run = measured(
+            [*SURGERY, *(word.format(**named, out=out) for word in words)], env=environment(hub, work / "home")
+        )
         show(words[0], run, hub if remote else None)
     shutil.rmtree(out, ignore_errors=True)
 
@@ -57,7 +61,9 @@ def headers(hub: Hub, work: Path) -> None:
     held = sum(read_header(str(p))[1].data for p in shards)
     small = sum(p.stat().st_size for p in base.glob("*.json"))
     total = sum(p.stat().st_size for p in shards)
-    print(f"{len(shards)} shards of {total / 1e12:.2f} TB; headers {held / 1e6:.1f} MB, small files {small / 1e6:.1f} MB")
+    print(
+        f"{len(shards)} shards of {total / 1e12:.2f} TB; headers {held / 1e6:.1f} MB, small files {small / 1e6:.1f} MB"
+    )
     for words in (
         ["inspect", "{base}"],
         ["reshard", "{base}", "--max-shard-size", "5GB", "--dry-run", "--quiet"],
@@ -70,7 +76,11 @@ def headers(hub: Hub, work: Path) -> None:
 
 def surgery(hub: Hub, work: Path) -> None:
     """The commands that read tensors."""
-    places = {"llama": made(work, "llama", "500MB"), "phi3": made(work, "phi3", "500MB"), "adapter": made(work, "adapter", "16", ALL)}
+    places = {
+        "llama": made(work, "llama", "500MB"),
+        "phi3": made(work, "phi3", "500MB"),
+        "adapter": made(work, "adapter", "16", ALL),
+    }
     for name, folder in places.items():
         hub.put_folder(f"org/{name}", folder)
     for words in (

@@ -2,18 +2,20 @@
 
     python benchmarks/run.py WORKDIR [CASE...] [--runs 5]
 
-WORKDIR should be in tmpfs (such as /dev/shm/bench) for the cases without `disk`, and on a disk for those with it. Cases:
+WORKDIR should be in tmpfs (such as /dev/shm/bench) for the cases without `disk`, and on a disk for those with it.
+Cases:
 
     reshard split split-heads split-groups split-columns split-gate-up split-experts split-interleaved convert
                                                against cp -r --reflink=never
     disk-reshard disk-split                    the same, each followed by sync -f
     merge merge-qv                             against cp, and against PEFT: load, merge, save
-    unmerge                                    against cp, against the merge, and against the merge with its undo record
-    load-save                                  reshard against transformers: load, save
+    unmerge                                    against cp, against the merge, and against the merge with its undo
+    record load-save                                  reshard against transformers: load, save
     memory                                     peaks: one shard, one tensor of 2 GB, --memory 64MB
     start                                      --help; inspect of 1,000 shards and 100,000 tensors
     huge                                       1.3 TB in 163 sparse shards: inspect, dry runs
-    stream                                     merge -o hf://…, by LFS and by Xet: peaks of memory and disk; killed half way
+    stream                                     merge -o hf://…, by LFS and by Xet: peaks of memory and disk; killed
+    half way
 
 Needs about 8 GB of room, 2.2 GB for each of the base, the output and the other's output.
 """
@@ -72,7 +74,10 @@ def compared(title: str, commands: Mapping[str, Sequence[str]], out: Path, runs:
         low, high = min(r.seconds for r in rs), max(r.seconds for r in rs)
         ratio = f"surgery/{name} {ours / medians[name]:.2f}" if name != "surgery" else ""
         peak = max(r.peak for r in rs) / 1e6
-        print(f"| {title} | {name} | {medians[name]:.2f} s ({low:.2f} to {high:.2f}) | {peak:.0f} MB | {ratio} |", flush=True)
+        print(
+            f"| {title} | {name} | {medians[name]:.2f} s ({low:.2f} to {high:.2f}) | {peak:.0f} MB | {ratio} |",
+            flush=True,
+        )
 
 
 def copied(source: Path, out: Path, *, disk: bool = False) -> list[str]:
@@ -102,16 +107,25 @@ def main() -> None:
                 commands = {"cp": copied(base, out, disk=disk), "surgery": [*SURGERY, verb, str(base), *options, *o]}
                 compared(case, commands, out, runs)
             case "merge" | "merge-qv":
-                base, adapter = made(work, "llama", "500MB"), made(work, "adapter", "16", ALL if case == "merge" else "q_proj,v_proj")
+                base, adapter = (
+                    made(work, "llama", "500MB"),
+                    made(work, "adapter", "16", ALL if case == "merge" else "q_proj,v_proj"),
+                )
                 peft = [sys.executable, str(HERE / "peers.py"), "merge", str(base), str(adapter), str(out), "500MB"]
                 commands = {"cp": copied(base, out), "surgery": [*SURGERY, "merge", str(base), str(adapter), *o]}
                 commands["start-up"] = [sys.executable, "-c", "import torch, surgery, surgery_cli"]
                 compared(case, {**commands, "PEFT": peft}, out, runs)
             case "unmerge":
                 base, adapter, merged = made(work, "llama", "500MB"), made(work, "adapter", "16", ALL), work / "merged"
-                subprocess.run([*SURGERY, "merge", str(base), str(adapter), "--reversible", "-o", str(merged), "--quiet"], check=True)
+                subprocess.run(
+                    [*SURGERY, "merge", str(base), str(adapter), "--reversible", "-o", str(merged), "--quiet"],
+                    check=True,
+                )
                 record = sum(p.stat().st_size for p in (merged / ".surgery").rglob("*.undo"))
-                print(f"| undo record | {record / 1e6:.1f} MB | adapter {sum(p.stat().st_size for p in adapter.iterdir()) / 1e6:.1f} MB |")
+                print(
+                    f"| undo record | {record / 1e6:.1f} MB | adapter"
+                    f" {sum(p.stat().st_size for p in adapter.iterdir()) / 1e6:.1f} MB |"
+                )
                 merge = [*SURGERY, "merge", str(base), str(adapter), *o]
                 commands = {"cp": copied(base, out), "merge": merge, "merge --reversible": [*merge, "--reversible"]}
                 compared(case, {**commands, "surgery": [*SURGERY, "unmerge", str(merged), *o]}, out, runs)
@@ -120,7 +134,13 @@ def main() -> None:
                 base = made(work, "llama", "500MB")
                 peer = [sys.executable, str(HERE / "peers.py"), "reshard", str(base), str(out), "300MB"]
                 compared(
-                    case, {"transformers": peer, "surgery": [*SURGERY, "reshard", str(base), "--max-shard-size", "300MB", *o]}, out, runs
+                    case,
+                    {
+                        "transformers": peer,
+                        "surgery": [*SURGERY, "reshard", str(base), "--max-shard-size", "300MB", *o],
+                    },
+                    out,
+                    runs,
                 )
             case "memory":
                 adapter = made(work, "adapter", "16", ALL)
@@ -133,7 +153,9 @@ def main() -> None:
                             shutil.rmtree(out, ignore_errors=True)
                             run = measured([*SURGERY, *called, *o, "--memory", memory])
                             print(
-                                f"| {called[0]} {base.name} --memory {memory} | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True
+                                f"| {called[0]} {base.name} --memory {memory} | {run.seconds:.2f} s |"
+                                f" {run.peak / 1e6:.0f} MB |",
+                                flush=True,
                             )
                 shutil.rmtree(out, ignore_errors=True)
             case "start":
@@ -151,7 +173,9 @@ def main() -> None:
                     ["split-qkv", str(base), *dry],
                 ):
                     run = measured([*SURGERY, *asked])
-                    print(f"| {' '.join(asked[:1])} 1.3 TB | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True)
+                    print(
+                        f"| {' '.join(asked[:1])} 1.3 TB | {run.seconds:.2f} s | {run.peak / 1e6:.0f} MB |", flush=True
+                    )
             case "stream":
                 streamed(work, SURGERY, made(work, "llama", "500MB"), made(work, "adapter", "16", ALL))
             case _:

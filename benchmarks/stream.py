@@ -1,6 +1,8 @@
-"""A merge straight to the Hub, with the tests' server in a process of its own: time, peak memory, peak disk; killed half way.
+"""A merge straight to the Hub, with the tests' server in a process of its own: time, peak memory, peak disk; killed
+half way.
 
-python benchmarks/stream.py serve          prints its address; then, for each repository named on standard input, what it holds
+python benchmarks/stream.py serve          prints its address; then, for each repository named on standard input,
+what it holds
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def serving(folder: Path) -> Iterator[Server]:
     """A Hub with its files below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "serve"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}
+    )
     assert process.stdin and process.stdout
     try:
         yield Server(process, process.stdout.readline().strip())
@@ -115,7 +119,9 @@ def environment(server: Server, home: Path, *, xet: bool) -> dict[str, str]:
 
 
 def streamed(work: Path, surgery: Sequence[str], base: Path, adapter: Path) -> None:
-    """By LFS and by Xet: an undisturbed run, then one that is killed with two shards sent and run again; rows of a table."""
+    """By LFS and by Xet: an undisturbed run, then one that is killed with two shards sent and run again; rows of a
+    table.
+    """
     merge = [*surgery, "merge", str(base), str(adapter)]
     local = work / "out"
     shutil.rmtree(local, ignore_errors=True)
@@ -131,18 +137,33 @@ def streamed(work: Path, surgery: Sequence[str], base: Path, adapter: Path) -> N
             with watched(home) as disk:
                 run = measured(command, env=env)
             found = server.holds(REPO)
-            assert found["hashes"].items() >= want.items() and len(found["titles"]) == 2, "not the local result in one commit"
+            assert found["hashes"].items() >= want.items() and len(found["titles"]) == 2, (
+                "not the local result in one commit"
+            )
             peak, total = f"{run.peak / 1e6:.0f} MB", f"{disk[0] / 1e6:.0f} MB"
-            print(f"| {title} | {run.seconds:.1f} s | {peak} | {total} | {found['received'] / 1e6:.0f} MB |", flush=True)
+            print(
+                f"| {title} | {run.seconds:.1f} s | {peak} | {total} | {found['received'] / 1e6:.0f} MB |", flush=True
+            )
             shutil.rmtree(home)
         if room == 1:
             with serving(work / "server") as server:
-                _killed(title, server, [*merge, "-o", f"hf://{REPO}", "--json"], environment(server, home, xet=xet), home, want)
+                _killed(
+                    title,
+                    server,
+                    [*merge, "-o", f"hf://{REPO}", "--json"],
+                    environment(server, home, xet=xet),
+                    home,
+                    want,
+                )
                 shutil.rmtree(home)
 
 
-def _killed(title: str, server: Server, command: Sequence[str], env: dict[str, str], home: Path, want: dict[str, str]) -> None:
-    process = subprocess.Popen(list(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **env})
+def _killed(
+    title: str, server: Server, command: Sequence[str], env: dict[str, str], home: Path, want: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        list(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **env}
+    )
     while len(_sent(home)) < 2:
         assert process.poll() is None
         time.sleep(0.01)
@@ -158,8 +179,8 @@ def _killed(title: str, server: Server, command: Sequence[str], env: dict[str, s
     peak, received = f"{run.peak / 1e6:.0f} MB", (found["received"] - before["received"]) / 1e6
     resumed = json.loads(run.stdout)["resumed"] / 1e6
     print(
-        f"| {title}, killed and run again: {resumed:.0f} MB taken up | {run.seconds:.1f} s | {peak} | {disk[0] / 1e6:.0f} MB "
-        f"| {received:.0f} MB |",
+        f"| {title}, killed and run again: {resumed:.0f} MB taken up | {run.seconds:.1f} s | {peak} |"
+        f" {disk[0] / 1e6:.0f} MB | {received:.0f} MB |",
         flush=True,
     )
 

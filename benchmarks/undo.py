@@ -3,8 +3,8 @@
     python benchmarks/undo.py WORKDIR [ROWS]
 
 A base of four matrices of ROWS x 4096 (4096 if not given) of normal weights, LoRA of rank 16 on each, scaled so that
-deltas / weights (standard deviations) is what the first column says. The record is given as a share of the merged tensors'
-bytes, without the adapter that it keeps; the exact restoration is checked by hash.
+deltas / weights (standard deviations) is what the first column says. The record is given as a share of the merged
+tensors' bytes, without the adapter that it keeps; the exact restoration is checked by hash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def base(folder: Path, rows: int, dtype: torch.dtype) -> None:
     """A checkpoint of normal weights."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    save_file({f"layers.{i}.weight": (torch.randn(rows, COLUMNS) * 0.02).to(dtype) for i in range(4)}, folder / "model.safetensors")
+    save_file(
+        {f"layers.{i}.weight": (torch.randn(rows, COLUMNS) * 0.02).to(dtype) for i in range(4)},
+        folder / "model.safetensors",
+    )
     (folder / "config.json").write_text("{}")
 
 

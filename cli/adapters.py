@@ -22,33 +22,61 @@ PANEL = "Adapters"
 def inject(
     model: Model,
     target_modules: Annotated[
-        str, typer.Option("--target-modules", metavar="NAME,…", help="Last names of modules, a regular expression, or all-linear.")
+        str,
+        typer.Option(
+            "--target-modules", metavar="NAME,…", help="Last names of modules, a regular expression, or all-linear."
+        ),
     ] = "",
     target_parameters: Annotated[
-        str, typer.Option("--target-parameters", metavar="NAME,…", help="Parameters, such as experts.gate_up_proj: all experts at once.")
+        str,
+        typer.Option(
+            "--target-parameters",
+            metavar="NAME,…",
+            help="Parameters, such as experts.gate_up_proj: all experts at once.",
+        ),
     ] = "",
     as_: Annotated[
-        str, typer.Option("--as", metavar="adapter|checkpoint", help="A PEFT folder, or the base with the LoRA in a shard of its own.")
+        str,
+        typer.Option(
+            "--as", metavar="adapter|checkpoint", help="A PEFT folder, or the base with the LoRA in a shard of its own."
+        ),
     ] = "adapter",
     rank: Annotated[int, typer.Option("--rank", "-r", metavar="N", help="The inner dimension of B·A.")] = 8,
-    alpha: Annotated[float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; 1 if not given.")] = None,
-    init: Annotated[str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")] = "uniform",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="A follows from it and from its name, on every machine.")] = 0,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; 1 if not given.")
+    ] = None,
+    init: Annotated[
+        str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")
+    ] = "uniform",
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="A follows from it and from its name, on every machine.")
+    ] = 0,
     rslora: Annotated[bool, typer.Option("--use-rslora", help="The scale is alpha / √rank.")] = False,
     dora: Annotated[bool, typer.Option("--use-dora", help="Magnitudes too, taken from the base in a stream.")] = False,
     lora_bias: Annotated[bool, typer.Option("--lora-bias", help="A bias beside each B.")] = False,
-    modules_to_save: Annotated[str, typer.Option("--modules-to-save", metavar="NAME,…", help="Copied whole, to be trained.")] = "",
-    exclude_modules: Annotated[str, typer.Option("--exclude-modules", metavar="NAME,…", help="As --target-modules, left out.")] = "",
+    modules_to_save: Annotated[
+        str, typer.Option("--modules-to-save", metavar="NAME,…", help="Copied whole, to be trained.")
+    ] = "",
+    exclude_modules: Annotated[
+        str, typer.Option("--exclude-modules", metavar="NAME,…", help="As --target-modules, left out.")
+    ] = "",
     layers: Annotated[str, typer.Option("--layers-to-transform", metavar="N,…", help="Only in these layers.")] = "",
-    layers_pattern: Annotated[str, typer.Option("--layers-pattern", metavar="NAME,…", help="What the layers' list is called.")] = "",
+    layers_pattern: Annotated[
+        str, typer.Option("--layers-pattern", metavar="NAME,…", help="What the layers' list is called.")
+    ] = "",
     ranks: Annotated[
-        list[str] | None, typer.Option("--rank-pattern", metavar="REGEX=N", help="Another rank where a name's end matches; often.")
+        list[str] | None,
+        typer.Option("--rank-pattern", metavar="REGEX=N", help="Another rank where a name's end matches; often."),
     ] = None,
     alphas: Annotated[
-        list[str] | None, typer.Option("--alpha-pattern", metavar="REGEX=X", help="Another alpha where a name's end matches; often.")
+        list[str] | None,
+        typer.Option("--alpha-pattern", metavar="REGEX=X", help="Another alpha where a name's end matches; often."),
     ] = None,
     check_class: Annotated[
-        bool, typer.Option("--check-class", help="Ask the class what each module is, through transformers, on the meta device.")
+        bool,
+        typer.Option(
+            "--check-class", help="Ask the class what each module is, through transformers, on the meta device."
+        ),
     ] = False,
     *,
     options: Writing,
@@ -106,7 +134,10 @@ def _modules(text: str) -> str | list[str]:
 @writing_options
 def merge(
     base: Annotated[
-        str, typer.Argument(metavar="BASE", help="The base checkpoint: a folder, one file, or org/name on the Hub.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="BASE", help="The base checkpoint: a folder, one file, or org/name on the Hub.", show_default=False
+        ),
     ],
     adapters: Annotated[
         list[str] | None,
@@ -117,17 +148,25 @@ def merge(
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Merge an adapter that is in the base already.")] = False,
-    any_base: Annotated[bool, typer.Option("--any-base", help="Merge an adapter that was trained on a model of another type.")] = False,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Merge an adapter that was trained on a model of another type.")
+    ] = False,
     tokenizer: Annotated[
         str,
         typer.Option(
             "--tokenizer",
             metavar="adapter|base|DIR",
-            help="Whose tokenizer and chat template the result has; the adapter's, where it has them and nothing is said.",
+            help=(
+                "Whose tokenizer and chat template the result has; the adapter's, where it has them and nothing is"
+                " said."
+            ),
         ),
     ] = "",
     reversible: Annotated[
-        bool, typer.Option("--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte.")
+        bool,
+        typer.Option(
+            "--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte."
+        ),
     ] = False,
     *,
     merging: Merging,
@@ -164,12 +203,18 @@ def _apart(checkpoint: surgery.Checkpoint) -> tuple[surgery.Checkpoint, list[sur
 @app.command(rich_help_panel=PANEL)
 @writing_options
 def unmerge(
-    merged: Annotated[str, typer.Argument(metavar="MERGED", help="A checkpoint that surgery merged.", show_default=False)],
+    merged: Annotated[
+        str, typer.Argument(metavar="MERGED", help="A checkpoint that surgery merged.", show_default=False)
+    ],
     adapters: Annotated[
-        list[str] | None, typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False),
     ] = None,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Without an undo record: subtract the adapters; most weights come back, not all.")
+        bool,
+        typer.Option(
+            "--approximate", help="Without an undo record: subtract the adapters; most weights come back, not all."
+        ),
     ] = False,
     *,
     merging: Merging,
@@ -187,6 +232,8 @@ def unmerge(
         checkpoint = surgery.open_checkpoint(merged)
         if not approximate:
             return surgery.unmerge(checkpoint)
-        return surgery.unmerge_approximately(checkpoint, surgery.open_adapters(adapters or (), merging.beside()), **told)
+        return surgery.unmerge_approximately(
+            checkpoint, surgery.open_adapters(adapters or (), merging.beside()), **told
+        )
 
     written(made, options)

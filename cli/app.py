@@ -1,7 +1,7 @@
 """The command line as a whole: one file for each group of commands, put together here.
 
-A command opens, applies pure surgeries, and hands the result to `running.written`. The library is imported inside the commands:
-`--help` and completion need typer alone.
+A command opens, applies pure surgeries, and hands the result to `running.written`. The library is imported inside
+the commands: `--help` and completion need typer alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Edit checkpoints offline: safetensors shards and index files, without loading the model.",
-    epilog="Sizes: 5GB is 5·10⁹ bytes, 5GiB is 5·2³⁰. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.",
+    epilog=(
+        "Sizes: 5GB is 5·10⁹ bytes, 5GiB is 5·2³⁰. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 130"
+        " interrupted."
+    ),
 )
 
 
@@ -40,7 +43,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     pass
 

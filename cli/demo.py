@@ -1,9 +1,9 @@
 """`surgery demo`: the main job on a checkpoint made on the spot, with a proof at the end.
 
-The checkpoint is a real transformers Phi-3 (random weights, fused qkv, grouped-query attention, sharded), the adapter a
-PEFT directory with the shapes and sizes of a trained one. The commands run as a user would type them, each as a process of
-its own, timed, with its peak memory. The proof compares logits: the original model with the adapter applied live, against
-the files that the commands wrote.
+The checkpoint is a real transformers Phi-3 (random weights, fused qkv, grouped-query attention, sharded), the
+adapter a PEFT directory with the shapes and sizes of a trained one. The commands run as a user would type them, each
+as a process of its own, timed, with its peak memory. The proof compares logits: the original model with the adapter
+applied live, against the files that the commands wrote.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def run(folder: Path | None) -> None:
             _show(Path(made))
         return
     if folder.exists() and any(folder.iterdir()):
-        raise surgery.DestinationError("the demo needs an empty folder", where=[str(folder)], help="pass another one, or none")
+        raise surgery.DestinationError(
+            "the demo needs an empty folder", where=[str(folder)], help="pass another one, or none"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _show(folder)
     print(f"\nAll of it is in {folder}.")
@@ -50,11 +52,16 @@ def run(folder: Path | None) -> None:
 def _show(folder: Path) -> None:
     print("A Phi-3 of random weights, and a LoRA adapter for its q, v, o and down projections:", flush=True)
     # Made by another process: this one stays small, so that the peak memory of the commands is theirs alone.
-    subprocess.run([sys.executable, "-c", "import sys; from surgery_cli.demo import make; make(sys.argv[1])", folder], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys; from surgery_cli.demo import make; make(sys.argv[1])", folder], check=True
+    )
     for name in ("base", "adapter"):
         print(f"  {name}/  {', '.join(sorted(f.name for f in (folder / name).iterdir()))}")
     _command(folder, "inspect", "base")
-    print("\nIts attention stores q, k and v as one tensor; the adapter was trained on separate ones. So: split, merge, fuse back.")
+    print(
+        "\nIts attention stores q, k and v as one tensor; the adapter was trained on separate ones. So: split, merge,"
+        " fuse back."
+    )
     _command(folder, "split-qkv", "base", "-o", "split")
     _command(folder, "merge", "split", "adapter", "-o", "merged")
     _command(folder, "fuse-qkv", "merged", "-o", "result", "--max-shard-size", "40MB")

@@ -1,4 +1,6 @@
-"""The commands that write the same weights in another way, or fewer of them: reshard, convert, rename, drop; and clean."""
+"""The commands that write the same weights in another way, or fewer of them: reshard, convert, rename, drop; and
+clean.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def rename(model: Model, maps: Maps = None, *, options: Writing) -> None:
 @writing_options
 def drop(
     model: Model,
-    pattern: Annotated[str, typer.Option("--pattern", metavar="REGEX", help="Leave out tensors whose whole name matches.")] = "",
+    pattern: Annotated[
+        str, typer.Option("--pattern", metavar="REGEX", help="Leave out tensors whose whole name matches.")
+    ] = "",
     *,
     options: Writing,
 ) -> None:
@@ -66,7 +70,12 @@ def drop(
 @app.command(rich_help_panel=PANEL)
 def clean(
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="An output, here or hf://org/name, or the folder that holds outputs.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="An output, here or hf://org/name, or the folder that holds outputs.",
+            show_default=False,
+        ),
     ],
     json: Json = False,
     debug: Debug = False,
@@ -84,7 +93,9 @@ def clean(
 
 @app.command(rich_help_panel=PANEL)
 def reindex(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with an index, or the index.", show_default=False)],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="A folder with an index, or the index.", show_default=False)
+    ],
     json: Json = False,
     debug: Debug = False,
 ) -> None:

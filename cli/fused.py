@@ -21,17 +21,33 @@ PANEL = "Fused modules"
 
 # Kinds of fused modules: what the library calls them, and what their two commands do.
 KINDS = {
-    "qkv": (("qkv", "kv"), "Replace each fused qkv projection by q, k and v", "Put q, k and v back into the fused projection"),
-    "gate-up": (("gate_up",), "Replace each fused projection of a gated MLP by gate and up", "Put gate and up back into one projection"),
-    "experts": (("experts",), "Replace stacked experts by modules of their own", "Put experts back into stacked tensors"),
+    "qkv": (
+        ("qkv", "kv"),
+        "Replace each fused qkv projection by q, k and v",
+        "Put q, k and v back into the fused projection",
+    ),
+    "gate-up": (
+        ("gate_up",),
+        "Replace each fused projection of a gated MLP by gate and up",
+        "Put gate and up back into one projection",
+    ),
+    "experts": (
+        ("experts",),
+        "Replace stacked experts by modules of their own",
+        "Put experts back into stacked tensors",
+    ),
 }
-Kinds = Annotated[str, typer.Option("--kinds", metavar="KIND,…", help=f"Of {', '.join(KINDS)}; all that are there if not given.")]
+Kinds = Annotated[
+    str, typer.Option("--kinds", metavar="KIND,…", help=f"Of {', '.join(KINDS)}; all that are there if not given.")
+]
 
 
 @app.command(rich_help_panel=PANEL)
 @writing_options
 def split(model: Model, kinds: Kinds = "", to: As = "", base: Base = None, *, fused: Fused, options: Writing) -> None:
-    """Replace fused modules by their parts, byte for byte: qkv, gate and up, experts. An adapter's, with its [bold]--base[/bold]."""
+    """Replace fused modules by their parts, byte for byte: qkv, gate and up, experts. An adapter's, with its
+    [bold]--base[/bold].
+    """
     if to and kinds:
         raise typer.BadParameter("the target says what is split", param_hint="--kinds --as")
     _split(model, _kinds(kinds), fused, to, base, options)
@@ -40,7 +56,9 @@ def split(model: Model, kinds: Kinds = "", to: As = "", base: Base = None, *, fu
 @app.command(rich_help_panel=PANEL)
 @writing_options
 def fuse(model: Model, kinds: Kinds = "", base: Base = None, *, fused: Fused, options: Writing) -> None:
-    """Put parts back into the fused modules of the model's own class, byte for byte: the inverse of [bold]split[/bold]."""
+    """Put parts back into the fused modules of the model's own class, byte for byte: the inverse of
+    [bold]split[/bold].
+    """
     _fuse(model, _kinds(kinds), fused, base, options)
 
 
@@ -79,7 +97,9 @@ def _split(model: str, kinds: tuple[str, ...], fused: Fused, to: str, base: str 
     def made() -> surgery.Checkpoint:
         found = surgery.open_any(model)
         if isinstance(found, surgery.Adapter):
-            raise typer.BadParameter("an adapter is no model: split it with its --base, and convert the base", param_hint="--as")
+            raise typer.BadParameter(
+                "an adapter is no model: split it with its --base, and convert the base", param_hint="--as"
+            )
         return surgery.convert(found, to)
 
     written(made, options)
@@ -92,7 +112,12 @@ def _fuse(model: str, kinds: tuple[str, ...], fused: Fused, base: str | None, op
 
 
 def _cut(
-    verb: Callable[..., Any], model: str, kinds: tuple[str, ...], given: surgery.Given | None, base: str | None, options: Writing
+    verb: Callable[..., Any],
+    model: str,
+    kinds: tuple[str, ...],
+    given: surgery.Given | None,
+    base: str | None,
+    options: Writing,
 ) -> None:
     """`surgery.split` or `surgery.fuse` of a checkpoint, or of an adapter with its base."""
     import surgery
@@ -123,12 +148,16 @@ def _base_of(adapter: surgery.Adapter, base: str | None) -> surgery.Checkpoint |
     try:
         return surgery.open_checkpoint(str(found))
     except surgery.HubError as error:
-        raise type(error)(error.what, where=error.where, help=f"pass the adapter's base with --base; or {error.help}") from error
+        raise type(error)(
+            error.what, where=error.where, help=f"pass the adapter's base with --base; or {error.help}"
+        ) from error
 
 
 def _kinds(text: str) -> tuple[str, ...]:
     """What the library calls the kinds that are asked for; all of them where nothing is."""
     asked = [kind.replace("_", "-") for kind in text.split(",")] if text else list(KINDS)
     if unknown := [kind for kind in asked if kind not in KINDS]:
-        raise typer.BadParameter(f"there is no kind {', '.join(unknown)}; there are {', '.join(KINDS)}", param_hint="--kinds")
+        raise typer.BadParameter(
+            f"there is no kind {', '.join(unknown)}; there are {', '.join(KINDS)}", param_hint="--kinds"
+        )
     return tuple(dict.fromkeys(kind for name in asked for kind in KINDS[name][0]))

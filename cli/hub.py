@@ -17,10 +17,18 @@ PANEL = "Hub"
 @app.command(rich_help_panel=PANEL)
 @writing_options
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a model or an adapter.", show_default=False)],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name; made if it is not there.", show_default=False)],
-    revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="main if not given; made if it is not there.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, deleted and kept; change nothing.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of a model or an adapter.", show_default=False)
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="org/name; made if it is not there.", show_default=False)
+    ],
+    revision: Annotated[
+        str, typer.Option("--revision", metavar="BRANCH", help="main if not given; made if it is not there.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be sent, deleted and kept; change nothing.")
+    ] = False,
     follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -28,7 +36,8 @@ def push(
     *,
     options: Committing,
 ) -> None:
-    """Make a folder one commit on the Hub: verified first, only what is new is sent, all of it visible at once or nothing.
+    """Make a folder one commit on the Hub: verified first, only what is new is sent, all of it visible at once or
+    nothing.
 
     Log in with [bold]hf auth login[/bold], or set HF_TOKEN.
     """

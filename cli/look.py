@@ -18,7 +18,9 @@ PANEL = "Look"
 @app.command(rich_help_panel=PANEL)
 def inspect(
     model: Model,
-    tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")] = "",
+    tensors: Annotated[
+        str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")
+    ] = "",
     follow_links: FollowLinks = False,
     json: Json = False,
     debug: Debug = False,
@@ -43,13 +45,16 @@ def inspect(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
-    tensors: Annotated[str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")] = "",
+    tensors: Annotated[
+        str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")
+    ] = "",
     follow_links: FollowLinks = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say what differs between two checkpoints or two adapters, however they are sharded: tensors, values, config, files.
+    """Say what differs between two checkpoints or two adapters, however they are sharded: tensors, values, config,
+    files.
 
     Exit status: 0 equal, 1 different, or refused.
     """
@@ -80,9 +85,12 @@ def verify(
     check_class: Annotated[
         bool, typer.Option("--class/--no-class", help="Ask the class that config.json names, through transformers.")
     ] = True,
-    check_all: Annotated[bool, typer.Option("--check-all", help="Restore every block of an undo record, not one of each tensor.")] = False,
+    check_all: Annotated[
+        bool, typer.Option("--check-all", help="Restore every block of an undo record, not one of each tensor.")
+    ] = False,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF)
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Of which MODEL should be a merge.", rich_help_panel=PROOF),
     ] = None,
     adapters: Annotated[
         list[str] | None,
@@ -97,8 +105,9 @@ def verify(
 ) -> None:
     """Check headers, index and files against each other, the values, and what the model's class says.
 
-    With [bold]--base[/bold] and [bold]--adapter[/bold]: whether every adapter is in it, once, and all else as in the base,
-    whoever merged it; what is rounding, and what is wrong. How surgery merged is read from MODEL, unless it is said here.
+    With [bold]--base[/bold] and [bold]--adapter[/bold]: whether every adapter is in it, once, and all else as in the
+    base, whoever merged it; what is rounding, and what is wrong. How surgery merged is read from MODEL, unless it is
+    said here.
 
     Exit status: 0 all well, 1 not.
     """
@@ -141,7 +150,9 @@ def verify(
 
 @app.command(rich_help_panel=PANEL)
 def demo(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to work; a temporary folder if not given.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where to work; a temporary folder if not given.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Make a small Phi-3 and an adapter; split, merge, reshard and verify it; show that it computes the same."""

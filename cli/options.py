@@ -1,5 +1,5 @@
-"""Options that commands share. `writing_options` gives a command those of `Writing`, which every writing command takes, of `Fused`
-and of `Merging`, where it has a parameter of that type.
+"""Options that commands share. `writing_options` gives a command those of `Writing`, which every writing command
+takes, of `Fused` and of `Merging`, where it has a parameter of that type.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ COMMIT = "The commit on the Hub"
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A checkpoint: a folder, one .safetensors file, an index, or org/name on the Hub.", show_default=False
+        metavar="MODEL",
+        help="A checkpoint: a folder, one .safetensors file, an index, or org/name on the Hub.",
+        show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.", rich_help_panel=RUNNING)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object on standard output, nothing else there.", rich_help_panel=RUNNING),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=RUNNING)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
 
@@ -51,13 +56,20 @@ FollowLinks = Annotated[
 Base = Annotated[
     str | None,
     typer.Option(
-        "--base", metavar="MODEL", help="An adapter's model, fused or split; if not given, the one its config names.", rich_help_panel=FUSED
+        "--base",
+        metavar="MODEL",
+        help="An adapter's model, fused or split; if not given, the one its config names.",
+        rich_help_panel=FUSED,
     ),
 ]
-As = Annotated[str, typer.Option("--as", metavar="MODEL_TYPE", help="Write what this class of transformers loads, such as llama.")]
+As = Annotated[
+    str, typer.Option("--as", metavar="MODEL_TYPE", help="Write what this class of transformers loads, such as llama.")
+]
 Maps = Annotated[
     list[str] | None,
-    typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rewrite names, wherever REGEX occurs; may be given often."),
+    typer.Option(
+        "--map", metavar="REGEX=REPLACEMENT", help="Rewrite names, wherever REGEX occurs; may be given often."
+    ),
 ]
 
 
@@ -67,16 +79,25 @@ class Committing:
 
     private: Annotated[
         bool,
-        typer.Option("--private", help="A new repository is made private; one that is public is refused.", rich_help_panel=COMMIT),
+        typer.Option(
+            "--private", help="A new repository is made private; one that is public is refused.", rich_help_panel=COMMIT
+        ),
     ] = False
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Open a pull request instead of committing to main.", rich_help_panel=COMMIT)
+        bool,
+        typer.Option("--create-pr", help="Open a pull request instead of committing to main.", rich_help_panel=COMMIT),
     ] = False
-    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Title of the commit.", rich_help_panel=COMMIT)] = ""
+    message: Annotated[
+        str, typer.Option("--message", "-m", metavar="TEXT", help="Title of the commit.", rich_help_panel=COMMIT)
+    ] = ""
     tag: Annotated[str, typer.Option("--tag", metavar="TAG", help="Tag the commit.", rich_help_panel=COMMIT)] = ""
     keep: Annotated[
         bool,
-        typer.Option("--keep", help="Delete nothing; else stale shards and their index go in the same commit.", rich_help_panel=COMMIT),
+        typer.Option(
+            "--keep",
+            help="Delete nothing; else stale shards and their index go in the same commit.",
+            rich_help_panel=COMMIT,
+        ),
     ] = False
 
     def committing(self) -> dict[str, Any]:
@@ -94,53 +115,89 @@ class Writing:
             "--output",
             "-o",
             metavar="DIR",
-            help="Where the result goes (needed, but for --dry-run): a folder, or hf://org/name\\[@branch], shard by shard.",
+            help=(
+                "Where the result goes (needed, but for --dry-run): a folder, or hf://org/name\\[@branch], shard by"
+                " shard."
+            ),
             rich_help_panel=WRITING,
         ),
     ] = None
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace an output that surgery wrote, atomically; or a repository's weights.", rich_help_panel=WRITING
+            "--overwrite",
+            help="Replace an output that surgery wrote, atomically; or a repository's weights.",
+            rich_help_panel=WRITING,
         ),
     ] = False
     discard_edits: Annotated[
         bool,
-        typer.Option("--discard-edits", help="With --overwrite: also where files were edited since.", rich_help_panel=WRITING),
+        typer.Option(
+            "--discard-edits", help="With --overwrite: also where files were edited since.", rich_help_panel=WRITING
+        ),
     ] = False
     link: Annotated[
-        bool, typer.Option("--link", help="Hard-link untouched files instead of copying them: write to neither.", rich_help_panel=WRITING)
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link untouched files instead of copying them: write to neither.",
+            rich_help_panel=WRITING,
+        ),
     ] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=WRITING)] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=WRITING)
+    ] = False
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Spread over shards of at most SIZE.", rich_help_panel=LAYOUT)
+        str,
+        typer.Option(
+            "--max-shard-size", metavar="SIZE", help="Spread over shards of at most SIZE.", rich_help_panel=LAYOUT
+        ),
     ] = ""
     balanced: Annotated[
         bool, typer.Option("--balanced", help="Spread the bytes evenly over the fewest shards.", rich_help_panel=LAYOUT)
     ] = False
     drop_metadata: Annotated[
         list[str] | None,
-        typer.Option("--drop-metadata", metavar="KEY", help="Leave this key of __metadata__ out.", rich_help_panel=LAYOUT),
+        typer.Option(
+            "--drop-metadata", metavar="KEY", help="Leave this key of __metadata__ out.", rich_help_panel=LAYOUT
+        ),
     ] = None
     commit: Committing = Committing()
     stage: Annotated[
-        str, typer.Option("--stage", metavar="DIR", help="Where shards wait to be sent; HF_HOME if not given.", rich_help_panel=COMMIT)
+        str,
+        typer.Option(
+            "--stage", metavar="DIR", help="Where shards wait to be sent; HF_HOME if not given.", rich_help_panel=COMMIT
+        ),
     ] = ""
     stage_shards: Annotated[
         int | None,
         typer.Option(
-            "--stage-shards", metavar="N", help="Shards on the disk at a time; 1 if not given, 2 to send and make.", rich_help_panel=COMMIT
+            "--stage-shards",
+            metavar="N",
+            help="Shards on the disk at a time; 1 if not given, 2 to send and make.",
+            rich_help_panel=COMMIT,
         ),
     ] = None
     memory: Annotated[
-        str, typer.Option("--memory", metavar="SIZE", help="Bound of all buffers together; 96MB if not given.", rich_help_panel=RUNNING)
+        str,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Bound of all buffers together; 96MB if not given.",
+            rich_help_panel=RUNNING,
+        ),
     ] = ""
     workers: Annotated[
         int | None,
-        typer.Option("--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING),
+        typer.Option(
+            "--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING
+        ),
     ] = None
     check_all: Annotated[
-        bool, typer.Option("--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING)
+        bool,
+        typer.Option(
+            "--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING
+        ),
     ] = False
     follow_links: FollowLinks = False
     json: Json = False
@@ -148,7 +205,9 @@ class Writing:
     debug: Debug = False
 
     def destination(self) -> str | surgery.HubDestination | None:
-        """Where the result goes, for the library; None where nothing was said. Raises where the Hub's options are for no output on it."""
+        """Where the result goes, for the library; None where nothing was said. Raises where the Hub's options are
+        for no output on it.
+        """
         from surgery.files.refs import has_scheme
 
         said = {**self.commit.committing(), "stage": self.stage or None, "stage_shards": self.stage_shards}
@@ -168,30 +227,65 @@ class Fused:
     """The options that say how fused modules lie, and what their parts are called."""
 
     layout: Annotated[
-        str, typer.Option("--layout", metavar="STYLE", help="blocked, interleaved (head by head) or grouped.", rich_help_panel=FUSED)
+        str,
+        typer.Option(
+            "--layout", metavar="STYLE", help="blocked, interleaved (head by head) or grouped.", rich_help_panel=FUSED
+        ),
     ] = ""
     groups: Annotated[
         int | None,
-        typer.Option("--groups", metavar="N", min=1, help="How many groups follow each other; not for blocked.", rich_help_panel=FUSED),
+        typer.Option(
+            "--groups",
+            metavar="N",
+            min=1,
+            help="How many groups follow each other; not for blocked.",
+            rich_help_panel=FUSED,
+        ),
     ] = None
     slots: Annotated[
-        str, typer.Option("--slots", metavar="N,N,…", help="Heads of each part in a group, as they lie: 8,1,1.", rich_help_panel=FUSED)
+        str,
+        typer.Option(
+            "--slots", metavar="N,N,…", help="Heads of each part in a group, as they lie: 8,1,1.", rich_help_panel=FUSED
+        ),
     ] = ""
     order: Annotated[
-        str, typer.Option("--order", metavar="PART,…", help="The parts as they lie; q,k,v if not given.", rich_help_panel=FUSED)
+        str,
+        typer.Option(
+            "--order", metavar="PART,…", help="The parts as they lie; q,k,v if not given.", rich_help_panel=FUSED
+        ),
     ] = ""
     axis: Annotated[
         int | None,
-        typer.Option("--axis", metavar="N", help="The fused axis of the weight: 0 is rows, 1 a Conv1D's columns.", rich_help_panel=FUSED),
+        typer.Option(
+            "--axis",
+            metavar="N",
+            help="The fused axis of the weight: 0 is rows, 1 a Conv1D's columns.",
+            rich_help_panel=FUSED,
+        ),
     ] = None
     pattern: Annotated[
-        str, typer.Option("--pattern", metavar="REGEX", help="Only the fused modules whose whole name matches.", rich_help_panel=FUSED)
+        str,
+        typer.Option(
+            "--pattern", metavar="REGEX", help="Only the fused modules whose whole name matches.", rich_help_panel=FUSED
+        ),
     ] = ""
     fused: Annotated[
-        str, typer.Option("--fused", metavar="NAME", help="Last name of the fused modules; needed to fuse by hand.", rich_help_panel=FUSED)
+        str,
+        typer.Option(
+            "--fused",
+            metavar="NAME",
+            help="Last name of the fused modules; needed to fuse by hand.",
+            rich_help_panel=FUSED,
+        ),
     ] = ""
     names: Annotated[
-        str, typer.Option("--names", metavar="PART=NAME,…", help="Last names of the parts: q=query,k=key,v=value.", rich_help_panel=FUSED)
+        str,
+        typer.Option(
+            "--names",
+            metavar="PART=NAME,…",
+            help="Last names of the parts: q=query,k=key,v=value.",
+            rich_help_panel=FUSED,
+        ),
     ] = ""
 
     def given(self) -> surgery.Given | None:
@@ -208,7 +302,9 @@ class Fused:
         try:
             return surgery.Given(**values) if values else None
         except surgery.SurgeryError as error:
-            raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)) from error
+            raise typer.BadParameter(
+                f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -216,15 +312,28 @@ class Merging:
     """The options that say how adapters are merged, for the command that merges and for the one that proves it."""
 
     weights: Annotated[
-        str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.", rich_help_panel=MERGING)
+        str,
+        typer.Option(
+            "--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.", rich_help_panel=MERGING
+        ),
     ] = ""
-    scale: Annotated[float, typer.Option("--scale", metavar="X", help="A factor for all of them.", rich_help_panel=MERGING)] = 1.0
+    scale: Annotated[
+        float, typer.Option("--scale", metavar="X", help="A factor for all of them.", rich_help_panel=MERGING)
+    ] = 1.0
     only: Annotated[
         str,
-        typer.Option("--only", metavar="REGEX", help="Merge the modules whose whole name matches; drop the rest.", rich_help_panel=MERGING),
+        typer.Option(
+            "--only",
+            metavar="REGEX",
+            help="Merge the modules whose whole name matches; drop the rest.",
+            rich_help_panel=MERGING,
+        ),
     ] = ""
     except_: Annotated[
-        str, typer.Option("--except", metavar="REGEX", help="Drop the modules whose whole name matches.", rich_help_panel=MERGING)
+        str,
+        typer.Option(
+            "--except", metavar="REGEX", help="Drop the modules whose whole name matches.", rich_help_panel=MERGING
+        ),
     ] = ""
     tied: Annotated[
         str,
@@ -269,7 +378,9 @@ class Merging:
         typer.Option(
             "--architecture",
             metavar="CLASS",
-            help="The class of the result, where task type and head do not tell, such as BertForSequenceClassification.",
+            help=(
+                "The class of the result, where task type and head do not tell, such as BertForSequenceClassification."
+            ),
             rich_help_panel=MERGING,
         ),
     ] = ""
@@ -287,7 +398,10 @@ class Merging:
         typer.Option(
             "--with",
             metavar="FILE",
-            help="Safetensors trained beside an adapter, merged along; may be given often; none leaves out what lies there.",
+            help=(
+                "Safetensors trained beside an adapter, merged along; may be given often; none leaves out what lies"
+                " there."
+            ),
             rich_help_panel=MERGING,
         ),
     ] = None
@@ -305,9 +419,13 @@ class Merging:
         try:
             weights = [float(part) for part in self.weights.split(",")] if self.weights else None
         except ValueError as error:
-            raise typer.BadParameter(f"`{self.weights}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights") from error
+            raise typer.BadParameter(
+                f"`{self.weights}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights"
+            ) from error
         if weights is not None and len(weights) != count:
-            raise typer.BadParameter(f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights")
+            raise typer.BadParameter(
+                f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights"
+            )
         return {
             "weights": weights,
             "names": [parse_map(text) for text in self.maps or []],
@@ -339,7 +457,9 @@ def _dtype(text: str) -> str:
     from surgery.surgeries.cast import NAMES, SHORT
 
     if SHORT.get(text, text) not in NAMES:
-        raise typer.BadParameter(f"`{text}` is no dtype to write: one of {', '.join((*NAMES, *SHORT))}", param_hint="--dtype")
+        raise typer.BadParameter(
+            f"`{text}` is no dtype to write: one of {', '.join((*NAMES, *SHORT))}", param_hint="--dtype"
+        )
     return SHORT.get(text, text)
 
 
@@ -348,7 +468,9 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"`{text}` is not a list of whole numbers, such as 8,1,1", param_hint=option) from error
+        raise typer.BadParameter(
+            f"`{text}` is not a list of whole numbers, such as 8,1,1", param_hint=option
+        ) from error
 
 
 def _names(text: str) -> dict[str, str]:
@@ -359,7 +481,8 @@ def _names(text: str) -> dict[str, str]:
 
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the command line.
+    """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the
+    command line.
 
     A group may hold another one, whose options then stand in its place.
     """
@@ -394,12 +517,21 @@ def _options_of(group: Any) -> Iterator[tuple[Field[Any], Any]]:
 def _made(group: Any, values: dict[str, Any]) -> Any:
     """The group with its options' values, which are taken out of `values`."""
     hints = get_type_hints(group, include_extras=True)
-    return group(**{f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name) for f in fields(group)})
+    return group(
+        **{
+            f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name)
+            for f in fields(group)
+        }
+    )
 
 
 def parse_map(text: str) -> tuple[str, str]:
     """REGEX=REPLACEMENT, cut at the last `=` outside a group such as (?=…)."""
-    cut = next((i for i in range(len(text) - 1, -1, -1) if text[i] == "=" and text[max(0, i - 2) : i] not in ("(?", "?<")), -1)
+    cut = next(
+        (i for i in range(len(text) - 1, -1, -1) if text[i] == "=" and text[max(0, i - 2) : i] not in ("(?", "?<")), -1
+    )
     if cut <= 0:
-        raise typer.BadParameter(f"`{text}` is not REGEX=REPLACEMENT, such as '^transformer\\.=model.'", param_hint="--map")
+        raise typer.BadParameter(
+            f"`{text}` is not REGEX=REPLACEMENT, such as '^transformer\\.=model.'", param_hint="--map"
+        )
     return text[:cut], text[cut + 1 :]

@@ -28,7 +28,9 @@ def show_json(value: Any) -> None:
 def show_error(error: surgery.SurgeryError, *, json: bool) -> None:
     """What, where and how to mend: on standard error, or as the one JSON object."""
     if json:
-        show_json({"error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "help": error.help}})
+        show_json(
+            {"error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "help": error.help}}
+        )
     else:
         _styled(f"error: {error.told}", stderr=True)
 
@@ -40,7 +42,10 @@ STAGED = (
 )
 STREAMED = (
     "interrupted: the repository shows all of the result, or nothing of it",
-    "run the same command again: what was sent is taken up from the Hub; `surgery clean {place}` removes what is left here",
+    (
+        "run the same command again: what was sent is taken up from the Hub; `surgery clean {place}` removes what is"
+        " left here"
+    ),
 )
 LOOKED = ("interrupted: nothing was written, and nothing was to be", "run the same command again")
 SHOWN = ("interrupted: the demo's temporary folder is removed", "run the same command again")
@@ -62,8 +67,12 @@ def show_interrupt(what: str, tip: str, *, json: bool) -> None:
         _styled(f"{what}\nhelp: {tip}", stderr=True)
 
 
-def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool, push: surgery.PushPlan | None = None, stage_shards: int = 0) -> None:
-    """The plan of a dry run; of an output on the Hub, with what that does to the repository, by way of `stage_shards` on this disk."""
+def show_plan(
+    plan: surgery.Plan, memory: int | str, *, json: bool, push: surgery.PushPlan | None = None, stage_shards: int = 0
+) -> None:
+    """The plan of a dry run; of an output on the Hub, with what that does to the repository, by way of
+    `stage_shards` on this disk.
+    """
     disk = plan.needed_for(stage_shards) if push else plan.needed
     if json:
         show_json(
@@ -86,9 +95,19 @@ def show_plan(plan: surgery.Plan, memory: int | str, *, json: bool, push: surger
         return
     copied = plan.tensors - len(plan.computed)
     rows = [
-        ("shards", f"{len(plan.shards)}, {size(plan.nbytes)}: {_some([f'{s.name} ({size(s.nbytes)})' for s in plan.shards])}"),
+        (
+            "shards",
+            f"{len(plan.shards)}, {size(plan.nbytes)}: {_some([f'{s.name} ({size(s.nbytes)})' for s in plan.shards])}",
+        ),
         ("copied", f"{copied} tensors, {size(plan.nbytes - plan.computed_bytes)}, byte for byte"),
-        ("computed", f"{len(plan.computed)} tensors, {size(plan.computed_bytes)}: {_some(plan.computed)}" if plan.computed else "nothing"),
+        (
+            "computed",
+            (
+                f"{len(plan.computed)} tensors, {size(plan.computed_bytes)}: {_some(plan.computed)}"
+                if plan.computed
+                else "nothing"
+            ),
+        ),
     ]
     rows += [("new names", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
     rows += [("replaced", f"{len(plan.replaced)} tensors: {_some(plan.replaced)}")] if plan.replaced else []
@@ -128,7 +147,12 @@ def show_report(report: surgery.Report) -> None:
 
 def _tensors(report: surgery.Report) -> str:
     parts = [f"{report.copied} copied byte for byte"]
-    counts = ((report.computed, "computed"), (report.added, "with new names"), (report.replaced, "replaced"), (report.dropped, "dropped"))
+    counts = (
+        (report.computed, "computed"),
+        (report.added, "with new names"),
+        (report.replaced, "replaced"),
+        (report.dropped, "dropped"),
+    )
     for count, what in counts:
         parts += [f"{count} {what}"] if count else []
     return ", ".join(parts)
@@ -141,7 +165,9 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
         return
     total = found.total
     rows = [("path", found.path), ("kind", found.kind)]
-    rows += [("model", " ".join([found.model_type, *(f"({a})" for a in found.architectures)]))] if found.model_type else []
+    rows += (
+        [("model", " ".join([found.model_type, *(f"({a})" for a in found.architectures)]))] if found.model_type else []
+    )
     rows += [("tensors", f"{total.tensors}, {total.parameters:,} parameters, {size(total.nbytes)}")]
     rows += [("dtype", f"{name}: {c.tensors} tensors, {size(c.nbytes)}") for name, c in found.dtypes.items()]
     rows += [("shards", f"{len(found.shards)}: {_some([f'{n} ({size(c.nbytes)})' for n, c in found.shards.items()])}")]
@@ -149,14 +175,20 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
     rows += [("fused", text) for text in found.fused]
     rows += [("tied", text) for text in found.ties]
     rows += [("quantised", found.quantization)] if found.quantization else []
-    rows += [("targets", _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in found.targets], 12))] if found.targets else []
+    rows += (
+        [("targets", _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in found.targets], 12))]
+        if found.targets
+        else []
+    )
     rows += [("files", f"{len(found.files)}: {_some(found.files, 8)}")] if found.files else []
     rows += [("history", _step(step)) for step in found.history]
     rows += [("note", note) for note in found.notes]
     _table(rows)
 
 
-def show_tensors(path: str, tensors: Mapping[str, Tensor], shards: Mapping[str, str], pattern: str, *, json: bool) -> None:
+def show_tensors(
+    path: str, tensors: Mapping[str, Tensor], shards: Mapping[str, str], pattern: str, *, json: bool
+) -> None:
     """The tensors whose whole name matches."""
     found = [
         {
@@ -176,7 +208,9 @@ def show_tensors(path: str, tensors: Mapping[str, Tensor], shards: Mapping[str, 
 
 
 def show_verification(found: surgery.Verification) -> None:
-    """Each check with its answer; of a merge, how many tensors have which verdict, and those with which something is wrong."""
+    """Each check with its answer; of a merge, how many tensors have which verdict, and those with which something is
+    wrong.
+    """
     marks = {True: "ok", False: "FAILED", None: "not checked"}
     rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
     _table(rows, found.path)
@@ -184,7 +218,10 @@ def show_verification(found: surgery.Verification) -> None:
         return
     print()
     counts = [(verdict, found.proof.of(verdict)) for verdict in surgery.Verdict]
-    _grid(("verdict", "tensors", "elements", "differing", "ulps"), [_counted(verdict, those) for verdict, those in counts if those])
+    _grid(
+        ("verdict", "tensors", "elements", "differing", "ulps"),
+        [_counted(verdict, those) for verdict, those in counts if those],
+    )
     if found.proof.wrong:
         print()
         _table([("FAILED", str(one)) for one in found.proof.wrong])
@@ -198,7 +235,10 @@ def _counted(verdict: surgery.Verdict, those: Sequence[surgery.Judgement]) -> li
 def show_difference(found: surgery.Difference, *, json: bool) -> None:
     """What two have in common and what not; then each tensor that is not the same."""
     if json:
-        measured = [{"share": c.measure.share, **asdict(c.measure)} if c.measure else None for c in (*found.unlike, *found.changed)]
+        measured = [
+            {"share": c.measure.share, **asdict(c.measure)} if c.measure else None
+            for c in (*found.unlike, *found.changed)
+        ]
         changes = [{**asdict(c), "measure": m} for c, m in zip((*found.unlike, *found.changed), measured, strict=True)]
         unlike = len(found.unlike)
         show_json({**asdict(found), "unlike": changes[:unlike], "changed": changes[unlike:], "equal": found.equal})
@@ -211,7 +251,10 @@ def show_difference(found: surgery.Difference, *, json: bool) -> None:
         ("changed", [c.name for c in found.changed]),
         ("identical", found.identical),
         ("config", [f"{f.name}: {f.a} -> {f.b}" for f in found.config]),
-        ("files", [*(f"{n} (only in A)" for n in files.only_a), *(f"{n} (only in B)" for n in files.only_b), *files.changed]),
+        (
+            "files",
+            [*(f"{n} (only in A)" for n in files.only_a), *(f"{n} (only in B)" for n in files.only_b), *files.changed],
+        ),
     ]
     rows = [("A", found.a), ("B", found.b)]
     rows += [(what, f"{len(names)}: {_some(names)}") for what, names in lists if names]
@@ -246,9 +289,15 @@ def _pushed(plan: surgery.PushPlan) -> dict[str, Any]:
 
 def _push_rows(plan: surgery.PushPlan) -> list[tuple[str, str]]:
     state = f"at {plan.parent[:8]}" if plan.parent else "not there yet"
-    goal = "a pull request" if plan.create_pr else f"the new branch {plan.revision}" if plan.new_branch else plan.revision
+    goal = (
+        "a pull request" if plan.create_pr else f"the new branch {plan.revision}" if plan.new_branch else plan.revision
+    )
     rows = [("repository", f"{plan.repo_id}, {state}"), ("to", goal)]
-    rows += [("commit", "none: nothing is to be done" if plan.empty else plan.message)] if plan.empty or plan.message else []
+    rows += (
+        [("commit", "none: nothing is to be done" if plan.empty else plan.message)]
+        if plan.empty or plan.message
+        else []
+    )
     rows += [("tag", plan.tag)] if plan.tag else []
     rows += [
         (what, f"{item.path} ({size(item.nbytes)}){f', which is there as {item.source}' if item.source else ''}")
@@ -264,7 +313,13 @@ def show_push_report(report: surgery.PushReport, *, json: bool) -> None:
     if json:
         show_json(asdict(report))
         return
-    lists = (("sent", report.sent), ("copied", report.copied), ("there", report.there), ("deleted", report.deleted), ("kept", report.kept))
+    lists = (
+        ("sent", report.sent),
+        ("copied", report.copied),
+        ("there", report.there),
+        ("deleted", report.deleted),
+        ("kept", report.kept),
+    )
     rows = [("repository", f"{report.repo_id}, {report.revision}"), ("commit", report.url)]
     rows += [("review", report.pull_request)] if report.pull_request else []
     rows += [("tag", report.tag)] if report.tag else []
@@ -330,11 +385,20 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(printable(text).ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-_STYLES = {"error:": "bold red", "help:": "bold green", "-->": "blue", "ok": "green", "FAILED": "bold red", "note": "yellow"}
+_STYLES = {
+    "error:": "bold red",
+    "help:": "bold green",
+    "-->": "blue",
+    "ok": "green",
+    "FAILED": "bold red",
+    "note": "yellow",
+}
 
 
 def _styled(text: str, *, stderr: bool = False) -> None:
-    """Print text; where people look, the first word of each line in colour. Names and paths are never taken for markup."""
+    """Print text; where people look, the first word of each line in colour. Names and paths are never taken for
+    markup.
+    """
     stream = sys.stderr if stderr else sys.stdout
     if not stream.isatty():
         print(text, file=stream)

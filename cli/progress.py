@@ -45,7 +45,9 @@ def progress(plan: surgery.Plan, *, shown: bool, sent: bool = False) -> Iterator
 
 @contextmanager
 def counted(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None] | None]:
-    """A callback for `execute_push`: the bytes that have arrived, of `total`, after each file; None where there is nobody to look."""
+    """A callback for `execute_push`: the bytes that have arrived, of `total`, after each file; None where there is
+    nobody to look.
+    """
     if not shown or not total or not sys.stderr.isatty():
         yield None
         return

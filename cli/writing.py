@@ -32,7 +32,11 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     memory = options.memory or DEFAULT_MEMORY
     hub = dest if isinstance(dest, surgery.HubDestination) else None
     if dest is None or options.dry_run:
-        push = surgery.preview(plan, hub, overwrite=options.overwrite, discard_edits=options.discard_edits) if hub else None
+        push = (
+            surgery.preview(plan, hub, overwrite=options.overwrite, discard_edits=options.discard_edits)
+            if hub
+            else None
+        )
         output.show_plan(plan, memory, json=options.json, push=push, stage_shards=hub.stage_shards if hub else 0)
         return
     with progress(plan, shown=not (options.quiet or options.json), sent=hub is not None) as on_step:

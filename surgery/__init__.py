@@ -5,8 +5,8 @@
     checkpoint = surgery.merge(surgery.split_qkv(checkpoint), adapter)
     report = surgery.write(checkpoint, "out", max_shard_size="5GB")
 
-A checkpoint maps names to lazy tensors; a surgery is a pure function from checkpoint to checkpoint; only `write` touches
-data, in one pass. Importing this package imports neither torch, transformers, numpy nor huggingface_hub.
+A checkpoint maps names to lazy tensors; a surgery is a pure function from checkpoint to checkpoint; only `write`
+touches data, in one pass. Importing this package imports neither torch, transformers, numpy nor huggingface_hub.
 """
 
 from .checkpoint import Checkpoint, open_any, open_checkpoint

@@ -1,7 +1,8 @@
-"""What an option of the command line is called in Python: messages are written once, with options, and an error raised there names both.
+"""What an option of the command line is called in Python: messages are written once, with options, and an error
+raised there names both.
 
-The argument follows from the option's spelling, `--max-shard-size` is `max_shard_size=`, but for those of `OTHERWISE`. An option of a
-layout that is given is a field of `Given`.
+The argument follows from the option's spelling, `--max-shard-size` is `max_shard_size=`, but for those of
+`OTHERWISE`. An option of a layout that is given is a field of `Given`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ OTHERWISE = {
     "--stage": "surgery.HubDestination(…, stage=)",
     "--stage-shards": "surgery.HubDestination(…, stage_shards=)",
     "--tensors": "names in checkpoint.tensors",
-    **{f"--{field}": f"given=surgery.Given({field}=)" for field in ("layout", "groups", "slots", "order", "axis", "fused", "names")},
+    **{
+        f"--{field}": f"given=surgery.Given({field}=)"
+        for field in ("layout", "groups", "slots", "order", "axis", "fused", "names")
+    },
 }
 _OPTION = re.compile(r"(?<![\w'\"/.-])--[a-z]+(?:-[a-z]+)*(?![\w-])")
 _ELSEWHERE = re.compile(r"\bhf download [^;`]*")  # options of other programs

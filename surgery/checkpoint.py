@@ -1,8 +1,9 @@
 """A checkpoint as a value: names -> lazy tensors, and the files beside them.
 
 `open_checkpoint` reads headers and the index, nothing else, and executes nothing. A `Checkpoint` is never changed: a
-surgery returns another one. Invariants: every tensor has a shard in `weight_map`; `files` hold no weights of any format;
-`inputs` list all tensors that were opened, so that a plan can prove that each of them arrived or was dropped by name.
+surgery returns another one. Invariants: every tensor has a shard in `weight_map`; `files` hold no weights of any
+format; `inputs` list all tensors that were opened, so that a plan can prove that each of them arrived or was dropped
+by name.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class Checkpoint:
         where = [file.path if isinstance(file, File) else "config.json"]
         found = parse_object(content(file), lambda what: FormatError(what, where=where, help=MEND))
         if not isinstance(found.get("model_type", ""), str):
-            raise FormatError(f"the model_type is {found['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=MEND)
+            raise FormatError(
+                f"the model_type is {found['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=MEND
+            )
         return found
 
     def load(self, name: str) -> torch.Tensor:
@@ -99,7 +102,9 @@ class Checkpoint:
         if name not in self.tensors:
             close = nearest(name, self.tensors)
             raise SurgeryError(
-                f"no tensor is called {name}", where=[self.path], help=f"the nearest names are {', '.join(close)}" if close else None
+                f"no tensor is called {name}",
+                where=[self.path],
+                help=f"the nearest names are {', '.join(close)}" if close else None,
             )
         return self.tensors[name]
 
@@ -117,11 +122,11 @@ class Checkpoint:
 def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
 
-    `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is then pinned to
-    the commit that the revision means now.
+    `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is
+    then pinned to the commit that the revision means now.
 
-    Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or the
-    index and the shards disagree; a HubError where the Hub refuses or does not answer.
+    Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or
+    the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
     return _opened(*locate(path))
 
@@ -155,7 +160,9 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
 
 
 def of_adapter(adapter: Adapter) -> Checkpoint:
-    """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies beside."""
+    """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies
+    beside.
+    """
     files: dict[str, File | bytes] = {ADAPTER_CONFIG: encode_config(adapter.config)}
     left: list[str] = []
     folder = folder_at(adapter.path)
@@ -168,7 +175,11 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
             left.append(name)
             continue
         files[name] = folder.file(name)
-    notes = [f"left out, since they would still hold the old weights or the training's state: {', '.join(listed(left))}"] if left else []
+    notes = (
+        [f"left out, since they would still hold the old weights or the training's state: {', '.join(listed(left))}"]
+        if left
+        else []
+    )
     return Checkpoint(
         path=adapter.path,
         tensors=adapter.tensors,
@@ -215,7 +226,10 @@ def _nothing(folder: Folder, here: list[str]) -> list[str]:
     pickles = [f for f in here if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if ADAPTER_CONFIG in here:
         what = "this is an adapter, and no checkpoint"
-        tip = "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected and verified"
+        tip = (
+            "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected"
+            " and verified"
+        )
     elif "snapshots" in here:
         what = "this is the root of a Hub cache entry"
         tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
@@ -258,7 +272,10 @@ def _indexed(folder: Folder, index_name: str) -> Checkpoint:
         raise FormatError(
             f"the index and the shards disagree about {len(wrong)} tensors",
             where=[where, *listed(rows)],
-            help=f"surgery reindex {folder.path} writes a right one if the shards are right; else fetch the checkpoint again",
+            help=(
+                f"surgery reindex {folder.path} writes a right one if the shards are right; else fetch the checkpoint"
+                " again"
+            ),
         )
     stem, mark, variant = index_name.partition(".safetensors.index")
     checkpoint = _made(folder, headers, f"{stem}{variant.removesuffix('.json')}" if mark else "model", index_name)
@@ -290,14 +307,20 @@ def _bare(folder: Folder, shards: list[str]) -> Checkpoint:
             )
     stem = shards[0].removesuffix(".safetensors") if len(shards) == 1 else "model"
     if numbered:
-        stem = numbered[0]["stem"].removesuffix(".safetensors")  # some tools write model.safetensors-00001-of-00002.safetensors
+        stem = numbered[0]["stem"].removesuffix(
+            ".safetensors"
+        )  # some tools write model.safetensors-00001-of-00002.safetensors
     return _made(folder, _headers(folder, shards), stem, _index_name(stem))
 
 
 def _index_name(stem: str) -> str:
     """What loaders call the index of shards called `stem`: the variant of model.fp16 comes after `.index`."""
     head, _, variant = stem.partition(".")
-    return f"{head}.safetensors.index.{variant}.json" if variant and f"{head}.safetensors" in SINGLE else f"{stem}.safetensors.index.json"
+    return (
+        f"{head}.safetensors.index.{variant}.json"
+        if variant and f"{head}.safetensors" in SINGLE
+        else f"{stem}.safetensors.index.json"
+    )
 
 
 def _headers(folder: Folder, shards: list[str]) -> Mapping[str, tuple[File, Header]]:
@@ -339,7 +362,9 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
     left = [f"{f}/" for f in folder.names() if f in LEFT_FOLDERS and f != ".surgery" and not folder.has(f)]
     shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
     paths = [path for path in folder.walk(LEFT_FOLDERS) if path not in shards]
-    nested = list(dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path))
+    nested = list(
+        dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path)
+    )
     for path in paths:
         name = path.rpartition("/")[2]
         inside = any(path.startswith(f"{place}/") for place in nested)
@@ -351,7 +376,8 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
     notes = [*([folder.note] if folder.note else []), *checkpoint.notes]
     if folder.has(UNDO):
         notes.append(
-            "an undo record is here, and stays here: surgery unmerge restores the base from this folder, not from what is made of it"
+            "an undo record is here, and stays here: surgery unmerge restores the base from this folder, not from what"
+            " is made of it"
         )
     if left:
         notes.append("left out, since they would still hold the old weights: " + ", ".join(listed(left)))

@@ -19,8 +19,8 @@
         ├── HubConflict       someone else changed the repository meanwhile
         └── HubUnreachable    no answer, or none but errors, after all tries
 
-What, where and help are lower case, without a full stop, with real values in them. Options are written as the command line has them;
-`str` adds what they are in Python, by the rule in `arguments.py`.
+What, where and help are lower case, without a full stop, with real values in them. Options are written as the
+command line has them; `str` adds what they are in Python, by the rule in `arguments.py`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern, re.DOTALL)  # a name may hold anything, line breaks too
     except re.error as error:
         raise SurgeryError(
-            f"`{pattern}` is not a regular expression: {error}", help="a literal dot is written \\. and a literal ( is \\("
+            f"`{pattern}` is not a regular expression: {error}",
+            help="a literal dot is written \\. and a literal ( is \\(",
         ) from error
 
 

@@ -1,10 +1,12 @@
-"""What is open and what is a path, at the door of the library: a function that was given the one for the other says so.
+"""What is open and what is a path, at the door of the library: a function that was given the one for the other says
+so.
 
     @takes_opened
     def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint
 
-refuses `drop("base", …)` before anything else happens, and names what makes a checkpoint of it. What may stand where is read from the
-annotations, so that they cannot say anything else; the function's signature and type stay what they are.
+refuses `drop("base", …)` before anything else happens, and names what makes a checkpoint of it. What may stand where
+is read from the annotations, so that they cannot say anything else; the function's signature and type stay what they
+are.
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def takes_opened(function: _Function) -> _Function:
-    """The function, which raises SurgeryError where a path is given for what must be open, one of our values for a path or another."""
+    """The function, which raises SurgeryError where a path is given for what must be open, one of our values for a
+    path or another.
+    """
     signature = inspect.signature(function)
-    allowed = {name: types_of(parameter.annotation, function.__globals__) for name, parameter in signature.parameters.items()}
+    allowed = {
+        name: types_of(parameter.annotation, function.__globals__) for name, parameter in signature.parameters.items()
+    }
     allowed = {name: types for name, types in allowed.items() if types & {*OPENERS, "PathLike"}}
 
     @functools.wraps(function)
@@ -47,7 +53,13 @@ def types_of(annotation: object, known: Mapping[str, Any]) -> frozenset[str]:
     found = set[str]()
     for word in re.findall(r"\w+", str(annotation)):
         meant = known.get(word)
-        parts = meant.__constraints__ if isinstance(meant, TypeVar) else get_args(meant) if isinstance(meant, UnionType) else ()
+        parts = (
+            meant.__constraints__
+            if isinstance(meant, TypeVar)
+            else get_args(meant)
+            if isinstance(meant, UnionType)
+            else ()
+        )
         found |= {word, *(part.__name__ for part in parts)}
     return frozenset(found)
 
@@ -62,12 +74,17 @@ def _check(function: str, parameter: str, value: object, allowed: frozenset[str]
     where = [] if path is None else [os.fsdecode(path)]
     if ours:
         shown = "…" if path is None else repr(path)
-        how = " or ".join(f"surgery.{opener}({shown if 'open' in opener else '…'})" for opener in map(OPENERS.__getitem__, ours))
+        how = " or ".join(
+            f"surgery.{opener}({shown if 'open' in opener else '…'})" for opener in map(OPENERS.__getitem__, ours)
+        )
         what = f"`{function}` was given {given} as {parameter}, and takes {' or '.join(map(_article, ours))}"
         raise SurgeryError(what, where=where, help=f"{how} makes one")
     if names & OPENERS.keys():
         what = f"`{function}` was given {given} as {parameter}, and takes a path: what is in memory alone it cannot see"
-        raise SurgeryError(what, help="pass the path that it was opened from; or write it first, with surgery.write, and pass that path")
+        raise SurgeryError(
+            what,
+            help="pass the path that it was opened from; or write it first, with surgery.write, and pass that path",
+        )
 
 
 def _article(name: str) -> str:

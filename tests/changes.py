@@ -22,7 +22,9 @@ Pools = dict[str, tuple[Stored, torch.Tensor]]  # by dtype: numbers in a file, a
 Made = tuple[Change, torch.Tensor]
 
 
-def leaf(draw: st.DrawFn, pools: Pools, shape: tuple[int, ...], *, positive: bool = False) -> tuple[Stored, torch.Tensor]:
+def leaf(
+    draw: st.DrawFn, pools: Pools, shape: tuple[int, ...], *, positive: bool = False
+) -> tuple[Stored, torch.Tensor]:
     """A stored tensor of `shape`, cut from a pool that is drawn, and its values in float64."""
     stored, values = pools["positive" if positive else draw(st.sampled_from(["F32", "BF16", "F16", "F64"]))]
     size = math.prod(shape)
@@ -50,4 +52,8 @@ def gain(draw: st.DrawFn, pools: Pools, shape: tuple[int, ...]) -> Made:
     return Gain(magnitude, norms, columns), (m / n if columns else (m / n)[..., None])
 
 
-MADE: dict[type[Change], Callable[[st.DrawFn, Pools, tuple[int, ...]], Made]] = {LowRank: low_rank, Dense: dense, Gain: gain}
+MADE: dict[type[Change], Callable[[st.DrawFn, Pools, tuple[int, ...]], Made]] = {
+    LowRank: low_rank,
+    Dense: dense,
+    Gain: gain,
+}

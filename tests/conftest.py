@@ -11,7 +11,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client. CI runs it; `-m "not slow"` leaves it out.
+# What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client. CI runs it; `-m "not slow"`
+# leaves it out.
 SLOW = (
     "faults",
     "hub",
@@ -51,7 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """saved(family, shard=None, dtype=torch.float32) -> the folder of a real checkpoint; the same call, the same folder."""
+    """saved(family, shard=None, dtype=torch.float32) -> the folder of a real checkpoint; the same call, the same
+    folder.
+    """
     from tiny_models import save
 
     made: dict[tuple[object, ...], Path] = {}

@@ -1,4 +1,6 @@
-"""Runs in child processes, which may be killed. A fork has torch imported already, so that a death costs milliseconds."""
+"""Runs in child processes, which may be killed. A fork has torch imported already, so that a death costs
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import torch  # noqa: F401 - so that no child imports it
 
 
 def started(action: Callable[[], object], *, limit: int = 60) -> int:
-    """The process id of a child that does `action`; it exits with 0 where that returned, and dies after `limit` seconds."""
+    """The process id of a child that does `action`; it exits with 0 where that returned, and dies after `limit`
+    seconds.
+    """
     child = os.fork()
     if not child:
         code = 1

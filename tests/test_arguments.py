@@ -1,4 +1,6 @@
-"""Options in messages of the library: each is one of the command line, and each is said as what a caller in Python has for it."""
+"""Options in messages of the library: each is one of the command line, and each is said as what a caller in Python
+has for it.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +75,20 @@ def of_python() -> set[str]:
 
 
 def test_the_reader_of_messages_reads() -> None:
-    assert {"--map", "--except", "--with", "--max-shard-size", "--layout", "--base-as-trained", "--again"} <= NAMED.keys()
+    assert {
+        "--map",
+        "--except",
+        "--with",
+        "--max-shard-size",
+        "--layout",
+        "--base-as-trained",
+        "--again",
+    } <= NAMED.keys()
     assert "--revision" not in options_in("hf download org/name --revision abc")
-    assert options_in("models--org--name/--x, '--y', but --map A=B and `--max-shard-size 5GB`: --map") == ["--map", "--max-shard-size"]
+    assert options_in("models--org--name/--x, '--y', but --map A=B and `--max-shard-size 5GB`: --map") == [
+        "--map",
+        "--max-shard-size",
+    ]
 
 
 @pytest.mark.parametrize("option", sorted({*NAMED, *OTHERWISE}))
@@ -100,7 +113,9 @@ def test_an_error_names_both_and_the_command_line_only_its_own(tmp_path: Path) -
     for wrong, line in {
         (lambda: surgery.plan(base, balanced=True)): "in Python, --max-shard-size is max_shard_size=",
         (lambda: surgery.merge(merged, adapter)): "in Python, --again is again=",
-        (lambda: surgery.inject(base)): "in Python, --target-modules is target_modules=, --target-parameters is target_parameters=",
+        (
+            lambda: surgery.inject(base)
+        ): "in Python, --target-modules is target_modules=, --target-parameters is target_parameters=",
         (lambda: surgery.Given(layout="grouped", slots=(1, 0))): "in Python, --slots is given=surgery.Given(slots=)",
     }.items():
         with pytest.raises(SurgeryError) as caught:

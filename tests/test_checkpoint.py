@@ -117,13 +117,16 @@ def test_one_file_of_a_variant(tmp_path: Path, name: str) -> None:
 
 def test_shards_of_any_names(tmp_path: Path) -> None:
     checkpoint = check_opens(
-        filled(tmp_path, {"a.safetensors": numbered(1), "b.safetensors": numbered(2)}), {"w1": "a.safetensors", "w2": "b.safetensors"}
+        filled(tmp_path, {"a.safetensors": numbered(1), "b.safetensors": numbered(2)}),
+        {"w1": "a.safetensors", "w2": "b.safetensors"},
     )
     assert (checkpoint.stem, checkpoint.index_name) == ("model", "model.safetensors.index.json")
 
 
 def test_one_file_of_any_name_keeps_it(tmp_path: Path) -> None:
-    checkpoint = check_opens(filled(tmp_path, {"state-of-the-art.safetensors": numbered(1)}), {"w1": "state-of-the-art.safetensors"})
+    checkpoint = check_opens(
+        filled(tmp_path, {"state-of-the-art.safetensors": numbered(1)}), {"w1": "state-of-the-art.safetensors"}
+    )
     assert checkpoint.stem == "state-of-the-art"
 
 
@@ -133,7 +136,10 @@ def test_one_shard_of_one(tmp_path: Path) -> None:
 
 
 def test_shards_in_a_subfolder_of_the_index(tmp_path: Path) -> None:
-    files = {"model.safetensors.index.json": index(w1="x/1.safetensors", w2="./2.safetensors"), "x/1.safetensors": numbered(1)}
+    files = {
+        "model.safetensors.index.json": index(w1="x/1.safetensors", w2="./2.safetensors"),
+        "x/1.safetensors": numbered(1),
+    }
     filled(tmp_path / "in", {**files, "2.safetensors": numbered(2)})
     checkpoint = check_opens(tmp_path / "in", {"w1": "x/1.safetensors", "w2": "2.safetensors"})
     assert (checkpoint.notes, checkpoint.files) == ((), {})
@@ -170,7 +176,10 @@ def test_one_file_by_path_comes_alone(tmp_path: Path) -> None:
 
 
 def test_one_file_by_path_brings_the_files_of_a_model(tmp_path: Path) -> None:
-    filled(tmp_path, {"model.safetensors": numbered(1), "b.safetensors": numbered(2), "config.json": "{}", "notes.txt": "x"})
+    filled(
+        tmp_path,
+        {"model.safetensors": numbered(1), "b.safetensors": numbered(2), "config.json": "{}", "notes.txt": "x"},
+    )
     checkpoint = check_opens(tmp_path / "b.safetensors", {"w2": "b.safetensors"})
     assert set(checkpoint.files) == {"config.json", "notes.txt"}
     assert checkpoint.notes == ("left out, since they would still hold the old weights: model.safetensors",)
@@ -179,11 +188,18 @@ def test_one_file_by_path_brings_the_files_of_a_model(tmp_path: Path) -> None:
 
 def test_index_by_path(tmp_path: Path) -> None:
     filled(
-        tmp_path, {"a.safetensors": numbered(1), "b.safetensors": numbered(2), "model.safetensors.index.json": index(w1="a.safetensors")}
+        tmp_path,
+        {
+            "a.safetensors": numbered(1),
+            "b.safetensors": numbered(2),
+            "model.safetensors.index.json": index(w1="a.safetensors"),
+        },
     )
     filled(tmp_path, {"model.safetensors.index.fp16.json": index(w2="b.safetensors"), "config.json": "{}"})
     one = check_opens(tmp_path / "model.safetensors.index.json", {"w1": "a.safetensors"})
-    assert one.notes == ("left out, since they would still hold the old weights: b.safetensors, model.safetensors.index.fp16.json",)
+    assert one.notes == (
+        "left out, since they would still hold the old weights: b.safetensors, model.safetensors.index.fp16.json",
+    )
     two = check_opens(tmp_path / "model.safetensors.index.fp16.json", {"w2": "b.safetensors"})
     assert (two.stem, set(two.files)) == ("model.fp16", {"config.json"})
 
@@ -195,40 +211,64 @@ def test_index_of_any_name(tmp_path: Path) -> None:
 
 
 def test_subfolder(tmp_path: Path) -> None:
-    filled(tmp_path, {"unet/diffusion_pytorch_model.safetensors": numbered(1), "unet/config.json": "{}", "model_index.json": "{}"})
+    filled(
+        tmp_path,
+        {"unet/diffusion_pytorch_model.safetensors": numbered(1), "unet/config.json": "{}", "model_index.json": "{}"},
+    )
     checkpoint = check_opens(tmp_path / "unet", {"w1": "diffusion_pytorch_model.safetensors"})
     assert (checkpoint.stem, set(checkpoint.files)) == ("diffusion_pytorch_model", {"config.json"})
 
 
 def test_further_sets_are_left_out_by_name(tmp_path: Path) -> None:
-    filled(tmp_path, {"model.safetensors": numbered(1), "model.fp16.safetensors": numbered(1), "consolidated.safetensors": numbered(2)})
+    filled(
+        tmp_path,
+        {
+            "model.safetensors": numbered(1),
+            "model.fp16.safetensors": numbered(1),
+            "consolidated.safetensors": numbered(2),
+        },
+    )
     checkpoint = check_opens(tmp_path, {"w1": "model.safetensors"})
-    assert checkpoint.notes == ("left out, since they would still hold the old weights: consolidated.safetensors, model.fp16.safetensors",)
+    assert checkpoint.notes == (
+        "left out, since they would still hold the old weights: consolidated.safetensors, model.fp16.safetensors",
+    )
 
 
 def test_index_wins_over_files_that_it_does_not_name(tmp_path: Path) -> None:
     filled(tmp_path, {"model.safetensors.index.json": index(w1="a.safetensors"), "a.safetensors": numbered(1)})
     filled(tmp_path, {"model.safetensors.index.fp16.json": index(w1="b.safetensors"), "b.safetensors": numbered(1)})
-    filled(tmp_path, {"consolidated.safetensors.index.json": index(w9="c.safetensors"), "consolidated-1.safetensors": numbered(9)})
+    filled(
+        tmp_path,
+        {"consolidated.safetensors.index.json": index(w9="c.safetensors"), "consolidated-1.safetensors": numbered(9)},
+    )
     checkpoint = check_opens(tmp_path, {"w1": "a.safetensors"})
     assert checkpoint.files == {}
     assert checkpoint.notes == (
-        "left out, since they would still hold the old weights: b.safetensors, consolidated-1.safetensors, "
-        "consolidated.safetensors.index.json, model.safetensors.index.fp16.json",
+        (
+            "left out, since they would still hold the old weights: b.safetensors, consolidated-1.safetensors, "
+            "consolidated.safetensors.index.json, model.safetensors.index.fp16.json"
+        ),
     )
 
 
 def test_one_file_beside_an_index(tmp_path: Path) -> None:
     filled(
         tmp_path,
-        {"model.safetensors.index.json": index(w1="a.safetensors"), "a.safetensors": numbered(1), "model.safetensors": numbered(1)},
+        {
+            "model.safetensors.index.json": index(w1="a.safetensors"),
+            "a.safetensors": numbered(1),
+            "model.safetensors": numbered(1),
+        },
     )
     error = check_refuses(
-        tmp_path, NotACheckpoint, "the folder holds more than one set of weights: model.safetensors.index.json, model.safetensors"
+        tmp_path,
+        NotACheckpoint,
+        "the folder holds more than one set of weights: model.safetensors.index.json, model.safetensors",
     )
     assert error.where == (str(tmp_path),)
     assert error.help == (
-        "loaders prefer one of them in silence; pass the one that you mean: " + str(tmp_path / "model.safetensors.index.json")
+        "loaders prefer one of them in silence; pass the one that you mean: "
+        + str(tmp_path / "model.safetensors.index.json")
     )
     check_opens(tmp_path / "model.safetensors", {"w1": "model.safetensors"})
 
@@ -241,10 +281,13 @@ def test_one_file_that_the_index_names(tmp_path: Path) -> None:
 def test_two_indices(tmp_path: Path) -> None:
     filled(
         tmp_path,
-        {f"{n}.safetensors.index.json": index(w1=f"{n}.safetensors") for n in "ab"} | {f"{n}.safetensors": numbered(1) for n in "ab"},
+        {f"{n}.safetensors.index.json": index(w1=f"{n}.safetensors") for n in "ab"}
+        | {f"{n}.safetensors": numbered(1) for n in "ab"},
     )
     check_refuses(
-        tmp_path, NotACheckpoint, "the folder holds more than one set of weights: a.safetensors.index.json, b.safetensors.index.json"
+        tmp_path,
+        NotACheckpoint,
+        "the folder holds more than one set of weights: a.safetensors.index.json, b.safetensors.index.json",
     )
 
 
@@ -253,40 +296,63 @@ def test_two_indices(tmp_path: Path) -> None:
 
 def test_index_names_another_shard(tmp_path: Path) -> None:
     filled(tmp_path, {"a.safetensors": numbered(1), "b.safetensors": numbered(2)})
-    filled(tmp_path, {"model.safetensors.index.json": index(w1="b.safetensors", w2="b.safetensors", w3="a.safetensors")})
+    filled(
+        tmp_path, {"model.safetensors.index.json": index(w1="b.safetensors", w2="b.safetensors", w3="a.safetensors")}
+    )
     error = check_refuses(tmp_path, FormatError, "the index and the shards disagree about 2 tensors")
     assert error.where == (
         str(tmp_path / "model.safetensors.index.json"),
         "w1: the index says b.safetensors, it is in a.safetensors",
         "w3: the index says a.safetensors, it is in no shard",
     )
-    assert error.help == f"surgery reindex {tmp_path} writes a right one if the shards are right; else fetch the checkpoint again"
+    assert (
+        error.help
+        == f"surgery reindex {tmp_path} writes a right one if the shards are right; else fetch the checkpoint again"
+    )
 
 
 def test_index_names_missing_files(tmp_path: Path) -> None:
     filled(
-        tmp_path, {"model.safetensors.index.json": index(**{f"w{i}": f"{i}.safetensors" for i in range(8)}), "3.safetensors": numbered(3)}
+        tmp_path,
+        {
+            "model.safetensors.index.json": index(**{f"w{i}": f"{i}.safetensors" for i in range(8)}),
+            "3.safetensors": numbered(3),
+        },
     )
     error = check_refuses(tmp_path, FormatError, "the index names 7 files that are not there")
-    assert error.where[1:] == ("0.safetensors", "1.safetensors", "2.safetensors", "4.safetensors", "5.safetensors", "(+2 more)")
+    assert error.where[1:] == (
+        "0.safetensors",
+        "1.safetensors",
+        "2.safetensors",
+        "4.safetensors",
+        "5.safetensors",
+        "(+2 more)",
+    )
     assert error.help == "the download is incomplete; fetch the missing files"
 
 
 @pytest.mark.parametrize("shard", ["{}/a.safetensors", "../a.safetensors"])
 def test_index_points_outside(tmp_path: Path, shard: str) -> None:
-    filled(tmp_path, {"a.safetensors": numbered(1), "in/model.safetensors.index.json": index(w1=shard.format(tmp_path))})
+    filled(
+        tmp_path, {"a.safetensors": numbered(1), "in/model.safetensors.index.json": index(w1=shard.format(tmp_path))}
+    )
     check_refuses(tmp_path / "in", FormatError, f"the index points outside the checkpoint: {shard.format(tmp_path)}")
 
 
 def test_index_of_a_pickle(tmp_path: Path) -> None:
-    filled(tmp_path, {"model.safetensors.index.json": index(w1="pytorch_model.bin"), "pytorch_model.bin": b"\x80\x02" + bytes(20)})
+    filled(
+        tmp_path,
+        {"model.safetensors.index.json": index(w1="pytorch_model.bin"), "pytorch_model.bin": b"\x80\x02" + bytes(20)},
+    )
     with pytest.raises(FormatError, match="the file is not safetensors"):
         surgery.open_checkpoint(tmp_path)
 
 
 def test_config_is_no_index(tmp_path: Path) -> None:
     filled(tmp_path, {"model.safetensors": numbered(1), "config.json": "{}"})
-    error = check_refuses(tmp_path / "config.json", NotACheckpoint, "this is the configuration of a model, and not its weights")
+    error = check_refuses(
+        tmp_path / "config.json", NotACheckpoint, "this is the configuration of a model, and not its weights"
+    )
     assert error.help == f"pass its folder: {tmp_path}"
 
 
@@ -312,7 +378,11 @@ def test_a_tensor_in_two_shards(tmp_path: Path, indexed: bool) -> None:
 @pytest.mark.parametrize(
     ("files", "what", "help"),
     [
-        ({"x.txt": ""}, "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"),
+        (
+            {"x.txt": ""},
+            "no safetensors file is here",
+            "pass a folder with model.safetensors or an index with its shards",
+        ),
         (
             {"pytorch_model.bin": b"", "config.json": "{}"},
             "only pickled weights are here: pytorch_model.bin",
@@ -321,7 +391,10 @@ def test_a_tensor_in_two_shards(tmp_path: Path, indexed: bool) -> None:
         (
             {"adapter_config.json": "{}", "adapter_model.safetensors": numbered(1)},
             "this is an adapter, and no checkpoint",
-            "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected and verified",
+            (
+                "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be"
+                " inspected and verified"
+            ),
         ),
         (
             {"unet/a.safetensors": numbered(1), "x/y": ""},
@@ -340,7 +413,9 @@ def test_folders_without_weights(tmp_path: Path, files: dict[str, Content], what
 def test_paths_that_are_nothing(tmp_path: Path) -> None:
     check_refuses(tmp_path / "nowhere", NotACheckpoint, "no such file or folder")
     filled(tmp_path, {"pytorch_model.bin": b"", "README.md": ""})
-    assert "a pickle can run code" in str(check_refuses(tmp_path / "pytorch_model.bin", NotACheckpoint, "not a safetensors file"))
+    assert "a pickle can run code" in str(
+        check_refuses(tmp_path / "pytorch_model.bin", NotACheckpoint, "not a safetensors file")
+    )
     error = check_refuses(tmp_path / "README.md", NotACheckpoint, "not a safetensors file")
     assert error.help == "pass a folder, a .safetensors file or an .index.json file"
 
@@ -385,7 +460,9 @@ def test_snapshot_of_the_hub_cache(saved: Callable[..., Path], cached: Path, tmp
 def test_root_of_the_hub_cache(cached: Path) -> None:
     (cached / "snapshots" / "ffff").mkdir()
     error = check_refuses(cached, NotACheckpoint, "this is the root of a Hub cache entry")
-    assert error.help == f"pass one of its snapshots: {cached / 'snapshots' / '0123abcd'}, {cached / 'snapshots' / 'ffff'}"
+    assert (
+        error.help == f"pass one of its snapshots: {cached / 'snapshots' / '0123abcd'}, {cached / 'snapshots' / 'ffff'}"
+    )
 
 
 # Files that belong to a checkpoint
@@ -455,7 +532,9 @@ def test_checkpoints_inside_are_carried_untouched(tmp_path: Path) -> None:
     assert checkpoint.notes == ("carried untouched, with checkpoints of their own: 1_Dense/, unet/, unet/deeper/",)
     surgery.write(surgery.rename(checkpoint, [("w1", "v1")]), tmp_path / "out")
     before, after = hashes(tmp_path / "in"), hashes(tmp_path / "out")
-    assert {n: h for n, h in after.items() if n != "model.safetensors"} == {n: h for n, h in before.items() if n != "model.safetensors"}
+    assert {n: h for n, h in after.items() if n != "model.safetensors"} == {
+        n: h for n, h in before.items() if n != "model.safetensors"
+    }
 
 
 def test_a_broken_link_is_no_file(tmp_path: Path) -> None:
@@ -483,7 +562,9 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    assert check_refuses(tmp_path, FormatError, "cannot read a folder: Permission denied").where == (str(tmp_path / "a"),)
+    assert check_refuses(tmp_path, FormatError, "cannot read a folder: Permission denied").where == (
+        str(tmp_path / "a"),
+    )
 
 
 def test_config_is_read_where_it_is(tmp_path: Path) -> None:
@@ -500,17 +581,24 @@ def test_config_is_read_where_it_is(tmp_path: Path) -> None:
 # Values
 
 DTYPES = [
-    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64, torch.int64,
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
+    torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.float8_e4m3fn,
+    torch.float8_e5m2,
     torch.float8_e8m0fnu, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_load_is_safetensors_own(tmp_path: Path, dtype: torch.dtype) -> None:
-    raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6 * dtype.itemsize,), generator=torch.manual_seed(0), dtype=torch.uint8)
+    raw = torch.randint(
+        0, 2 if dtype is torch.bool else 256, (6 * dtype.itemsize,), generator=torch.manual_seed(0), dtype=torch.uint8
+    )
     whole = raw.view(dtype)
-    save_file({"a": whole.reshape(2, 3), "scalar": whole[0].clone(), "empty": whole[:0].reshape(0, 3)}, tmp_path / "model.safetensors")
+    save_file(
+        {"a": whole.reshape(2, 3), "scalar": whole[0].clone(), "empty": whole[:0].reshape(0, 3)},
+        tmp_path / "model.safetensors",
+    )
     checkpoint = surgery.open_checkpoint(tmp_path)
     for name, theirs in load_file(tmp_path / "model.safetensors").items():
         mine = checkpoint.load(name)
@@ -569,6 +657,9 @@ def test_an_index_that_leaves_out_a_shard_of_its_set(lost: str, saved: Callable[
         surgery.open_checkpoint(folder)
     assert gone in caught.value.where and "surgery reindex" in str(caught.value.help)
     surgery.reindex(folder)
-    assert surgery.open_checkpoint(folder).tensors.keys() == surgery.open_checkpoint(saved("llama", shard="20KB")).tensors.keys()
+    assert (
+        surgery.open_checkpoint(folder).tensors.keys()
+        == surgery.open_checkpoint(saved("llama", shard="20KB")).tensors.keys()
+    )
     shutil.copy(folder / shards[0], folder / "model-00001-of-00099.safetensors")
     assert any("00099" in note for note in surgery.open_checkpoint(folder).notes)

@@ -29,7 +29,9 @@ def test_in_python(home: Path) -> None:
     assert (base.path, adapter.path) == (str(home / "base"), str(home / "adapter"))
     assert surgery.write(surgery.merge(base, adapter), "~/merged").output == str(home / "merged")
     assert surgery.write(base, Path("~/copy")).output == str(home / "copy")
-    assert surgery.verify("~/merged", check_class=False, base="~/base", adapter="~/adapter").path == str(home / "merged")
+    assert surgery.verify("~/merged", check_class=False, base="~/base", adapter="~/adapter").path == str(
+        home / "merged"
+    )
     assert surgery.diff("~/base", "~/copy").equal
     assert surgery.inspect("~/base").path == str(home / "base")
     (home / ".left.surgery-0123456789abcdef").mkdir()
@@ -56,7 +58,11 @@ def test_what_is_opened_says_what_it_is_on_one_line(home: Path) -> None:
     assert repr(base) == f"<Checkpoint phi3: {len(base.tensors)} tensors, {size} bytes, {home / 'base'}>"
     assert repr(adapter) == f"<Adapter LORA: 2 tensors, 1024 bytes, {home / 'adapter'}>"
     plan = surgery.plan(base)
-    assert repr(plan) == f"<Plan {plan.identity[:16]}: {len(base.tensors)} tensors in 1 shards, {size + len(plan.shards[0].header)} bytes>"
+    assert (
+        repr(plan)
+        == f"<Plan {plan.identity[:16]}: {len(base.tensors)} tensors in 1 shards, {size + len(plan.shards[0].header)}"
+        " bytes>"
+    )
 
 
 @pytest.mark.parametrize("name", ["base/config.json", "adapter/adapter_config.json"])

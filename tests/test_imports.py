@@ -20,7 +20,10 @@ import surgery
 
 ROOT = Path(surgery.__file__).parent
 HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "ray", "peft", "safetensors"}
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): p for p in ROOT.rglob("*.py")}
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): p
+    for p in ROOT.rglob("*.py")
+}
 
 
 def loaded(code: str, *args: object) -> set[str]:
@@ -158,7 +161,14 @@ def test_the_reader_of_imports_reads() -> None:
     assert "huggingface_hub" in set(imports(MODULES["hub.shards"]))
     assert "huggingface_hub" not in set(imports(MODULES["hub.shards"], top_level=True))
     assert "torch" in set(imports(MODULES["evaluation.evaluate"]))
-    assert reached("execution.execute") >= {"errors", "lazy.tensor", "lazy.runs", "planning.plan", "planning.sharding", "hub.shards"}
+    assert reached("execution.execute") >= {
+        "errors",
+        "lazy.tensor",
+        "lazy.runs",
+        "planning.plan",
+        "planning.sharding",
+        "hub.shards",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -209,7 +219,9 @@ ROOMS = (
 )
 
 
-UP = {  # arrows that point up: what is called hf://… is met where it is opened, and the Hub's rooms and client load only then
+# arrows that point up: what is called hf://… is met where it is opened, and the Hub's rooms and client load only
+# then
+UP = {
     ("files.folder", "hub.remote"): "a folder on the Hub is opened where any folder is",
     ("evaluation.read", "hub.remote"): "its files are read by ranges where any file is",
     ("execution.stage", "hub.resume"): "what runs that wrote to the Hub left here is cleaned where all is",

@@ -1,4 +1,6 @@
-"""No message has a hole: a list in it is joined by `series`, which says `none`, or where the code has looked that it is not empty."""
+"""No message has a hole: a list in it is joined by `series`, which says `none`, or where the code has looked that it
+is not empty.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ ROOT = Path(surgery.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 COMMON = set("join listed sorted map str dict fromkeys set list escape natural key items values name".split())
 # What is no message.
-EXCEPTIONS = {("adapters/kinds.py", "', '.join((f'`{said}`' for said in kind.said))"): "a row of the README's table, of constants"}
+EXCEPTIONS = {
+    ("adapters/kinds.py", "', '.join((f'`{said}`' for said in kind.said))"): "a row of the README's table, of constants"
+}
 
 
 def names(node: ast.AST) -> set[str]:
@@ -26,18 +30,24 @@ def names(node: ast.AST) -> set[str]:
 
 
 def unguarded(source: str) -> Iterator[str]:
-    """The joins that are filled into a text of a list that nothing before them looks at; alternatives of a pattern are none."""
+    """The joins that are filled into a text of a list that nothing before them looks at; alternatives of a pattern
+    are none.
+    """
     tree = ast.parse(source)
     above = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(by)), attr="join"), args=[items]) if by != "|":
+            case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(by)), attr="join"), args=[items]) if (
+                by != "|"
+            ):
                 if isinstance(above[node], ast.FormattedValue) and not _looked_at(node, names(items), above):
                     yield ast.unparse(node)
 
 
 def _looked_at(node: ast.expr, about: set[str], above: dict[ast.AST, ast.AST]) -> bool:
-    """Whether a condition around it, or an `if` before it in its function, is about the same; constants are not empty."""
+    """Whether a condition around it, or an `if` before it in its function, is about the same; constants are not
+    empty.
+    """
     if about and all(name.isupper() for name in about):
         return True
     at: ast.AST = node
@@ -52,12 +62,16 @@ def _looked_at(node: ast.expr, about: set[str], above: dict[ast.AST, ast.AST]) -
 @pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
 def test_a_list_in_a_message_is_not_empty(path: Path) -> None:
     inside = str(path.relative_to(ROOT))
-    assert [join for join in unguarded(path.read_text()) if (inside, join) not in EXCEPTIONS] == [], "join it with series"
+    assert [join for join in unguarded(path.read_text()) if (inside, join) not in EXCEPTIONS] == [], (
+        "join it with series"
+    )
 
 
 def test_the_reader_of_joins_reads() -> None:
     assert list(unguarded("def f(a):\n    return f\"x: {', '.join(a)}\"")) == ["', '.join(a)"]
-    assert list(unguarded("def f(a):\n    return f\"x: {', '.join(listed(a))}\" if b else ''")) == ["', '.join(listed(a))"]
+    assert list(unguarded("def f(a):\n    return f\"x: {', '.join(listed(a))}\" if b else ''")) == [
+        "', '.join(listed(a))"
+    ]
     assert list(unguarded("def f(a):\n    return f\"x: {', '.join(a)}\" if a else ''")) == []
     assert list(unguarded("def f(a):\n    if not a:\n        return ''\n    return f\"x: {', '.join(a)}\"")) == []
     assert list(unguarded('def f(a):\n    return f"x: {series(a)}"')) == []

@@ -36,7 +36,14 @@ def test_every_name_has_a_place(names: list[str]) -> None:
 
 
 def test_layer_2_is_before_layer_10() -> None:
-    assert sorted(["h.10.b", "h.2.b", "h.2.a", "h", "2", "h.02.a"], key=natural) == ["2", "h", "h.2.a", "h.02.a", "h.2.b", "h.10.b"]
+    assert sorted(["h.10.b", "h.2.b", "h.2.a", "h", "2", "h.02.a"], key=natural) == [
+        "2",
+        "h",
+        "h.2.a",
+        "h.02.a",
+        "h.2.b",
+        "h.10.b",
+    ]
 
 
 def test_more_digits_than_python_reads() -> None:
@@ -62,7 +69,10 @@ def test_selection_is_in_natural_order() -> None:
 @pytest.mark.parametrize(
     ("pattern", "help"),
     [
-        (r"layers\.1\.", r"it occurs inside 2 names, such as model.layers.1.self_attn.q_proj.weight; try '.*layers\.1\..*'"),
+        (
+            r"layers\.1\.",
+            r"it occurs inside 2 names, such as model.layers.1.self_attn.q_proj.weight; try '.*layers\.1\..*'",
+        ),
         ("lm_haed.weight", "the nearest names are lm_head.weight"),
         (r"model\.norm\.wieght", "the nearest names are model.norm.weight, "),
         ("#", "`surgery inspect` lists the names"),

@@ -1,4 +1,6 @@
-"""Paths given for what must be open, and the reverse: every public function says what it takes, before anything happens."""
+"""Paths given for what must be open, and the reverse: every public function says what it takes, before anything
+happens.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ FUNCTIONS = {name: value for name in surgery.__all__ if inspect.isfunction(value
 def types(function: Callable[..., Any]) -> dict[str, frozenset[str]]:
     """The types of each parameter, by the names in its annotation."""
     inner = inspect.unwrap(function)
-    return {name: types_of(p.annotation, inner.__globals__) for name, p in inspect.signature(function).parameters.items()}
+    return {
+        name: types_of(p.annotation, inner.__globals__) for name, p in inspect.signature(function).parameters.items()
+    }
 
 
 TAKES = [
@@ -50,22 +54,40 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def called(name: str, parameter: str, value: object, values: dict[str, Any]) -> None:
     """The function called with `value` there, and with what fits elsewhere."""
     function = FUNCTIONS[name]
-    needed = [n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    needed = [
+        n
+        for n, p in inspect.signature(function).parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
     fitting = {n: next((v for kind, v in values.items() if kind in types(function)[n]), "x") for n in needed}
     function(**{**fitting, parameter: value})
 
 
 def test_the_reader_of_signatures_reads() -> None:
     """These laws would hold of nothing: aliases and type variables are looked through."""
-    known = {("merge", "adapter"), ("fuse", "target"), ("fuse_qkv", "base"), ("write", "checkpoint"), ("execute", "plan")}
+    known = {
+        ("merge", "adapter"),
+        ("fuse", "target"),
+        ("fuse_qkv", "base"),
+        ("write", "checkpoint"),
+        ("execute", "plan"),
+    }
     assert known <= {(name, parameter) for name, parameter, _ in TAKES}
-    assert {("verify", "path"), ("verify", "base"), ("push", "folder"), ("open_checkpoint", "path"), ("inspect", "path")} <= set(READS)
+    assert {
+        ("verify", "path"),
+        ("verify", "base"),
+        ("push", "folder"),
+        ("open_checkpoint", "path"),
+        ("inspect", "path"),
+    } <= set(READS)
     assert "PathLike" in types(surgery.diff)["a"] and "Checkpoint" in types(surgery.diff)["a"]
 
 
 @pytest.mark.parametrize(("name", "parameter", "opener"), TAKES)
 @pytest.mark.parametrize("path", ["base", Path("~/models/base")], ids=["text", "path"])
-def test_a_path_is_refused_with_what_opens_it(name: str, parameter: str, opener: str, path: Any, values: dict[str, Any]) -> None:
+def test_a_path_is_refused_with_what_opens_it(
+    name: str, parameter: str, opener: str, path: Any, values: dict[str, Any]
+) -> None:
     with pytest.raises(SurgeryError) as caught:
         called(name, parameter, path, values)
     assert f"`{name}` was given a path as {parameter}" in caught.value.what
@@ -75,7 +97,9 @@ def test_a_path_is_refused_with_what_opens_it(name: str, parameter: str, opener:
 
 @pytest.mark.parametrize(("name", "parameter"), READS)
 @pytest.mark.parametrize("kind", ["Checkpoint", "Adapter"])
-def test_what_is_open_is_refused_where_a_path_is_read(name: str, parameter: str, kind: str, values: dict[str, Any]) -> None:
+def test_what_is_open_is_refused_where_a_path_is_read(
+    name: str, parameter: str, kind: str, values: dict[str, Any]
+) -> None:
     if "Sequence" in types(FUNCTIONS[name])[parameter]:
         values = {**values, kind: [values[kind]]}
     with pytest.raises(SurgeryError, match=f"`{name}` was given an? {kind} as {parameter}, and takes a path"):

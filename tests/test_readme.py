@@ -39,7 +39,15 @@ def test_sam_from_beginning_to_end(saved: Callable[..., Path], tmp_path: Path, m
         assert result.exit_code == 0, result.output
 
     surge("split-qkv", "sam", "-o", "sam-split")
-    surge("inject", "sam-split", "-o", "lora", "--target-modules", "q,v", *(word for pair in sizes.items() for word in pair))
+    surge(
+        "inject",
+        "sam-split",
+        "-o",
+        "lora",
+        "--target-modules",
+        "q,v",
+        *(word for pair in sizes.items() for word in pair),
+    )
     training = """
 with torch.no_grad():
     for name, parameter in model.named_parameters():
@@ -53,14 +61,18 @@ import tiny_models
 torch.save(tiny_models.output(model.base_model.model.eval(), "sam"), "live.pt")
 """
     code = example("sam").replace("# … your training …\n", training) + told
-    done = subprocess.run([sys.executable, "-c", code, Path(__file__).parent], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code, Path(__file__).parent], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     trainable = 3 * 2 * 4 * (36 + 36)
     assert f"trainable params: {trainable:,} ||" in done.stdout
     surge("merge", "sam-split", "trained", "-o", "merged")
     surge("fuse-qkv", "merged", "-o", "sam-tuned")
     surge("merge", "sam", "trained", "-o", "at-once")
-    assert (tmp_path / "at-once" / "model.safetensors").read_bytes() == (tmp_path / "sam-tuned" / "model.safetensors").read_bytes()
+    assert (tmp_path / "at-once" / "model.safetensors").read_bytes() == (
+        tmp_path / "sam-tuned" / "model.safetensors"
+    ).read_bytes()
     model, info = tf.SamModel.from_pretrained("sam-tuned", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     live, plain = torch.load("live.pt", weights_only=True), tiny_models.output(tiny_models.build("sam"), "sam")
@@ -76,7 +88,10 @@ def test_the_count_that_the_readme_states(tmp_path: Path) -> None:
     tensors = {}
     for layer in range(12):
         for part in "qkv":
-            tensors[f"vision_encoder.layers.{layer}.attn.{part}.weight"] = ("U8", (768, 768))  # small: only the shapes count
+            tensors[f"vision_encoder.layers.{layer}.attn.{part}.weight"] = (
+                "U8",
+                (768, 768),
+            )  # small: only the shapes count
     write_tensors(tmp_path / "model.safetensors", {n: ("BF16", s) for n, (_, s) in tensors.items()})
     adapter = surgery.inject(surgery.open_checkpoint(tmp_path), ["q", "v"], rank=16, alpha=32)
     assert sum(t.size for t in adapter.tensors.values()) == 589_824
@@ -85,7 +100,9 @@ def test_the_count_that_the_readme_states(tmp_path: Path) -> None:
 
 def test_targets_are_those_of_the_table() -> None:
     section = README[README.index("### Into a class that loads it") : README.index("### Merge a LoRA adapter")]
-    assert {t.name for t in TARGETS} == {name for name in re.findall(r"`(\w+)`", section) if name in {t.name for t in TARGETS}}
+    assert {t.name for t in TARGETS} == {
+        name for name in re.findall(r"`(\w+)`", section) if name in {t.name for t in TARGETS}
+    }
 
 
 KINDS = {"qkv": "q, k and v", "kv": "k and v", "gate_up": "gate and up", "experts": "experts"}

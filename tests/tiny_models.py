@@ -20,7 +20,14 @@ transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=UserWarning)
 
 TEXT = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_LLAMA = {**TEXT, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+_LLAMA = {
+    **TEXT,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def _sam() -> tf.PreTrainedModel:
@@ -46,7 +53,12 @@ MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "bloom": lambda: tf.BloomForCausalLM(tf.BloomConfig(**TEXT, hidden_size=36, n_layer=3, n_head=3)),
     "bert": lambda: tf.BertForQuestionAnswering(
         tf.BertConfig(
-            vocab_size=97, hidden_size=36, intermediate_size=70, num_hidden_layers=3, num_attention_heads=3, max_position_embeddings=64
+            vocab_size=97,
+            hidden_size=36,
+            intermediate_size=70,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            max_position_embeddings=64,
         )
     ),
     "sam": _sam,
@@ -64,8 +76,12 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     return model.to(dtype)
 
 
-def save(family: str, path: Path, *, shard: str | None = None, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """The checkpoint of `build(family)` at `path`, as save_pretrained writes it; sharded at `shard` bytes, such as "20KB"."""
+def save(
+    family: str, path: Path, *, shard: str | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
+    """The checkpoint of `build(family)` at `path`, as save_pretrained writes it; sharded at `shard` bytes, such as
+    "20KB".
+    """
     build(family, seed=seed, dtype=dtype).save_pretrained(path, **({"max_shard_size": shard} if shard else {}))
     return path
 

@@ -1,9 +1,12 @@
-"""AdaLoRA: W + scale * B @ diag(E) @ A, of singular vectors and values; ranks were taken away in training, module by module.
+"""AdaLoRA: W + scale * B @ diag(E) @ A, of singular vectors and values; ranks were taken away in training, module by
+module.
 
-    lora_A (r, in), lora_E (r, 1), lora_B (out, r), without `.weight`; scale = lora_alpha / (init_r + 1e-5), or r in the place of an
-    alpha that is not above 0. rank_pattern maps `module.lora_E` to which of the init_r ranks were kept, r of them; else r = init_r.
+    lora_A (r, in), lora_E (r, 1), lora_B (out, r), without `.weight`; scale = lora_alpha / (init_r + 1e-5), or r in
+    the place of an alpha that is not above 0. rank_pattern maps `module.lora_E` to which of the init_r ranks were
+    kept, r of them; else r = init_r.
 
-It is LoRA with diag(E) @ A for its A. Source: peft 0.21.2, tuners/adalora/layer.py, model.py `resize_modules_by_rank_pattern`.
+It is LoRA with diag(E) @ A for its A. Source: peft 0.21.2, tuners/adalora/layer.py, model.py
+`resize_modules_by_rank_pattern`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ _SMALL = 1e-5  # which PEFT adds to the rank that it divides by
 
 
 def as_lora(adapter: Adapter) -> Adapter:
-    """An AdaLoRA adapter as the LoRA that it is, any other as it is. Modules of which no rank is left are dropped by name.
+    """An AdaLoRA adapter as the LoRA that it is, any other as it is. Modules of which no rank is left are dropped by
+    name.
 
     Raises AdapterError where the config contradicts the tensors.
     """
@@ -51,7 +55,9 @@ def _kept(adapter: Adapter) -> dict[str, int]:
     pattern = adapter.config.get("rank_pattern") or {}
     if not isinstance(pattern, Mapping) or not all(isinstance(mask, list) for mask in pattern.values()):
         where = [f"{adapter.path}/adapter_config.json", f"rank_pattern = {pattern!r}"]
-        raise AdapterError("the rank_pattern of an AdaLoRA adapter is no table of kept ranks", where=where, help="restore the file")
+        raise AdapterError(
+            "the rank_pattern of an AdaLoRA adapter is no table of kept ranks", where=where, help="restore the file"
+        )
     return {re.sub(r"\.lora_E(?:\..+)?$", "", base_name(name)): sum(map(bool, mask)) for name, mask in pattern.items()}
 
 
@@ -68,7 +74,9 @@ def _rank(adapter: Adapter, module: str, kept: Mapping[str, int]) -> Rank:
     a, b, e = (parts[part] for part in sorted(PARTS))
     if any(factor.dtype not in ARITHMETIC for factor in (a, b, e)):
         tip = "save the adapter in float32, float16 or bfloat16"
-        raise NotSupported(f"adapter tensors of {a.dtype}, {b.dtype} and {e.dtype} are not supported", where=where, help=tip)
+        raise NotSupported(
+            f"adapter tensors of {a.dtype}, {b.dtype} and {e.dtype} are not supported", where=where, help=tip
+        )
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank or e.shape != (rank, 1):
         raise AdapterError(
             f"adapter_config.json says rank {rank}, but lora_A is {a.shape}, lora_B {b.shape} and lora_E {e.shape}",
@@ -82,7 +90,9 @@ def _number(adapter: Adapter, config: Mapping[str, Any], key: str, default: int)
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or (key == "init_r" and value <= 0):
         where = [f"{adapter.path}/adapter_config.json", f"{key} = {value!r}"]
-        raise AdapterError("the adapter's rank or alpha is not a number", where=where, help="restore the file from the training")
+        raise AdapterError(
+            "the adapter's rank or alpha is not a number", where=where, help="restore the file from the training"
+        )
     return value
 
 

@@ -26,9 +26,16 @@ def without_blocks(adapter: Adapter) -> Adapter:
     if not said:
         return adapter
     count = said.get("nblocks", 1) if isinstance(said, Mapping) else 0
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1 or not all(_is_list(said.get(key)) for key in _FACTORS.values()):
+    if (
+        not isinstance(count, int)
+        or isinstance(count, bool)
+        or count < 1
+        or not all(_is_list(said.get(key)) for key in _FACTORS.values())
+    ):
         where = [f"{adapter.path}/adapter_config.json", f"{OPTION} = {said!r}"]
-        raise AdapterError("it is not said which factors are stored as blocks", where=where, help="restore the file from the training")
+        raise AdapterError(
+            "it is not said which factors are stored as blocks", where=where, help="restore the file from the training"
+        )
     lora = {module: {**parts, **_whole(adapter, module, said, count)} for module, parts in adapter.lora.items()}
     return replace(adapter, lora=lora, config={**adapter.config, OPTION: None})
 
@@ -43,7 +50,9 @@ def _whole(adapter: Adapter, module: str, said: Mapping[str, Any], count: int) -
     found = [part for part, key in _FACTORS.items() if any(name in module for name in said.get(key) or ())]
     where = [adapter.path, f"{module}: {OPTION} = {said!r}"]
     if len(found) > 1:
-        raise AdapterError("A and B are both said to be stored as blocks", where=where, help="restore the file from the training")
+        raise AdapterError(
+            "A and B are both said to be stored as blocks", where=where, help="restore the file from the training"
+        )
     there = {part: parts[part] for part in found if part in parts}
     for part, tensor in there.items():
         if len(tensor.shape) != 2 or not tensor.size or tensor.shape[0] % count:
@@ -53,7 +62,9 @@ def _whole(adapter: Adapter, module: str, said: Mapping[str, Any], count: int) -
 
 
 def diagonal(tensor: Tensor, count: int) -> Tensor:
-    """The tensor's `count` blocks of rows on a diagonal, zeros elsewhere: (rows, columns) -> (rows, count * columns)."""
+    """The tensor's `count` blocks of rows on a diagonal, zeros elsewhere: (rows, columns) -> (rows, count *
+    columns).
+    """
     high, wide = tensor.shape[0] // count, tensor.shape[1]
     rows = []
     for i in range(count):

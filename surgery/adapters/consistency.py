@@ -1,7 +1,7 @@
 """Does an adapter's config fit its tensors? Answered from headers and config alone, without the base.
 
-`contradictions` are wrong in any case: one of the two files is not of this training. `doubts` may be right: PEFT passes over
-targets that a model has not, and over tensors that no target names.
+`contradictions` are wrong in any case: one of the two files is not of this training. `doubts` may be right: PEFT
+passes over targets that a model has not, and over tensors that no target names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ IN_PROJ = ".in_proj_weight"
 
 
 def contradictions(adapter: Adapter) -> list[str]:
-    """What adapter_config.json says of LoRA, and the tensors do not, one line each; empty for adapters of another kind."""
+    """What adapter_config.json says of LoRA, and the tensors do not, one line each; empty for adapters of another
+    kind.
+    """
     if adapter.config.get("peft_type") != "LORA":
         return []
     try:
@@ -36,14 +38,20 @@ def contradictions(adapter: Adapter) -> list[str]:
         adapter = by_parameter(without_blocks(unwrapped(adapter)))
     except SurgeryError as error:
         return [_line(error)]
-    found = [f"{name} holds no element: an ungathered save looks like this" for name, t in adapter.tensors.items() if not t.size]
+    found = [
+        f"{name} holds no element: an ungathered save looks like this"
+        for name, t in adapter.tensors.items()
+        if not t.size
+    ]
     for module in sorted(adapter.lora, key=natural):
         found += _of_module(adapter, module)
     return found
 
 
 def doubts(adapter: Adapter) -> list[str]:
-    """What adapter_config.json aims at and no tensor is of, and tensors that it does not aim at, one line each; of LoRA alone."""
+    """What adapter_config.json aims at and no tensor is of, and tensors that it does not aim at, one line each; of
+    LoRA alone.
+    """
     if adapter.config.get("peft_type") != "LORA":
         return []
     try:
@@ -66,7 +74,8 @@ def keeps_ties(adapter: Adapter) -> bool:
 
 
 def strangers(adapter: Adapter) -> list[str]:
-    """Modules that the adapter has LoRA on and its config does not aim at: PEFT passes over them. `by_parameter` comes first.
+    """Modules that the adapter has LoRA on and its config does not aim at: PEFT passes over them. `by_parameter`
+    comes first.
 
     A module that is aimed at only because it is tied to another one, and the out_proj within an attention, are none.
     """
@@ -79,16 +88,21 @@ def strangers(adapter: Adapter) -> list[str]:
 def without_factors(adapter: Adapter, weights: Mapping[str, Tensor]) -> list[str]:
     """Modules among the base's `weights` that the config aims at and the adapter has no factors for.
 
-    None where the adapter has other names than the base: which of its modules the config aims at is not told by names, then.
+    None where the adapter has other names than the base: which of its modules the config aims at is not told by
+    names, then.
     """
     if adapter.config.get("target_modules") in (None, "all-linear") or any(
         f"{module}.weight" not in weights for module in adapter.lora.keys() - adapter.parameters
     ):
         return []
     saved = {name.rpartition(".")[0] for name in adapter.whole}
-    modules = {name.removesuffix(".weight") for name, one in weights.items() if name.endswith(".weight") and len(one.shape) > 1}
+    modules = {
+        name.removesuffix(".weight") for name, one in weights.items() if name.endswith(".weight") and len(one.shape) > 1
+    }
     idle = [module for module in modules - adapter.lora.keys() - saved if _is_aimed_at(adapter.config, module)]
-    return sorted((module for module in idle if ".experts." not in module), key=natural)  # in memory they are one module
+    return sorted(
+        (module for module in idle if ".experts." not in module), key=natural
+    )  # in memory they are one module
 
 
 def _doubts(adapter: Adapter) -> list[str]:
@@ -104,7 +118,9 @@ def _doubts(adapter: Adapter) -> list[str]:
 
 
 def _of_module(adapter: Adapter, module: str) -> list[str]:
-    """What is wrong with the tensors of one module: rank, missing ones, DoRA's and biases that are not said, or said and not there."""
+    """What is wrong with the tensors of one module: rank, missing ones, DoRA's and biases that are not said, or said
+    and not there.
+    """
     parts, found = adapter.lora[module], []
     try:
         if module in adapter.parameters:
@@ -118,7 +134,9 @@ def _of_module(adapter: Adapter, module: str) -> list[str]:
     for option, keys in (("use_dora", MAGNITUDES), ("lora_bias", (BIAS,))):
         there, said = any(key in parts for key in keys), bool(adapter.config.get(option))
         if there != said and module not in adapter.parameters:
-            found.append(f"{module}: {option} is {str(said).lower()}, but the module has {'one' if there else 'no'} {keys[0]}")
+            found.append(
+                f"{module}: {option} is {str(said).lower()}, but the module has {'one' if there else 'no'} {keys[0]}"
+            )
     return found
 
 
@@ -129,10 +147,18 @@ def _line(error: SurgeryError) -> str:
 def _idle(config: Mapping[str, Any], modules: list[str]) -> list[str]:
     """Targets and layers that no module is of."""
     wanted, layers = config.get("target_modules"), config.get("layers_to_transform")
-    targets = [wanted] if isinstance(wanted, str) and wanted != "all-linear" else wanted if isinstance(wanted, list) else []
-    idle = [str(one) for one in targets if not any(_matches(wanted if isinstance(wanted, str) else [one], m) for m in modules)]
+    targets = (
+        [wanted] if isinstance(wanted, str) and wanted != "all-linear" else wanted if isinstance(wanted, list) else []
+    )
+    idle = [
+        str(one)
+        for one in targets
+        if not any(_matches(wanted if isinstance(wanted, str) else [one], m) for m in modules)
+    ]
     numbers = [layers] if isinstance(layers, int) else layers if isinstance(layers, list) else []
-    return idle + [f"layer {number}" for number in numbers if number not in {_layer(config, module) for module in modules}]
+    return idle + [
+        f"layer {number}" for number in numbers if number not in {_layer(config, module) for module in modules}
+    ]
 
 
 def _is_aimed_at(config: Mapping[str, Any], module: str) -> bool:

@@ -3,12 +3,13 @@
     lora_A.weight (experts * r, in), the expert slowest; lora_B.weight (out, r * experts), the expert fastest
     expert e: scale * B[:, :, e] @ A[e] for a weight (out, in), and its transpose for one of (in, out)
 
-What counts as `in` is the parameter's last axis, but its middle one where the class says that it is transposed: `IN_OUT` types but
-for `UNFLAGGED` ones. Several parameters of a module nest: the one registered last has the outermost wrapper, and each level
-further in adds `.base_layer` to the key. Ranks and alphas are looked up under the parameter's name, not the module's.
+What counts as `in` is the parameter's last axis, but its middle one where the class says that it is transposed:
+`IN_OUT` types but for `UNFLAGGED` ones. Several parameters of a module nest: the one registered last has the
+outermost wrapper, and each level further in adds `.base_layer` to the key. Ranks and alphas are looked up under the
+parameter's name, not the module's.
 
-Source: peft 0.21.2, tuners/lora/layer.py `ParamWrapper`, tuners/tuners_utils.py `_inject_parameters`. Before 0.19 PEFT took the
-middle axis for `in` always.
+Source: peft 0.21.2, tuners/lora/layer.py `ParamWrapper`, tuners/tuners_utils.py `_inject_parameters`. Before 0.19
+PEFT took the middle axis for `in` always.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ LEVEL = ".base_layer"
 
 
 def by_parameter(adapter: Adapter) -> Adapter:
-    """The adapter with each LoRA on a parameter under the parameter's name, and told as such. Raises AdapterError, NotSupported."""
+    """The adapter with each LoRA on a parameter under the parameter's name, and told as such. Raises AdapterError,
+    NotSupported.
+    """
     targets = [str(target) for target in adapter.config.get("target_parameters") or []]
     nested: dict[str, list[str]] = {}
     for key in adapter.lora:
@@ -54,7 +57,11 @@ def by_parameter(adapter: Adapter) -> Adapter:
     if not new:
         return adapter
     lora = {new.get(key, key): parts for key, parts in adapter.lora.items()}
-    names = {f"{new.get(key, key)}.{part}": adapter.names[f"{key}.{part}"] for key, parts in adapter.lora.items() for part in parts}
+    names = {
+        f"{new.get(key, key)}.{part}": adapter.names[f"{key}.{part}"]
+        for key, parts in adapter.lora.items()
+        for part in parts
+    }
     return replace(adapter, lora=lora, names={**adapter.names, **names}, parameters=frozenset(new.values()))
 
 
@@ -114,7 +121,9 @@ def wrapped(adapter: Adapter, parameter: str) -> Wrapped:
     for factor in (a, b):
         if factor.dtype not in ARITHMETIC or len(factor.shape) != 2 or not factor.size:
             tip = "save the adapter whole, in float32, float16 or bfloat16"
-            raise NotSupported(f"an adapter tensor of {factor.dtype} {factor.shape} is not supported", where=[file], help=tip)
+            raise NotSupported(
+                f"an adapter tensor of {factor.dtype} {factor.shape} is not supported", where=[file], help=tip
+            )
     rank, _, scale = strength(adapter.config, parameter)
     return Wrapped(parameter, file, a, b, rank, scale, middle=_version(adapter.config) < (0, 19))
 
@@ -133,10 +142,22 @@ def called(site: Site) -> list[str]:
 
 
 def pieces(site: Site, shape: Shape) -> Site:
-    """The site of a stored 3-D tensor as one matrix for each expert, as it lies there: nothing in it is cut or turned."""
+    """The site of a stored 3-D tensor as one matrix for each expert, as it lies there: nothing in it is cut or
+    turned.
+    """
     suffix = site.row.tensors[0][0]
     parts = {"all": f"{site.row.fused}.{EXPERT}"}
-    row = Row("experts", site.row.model_types, "", site.row.fused, parts, equal(1), site.row.source, axis=1, tensors=((suffix, ".weight"),))
+    row = Row(
+        "experts",
+        site.row.model_types,
+        "",
+        site.row.fused,
+        parts,
+        equal(1),
+        site.row.source,
+        axis=1,
+        tensors=((suffix, ".weight"),),
+    )
     return replace(site, row=replace(row, stacked=True), layout=Layout(1, (1,), shape[1]))
 
 
@@ -152,7 +173,9 @@ def on_stack(one: Wrapped, site: Site, shape: Shape, config: Mapping[str, Any]) 
 
 def on_experts(one: Wrapped, site: Site, width: int, config: Mapping[str, Any]) -> dict[str, LowRank]:
     """The deltas of the experts' own tensors at `site`, (out, in) each with `in` = `width`, by tensor name."""
-    deltas = _canonical(one, site.experts, site.layout.length, width, f"{site.experts} experts of {site.module}", config)
+    deltas = _canonical(
+        one, site.experts, site.layout.length, width, f"{site.experts} experts of {site.module}", config
+    )
     found = []
     for delta in deltas:
         found += [LowRank(left, delta.right, delta.scale) for left in split_axis(delta.left, 0, site.layout)]

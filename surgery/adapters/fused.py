@@ -1,7 +1,8 @@
 """LoRA on a fused module, and on its parts: the same change of the weights, exactly.
 
     split   A is shared, the rows of B (with its bias, and DoRA's magnitudes) go to the parts they belong to
-    fuse    equal A's and scales: A and the rank are kept, the rows of B joined; else the ranks add, the A's are stacked, and
+    fuse    equal A's and scales: A and the rank are kept, the rows of B joined; else the ranks add, the A's are
+    stacked, and
             B holds each part's B in its rows and columns, and zeros elsewhere; a part without LoRA adds nothing
 
 PEFT's config follows: target_modules, ranks and alphas, so that PEFT loads the result and computes the same.
@@ -34,7 +35,9 @@ _ROWS = (_B, "lora_B.bias", "lora_magnitude_vector", "lora_magnitude_vector.weig
 
 
 def split_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
-    """The adapter on the parts of the fused modules that it has LoRA on, or saved tensors of. Raises LayoutError, NotSupported."""
+    """The adapter on the parts of the fused modules that it has LoRA on, or saved tensors of. Raises LayoutError,
+    NotSupported.
+    """
     _check_kind(adapter, sites)
     lora, ranks = dict(adapter.lora), ranks_of(adapter)
     for site in sites:
@@ -56,8 +59,8 @@ def split_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
 
 
 def fuse_adapter(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
-    """The adapter on the fused modules whose parts it has LoRA on, or saved tensors of. Reads the A's, to see whether they are
-    equal. Raises LayoutError, AdapterError, NotSupported.
+    """The adapter on the fused modules whose parts it has LoRA on, or saved tensors of. Reads the A's, to see
+    whether they are equal. Raises LayoutError, AdapterError, NotSupported.
     """
     _check_kind(adapter, sites)
     lora, ranks = dict(adapter.lora), ranks_of(adapter)
@@ -102,11 +105,16 @@ def ranks_of(adapter: Adapter) -> dict[str, Rank]:
 def _split_rows(adapter: Adapter, site: Site, key: str, tensor: Tensor) -> list[Tensor]:
     name = adapter.names[f"{site.module}.{key}"]
     if key not in _ROWS:
-        raise NotSupported(f"{key} of a fused module cannot be split", where=[f"{adapter.path}: {name}"], help="merge it instead")
+        raise NotSupported(
+            f"{key} of a fused module cannot be split", where=[f"{adapter.path}: {name}"], help="merge it instead"
+        )
     if not tensor.shape or tensor.shape[0] != site.layout.length:
         raise LayoutError(
             "the adapter was trained on another layout",
-            where=[f"{adapter.path}: {name}", f"{tensor.shape}, where {site.module} has {site.layout.length} rows = {site.layout}"],
+            where=[
+                f"{adapter.path}: {name}",
+                f"{tensor.shape}, where {site.module} has {site.layout.length} rows = {site.layout}",
+            ],
             help="pass the base that the adapter was trained on",
         )
     return split_axis(tensor, 0, site.layout)
@@ -117,13 +125,17 @@ def _shares_a(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mappi
     from ..evaluation.compare import same
 
     first = site.parts[0]
-    alike = here.keys() == set(site.parts) and all(ranks[p] == ranks[first] and here[p].keys() == here[first].keys() for p in here)
+    alike = here.keys() == set(site.parts) and all(
+        ranks[p] == ranks[first] and here[p].keys() == here[first].keys() for p in here
+    )
     return alike and all(same(here[first][_SHARED], here[p][_SHARED]) for p in here)
 
 
 def _joined(site: Site, here: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     first = here[site.parts[0]]
-    return {k: a if k == _SHARED else fuse_axis([here[p][k] for p in site.parts], 0, site.layout) for k, a in first.items()}
+    return {
+        k: a if k == _SHARED else fuse_axis([here[p][k] for p in site.parts], 0, site.layout) for k, a in first.items()
+    }
 
 
 def _in_blocks(
@@ -142,7 +154,9 @@ def _in_blocks(
     return made, Rank(total, int(alpha) if alpha == int(alpha) else alpha)
 
 
-def _block_form(site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank], factors: Mapping[str, float]) -> Tensor:
+def _block_form(
+    site: Site, here: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, Rank], factors: Mapping[str, float]
+) -> Tensor:
     """B (rows, Σ r): in the rows of a part, and in its columns, the part's B; zeros elsewhere."""
     scaled = _scaled({part: parts[_B] for part, parts in here.items()}, factors)
     dtype = next(iter(scaled.values())).dtype
@@ -162,14 +176,20 @@ def _vector(site: Site, vectors: Mapping[str, Tensor], factors: Mapping[str, flo
 
 
 def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
-    """The tensors times their factors: as they are where all factors are 1, else in float32, so that next to nothing is rounded."""
+    """The tensors times their factors: as they are where all factors are 1, else in float32, so that next to nothing
+    is rounded.
+    """
     kinds = {tensor.dtype for tensor in tensors.values()}
     if len(kinds) == 1 and all(factors[part] == 1 for part in tensors):
         return dict(tensors)
     made = {}
     for part, tensor in tensors.items():
         matrix = reshape(tensor, (tensor.shape[0], tensor.size // tensor.shape[0]))
-        product = add(Zeros(F32, matrix.shape), [Dense(matrix, factors[part])]) if factors[part] != 1 else add(matrix, [], F32)
+        product = (
+            add(Zeros(F32, matrix.shape), [Dense(matrix, factors[part])])
+            if factors[part] != 1
+            else add(matrix, [], F32)
+        )
         made[part] = reshape(product, tensor.shape)
     return made
 
@@ -178,13 +198,19 @@ def _check_kind(adapter: Adapter, sites: Sequence[Site]) -> None:
     kind = adapter.config.get("peft_type")
     if kind != "LORA":
         raise NotSupported(
-            f"adapters of kind {kind} cannot be split or fused", where=[f"{adapter.path}/adapter_config.json"], help="supported: LORA"
+            f"adapters of kind {kind} cannot be split or fused",
+            where=[f"{adapter.path}/adapter_config.json"],
+            help="supported: LORA",
         )
     if adapter.config.get(BLOCKS):
         where = [f"{adapter.path}/adapter_config.json", f"{BLOCKS} = {adapter.config[BLOCKS]!r}"]
-        raise NotSupported("LoRA whose factors are stored as blocks cannot be split or fused", where=where, help="merge it instead")
+        raise NotSupported(
+            "LoRA whose factors are stored as blocks cannot be split or fused", where=where, help="merge it instead"
+        )
     if stacked := [site.module for site in sites if site.row.stacked]:
-        raise NotSupported("adapters on stacked experts cannot be split or fused", where=listed(stacked), help="merge them instead")
+        raise NotSupported(
+            "adapters on stacked experts cannot be split or fused", where=listed(stacked), help="merge them instead"
+        )
 
 
 def _check_fusible(adapter: Adapter, site: Site, here: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -196,7 +222,9 @@ def _check_fusible(adapter: Adapter, site: Site, here: Mapping[str, Mapping[str,
                 raise NotSupported(f"{key} of {tensor.shape} cannot be fused", where=where, help="merge it instead")
             if key in _ROWS and tensor.shape[:1] != (length,):
                 where.append(f"{tensor.shape}, where this part of {site.module} has {length} rows = {site.layout}")
-                raise LayoutError("the adapter was trained on another layout", where=where, help="pass the base that it belongs to")
+                raise LayoutError(
+                    "the adapter was trained on another layout", where=where, help="pass the base that it belongs to"
+                )
     magnitudes = [part for part in here if any("magnitude" in key for key in here[part])]
     if magnitudes and len(magnitudes) != len(site.parts):
         raise NotSupported(
@@ -208,7 +236,11 @@ def _check_fusible(adapter: Adapter, site: Site, here: Mapping[str, Mapping[str,
 
 def _saved(adapter: Adapter, sites: Sequence[Site]) -> list[Site]:
     """The sites of whose parts the adapter saved tensors."""
-    return [s for s in sites if any(f"{part}{suffix}" in adapter.whole for part in s.parts for suffix in s.row.part_suffixes)]
+    return [
+        s
+        for s in sites
+        if any(f"{part}{suffix}" in adapter.whole for part in s.parts for suffix in s.row.part_suffixes)
+    ]
 
 
 def _check_saved(adapter: Adapter, site: Site) -> None:
@@ -252,9 +284,13 @@ def _wrapped(key: str, lora: Mapping[str, object]) -> str:
     return f"{module}.base_layer.{kind}" if module in lora and kind == "bias" else key
 
 
-def _config(config: Mapping[str, Any], ranks: Mapping[str, Rank], leaves: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _config(
+    config: Mapping[str, Any], ranks: Mapping[str, Rank], leaves: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """adapter_config.json for the modules in `ranks`, after last names were replaced as `leaves` say."""
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else Rank(config.get("r", 8), config.get("lora_alpha", 8))
+    usual = (
+        Counter(ranks.values()).most_common(1)[0][0] if ranks else Rank(config.get("r", 8), config.get("lora_alpha", 8))
+    )
     return {
         **config,
         "r": usual.r,
@@ -268,7 +304,9 @@ def _config(config: Mapping[str, Any], ranks: Mapping[str, Rank], leaves: Mappin
 
 
 def config_under(adapter: Adapter, new: Mapping[str, str]) -> Mapping[str, Any]:
-    """The adapter's config once its modules have `new` names: each keeps its rank and alpha, whatever patterns gave them."""
+    """The adapter's config once its modules have `new` names: each keeps its rank and alpha, whatever patterns gave
+    them.
+    """
     if not (adapter.config.get("rank_pattern") or adapter.config.get("alpha_pattern")):
         return adapter.config
     return config_with(adapter.config, {new[module]: rank for module, rank in ranks_of(adapter).items()})
@@ -289,7 +327,9 @@ def _targets(config: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
 
 
 def _renamed(before: Any, leaves: Mapping[str, Sequence[str]]) -> Any:
-    """A list of module names with last names replaced; None for a regular expression, which the listed targets make needless."""
+    """A list of module names with last names replaced; None for a regular expression, which the listed targets make
+    needless.
+    """
     if not isinstance(before, list):
         return None
     made = []

@@ -1,8 +1,10 @@
-"""The kinds of adapters that are merged, and those that are refused by name: one closed list, that the check and the README share.
+"""The kinds of adapters that are merged, and those that are refused by name: one closed list, that the check and the
+README share.
 
 An option of adapter_config.json that is in none of the tables here is refused too: it may change the arithmetic.
 
-Source: peft 0.21.2, utils/peft_types.py, tuners/lora/config.py, tuners/lora/variants.py; a test compares the tables with them.
+Source: peft 0.21.2, utils/peft_types.py, tuners/lora/config.py, tuners/lora/variants.py; a test compares the tables
+with them.
 """
 
 from __future__ import annotations
@@ -33,18 +35,42 @@ class Kind:
 # Values of init_lora_weights that leave the base as it is.
 KEPT_BASE = Kind("initialisations", ("gaussian", "eva", "orthogonal", "mica"), "leave the base as it is: ordinary LoRA")
 MERGED = (
-    Kind("LoRA", ("LORA",), "`nn.Linear`, Conv1D, embeddings, convolutions in 1, 2 and 3 dimensions, `nn.MultiheadAttention`"),
-    Kind("AdaLoRA", ("ADALORA", "init_r"), "its singular values go into A, its scale into alpha; any ranks that are left"),
-    Kind("rank and alpha", ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"), "for each module, and with rsLoRA"),
+    Kind(
+        "LoRA",
+        ("LORA",),
+        "`nn.Linear`, Conv1D, embeddings, convolutions in 1, 2 and 3 dimensions, `nn.MultiheadAttention`",
+    ),
+    Kind(
+        "AdaLoRA", ("ADALORA", "init_r"), "its singular values go into A, its scale into alpha; any ranks that are left"
+    ),
+    Kind(
+        "rank and alpha",
+        ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
+        "for each module, and with rsLoRA",
+    ),
     Kind("DoRA", ("use_dora",), "wherever PEFT has it: `nn.Linear`, Conv1D, embeddings, convolutions; with weight 1"),
     Kind("biases", ("lora_bias", "bias"), "B's own is added, the base's trained ones take its place"),
     Kind("experts, parameters", ("target_parameters",), "stacked or one by one, in either orientation"),
-    Kind("saved modules and tokens", ("modules_to_save", "trainable_token_indices"), "take the base's place; resized vocabularies too"),
-    Kind("weight tying", ("ensure_weight_tying",), "tied tensors stay one where they stay equal, and are two where not"),
+    Kind(
+        "saved modules and tokens",
+        ("modules_to_save", "trainable_token_indices"),
+        "take the base's place; resized vocabularies too",
+    ),
+    Kind(
+        "weight tying", ("ensure_weight_tying",), "tied tensors stay one where they stay equal, and are two where not"
+    ),
     Kind("layer replication", ("layer_replication",), "as real layers, of which config.json tells"),
-    Kind("VeLoRA, MonteCLoRA", ("velora_config", "monteclora_config"), "A and B as they are stored; what only training uses is left out"),
+    Kind(
+        "VeLoRA, MonteCLoRA",
+        ("velora_config", "monteclora_config"),
+        "A and B as they are stored; what only training uses is left out",
+    ),
     Kind("BD-LoRA", ("use_bdlora",), "the blocks of A or B are put on its diagonal"),
-    Kind("tokens or norms alone", ("TRAINABLE_TOKENS", "token_indices", "init_weights", "LN_TUNING"), "take the base's place"),
+    Kind(
+        "tokens or norms alone",
+        ("TRAINABLE_TOKENS", "token_indices", "init_weights", "LN_TUNING"),
+        "take the base's place",
+    ),
     KEPT_BASE,
 )
 
@@ -57,16 +83,36 @@ CHANGED_BASE = Kind(
     "else save the adapter once with PEFT's path_initial_model_for_weight_conversion, which makes it an ordinary LoRA",
 )
 OPTIONS = (
-    Kind("aLoRA", ("alora_invocation_tokens",), "it acts on some tokens only, and a weight acts on all", "serve it live"),
+    Kind(
+        "aLoRA", ("alora_invocation_tokens",), "it acts on some tokens only, and a weight acts on all", "serve it live"
+    ),
     Kind("QALoRA", ("use_qalora",), "its A acts on pooled inputs of a quantised base", "serve it live"),
-    Kind("Arrow", ("arrow_config",), "it chooses among adapters for each token", "merge those that it chooses among, each by itself"),
+    Kind(
+        "Arrow",
+        ("arrow_config",),
+        "it chooses among adapters for each token",
+        "merge those that it chooses among, each by itself",
+    ),
     Kind("KaSA", ("kasa_config",), "it cuts the smallest singular values off the base itself", WITH_PEFT),
-    Kind("Megatron", ("megatron_config",), "its factors belong to layers that lie on several devices", "gather it in Megatron"),
+    Kind(
+        "Megatron",
+        ("megatron_config",),
+        "its factors belong to layers that lie on several devices",
+        "gather it in Megatron",
+    ),
 )
 TYPES = (
     Kind(
         "prompts and prefixes",
-        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
+        (
+            "PROMPT_TUNING",
+            "MULTITASK_PROMPT_TUNING",
+            "P_TUNING",
+            "PREFIX_TUNING",
+            "ADAPTION_PROMPT",
+            "CPT",
+            "CARTRIDGE",
+        ),
         "they train tokens or states, and no weights of the base",
         "serve it live",
     ),
@@ -74,8 +120,8 @@ TYPES = (
     Kind(
         "other kinds",
         tuple(
-            "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LOHA LOKR MISS OFT OSF PEANUT "
-            "PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA WAVEFT".split()
+            "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LOHA LOKR MISS OFT OSF"
+            " PEANUT PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA WAVEFT".split()
         ),
         "their arithmetic is not LoRA's",
         WITH_PEFT,
@@ -101,7 +147,9 @@ _ANY_CASE = ("gaussian", "mica")  # as PEFT compares these
 
 
 def changes_base(adapter: Adapter) -> str:
-    """The initialisation that moved a part of the base into the adapter: it is ordinary LoRA on what was left; "" for others."""
+    """The initialisation that moved a part of the base into the adapter: it is ordinary LoRA on what was left; ""
+    for others.
+    """
     init = adapter.config.get("init_lora_weights", True)
     return init if isinstance(init, str) and init.lower().startswith(CHANGED_BASE.said) else ""
 
@@ -139,12 +187,18 @@ def _check_init(config: Mapping[str, Any], where: list[str]) -> None:
     if init in _INITS or (isinstance(init, str) and init.lower() in _ANY_CASE):
         return
     if isinstance(init, str) and init.lower().startswith(CHANGED_BASE.said):
-        raise NotSupported(f"the adapter was initialised by {init!r}, {CHANGED_BASE.why}", where=where, help=CHANGED_BASE.help)
-    raise NotSupported(f"the adapter was initialised by {init!r}, which is not known", where=where, help="merge it with PEFT")
+        raise NotSupported(
+            f"the adapter was initialised by {init!r}, {CHANGED_BASE.why}", where=where, help=CHANGED_BASE.help
+        )
+    raise NotSupported(
+        f"the adapter was initialised by {init!r}, which is not known", where=where, help="merge it with PEFT"
+    )
 
 
 def table() -> str:
     """The kinds as the README's table, in Markdown: what is merged, then what is refused."""
     rows = [(kind, "merged") for kind in MERGED] + [(kind, "refused") for kind in REFUSED]
-    lines = [f"| {kind.name} | {', '.join(f'`{said}`' for said in kind.said)} | {how}: {kind.why} |" for kind, how in rows]
+    lines = [
+        f"| {kind.name} | {', '.join(f'`{said}`' for said in kind.said)} | {how}: {kind.why} |" for kind, how in rows
+    ]
     return "\n".join(["| kind | in adapter_config.json | |", "|---|---|---|", *lines])

@@ -1,13 +1,13 @@
 """LoRA on nn.Linear, Conv1D, nn.Embedding and convolutions: W + scale * B @ A.
 
-    lora_A.weight (r, in), lora_B.weight (out, r), for a weight (out, in); a Conv1D's weight is (in, out), and its delta
-    is transposed. lora_embedding_A (r, vocabulary), lora_embedding_B (dim, r), for a weight (vocabulary, dim): transposed too.
-    A convolution's lora_A.weight is (r, in, k...), its lora_B.weight (out, r, 1...): the same for its weight as (out, in * k...).
-    lora_B.bias (out) is added to the base's bias. scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and
-    alpha per module by patterns.
+    lora_A.weight (r, in), lora_B.weight (out, r), for a weight (out, in); a Conv1D's weight is (in, out), and its
+    delta is transposed. lora_embedding_A (r, vocabulary), lora_embedding_B (dim, r), for a weight (vocabulary, dim):
+    transposed too. A convolution's lora_A.weight is (r, in, k...), its lora_B.weight (out, r, 1...): the same for
+    its weight as (out, in * k...). lora_B.bias (out) is added to the base's bias. scale = lora_alpha / r, or
+    lora_alpha / sqrt(r) with use_rslora; r and alpha per module by patterns.
 
-Source: peft 0.21.2, tuners/lora/layer.py `get_delta_weight` of `Linear` and `_ConvNd`, `update_layer`, and utils/other.py
-`get_pattern_key`.
+Source: peft 0.21.2, tuners/lora/layer.py `get_delta_weight` of `Linear` and `_ConvNd`, `update_layer`, and
+utils/other.py `get_pattern_key`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ BIAS = "lora_B.bias"
 
 
 def check_numbers(adapter: Adapter) -> None:
-    """Raise AdapterError unless ranks and alphas are numbers, and patterns regular expressions: the scale depends on them."""
+    """Raise AdapterError unless ranks and alphas are numbers, and patterns regular expressions: the scale depends on
+    them.
+    """
     config, where, wrong = adapter.config, [f"{adapter.path}/adapter_config.json"], list[str]()
     for key, table in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         values = {key: config.get(key, 8)}
@@ -45,7 +47,11 @@ def check_numbers(adapter: Adapter) -> None:
             wrong.append(f"{table} = {patterns!r}")
         wrong += [f"{name} = {v!r}" for name, v in values.items() if not _is_number(v, integer=key == "r")]
     if wrong:
-        raise AdapterError("the adapter's rank or alpha is not a number", where=[*where, *wrong], help="restore the file from the training")
+        raise AdapterError(
+            "the adapter's rank or alpha is not a number",
+            where=[*where, *wrong],
+            help="restore the file from the training",
+        )
 
 
 def _is_number(value: Any, *, integer: bool) -> bool:
@@ -65,7 +71,9 @@ def check_factors(adapter: Adapter, module: str, base: str = "") -> tuple[Tensor
     if unknown := sorted(set(parts) - pair - {BIAS, *MAGNITUDES}):
         raise NotSupported(f"LoRA with {', '.join(unknown)} is not supported", where=where, help="merge it with PEFT")
     if missing := sorted(pair - set(parts)):
-        raise AdapterError(f"the module has no {missing[0]}", where=where, help="the adapter file is incomplete: save it again")
+        raise AdapterError(
+            f"the module has no {missing[0]}", where=where, help="the adapter file is incomplete: save it again"
+        )
     a, b = (parts[name] for name in sorted(pair))
     for factor in (a, b):
         if factor.dtype not in ARITHMETIC:
@@ -77,7 +85,10 @@ def check_factors(adapter: Adapter, module: str, base: str = "") -> tuple[Tensor
     rank = strength(adapter.config, module)[0]
     if len(a.shape) > 2 and a.shape[0] == rank and 1 < (groups := rank / b.shape[1]) == rank // b.shape[1]:
         tip = "no tool can merge it: use it live, or train it with convolutions left out"
-        what = f"LoRA on a convolution of {int(groups)} groups lets each of them see the inputs of all, and its weight does not"
+        what = (
+            f"LoRA on a convolution of {int(groups)} groups lets each of them see the inputs of all, and its weight"
+            " does not"
+        )
         raise NotSupported(what, where=[*where, f"lora_A is {a.shape}, lora_B {b.shape}"], help=tip)
     if a.shape[0] != rank or b.shape[1] != rank:
         raise AdapterError(
@@ -110,7 +121,11 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
         transposed = True
     elif linear == conv1d:
         known = base_config.get("model_type")
-        transposed = is_conv1d(base_config, weight.removesuffix(".weight")) if known else bool(adapter.config.get("fan_in_fan_out"))
+        transposed = (
+            is_conv1d(base_config, weight.removesuffix(".weight"))
+            if known
+            else bool(adapter.config.get("fan_in_fan_out"))
+        )
     else:
         transposed = shape == conv1d
     if transposed:
@@ -119,7 +134,9 @@ def delta(adapter: Adapter, module: str, weight: str, shape: Shape, base_config:
 
 
 def matrix_of(shape: Shape) -> Shape:
-    """The shape under which a tensor is a matrix: a convolution's kernels are its rows. Shapes of up to two axes stay."""
+    """The shape under which a tensor is a matrix: a convolution's kernels are its rows. Shapes of up to two axes
+    stay.
+    """
     return (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape
 
 
@@ -130,9 +147,16 @@ def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> Dense | No
     """
     parts = adapter.lora[module]
     bias, asked = parts.get(BIAS), bool(adapter.config.get("lora_bias"))
-    where = [f"{adapter.path}: {adapter.names[f'{module}.{BIAS if bias else next(iter(parts))}']}", f"base: {module}.bias"]
+    where = [
+        f"{adapter.path}: {adapter.names[f'{module}.{BIAS if bias else next(iter(parts))}']}",
+        f"base: {module}.bias",
+    ]
     if asked != (bias is not None):
-        said = f"says lora_bias, but the module has no {BIAS}" if asked else "does not say lora_bias, but the module has one"
+        said = (
+            f"says lora_bias, but the module has no {BIAS}"
+            if asked
+            else "does not say lora_bias, but the module has one"
+        )
         raise AdapterError(f"adapter_config.json {said}", where=where, help="restore the file from the training")
     if bias is None:
         return None
@@ -140,7 +164,9 @@ def bias_delta(adapter: Adapter, module: str, base: Tensor | None) -> Dense | No
         tip = "the class has no place for one: merge the adapter live, or train it without lora_bias"
         raise NotSupported("the adapter has a bias, the base's module has none", where=where, help=tip)
     if bias.shape != base.shape or bias.dtype not in ARITHMETIC:
-        raise AdapterError(f"the adapter's bias is {bias.dtype} {bias.shape}, the base's {base.dtype} {base.shape}", where=where)
+        raise AdapterError(
+            f"the adapter's bias is {bias.dtype} {bias.shape}, the base's {base.dtype} {base.shape}", where=where
+        )
     return Dense(bias, strength(adapter.config, module)[2])
 
 

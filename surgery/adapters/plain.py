@@ -16,7 +16,9 @@ from .blocks import without_blocks
 
 
 def plain(adapter: Adapter) -> Adapter:
-    """The adapter as LoRA of whole factors, with what it replaces. `check_kind` comes first. Raises AdapterError, NotSupported."""
+    """The adapter as LoRA of whole factors, with what it replaces. `check_kind` comes first. Raises AdapterError,
+    NotSupported.
+    """
     match adapter.config.get("peft_type"):
         case "TRAINABLE_TOKENS":
             more = {"trainable_token_indices": adapter.config.get("token_indices")}

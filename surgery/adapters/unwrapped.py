@@ -1,11 +1,12 @@
-"""An adapter's names without the wrappers that frameworks leave in them: DDP, FSDP, torch.compile, a second PEFT model, …
+"""An adapter's names without the wrappers that frameworks leave in them: DDP, FSDP, torch.compile, a second PEFT
+model, …
 
     module.base_model.model.lm_head.weight                                       lm_head.weight
     base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight     model.layers.0.self_attn.q_proj
     base_model.model.model.layers.0._fsdp_wrapped_module.mlp.up_proj.bias        model.layers.0.mlp.up_proj.bias
 
-The base decides what is one. A part of a name that none of the base's names has is no module of it; where the base has modules
-called so, as few are taken off as give the name a place.
+The base decides what is one. A part of a name that none of the base's names has is no module of it; where the base
+has modules called so, as few are taken off as give the name a place.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from ..errors import FormatError, NotSupported
 from ..files.peft import PREFIX, Adapter, module_of
 from ..files.wrappers import WRAPPERS, without
 
-_AROUND = re.compile(r"(?:.*\.)?base_model\.model\.")  # the front of a name, up to the model in the innermost PEFT model
-_SAYING = "target_modules exclude_modules modules_to_save target_parameters rank_pattern alpha_pattern trainable_token_indices".split()
+_AROUND = re.compile(
+    r"(?:.*\.)?base_model\.model\."
+)  # the front of a name, up to the model in the innermost PEFT model
+_SAYING = (
+    "target_modules exclude_modules modules_to_save target_parameters rank_pattern alpha_pattern"
+    " trainable_token_indices".split()
+)
 _MOST = 4  # of the parts of one name that may be modules or wrappers
 
 
 def unwrapped(adapter: Adapter, base: Iterable[str] = ()) -> Adapter:
     """The adapter, and what its config says of names, without wrappers; a note says which were taken off.
 
-    `base` are the names of the base's tensors, in its files and in memory; without any, nothing called like a wrapper is a module.
-    Raises FormatError where two tensors would get one name.
+    `base` are the names of the base's tensors, in its files and in memory; without any, nothing called like a
+    wrapper is a module. Raises FormatError where two tensors would get one name.
     """
     modules, parts = _modules_of(base)
     found = {key: _bare(key, adapter, modules, parts) for key in (*adapter.lora, *adapter.whole)}
@@ -39,7 +45,9 @@ def unwrapped(adapter: Adapter, base: Iterable[str] = ()) -> Adapter:
         return adapter
     new = {key: bare for key, (bare, _) in found.items()}
     _check_apart(adapter, new)
-    names = {f"{new[key]}.{part}": adapter.names[f"{key}.{part}"] for key, held in adapter.lora.items() for part in held}
+    names = {
+        f"{new[key]}.{part}": adapter.names[f"{key}.{part}"] for key, held in adapter.lora.items() for part in held
+    }
     return replace(
         adapter,
         config=_config(adapter.config, {part for removed in gone.values() for part in removed} - parts),
@@ -51,11 +59,18 @@ def unwrapped(adapter: Adapter, base: Iterable[str] = ()) -> Adapter:
 
 
 def check_unwrapped(adapter: Adapter, base: Iterable[str]) -> None:
-    """Raise NotSupported where names have wrappers, which would go on into what is written, where loaders pass over them."""
+    """Raise NotSupported where names have wrappers, which would go on into what is written, where loaders pass over
+    them.
+    """
     bare = unwrapped(adapter, base)
     if bare is not adapter:
-        tip = "merge takes them off; or save the adapter with PEFT's save_pretrained, from the model that the framework wrapped"
-        raise NotSupported("the adapter's names have wrappers that a framework left in them", where=[bare.notes[-1]], help=tip)
+        tip = (
+            "merge takes them off; or save the adapter with PEFT's save_pretrained, from the model that the framework"
+            " wrapped"
+        )
+        raise NotSupported(
+            "the adapter's names have wrappers that a framework left in them", where=[bare.notes[-1]], help=tip
+        )
 
 
 def _modules_of(base: Iterable[str]) -> tuple[set[str], set[str]]:
@@ -82,7 +97,9 @@ def _bare(key: str, adapter: Adapter, modules: Collection[str], parts: Collectio
         return key, []
     removed = [front if file.startswith(PREFIX) else front.removesuffix("base_model.model").removesuffix(".")]
     removed += list(
-        (Counter(p for p in file.split(".") if p in WRAPPERS) - Counter(bare.split(".")) - Counter(front.split("."))).elements()
+        (
+            Counter(p for p in file.split(".") if p in WRAPPERS) - Counter(bare.split(".")) - Counter(front.split("."))
+        ).elements()
     )
     return f"{bare}{key.removeprefix(module)}", [part for part in removed if part]
 
@@ -104,7 +121,9 @@ def _check_apart(adapter: Adapter, new: Mapping[str, str]) -> None:
     for key, bare in new.items():
         if back.setdefault(bare, key) != key:
             where = [f"{adapter.path}: {_in_file(adapter, back[bare])}", _in_file(adapter, key)]
-            raise FormatError(f"without wrappers, two adapter tensors mean the same: {bare}", where=where, help="keep one of them")
+            raise FormatError(
+                f"without wrappers, two adapter tensors mean the same: {bare}", where=where, help="keep one of them"
+            )
 
 
 def _config(config: Mapping[str, Any], gone: set[str]) -> dict[str, Any]:
@@ -125,6 +144,8 @@ def _config(config: Mapping[str, Any], gone: set[str]) -> dict[str, Any]:
 
 def _note(adapter: Adapter, new: Mapping[str, str], gone: Mapping[str, Sequence[str]]) -> str:
     kinds = Counter(part for removed in gone.values() for part in dict.fromkeys(removed))
-    said = ", ".join(f"{part}. of {count} ({WRAPPERS.get(part, 'what held the model')})" for part, count in kinds.items())
+    said = ", ".join(
+        f"{part}. of {count} ({WRAPPERS.get(part, 'what held the model')})" for part, count in kinds.items()
+    )
     first = next(iter(gone))
     return f"wrappers were taken off the names in {adapter.path}: {said}; {_in_file(adapter, first)} is of {new[first]}"

@@ -1,7 +1,8 @@
 """Diff: what differs between two checkpoints, or two adapters?
 
 By name, whatever the shards. Values are read in a stream, as numbers only where bytes differ. Of config.json and
-adapter_config.json the fields are compared, of other files the bytes; shards, indices and what surgery itself notes are no files.
+adapter_config.json the fields are compared, of other files the bytes; shards, indices and what surgery itself notes
+are no files.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What `diff` found between `a` and `b`. `unlike` tensors have another dtype or shape, `changed` ones other bytes."""
+    """What `diff` found between `a` and `b`. `unlike` tensors have another dtype or shape, `changed` ones other
+    bytes.
+    """
 
     a: str
     b: str
@@ -83,7 +86,18 @@ class Difference:
     def equal(self) -> bool:
         """Whether there is no difference at all."""
         files = self.files
-        return not any((self.only_a, self.only_b, self.unlike, self.changed, self.config, files.only_a, files.only_b, files.changed))
+        return not any(
+            (
+                self.only_a,
+                self.only_b,
+                self.unlike,
+                self.changed,
+                self.config,
+                files.only_a,
+                files.only_b,
+                files.changed,
+            )
+        )
 
     def __bool__(self) -> bool:
         raise TypeError("true if equal, or if there is a difference? ask for `equal`")
@@ -94,10 +108,11 @@ Side = str | os.PathLike[str] | Checkpoint | Adapter
 
 @takes_opened
 def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = None) -> Difference:
-    """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it likes.
+    """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it
+    likes.
 
-    With `tensors`, only those whose whole name matches, and no file, are compared; raises NothingMatched where none does.
-    `on_tensor` is called after each tensor. Holds a few windows of 4 MB for each core, never a whole tensor.
+    With `tensors`, only those whose whole name matches, and no file, are compared; raises NothingMatched where none
+    does. `on_tensor` is called after each tensor. Holds a few windows of 4 MB for each core, never a whole tensor.
     """
     one, other = _opened(a), _opened(b)
     if (ADAPTER_CONFIG in one.files) != (ADAPTER_CONFIG in other.files):
@@ -124,7 +139,9 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
     )
 
 
-def _changes(pairs: Sequence[tuple[str, Tensor, Tensor]], on_tensor: OnTensor | None) -> Iterator[tuple[str, Change | None]]:
+def _changes(
+    pairs: Sequence[tuple[str, Tensor, Tensor]], on_tensor: OnTensor | None
+) -> Iterator[tuple[str, Change | None]]:
     """Each name and what is not the same under it, in order; as many at once as there are cores."""
     total, count = sum(x.nbytes + y.nbytes for _, x, y in pairs), min(4, len(os.sched_getaffinity(0)))
     with ExitStack() as opened:

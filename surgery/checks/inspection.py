@@ -28,7 +28,8 @@ from ..surgeries.merging.embedded import own_adapter, own_names
 # Of adapter_config.json, what says which modules have what.
 SHOWN = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "bias", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "layer_replication", "target_parameters", "modules_to_save", "trainable_token_indices",
+    "layers_to_transform", "layers_pattern", "layer_replication", "target_parameters", "modules_to_save",
+    "trainable_token_indices",
     "ensure_weight_tying", "rank_pattern", "alpha_pattern", "base_model_name_or_path",
 )  # fmt: skip
 
@@ -96,7 +97,13 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         shards=_by(tensors, lambda name: checkpoint.weight_map[name]),
         ties=_ties(checkpoint),
         fused=_fused(checkpoint),
-        targets=_targets({n.removesuffix(".weight"): t.shape for n, t in plain.items() if n.endswith(".weight") and len(t.shape) == 2}),
+        targets=_targets(
+            {
+                n.removesuffix(".weight"): t.shape
+                for n, t in plain.items()
+                if n.endswith(".weight") and len(t.shape) == 2
+            }
+        ),
         quantization=_quantization(config),
         adapter=_own(checkpoint) if own else {},
         files=tuple(sorted(checkpoint.files)),
@@ -148,7 +155,9 @@ def _described(adapter: Adapter) -> dict[str, Any]:
 
 
 def _adapted(adapter: Adapter) -> dict[str, Shape]:
-    """The shape of what LoRA adds to each module, or to each expert's parameter: (out, in), of an embedding (vocabulary, dim)."""
+    """The shape of what LoRA adds to each module, or to each expert's parameter: (out, in), of an embedding
+    (vocabulary, dim).
+    """
     with suppress(SurgeryError):  # the notes say why its parameters have no names
         adapter = by_parameter(adapter)
     found = dict[str, Shape]()
@@ -177,7 +186,10 @@ def _by(tensors: Mapping[str, Tensor], key: Callable[[str], str]) -> dict[str, C
 
 def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
     named = entries_in(checkpoint.metadata, checkpoint.tensors)
-    return (*_ties_of_class(checkpoint), *(f"{name} is {holder}, as the header of {shard} says" for (name, holder), shard in named.items()))
+    return (
+        *_ties_of_class(checkpoint),
+        *(f"{name} is {holder}, as the header of {shard} says" for (name, holder), shard in named.items()),
+    )
 
 
 def _ties_of_class(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -200,7 +212,10 @@ def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
     found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
     known = [f"{n} × {fused} -> {series(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
     taken = {site.module for site in sites}
-    return (*known, *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]))
+    return (
+        *known,
+        *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]),
+    )
 
 
 def _undetermined(checkpoint: Checkpoint, looks: Iterable[tuple[str, str]]) -> list[str]:

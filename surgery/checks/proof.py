@@ -1,21 +1,23 @@
 """Proof: is this checkpoint the base with these adapters merged into it, whoever merged them?
 
-The merge is replayed lazily and compared with what is stored, in a stream. Of each tensor: S is what is stored, W the base's,
-E = W + Σ deltas before its last rounding, D = E - W, R = E rounded to what is stored. What is told apart:
+The merge is replayed lazily and compared with what is stored, in a stream. Of each tensor: S is what is stored, W
+the base's, E = W + Σ deltas before its last rounding, D = E - W, R = E rounded to what is stored. What is told
+apart:
 
     exact, rounded     S is R, but for rounding
     never applied      S is W
-    scaled             S - W is about f * D with another f than 1: 2 where it was applied twice, alpha / r as a mistake
-    transposed         S - W is about D with its last two axes exchanged
+    scaled             S - W is about f * D with another f than 1: 2 where it was applied twice, alpha / r as a
+    mistake transposed         S - W is about D with its last two axes exchanged
     wrong              none of these
     kept, changed      no adapter touches it, and it is as in the base, or it is not
     missing, added, unlike   not there, there too much, of another dtype or shape than can be compared
 
-Rounding explains |S - E| of at most 4 ulps of max(|W|, |E|) in the coarser of the stored dtype and the base's, 2 ulps of the
-largest |D| of the row in the coarsest of these and the adapters', and 16 float32 ulps of that. The first is the sum rounded once
-more than we do, or by a DoRA factor that was rounded; the second, factors and deltas rounded before they are added, as PEFT does;
-the third, the order of summation. As every element of a small delta lies within that, the whole must fit too: the factor f is
-1 to within 1 %, or to within 6 times what these very differences would make by chance.
+Rounding explains |S - E| of at most 4 ulps of max(|W|, |E|) in the coarser of the stored dtype and the base's, 2
+ulps of the largest |D| of the row in the coarsest of these and the adapters', and 16 float32 ulps of that. The first
+is the sum rounded once more than we do, or by a DoRA factor that was rounded; the second, factors and deltas rounded
+before they are added, as PEFT does; the third, the order of summation. As every element of a small delta lies within
+that, the whole must fit too: the factor f is 1 to within 1 %, or to within 6 times what these very differences would
+make by chance.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
 
 SUM_ULPS, DELTA_ULPS, ORDER_ULPS = 4, 2, 16
 LEAST_FACTOR, SIGMAS = 0.01, 6
-# Of the change's square norm, what may be something else where the change is called a multiple of a delta, and as many times the
+# Of the change's square norm, what may be something else where the change is called a multiple of a delta, and as
+# many times the
 # square norm of what one rounding makes.
 UNEXPLAINED, ROUNDINGS = 0.01, 3
 
@@ -109,16 +112,18 @@ class Verdict(StrEnum):
 
 
 # What is said of tensors that adapters touch; and the part of these that are wrong where another adapter was merged.
-_TOUCHED = frozenset({Verdict.EXACT, Verdict.ROUNDED, Verdict.NOT_APPLIED, Verdict.SCALED, Verdict.TRANSPOSED, Verdict.WRONG})
+_TOUCHED = frozenset(
+    {Verdict.EXACT, Verdict.ROUNDED, Verdict.NOT_APPLIED, Verdict.SCALED, Verdict.TRANSPOSED, Verdict.WRONG}
+)
 _NEARLY = 0.9
 RIGHT = frozenset({Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT, Verdict.TIED})
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What is said of one tensor. `differing` of its `elements` are not what one rounding gives, `beyond` of these by more than
-    rounding explains; by at most `ulps`, which are those of the stored dtype at the larger of |W| and |E|. `factor` is that of a
-    scaled one: how often its delta was applied.
+    """What is said of one tensor. `differing` of its `elements` are not what one rounding gives, `beyond` of these
+    by more than rounding explains; by at most `ulps`, which are those of the stored dtype at the larger of |W| and
+    |E|. `factor` is that of a scaled one: how often its delta was applied.
     """
 
     name: str
@@ -138,7 +143,9 @@ class Judgement:
     def __str__(self) -> str:
         match self.verdict:
             case Verdict.ROUNDED:
-                said = f"differs by rounding in {self.differing} of {self.elements} elements, by at most {self.ulps} ulps"
+                said = (
+                    f"differs by rounding in {self.differing} of {self.elements} elements, by at most {self.ulps} ulps"
+                )
             case Verdict.SCALED:
                 said = f"applied {self.factor:.4g} times: twice, or with another alpha, rank or weight"
             case Verdict.WRONG | Verdict.CHANGED:
@@ -169,7 +176,9 @@ class Proof:
 
     @property
     def of_another(self) -> bool:
-        """Whether next to nothing of what the adapters do is there, and something else is: another adapter was merged, or another base."""
+        """Whether next to nothing of what the adapters do is there, and something else is: another adapter was
+        merged, or another base.
+        """
         touched = [one.verdict for one in self.tensors if one.verdict in _TOUCHED]
         strange = [one for one in touched if one in (Verdict.WRONG, Verdict.NOT_APPLIED)]
         other = Verdict.WRONG in touched or bool(self.of(Verdict.CHANGED))
@@ -188,9 +197,11 @@ def prove(
     *,
     on_tensor: OnTensor | None = None,
 ) -> Proof:
-    """Judge every tensor of `merged` against the base with the adapters merged as `how` says, tensor names being the base's.
+    """Judge every tensor of `merged` against the base with the adapters merged as `how` says, tensor names being the
+    base's.
 
-    Raises what `merge` raises. Holds a few windows of 4 MB; a tensor that has to be transposed lies in a temporary file.
+    Raises what `merge` raises. Holds a few windows of 4 MB; a tensor that has to be transposed lies in a temporary
+    file.
     """
     expected = how(base, adapters)
     kinds = {t.dtype for a in adapters for t in a.tensors.values() if t.dtype in ARITHMETIC}
@@ -202,7 +213,9 @@ def prove(
             elif name not in expected.tensors:
                 judged.append(Judgement(name, Verdict.ADDED, detail="neither the base nor an adapter has it"))
             else:
-                judged.append(_judged(name, merged.tensors[name], base.tensors.get(name), expected.tensors[name], kinds, work))
+                judged.append(
+                    _judged(name, merged.tensors[name], base.tensors.get(name), expected.tensors[name], kinds, work)
+                )
             if on_tensor:
                 on_tensor(name, merged.tensors[name].nbytes if name in merged.tensors else 0, total)
     return Proof(tuple(judged))
@@ -213,7 +226,11 @@ def _missing(name: str, expected: Tensor, merged: Checkpoint, base: Checkpoint, 
     ends = EMBEDDINGS | HEADS
     if is_tied(merged.config) and _leaf(name) in ends:
         for other, tensor in merged.tensors.items():
-            if _leaf(other) in ends and tensor.shape == expected.shape and identical(add(expected, (), tensor.dtype), tensor, work):
+            if (
+                _leaf(other) in ends
+                and tensor.shape == expected.shape
+                and identical(add(expected, (), tensor.dtype), tensor, work)
+            ):
                 return Judgement(name, Verdict.TIED, expected.size, detail=f"stored as {other}")
     holder = header_ties(merged.metadata, merged.tensors).get(name)
     if holder and identical(in_dtype(expected, merged.tensors[holder].dtype), merged.tensors[holder], work):
@@ -227,14 +244,19 @@ def _untied(name: str, base: Checkpoint) -> str:
     if family is None or name in base.tensors:
         return ""
     holder = holder_of(family, base.tensors)
-    return f"tied to {holder} in the base, and apart once the adapter is on one of them: a merge in memory, as PEFT's, leaves them tied"
+    return (
+        f"tied to {holder} in the base, and apart once the adapter is on one of them: a merge in memory, as PEFT's,"
+        " leaves them tied"
+    )
 
 
 def _leaf(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
-def _judged(name: str, stored: Tensor, base: Tensor | None, expected: Tensor, kinds: set[Dtype], work: Workspace) -> Judgement:
+def _judged(
+    name: str, stored: Tensor, base: Tensor | None, expected: Tensor, kinds: set[Dtype], work: Workspace
+) -> Judgement:
     unlike = stored.shape != expected.shape
     if unlike or (stored.dtype != expected.dtype and not {stored.dtype, expected.dtype} <= set(ARITHMETIC)):
         said = f"{stored.dtype} {list(stored.shape)}, not {expected.dtype} {list(expected.shape)}"
@@ -247,8 +269,18 @@ def _judged(name: str, stored: Tensor, base: Tensor | None, expected: Tensor, ki
         return Judgement(name, Verdict.WRONG if touched else Verdict.CHANGED, stored.size, detail="not read as numbers")
     wide = F64 if F64 in (stored.dtype, expected.dtype) else F32
     zeros = Zeros(wide, expected.shape)
-    before = in_dtype(base, wide) if base is not None and base.shape == expected.shape and base.dtype in ARITHMETIC else zeros
-    sides = _Sides(stored, before, in_dtype(expected, wide), (stored.dtype, expected.dtype), tuple({stored.dtype, expected.dtype, *kinds}))
+    before = (
+        in_dtype(base, wide)
+        if base is not None and base.shape == expected.shape and base.dtype in ARITHMETIC
+        else zeros
+    )
+    sides = _Sides(
+        stored,
+        before,
+        in_dtype(expected, wide),
+        (stored.dtype, expected.dtype),
+        tuple({stored.dtype, expected.dtype, *kinds}),
+    )
     tally = _tally(sides, work)
     found = Judgement(name, Verdict.WRONG, tally.elements, tally.differing, tally.ulps, tally.beyond, None, cast)
     return replace(found, **_verdict(sides, tally, work)) if touched else replace(found, verdict=Verdict.CHANGED)
@@ -256,7 +288,9 @@ def _judged(name: str, stored: Tensor, base: Tensor | None, expected: Tensor, ki
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """S, W and E of one tensor, W and E in float32 or float64, and the dtypes that a sum and a delta may have been rounded to."""
+    """S, W and E of one tensor, W and E in float32 or float64, and the dtypes that a sum and a delta may have been
+    rounded to.
+    """
 
     stored: Tensor
     base: Tensor
@@ -267,8 +301,8 @@ class _Sides:
 
 @dataclass
 class _Tally:
-    """Sums over a tensor. `dd` is D·D, `rd` (R - W)·D, `sd` (S - W)·D, `ss` (S - W)², `noise` (R - E)²; `drift` is (S - R)·D and
-    `chance` its variance, were the signs of S - R chance.
+    """Sums over a tensor. `dd` is D·D, `rd` (R - W)·D, `sd` (S - W)·D, `ss` (S - W)², `noise` (R - E)²; `drift` is
+    (S - R)·D and `chance` its variance, were the signs of S - R chance.
     """
 
     elements: int = 0
@@ -314,7 +348,9 @@ def _verdict(sides: _Sides, tally: _Tally, work: Workspace) -> dict[str, Any]:
     shape = sides.stored.shape
     if len(shape) > 1 and shape[-1] == shape[-2]:
         axes = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
-        with comparing((sides.stored, sides.base, permute(sides.base, axes), permute(sides.expected, axes)), work) as four:
+        with comparing(
+            (sides.stored, sides.base, permute(sides.base, axes), permute(sides.expected, axes)), work
+        ) as four:
             turned = _turned(four, work)
         if turned.explained and turned.rest < tally.rest:
             return {"verdict": Verdict.TRANSPOSED, "factor": turned.sd / turned.dd}
@@ -345,7 +381,9 @@ def _tally(sides: _Sides, work: Workspace) -> _Tally:
         part = ((stored - rounded) * d)[other]
         tally.drift += float(part.sum())
         tally.chance += float(part @ part)
-        error = (s.to(torch.float64) - e.to(torch.float64)).abs()[other]  # NaN where either is no number: beyond any bound
+        error = (s.to(torch.float64) - e.to(torch.float64)).abs()[
+            other
+        ]  # NaN where either is no number: beyond any bound
         tally.beyond += int((~(error <= _bound(sides, before, after, d)[other])).sum())
         away = (stored - rounded).abs() / ulp(torch.maximum(before.abs(), after.abs()), sides.sums[:1])
         tally.ulps = max(tally.ulps, ceil(float(away.max())))
@@ -365,7 +403,9 @@ def _bound(sides: _Sides, before: torch.Tensor, after: torch.Tensor, d: torch.Te
     rows = d.abs().view(-1, columns if len(d) % columns == 0 else len(d))
     largest = rows.amax(1, keepdim=True).expand_as(rows).reshape(-1)
     size = torch.maximum(before.abs(), after.abs())
-    return SUM_ULPS * ulp(size, sides.sums) + DELTA_ULPS * ulp(largest, sides.deltas) + ORDER_ULPS * ulp(largest, (F32,))
+    return (
+        SUM_ULPS * ulp(size, sides.sums) + DELTA_ULPS * ulp(largest, sides.deltas) + ORDER_ULPS * ulp(largest, (F32,))
+    )
 
 
 def _turned(four: Sequence[Tensor], work: Workspace) -> _Tally:

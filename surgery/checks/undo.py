@@ -1,4 +1,6 @@
-"""Does the undo record give the base back? Only what was restored, and held against its digest, is called restorable."""
+"""Does the undo record give the base back? Only what was restored, and held against its digest, is called
+restorable.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ..lazy.tensor import Restored, Tensor, has_arithmetic
 
 
 def unrestored(tensors: Mapping[str, Tensor], *, every: bool) -> dict[str, SurgeryError]:
-    """Of what `unmerge` gives, the tensors that do not come back, and why: a block of each is restored, or every block."""
+    """Of what `unmerge` gives, the tensors that do not come back, and why: a block of each is restored, or every
+    block.
+    """
     wrong, work = dict[str, SurgeryError](), workspace_of(DEFAULT_MEMORY)
     try:
         with exact() if any(map(has_arithmetic, tensors.values())) else nullcontext():

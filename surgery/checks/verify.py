@@ -1,8 +1,9 @@
 """Verify: is this checkpoint what it says it is?
 
-Questions, each answered from another source: do headers, index and files agree; does the manifest's list of files hold; are
-all values finite (streamed); does the class that config.json names accept the files (on the meta device, without loading
-them, through transformers' own loader); is it the base with these adapters merged (streamed, `proof.py`).
+Questions, each answered from another source: do headers, index and files agree; does the manifest's list of files
+hold; are all values finite (streamed); does the class that config.json names accept the files (on the meta device,
+without loading them, through transformers' own loader); is it the base with these adapters merged (streamed,
+`proof.py`).
 """
 
 from __future__ import annotations
@@ -105,18 +106,19 @@ def verify(
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
-    """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an error.
+    """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an
+    error.
 
-    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes, and those of all.
-    `check_class` asks the class in config.json, through transformers.
+    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes,
+    and those of all. `check_class` asks the class in config.json, through transformers.
 
-    An undo record is replayed, unless `check_record` is false: about a million elements of each tensor of the base are restored and
-    held against their digest, with `check_all` or `values` all of them.
+    An undo record is replayed, unless `check_record` is false: about a million elements of each tensor of the base
+    are restored and held against their digest, with `check_all` or `values` all of them.
 
-    With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged: `proof.py` says
-    how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for `open_adapter`; their errors are
-    raised. Where none is given and surgery made the merge, they are read from its manifest. An adapter whose config and tensors
-    contradict each other fails, and no merge is replayed.
+    With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged:
+    `proof.py` says how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for
+    `open_adapter`; their errors are raised. Where none is given and surgery made the merge, they are read from its
+    manifest. An adapter whose config and tensors contradict each other fails, and no merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained, given)
@@ -150,7 +152,9 @@ def verify(
         return Verification(path, tuple(checks))
     opened, origin = open_adapters(adapters, beside), open_checkpoint(base)
     if wrong := [check for one in opened if not (check := _consistent(one)).ok]:
-        return Verification(path, (*checks, *wrong, Check("merge", None, "not replayed: the adapter contradicts itself")))
+        return Verification(
+            path, (*checks, *wrong, Check("merge", None, "not replayed: the adapter contradicts itself"))
+        )
     if told == Merging():
         told, said = _recorded(checkpoint, origin, opened)
         checks += said
@@ -159,12 +163,16 @@ def verify(
 
 
 def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[Merging, list[Check]]:
-    """How the manifest says that these adapters were merged since the base, and a check that tells, unless it says nothing of it."""
+    """How the manifest says that these adapters were merged since the base, and a check that tells, unless it says
+    nothing of it.
+    """
     past = len(base.history) if merged.history[: len(base.history)] == base.history else 0
     steps = [step for step in merged.history[past:] if step.get("surgery") == "merge"]
     if not steps:
         return Merging(), []
-    weights = {str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())}
+    weights = {
+        str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())
+    }
     ways = {
         (
             step.get("only"),
@@ -177,21 +185,34 @@ def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
         for step in steps
     }
     if unknown := [one.path for one in adapters if one.digest not in weights]:
-        what = f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to be 1"
+        what = (
+            f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to"
+            " be 1"
+        )
         return Merging(), [Check("options", None, what, tuple(unknown))]
     if len(ways) > 1:
-        what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
+        what = (
+            "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
+        )
         return Merging(), [Check("options", None, what)]
     only, except_, add, architecture, names, lying = ways.pop()
     casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
     dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
     found = Merging(
-        [weights[one.digest] for one in adapters], names, only=only, except_=except_, dtype=dtype, add=add, architecture=architecture
+        [weights[one.digest] for one in adapters],
+        names,
+        only=only,
+        except_=except_,
+        dtype=dtype,
+        add=add,
+        architecture=architecture,
     )
     found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
     found = replace(found, given=given_as(json.loads(lying)) if lying != "null" else None)
     said = {
-        "weights": ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else "",
+        "weights": (
+            ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else ""
+        ),
         "only": only,
         "except": except_,
         "add": add,
@@ -231,7 +252,10 @@ def _strangers(proof: Proof) -> str:
         return ""
     if proof.of(Verdict.CHANGED) and not proof.of(Verdict.KEPT):
         return ": this looks like another base, since no tensor is as in the one given"
-    return ": this looks like the merge of another adapter, since next to none of what the adapter touches is as it makes it"
+    return (
+        ": this looks like the merge of another adapter, since next to none of what the adapter touches is as it"
+        " makes it"
+    )
 
 
 def _named(path: str | os.PathLike[str]) -> str:
@@ -243,10 +267,16 @@ def _named(path: str | os.PathLike[str]) -> str:
 
 
 def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) -> Verification:
-    checks = [Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"), _consistent(adapter)]
+    checks = [
+        Check("structure", True, f"{len(adapter.tensors)} adapter tensors on {len(adapter.lora)} modules"),
+        _consistent(adapter),
+    ]
     checks += [Check("targets", None, f"without its base: {doubt}") for doubt in doubts(adapter)]
     if adapter.unread:
-        what = f"weights lie beside the adapter, and a merge takes them by --with FILE only: {', '.join(listed(adapter.unread))}"
+        what = (
+            "weights lie beside the adapter, and a merge takes them by --with FILE only:"
+            f" {', '.join(listed(adapter.unread))}"
+        )
         checks.append(Check("beside", None, what))
     if values:
         checks.append(_finite(adapter.tensors, {}, on_tensor))
@@ -259,7 +289,9 @@ def _structure(checkpoint: Checkpoint) -> Check:
     held = sum(t.nbytes for t in checkpoint.tensors.values())
     if isinstance(said, int | float) and said != held and not _counts_ties_twice(checkpoint, int(said), held):
         return Check("structure", False, f"the index says total_size {said}, the shards hold {held} bytes")
-    return Check("structure", True, f"{len(checkpoint.tensors)} tensors in {shards} shards: headers, index and files agree")
+    return Check(
+        "structure", True, f"{len(checkpoint.tensors)} tensors in {shards} shards: headers, index and files agree"
+    )
 
 
 def _own(checkpoint: Checkpoint) -> list[Check]:
@@ -276,7 +308,9 @@ def _own(checkpoint: Checkpoint) -> list[Check]:
 
 
 def _counts_ties_twice(checkpoint: Checkpoint, said: int, held: int) -> bool:
-    """Whether the difference is one stored tensor more or less, as writers that count tied tensors otherwise leave it."""
+    """Whether the difference is one stored tensor more or less, as writers that count tied tensors otherwise leave
+    it.
+    """
     return abs(said - held) in {t.nbytes for t in checkpoint.tensors.values()}
 
 
@@ -292,7 +326,9 @@ def _manifest(checkpoint: Checkpoint) -> list[Check]:
 
 
 def _record(checkpoint: Checkpoint, *, replayed: bool, every: bool) -> list[Check]:
-    """Whether the undo record, where there is one, is whole and fits, and gives back what is `replayed`: a block of each tensor, or all."""
+    """Whether the undo record, where there is one, is whole and fits, and gives back what is `replayed`: a block of
+    each tensor, or all.
+    """
     folder = folder_at(checkpoint.path)
     if folder is None or not folder.has(UNDO):
         return []
@@ -305,7 +341,14 @@ def _record(checkpoint: Checkpoint, *, replayed: bool, every: bool) -> list[Chec
         return [Check("undo record", None, f"{len(tensors)} tensors of the base have one; it was not replayed here")]
     if wrong:
         rows = [f"{name}: {error.what}" for name, error in wrong.items()]
-        return [Check("undo record", False, f"{len(wrong)} of {len(tensors)} tensors of the base cannot be restored", tuple(listed(rows)))]
+        return [
+            Check(
+                "undo record",
+                False,
+                f"{len(wrong)} of {len(tensors)} tensors of the base cannot be restored",
+                tuple(listed(rows)),
+            )
+        ]
     how = "every block was replayed" if every else "a block of each was replayed"
     return [Check("undo record", True, f"{len(tensors)} tensors of the base can be restored, {how}: surgery unmerge")]
 
@@ -345,7 +388,9 @@ def _accepted(checkpoint: Checkpoint) -> Check:
 
     kind: Any = getattr(transformers, str(names[0]), None)
     if kind is None or not hasattr(kind, "from_pretrained"):
-        return Check("class", None, f"transformers {transformers.__version__} has no class {names[0]}; remote code is never run")
+        return Check(
+            "class", None, f"transformers {transformers.__version__} has no class {names[0]}; remote code is never run"
+        )
     logging: Any = transformers.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -369,7 +414,9 @@ def _accepted(checkpoint: Checkpoint) -> Check:
 
 @contextmanager
 def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
-    """A local folder with the checkpoint's config and headers: its own, or, of one on the Hub, a temporary one of sparse files."""
+    """A local folder with the checkpoint's config and headers: its own, or, of one on the Hub, a temporary one of
+    sparse files.
+    """
     if not has_scheme(checkpoint.path):
         yield checkpoint.path
         return
@@ -393,7 +440,12 @@ def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _complaints(info: Mapping[str, Any], own: Sequence[str]) -> dict[str, list[str]]:
-    """What the class misses, does not know, or has in another shape; the checkpoint's own LoRA is no tensor of a class."""
-    found = {what: sorted(map(str, info.get(what) or ()), key=natural) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    """What the class misses, does not know, or has in another shape; the checkpoint's own LoRA is no tensor of a
+    class.
+    """
+    found = {
+        what: sorted(map(str, info.get(what) or ()), key=natural)
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     found["unexpected_keys"] = [name for name in found["unexpected_keys"] if name not in own]
     return {what: names for what, names in found.items() if names}

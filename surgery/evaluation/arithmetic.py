@@ -1,4 +1,6 @@
-"""Torch as sums use it: its names of dtypes, one thread, full precision, and what computed bytes depend on besides their inputs."""
+"""Torch as sums use it: its names of dtypes, one thread, full precision, and what computed bytes depend on besides
+their inputs.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ _before: list[tuple[int, str]] = []  # what was set before each `exact` that has
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """One torch thread, full float32 precision: part of the block law. Restored when the last of several at once ends."""
+    """One torch thread, full float32 precision: part of the block law. Restored when the last of several at once
+    ends.
+    """
     import torch
 
     with _held:

@@ -47,7 +47,9 @@ def workspace() -> Iterator[Workspace]:
 
 
 def identical(first: Tensor, second: Tensor, work: Workspace) -> bool:
-    """Whether dtype, shape and all bytes are equal. Reads up to the first window that differs; torch only where there are sums."""
+    """Whether dtype, shape and all bytes are equal. Reads up to the first window that differs; torch only where
+    there are sums.
+    """
     if first == second:
         return True
     if (first.dtype, first.shape) != (second.dtype, second.shape):
@@ -75,7 +77,9 @@ def windows(tensors: Sequence[Tensor], work: Workspace) -> Iterator[list[memoryv
 
 
 def chunks(tensors: Sequence[Tensor], work: Workspace) -> Iterator[list[torch.Tensor]]:
-    """The same elements of each tensor as flat torch tensors: whole rows, as far as a window holds them. Valid until the next."""
+    """The same elements of each tensor as flat torch tensors: whole rows, as far as a window holds them. Valid until
+    the next.
+    """
     import torch
 
     columns = tensors[0].shape[-1] if tensors[0].shape else 1

@@ -68,7 +68,9 @@ def difference(original: memoryview, predicted: memoryview, bits: int) -> bytes:
 
 
 def correct(frame: bytes, data: memoryview, bits: int, where: str) -> None:
-    """Turn the predicted block `data` into the original, in place. Raises FormatError, naming `where`, for a broken frame."""
+    """Turn the predicted block `data` into the original, in place. Raises FormatError, naming `where`, for a broken
+    frame.
+    """
     import numpy as np
     import zstandard
 
@@ -78,13 +80,19 @@ def correct(frame: bytes, data: memoryview, bits: int, where: str) -> None:
             return
         values, streams = _words(data, bits), _streams(frame, 16 * len(data))
         if frame[0] == SPARSE:
-            gaps, small, large = (np.frombuffer(s, dtype) for s, dtype in zip(streams, (np.uint8, np.uint8, np.uint64), strict=True))
+            gaps, small, large = (
+                np.frombuffer(s, dtype) for s, dtype in zip(streams, (np.uint8, np.uint8, np.uint64), strict=True)
+            )
             steps = small.astype(np.uint64)
             steps[small == 255] = large
             wrong = _places(gaps)
             values[wrong] = _stepped(values[wrong], steps)
         elif frame[0] in (DENSE, PLANES):
-            words = np.stack([np.frombuffer(plane, np.uint8) for plane in streams], 1).view(values.dtype).reshape(values.shape)
+            words = (
+                np.stack([np.frombuffer(plane, np.uint8) for plane in streams], 1)
+                .view(values.dtype)
+                .reshape(values.shape)
+            )
             values[:] = words if frame[0] == PLANES else _stepped(values, words.astype(np.uint64))
         else:
             raise ValueError(f"a frame of mode {frame[0]}")

@@ -18,7 +18,9 @@ def add(values: torch.Tensor, delta: Dense, area: Area, work: Workspace) -> None
     """Add `scale * value` to the tiles of `area`."""
     wide = min(area.column + values.shape[1], delta.value.shape[-1]) - area.column
     part = Area(area.row, area.tall, area.column, wide)
-    values.add_(floats(delta.value, part, (values.shape[0], values.shape[1]), values.dtype, work, "left").mul_(delta.scale))
+    values.add_(
+        floats(delta.value, part, (values.shape[0], values.shape[1]), values.dtype, work, "left").mul_(delta.scale)
+    )
 
 
 def exactly(delta: Dense, row: int, tall: int, work: Workspace, *, fine: bool) -> Columns:

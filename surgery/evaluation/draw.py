@@ -1,7 +1,8 @@
-"""Random numbers by counter: element i of a tensor follows from the tensor's key and from i, on every machine and in any order.
+"""Random numbers by counter: element i of a tensor follows from the tensor's key and from i, on every machine and in
+any order.
 
-SHAKE-128 of the key and a block's number gives a block of 32-bit words; a word's upper 24 bits give a number. What is written is
-the float32 nearest to a product in float64, so no machine's order of operations can matter.
+SHAKE-128 of the key and a block's number gives a block of 32-bit words; a word's upper 24 bits give a number. What
+is written is the float32 nearest to a product in float64, so no machine's order of operations can matter.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def draw(tensor: Random, start: int, stop: int, out: memoryview) -> None:
         first, last = max(start - block * BLOCK, 0), min(stop - block * BLOCK, BLOCK)
         raw = shake_128(f"{tensor.key}\0{block}".encode()).digest(4 * last)
         words = memoryview(raw).cast("I")[first:last]
-        data = memoryview(array("f", _normal(words, tensor.spread) if tensor.normal else _uniform(words, tensor.spread))).cast("B")
+        data = memoryview(
+            array("f", _normal(words, tensor.spread) if tensor.normal else _uniform(words, tensor.spread))
+        ).cast("B")
         out[done : done + len(data)] = data
         done += len(data)
 

@@ -1,7 +1,7 @@
 """The one evaluator: any lazy tensor -> its bytes, in windows of bounded size.
 
-Movement is gathered (`read.py`), without torch. Each node that is computed has an evaluator of its own, a row of `FILLED`;
-those ask the workspace for what their node is made of, which is handed `into` here.
+Movement is gathered (`read.py`), without torch. Each node that is computed has an evaluator of its own, a row of
+`FILLED`; those ask the workspace for what their node is made of, which is handed `into` here.
 """
 
 from __future__ import annotations

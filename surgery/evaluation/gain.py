@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def scale(values: torch.Tensor, gain: Gain, area: Area, work: Workspace, *, undo: bool = False) -> None:
-    """Multiply the elements of `area`, in the corner of `values`, by the gain of their rows or columns, or divide them by it."""
+    """Multiply the elements of `area`, in the corner of `values`, by the gain of their rows or columns, or divide
+    them by it.
+    """
     import torch
 
     first, count = (area.column, area.wide) if gain.columns else (area.row, area.tall)

@@ -1,7 +1,7 @@
 """The kinds of change that a sum can do to its base, and who computes each: one row a kind.
 
-To add one: a file in `lazy/` with its class (`change.py` says what that answers), one here with what the row names, and the
-row. Records of what undoes a merge name a kind as the row does.
+To add one: a file in `lazy/` with its class (`change.py` says what that answers), one here with what the row names,
+and the row. Records of what undoes a merge name a kind as the row does.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Columns = Callable[[int, int], "torch.Tensor"]  # columns [begin, end) of some r
 class Added:
     """A kind of delta.
 
-    `add(values, delta, area, work)` adds it to `values`, whole tiles whose corner is `area`; elsewhere it adds zero or nothing
-    that matters. `exactly(delta, row, tall, work, fine=)` gives rows of it, bit for bit the same on every machine and for
-    whatever rows and columns are asked: None where a kind cannot; then an undo record holds more.
+    `add(values, delta, area, work)` adds it to `values`, whole tiles whose corner is `area`; elsewhere it adds zero
+    or nothing that matters. `exactly(delta, row, tall, work, fine=)` gives rows of it, bit for bit the same on every
+    machine and for whatever rows and columns are asked: None where a kind cannot; then an undo record holds more.
     """
 
     kind: type[Delta]
@@ -38,7 +38,9 @@ class Added:
 
 @dataclass(frozen=True)
 class Applied:
-    """A kind of factor: `scale(values, gain, area, work, undo=)` multiplies the corner of `values` by it, or divides it."""
+    """A kind of factor: `scale(values, gain, area, work, undo=)` multiplies the corner of `values` by it, or divides
+    it.
+    """
 
     kind: type[Change]
     scale: Callable[..., None]

@@ -1,7 +1,8 @@
-"""What rounding does to sums: weights that become infinite, and changes that are rounded away. Counted while they are made.
+"""What rounding does to sums: weights that become infinite, and changes that are rounded away. Counted while they
+are made.
 
-The counts do not depend on workers, memory, or the windows in which a tensor is made: overflow is counted in all elements,
-what is rounded away in rows that the tensor's shape alone chooses.
+The counts do not depend on workers, memory, or the windows in which a tensor is made: overflow is counted in all
+elements, what is rounded away in rows that the tensor's shape alone chooses.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ ERASED = 0.5  # share of the changed weights from which it is said that rounding
 
 @dataclass(slots=True)
 class Loss:
-    """Counts of elements: `overflowed` are infinite or NaN where the base was finite; of the `changed` ones that were looked at,
-    `erased` are the base's again after rounding.
+    """Counts of elements: `overflowed` are infinite or NaN where the base was finite; of the `changed` ones that
+    were looked at, `erased` are the base's again after rounding.
     """
 
     overflowed: int = 0
@@ -52,7 +53,9 @@ class Erased:
 
 
 def samples(first: int, tall: int, rows: int) -> list[slice]:
-    """Which of the rows [first, first + tall) of a tensor of `rows` are looked at, counted from `first`: a few, at even distances."""
+    """Which of the rows [first, first + tall) of a tensor of `rows` are looked at, counted from `first`: a few, at
+    even distances.
+    """
     every = max(SAMPLED, rows // GROUPS)
     starts = range(first // every * every, first + tall, every)
     found = [slice(max(start - first, 0), min(start + SAMPLED - first, tall)) for start in starts]
@@ -73,10 +76,16 @@ def overflow(before: torch.Tensor, after: torch.Tensor) -> int:
 
 
 def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> None:
-    """Raise VerificationFailed, naming each tensor in which weights became infinite: a model with one of them computes NaN."""
+    """Raise VerificationFailed, naming each tensor in which weights became infinite: a model with one of them
+    computes NaN.
+    """
     lost = {name: loss.overflowed for name, loss in losses.items() if loss.overflowed}
     if lost:
-        wider = "write a wider dtype, merge with --dtype bfloat16 or float32" if F16 in {dtypes[n] for n in lost} else "is alpha right?"
+        wider = (
+            "write a wider dtype, merge with --dtype bfloat16 or float32"
+            if F16 in {dtypes[n] for n in lost}
+            else "is alpha right?"
+        )
         raise VerificationFailed(
             f"{sum(lost.values())} weights of {len(lost)} tensors became infinite or NaN",
             where=listed([f"{name} ({dtypes[name]}): {count}" for name, count in lost.items()]),
@@ -96,6 +105,6 @@ def note_on(erased: tuple[Erased, ...], losses: Mapping[str, Loss]) -> list[str]
         return []
     worst, many = erased[0], sum(1 for loss in losses.values() if loss.changed)
     return [
-        f"rounding leaves as they were most of the weights that the adapters change in {len(erased)} of {many} tensors: "
-        f"{100 * worst.share:.1f} % in {worst.tensor}; --dtype float32 keeps the change"
+        f"rounding leaves as they were most of the weights that the adapters change in {len(erased)} of {many} tensors:"
+        f" {100 * worst.share:.1f} % in {worst.tensor}; --dtype float32 keeps the change"
     ]

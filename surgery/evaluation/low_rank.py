@@ -1,7 +1,7 @@
 """Tiles of a product of two thin matrices: added to a sum by the block law, or exactly, to undo one.
 
-Exactly: the factors are rounded to integers times powers of two, of 15 bits, or of 24 times the halves of 24. Sums of up to
-2**16 such products are exact in float64, in any order, so they are the same on every machine.
+Exactly: the factors are rounded to integers times powers of two, of 15 bits, or of 24 times the halves of 24. Sums
+of up to 2**16 such products are exact in float64, in any order, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def _halves(delta: LowRank, begin: int, end: int, work: Workspace, *, fine: bool
 
 
 def _halved(right: Tensor, begin: int, end: int, work: Workspace, *, fine: bool) -> list[torch.Tensor]:
-    """Columns [begin, end) of a right factor as integers of 15 bits, or as two that make one of 24, times powers of two."""
+    """Columns [begin, end) of a right factor as integers of 15 bits, or as two that make one of 24, times powers of
+    two.
+    """
     import torch
 
     rank, wide = right.shape[0], end - begin

@@ -1,7 +1,7 @@
 """Measuring: how far the second of two tensors is from the first, in one pass over both.
 
-Floats of 16 and 32 bits are subtracted in float32, which is exact for neighbours of 16 bits, and summed in float64. Where a part
-holds NaN or infinity, or numbers that float32 has no room for, that part is looked at in float64.
+Floats of 16 and 32 bits are subtracted in float32, which is exact for neighbours of 16 bits, and summed in float64.
+Where a part holds NaN or infinity, or numbers that float32 has no room for, that part is looked at in float64.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
-SIGNED = (*PRECISION, "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ")  # sign and magnitude, so that bits can be counted
+SIGNED = (
+    *PRECISION,
+    "F8_E5M2",
+    "F8_E4M3",
+    "F8_E5M2FNUZ",
+    "F8_E4M3FNUZ",
+)  # sign and magnitude, so that bits can be counted
 FAST = (F16, BF16, F32)
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How far the second of two tensors is from the first. `nonfinite` elements differ by NaN or infinity, and are in none of
-    the differences; `relative` is ||a - b|| / ||a||, None where a is zero; `ulps` is None for dtypes that have none in common.
+    """How far the second of two tensors is from the first. `nonfinite` elements differ by NaN or infinity, and are
+    in none of the differences; `relative` is ||a - b|| / ||a||, None where a is zero; `ulps` is None for dtypes that
+    have none in common.
     """
 
     elements: int
@@ -139,4 +146,6 @@ def _double(values: torch.Tensor) -> torch.Tensor:
 
     if values.is_complex():
         return values.to(torch.complex128)
-    return (values.to(torch.float32) if values.element_size() == 1 and values.is_floating_point() else values).to(torch.float64)
+    return (values.to(torch.float32) if values.element_size() == 1 and values.is_floating_point() else values).to(
+        torch.float64
+    )

@@ -1,9 +1,10 @@
 """Reading: bytes of opened files, and movement gathered into a buffer.
 
-A `Reader` belongs to one worker. A local file is read only while it is what it was when it was opened (size and time), and a
-short read is an error. A file on the Hub is pinned to a commit: it is read from the local cache where it is there, else by
-ranges, of which a small one that follows another closely is widened. `gather` executes pieces without torch: long runs are
-read straight into place, short ones through a span of the source that covers many of them (`strided.py`).
+A `Reader` belongs to one worker. A local file is read only while it is what it was when it was opened (size and
+time), and a short read is an error. A file on the Hub is pinned to a commit: it is read from the local cache where
+it is there, else by ranges, of which a small one that follows another closely is widened. `gather` executes pieces
+without torch: long runs are read straight into place, short ones through a span of the source that covers many of
+them (`strided.py`).
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Reader:
         return fd
 
     def read(self, file: File, at: int, out: memoryview, until: int = 0) -> None:
-        """Fill `out` with the bytes from `at` on. More up to `until` may be fetched from the Hub, for the reads that follow."""
+        """Fill `out` with the bytes from `at` on. More up to `until` may be fetched from the Hub, for the reads that
+        follow.
+        """
         fd, done = self.fd(file), 0
         if fd is None:
             self._window.read(self, file, at, out, until)
@@ -88,7 +91,9 @@ class Reader:
             done += got
 
     def stream(self, file: File, at: int, nbytes: int) -> Iterator[memoryview]:
-        """The bytes from `at` on, in order, in parts of at most `PIECE`: from the Hub by one request. Each is valid until the next."""
+        """The bytes from `at` on, in order, in parts of at most `PIECE`: from the Hub by one request. Each is valid
+        until the next.
+        """
         if self.fd(file) is None:
             from ..hub.remote import fetch
 
@@ -132,7 +137,9 @@ class Reader:
             self._scatter(file, at + k * wide.at, to + k * wide.to, part, out, until)
 
     def _dense(self, file: File, dims: tuple[Dim, ...], run: int) -> bool:
-        """Whether all that lies between the runs is read along: short runs always, others where it costs less than to ask again."""
+        """Whether all that lies between the runs is read along: short runs always, others where it costs less than
+        to ask again.
+        """
         useful = prod(d.count for d in dims)
         if run < LONG or useful == extent(dims):
             return True
@@ -156,8 +163,8 @@ class Reader:
 class _Window:
     """The bytes of a file on the Hub that were fetched last.
 
-    A small read that follows the one before closely fetches more than it needs, each time twice as much, up to `most` bytes: what
-    is fetched in vain is less than what was read.
+    A small read that follows the one before closely fetches more than it needs, each time twice as much, up to
+    `most` bytes: what is fetched in vain is less than what was read.
     """
 
     def __init__(self, most: int) -> None:
@@ -167,7 +174,11 @@ class _Window:
     def forget(self) -> None:
         """Hold nothing."""
         self.holds, self.start, self.data = "", 0, bytearray()  # the file that the bytes here are of, and from where
-        self.last, self.end, self.size = "", 0, 0  # the file of the last read, where it ended, and how much was fetched for it
+        self.last, self.end, self.size = (
+            "",
+            0,
+            0,
+        )  # the file of the last read, where it ended, and how much was fetched for it
 
     def read(self, reader: Reader, file: File, at: int, out: memoryview, until: int) -> None:
         """Fill `out` with the bytes from `at` on, from what is here and from the Hub."""
@@ -251,5 +262,7 @@ def _hashed(file: File | bytes, digest: hashlib._Hash) -> str:
 
 def _unreadable(error: OSError, where: str) -> SourceChanged:
     return SourceChanged(
-        f"an input can no longer be read: {error.strerror}", where=[where], help="check the disk that it lies on, or fetch the file again"
+        f"an input can no longer be read: {error.strerror}",
+        where=[where],
+        help="check the disk that it lies on, or fetch the file again",
     )

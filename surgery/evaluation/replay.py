@@ -1,4 +1,6 @@
-"""Is what a record promises true? Blocks of a `Restored` are restored from what lies on the disk, and held against their digests."""
+"""Is what a record promises true? Blocks of a `Restored` are restored from what lies on the disk, and held against
+their digests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def replay(restored: Restored, work: Workspace, *, every: bool) -> None:
-    """Raise VerificationFailed unless its blocks come back: every one, or one, which depends on the tensor's name alone.
+    """Raise VerificationFailed unless its blocks come back: every one, or one, which depends on the tensor's name
+    alone.
 
     A block is a million elements, about: as much is read, predicted and hashed for each.
     """

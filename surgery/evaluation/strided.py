@@ -1,7 +1,7 @@
 """Bytes from their places in one buffer to their places in another, by strides.
 
-Long runs go by slices. Short ones go by numpy, which is loaded only then: one copy takes all dims, in blocks whose lines of cache
-are read to the end before they are lost.
+Long runs go by slices. Short ones go by numpy, which is loaded only then: one copy takes all dims, in blocks whose
+lines of cache are read to the end before they are lost.
 """
 
 from __future__ import annotations

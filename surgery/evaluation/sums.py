@@ -3,8 +3,9 @@
     float32 tiles of 64 rows and 1024 columns, of which a smaller rest is padded; the inner dimension in chunks of at
     most 256, in order; one torch thread per worker; full float32 precision
 
-`torch.mm` of a part of a matrix is in general not bit-equal to the same part of the whole; tiles of constant shape are, so
-the bytes depend neither on the number of workers, nor on the memory budget, nor on which rows and columns are asked for.
+`torch.mm` of a part of a matrix is in general not bit-equal to the same part of the whole; tiles of constant shape
+are, so the bytes depend neither on the number of workers, nor on the memory budget, nor on which rows and columns
+are asked for.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def _base(total: Sum, start: int, stop: int, out: memoryview, work: Workspace) -
     return torch.frombuffer(raw, dtype=torch_dtype(total.base.dtype))
 
 
-def _round(total: Sum, area: Area, base: torch.Tensor, made: torch.Tensor, result: torch.Tensor, work: Workspace) -> None:
+def _round(
+    total: Sum, area: Area, base: torch.Tensor, made: torch.Tensor, result: torch.Tensor, work: Workspace
+) -> None:
     """Round what was `made` into `result`, which may lie where the base does, and count what that does to it."""
     watched = bool(total.deltas or total.gain) and not work.depth
     looked = samples(area.row, area.tall, total.size // columns_of(total)) if watched else []

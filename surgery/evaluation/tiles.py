@@ -1,4 +1,6 @@
-"""Tiles of constant shape, of which sums are made, and the factors of deltas as float matrices. Part of the block law: `sums.py`."""
+"""Tiles of constant shape, of which sums are made, and the factors of deltas as float matrices. Part of the block
+law: `sums.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Area:
     wide: int
 
     def parts(self, high: int) -> Iterator[tuple[Area, slice, slice]]:
-        """The parts of at most `high` rows and a band of columns, each with where its rows and columns lie in this one."""
+        """The parts of at most `high` rows and a band of columns, each with where its rows and columns lie in this
+        one.
+        """
         for c in range(0, self.wide, BAND):
             wide = min(BAND, self.wide - c)
             for r in range(0, self.tall, high):
@@ -39,7 +43,9 @@ class Area:
 
 
 def areas(start: int, stop: int, columns: int) -> Iterator[tuple[int, int, Area]]:
-    """[start, stop) cut into a part of a row, whole rows, and a part of a row, as far as there are any: (start, stop, area)."""
+    """[start, stop) cut into a part of a row, whole rows, and a part of a row, as far as there are any: (start,
+    stop, area).
+    """
     head = min(-(-start // columns) * columns, stop)
     tail = max(stop // columns * columns, head)
     for a, b in ((start, head), (head, tail), (tail, stop)):

@@ -1,7 +1,8 @@
-"""What undoes a sum: `Before`, which says what its base most likely was, and `Restored`, which makes that what it was.
+"""What undoes a sum: `Before`, which says what its base most likely was, and `Restored`, which makes that what it
+was.
 
-A prediction is elementwise arithmetic alone, and products in which every sum is exact: the same bits whatever the machine, the
-threads and the elements asked for.
+A prediction is elementwise arithmetic alone, and products in which every sum is exact: the same bits whatever the
+machine, the threads and the elements asked for.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ def _predict_rows(before: Before, area: Area, after: torch.Tensor, result: torch
     fine = before.dtype in (F32, F64)
     kind = torch.float64 if fine else torch.float32
     exact = [added(delta).exactly for delta in before.deltas]
-    products = [make(delta, area.row, area.tall, work, fine=fine) for make, delta in zip(exact, before.deltas, strict=True) if make]
+    products = [
+        make(delta, area.row, area.tall, work, fine=fine)
+        for make, delta in zip(exact, before.deltas, strict=True)
+        if make
+    ]
     for part, _, columns in area.parts(area.tall):
         shape = part.tall, part.wide
         values = matrix(work, "tiles", shape, kind).copy_(after[:, columns])

@@ -1,4 +1,5 @@
-"""What one worker needs to evaluate: open files, buffers, what is remembered between windows, and the way to the evaluator.
+"""What one worker needs to evaluate: open files, buffers, what is remembered between windows, and the way to the
+evaluator.
 
 The evaluators of single nodes ask `fill` for the tensors that theirs are made of, and know no dispatcher.
 """
@@ -24,7 +25,9 @@ Fill = Callable[[Tensor, int, int, memoryview, "Workspace"], None]
 
 
 class Workspace:
-    """Open files and buffers, together at most `budget` bytes; `into` is the dispatcher. `evaluate.workspace_of` makes them."""
+    """Open files and buffers, together at most `budget` bytes; `into` is the dispatcher. `evaluate.workspace_of`
+    makes them.
+    """
 
     def __init__(self, into: Fill, budget: int, aliases: dict[str, str] | None = None) -> None:
         self._into = into
@@ -62,8 +65,12 @@ class Workspace:
             self._lowered[id(tensor)] = (tensor, lower(tensor))
         return self._lowered[id(tensor)][1]
 
-    def tensors(self, use: str, owner: object, size: int, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor] | None:
-        """What `make` gives for `owner`, remembered while there is room; None where `size` bytes of them never have room."""
+    def tensors(
+        self, use: str, owner: object, size: int, make: Callable[[], list[torch.Tensor]]
+    ) -> list[torch.Tensor] | None:
+        """What `make` gives for `owner`, remembered while there is room; None where `size` bytes of them never have
+        room.
+        """
         if size > self._most:
             return None
         held = self._tensors.setdefault(use, {})

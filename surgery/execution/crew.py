@@ -1,7 +1,8 @@
-"""The crew of a run: workers that fill shards, a thread that makes the filled ones durable, and the caller, who delivers them.
+"""The crew of a run: workers that fill shards, a thread that makes the filled ones durable, and the caller, who
+delivers them.
 
-Per shard: header, truncate to the final size, fill at known offsets by several workers in any order, fsync, re-open with
-our own parser, compare with the plan, rename. With a record, that is durable before the shard gets its name.
+Per shard: header, truncate to the final size, fill at known offsets by several workers in any order, fsync, re-open
+with our own parser, compare with the plan, rename. With a record, that is durable before the shard gets its name.
 """
 
 from __future__ import annotations
@@ -43,18 +44,24 @@ NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, err
 class Step:
     """What the executor has just done; `nbytes` were written by it, or sent. `name` is the shard, file or folder."""
 
-    kind: Literal["resumed", "linked", "begun", "filled", "recorded", "synced", "finished", "sent", "file", "staged", "published"]
+    kind: Literal[
+        "resumed", "linked", "begun", "filled", "recorded", "synced", "finished", "sent", "file", "staged", "published"
+    ]
     name: str
     nbytes: int = 0
     tensor: str = ""
 
 
 class Delivery(Protocol):
-    """A destination elsewhere: what is finished goes there at once and leaves the disk, and `publish` makes it visible."""
+    """A destination elsewhere: what is finished goes there at once and leaves the disk, and `publish` makes it
+    visible.
+    """
 
     @property
     def place(self) -> str:
-        """The local path beside which the stage is, as it is beside a local destination; nothing is ever there itself."""
+        """The local path beside which the stage is, as it is beside a local destination; nothing is ever there
+        itself.
+        """
 
     @property
     def room(self) -> int:
@@ -67,7 +74,9 @@ class Delivery(Protocol):
         """Whether a shard or file has been delivered, by this run or a broken one."""
 
     def deliver(self, names: Sequence[str]) -> None:
-        """These finished files of the stage are where they belong, together, or in the stage still. Called in the caller's thread."""
+        """These finished files of the stage are where they belong, together, or in the stage still. Called in the
+        caller's thread.
+        """
 
     def publish(self) -> PushReport:
         """All of it is visible, and the stage gone."""
@@ -104,8 +113,8 @@ class Crew:
     """Workers that fill shards, and a thread that makes the filled ones durable while they go on.
 
     Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
-    A `scratch` file is no output: it keeps the name of an unfinished part. With a `delivery`, finished shards leave the folder
-    in the caller's thread, where Ctrl-C reaches an upload, and no more are begun than there is room for.
+    A `scratch` file is no output: it keeps the name of an unfinished part. With a `delivery`, finished shards leave
+    the folder in the caller's thread, where Ctrl-C reaches an upload, and no more are begun than there is room for.
     """
 
     def __init__(
@@ -132,14 +141,17 @@ class Crew:
         self.losses: dict[str, Loss] = {}
 
     def run(self, workers: int) -> dict[str, Loss]:
-        """Fill all shards. The first error stops all workers and is raised; when this returns or raises, all is at rest.
+        """Fill all shards. The first error stops all workers and is raised; when this returns or raises, all is at
+        rest.
 
-        What rounding did, by tensor, is returned. A shard with weights that became infinite is not finished: a rerun makes it anew.
+        What rounding did, by tensor, is returned. A shard with weights that became infinite is not finished: a rerun
+        makes it anew.
         """
         running: list[threading.Event] = []
         self.working = workers
         named = self._start(self._name, "sync")
-        # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that ended.
+        # Not `join`: before Python 3.13 a join that Ctrl-C interrupts takes a thread that still writes for one that
+        # ended.
         try:
             for i in range(workers):
                 running.append(self._start(self._work, str(i)))
@@ -221,7 +233,9 @@ class Crew:
                 shard.overflowed |= bool(loss.overflowed)
 
     def _take(self, mine: _Shard | None) -> tuple[_Shard, Part | None] | None:
-        """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all taken."""
+        """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all
+        taken.
+        """
         with self.changed:
             while (shard := self._next(mine)) is None and self.waiting and not self.stop.is_set():
                 self.changed.wait()  # until a delivery makes room
@@ -233,7 +247,9 @@ class Crew:
             return shard, part
 
     def _next(self, mine: _Shard | None) -> _Shard | None:
-        """The shard to go on with: one's own, a new one, or, when all are begun that may be, another's of which parts are left."""
+        """The shard to go on with: one's own, a new one, or, when all are begun that may be, another's of which
+        parts are left.
+        """
         if self.stop.is_set():
             return None
         if mine and not mine.issued:
@@ -283,9 +299,13 @@ def _cut(step: Part) -> Iterator[Part]:
             for at in range(0, nbytes, chunk):
                 yield Copy(file, first + at, to + at, min(chunk, nbytes - at))
         case Fill(tensor, first, stop, to, kept):
-            elements = _elements(kept.original if kept else tensor, blockwise=bool(kept) or isinstance(tensor, Restored))
+            elements = _elements(
+                kept.original if kept else tensor, blockwise=bool(kept) or isinstance(tensor, Restored)
+            )
             for start in range(first, stop, elements):
-                yield Fill(tensor, start, min(start + elements, stop), to + (start - first) * tensor.dtype.bits // 8, kept)
+                yield Fill(
+                    tensor, start, min(start + elements, stop), to + (start - first) * tensor.dtype.bits // 8, kept
+                )
         case Keep(kept, first, stop):
             elements = _elements(kept.original, blockwise=True)
             yield from (Keep(kept, start, min(start + elements, stop)) for start in range(first, stop, elements))
@@ -293,7 +313,11 @@ def _cut(step: Part) -> Iterator[Part]:
 
 def _elements(tensor: Tensor, *, blockwise: bool) -> int:
     """Elements of a part: whole tiles of a sum, whole blocks of a record."""
-    unit = block_of(tensor.shape) if blockwise else 8 * (ROWS * tensor.shape[-1] if isinstance(tensor, Sum) and tensor.shape else 1)
+    unit = (
+        block_of(tensor.shape)
+        if blockwise
+        else 8 * (ROWS * tensor.shape[-1] if isinstance(tensor, Sum) and tensor.shape else 1)
+    )
     return max(1, FILL_CHUNK * 8 // tensor.dtype.bits // unit) * unit
 
 
@@ -371,4 +395,8 @@ def compare(path: str, shard: ShardPlan) -> None:
     with open(path, "rb") as stream:
         same = stream.read(len(shard.header)) == shard.header
     if not same or os.path.getsize(path) != shard.nbytes:
-        raise FormatError("a written shard is not what was planned", where=[path], help="a fault of the disk, or of surgery: report it")
+        raise FormatError(
+            "a written shard is not what was planned",
+            where=[path],
+            help="a fault of the disk, or of surgery: report it",
+        )

@@ -1,7 +1,8 @@
 """The executor: a plan -> files. Boring on purpose.
 
-The shards are made by a crew (`crew.py`), then come the carried files, the index, the manifest; then the stage is published by
-one rename, or one commit. A shard under its final name is complete, and so is its record: that is the whole resume rule.
+The shards are made by a crew (`crew.py`), then come the carried files, the index, the manifest; then the stage is
+published by one rename, or one commit. A shard under its final name is complete, and so is its record: that is the
+whole resume rule.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def write(
     check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
-    """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held before."""
+    """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held
+    before.
+    """
     made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
     return execute(
         made,
@@ -116,27 +119,35 @@ def execute(
     check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
-    """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a HubDestination.
+    """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a
+    HubDestination.
 
     `memory` (bytes, or "512MB") bounds the buffers of all `workers` together.
-    Bytes do not depend on `workers` or `memory`. `on_step` is called after each step, from any worker, never by two at
-    once. Raises DestinationError, NoSpace, SourceChanged, HubError; the finished shards stay staged, and a rerun resumes them.
+    Bytes do not depend on `workers` or `memory`. `on_step` is called after each step, from any worker, never by two
+    at once. Raises DestinationError, NoSpace, SourceChanged, HubError; the finished shards stay staged, and a rerun
+    resumes them.
 
-    `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where the file
-    system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
+    `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where
+    the file system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
 
-    `overwrite` replaces an output of surgery, and refuses one that was edited since it was written unless `discard_edits` is given.
+    `overwrite` replaces an output of surgery, and refuses one that was edited since it was written unless
+    `discard_edits` is given.
 
-    An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is restored from
-    what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where the base does not come back.
+    An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is
+    restored from what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where
+    the base does not come back.
     """
     begun = time.monotonic()
     emit = _serial(on_step)
     count, budget = _share(plan, parse_size(memory), workers)
-    inputs = [path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)]
+    inputs = [
+        path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)
+    ]
     place, delivery = _delivery(plan, dest, overwrite=overwrite, discard_edits=discard_edits)
     link = link and not delivery
-    with staged(place, plan.identity, overwrite=overwrite, inputs=inputs, link=link, discard_edits=discard_edits) as stage:
+    with staged(
+        place, plan.identity, overwrite=overwrite, inputs=inputs, link=link, discard_edits=discard_edits
+    ) as stage:
         if stage.inside.folds():
             check_distinct([path for path, _ in outputs_of(plan.shards, plan.files)], stage.dest)
         if delivery:
@@ -147,7 +158,11 @@ def execute(
         _check_space(plan, stage, resumed + (links.nbytes if links else 0), delivery)
         notes = [*plan.notes]
         notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
-        notes += [f"replaced, though edited since surgery wrote it: {', '.join(listed(stage.discarded))}"] if stage.discarded else []
+        notes += (
+            [f"replaced, though edited since surgery wrote it: {', '.join(listed(stage.discarded))}"]
+            if stage.discarded
+            else []
+        )
         notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
         losses = _made(plan, todo, stage, (count, budget), emit, delivery, check_all=check_all)
         erased = erased_in(losses)
@@ -193,17 +208,30 @@ def _made(
     *,
     check_all: bool,
 ) -> dict[str, Loss]:
-    """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises VerificationFailed."""
+    """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises
+    VerificationFailed.
+    """
     losses, (count, budget) = dict[str, Loss](), share
-    unfinished = {written(s.name): part_of(s.name) for s in plan.shards if s.sidecar} | {SCRATCH: part_of(SCRATCH, "scratch")}
+    unfinished = {written(s.name): part_of(s.name) for s in plan.shards if s.sidecar} | {
+        SCRATCH: part_of(SCRATCH, "scratch")
+    }
     space = partial(workspace_of, budget, {named: stage.inside.at(name) for named, name in unfinished.items()})
     stage.inside.empty(PARTS)
     with exact() if plan.arithmetic else nullcontext():
-        for one in plan.scratch.apart() if plan.scratch and todo else ():  # in order: one may be made of those before it
+        for one in (
+            plan.scratch.apart() if plan.scratch and todo else ()
+        ):  # in order: one may be made of those before it
             made = Crew([one], stage.inside, space, emit, scratch=True).run(count)
-            losses |= {name: loss for loss in made.values() if loss.erased or loss.overflowed for name in plan.users(one.slots[0])}
+            losses |= {
+                name: loss
+                for loss in made.values()
+                if loss.erased or loss.overflowed
+                for name in plan.users(one.slots[0])
+            }
         check_finite(losses, plan.dtypes)
-        losses |= Crew(todo, stage.inside, space, emit, scratch=False, delivery=delivery, check_all=check_all).run(count)
+        losses |= Crew(todo, stage.inside, space, emit, scratch=False, delivery=delivery, check_all=check_all).run(
+            count
+        )
         check_finite(losses, plan.dtypes)
     return losses
 
@@ -235,7 +263,9 @@ def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
     """(workers, bytes of buffers for each): fewer workers where the memory does not do for all."""
     least = LEAST_BUDGET if plan.arithmetic else 4 * PIECE
     if memory < least:
-        raise SurgeryError(f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more")
+        raise SurgeryError(
+            f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more"
+        )
     remote = any(file.remote for file in _sources(plan))
     wanted = workers if workers is not None else CONNECTIONS if remote else min(4, len(os.sched_getaffinity(0)))
     if wanted < 1:
@@ -250,7 +280,9 @@ def _sources(plan: Plan) -> list[File]:
 
 
 def _check_sources(plan: Plan) -> None:
-    """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises SourceChanged."""
+    """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises
+    SourceChanged.
+    """
     reader = Reader()
     try:
         for file in _sources(plan):
@@ -265,7 +297,8 @@ def _resume(
 ) -> tuple[list[ShardPlan], int]:
     """The shards that are still to be made, and the bytes of those that a broken run of this plan finished.
 
-    What that run linked is made anew where this one is to share nothing with the inputs, as is what has a record to `check_all` of.
+    What that run linked is made anew where this one is to share nothing with the inputs, as is what has a record to
+    `check_all` of.
     """
     todo, resumed = [], 0
     for shard in plan.shards:
@@ -300,12 +333,16 @@ def _check_space(plan: Plan, stage: Stage, resumed: int, delivery: Delivery | No
         raise NoSpace(
             f"the output needs {needed} bytes, and {free} are free",
             where=[os.path.dirname(stage.dest)],
-            help="make room, or put the stage on another disk with --stage" if delivery else "make room, or write to another disk with -o",
+            help="make room, or put the stage on another disk with --stage"
+            if delivery
+            else "make room, or write to another disk with -o",
         )
 
 
 def _linked(shard: ShardPlan, stage: Stage, links: Links) -> bool:
-    """Whether the shard is there now, as a link to the input that it is. Durable, and compared with the plan, as any shard."""
+    """Whether the shard is there now, as a link to the input that it is. Durable, and compared with the plan, as any
+    shard.
+    """
     file = whole_file(shard)
     if file is None or shard.sidecar or not links.link(file, shard.name):
         return False
@@ -316,13 +353,17 @@ def _linked(shard: ShardPlan, stage: Stage, links: Links) -> bool:
 def whole_file(shard: ShardPlan) -> File | None:
     """The input file that the shard is, byte for byte, its header included; None where it is not just that."""
     match list(islice(shard.steps(), 2)):
-        case [Copy(file, at, to, nbytes)] if not file.remote and at == to == len(shard.header) and to + nbytes == file.size == shard.nbytes:
+        case [Copy(file, at, to, nbytes)] if (
+            not file.remote and at == to == len(shard.header) and to + nbytes == file.size == shard.nbytes
+        ):
             with open(file.path, "rb", opener=regular) as stream:
                 return file if stream.read(to) == shard.header else None
     return None
 
 
-def _write_files(plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, links: Links | None) -> None:
+def _write_files(
+    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, links: Links | None
+) -> None:
     """Carried files, then the index, then the manifest, which declares the stage complete.
 
     A file that a broken run left is removed, not written over: it may be a link to an input.
@@ -357,7 +398,11 @@ def _record_note(plan: Plan, stage: Stage) -> list[str]:
     """What the undo record takes, if there is one."""
     paths = [s.sidecar.name for s in plan.shards if s.sidecar]
     size = sum(os.path.getsize(os.path.join(stage.path, path)) for path in (*paths, UNDO)) if paths else 0
-    return [f"undo record: {size} bytes in .surgery/, {size / plan.nbytes:.2%} of the shards; surgery unmerge needs it"] if paths else []
+    return (
+        [f"undo record: {size} bytes in .surgery/, {size / plan.nbytes:.2%} of the shards; surgery unmerge needs it"]
+        if paths
+        else []
+    )
 
 
 def _remove_strays(plan: Plan, stage: Stage) -> None:

@@ -1,9 +1,9 @@
 """Writing inside one folder: what is opened for writing is new, and no link is followed on the way to it.
 
-Invariants. The folder is opened once, and every path is taken part by part from its descriptor: no name and no link, there before
-or put there meanwhile, leads out of it. What is opened for writing did not exist before; only `reopen` takes what is there, and only
-a file of one name. Unfinished files lie in a folder of their own, where no output may be, under the names that they will have.
-An error names the whole path.
+Invariants. The folder is opened once, and every path is taken part by part from its descriptor: no name and no link,
+there before or put there meanwhile, leads out of it. What is opened for writing did not exist before; only `reopen`
+takes what is there, and only a file of one name. Unfinished files lie in a folder of their own, where no output may
+be, under the names that they will have. An error names the whole path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def part_of(name: str, kind: str = "made") -> str:
 
 
 class Inside:
-    """A folder, and all that is written in it. Raises OSError as `os` does, DestinationError where a path would lead elsewhere."""
+    """A folder, and all that is written in it. Raises OSError as `os` does, DestinationError where a path would lead
+    elsewhere.
+    """
 
     def __init__(self, path: str) -> None:
         self.path, self.fd = path, os.open(path, _FOLDER)
@@ -44,7 +46,9 @@ class Inside:
         return os.path.join(self.path, name)
 
     def create(self, name: str) -> int:
-        """A new, empty file, open for reading and writing, in folders that are made; what had its name has it no more."""
+        """A new, empty file, open for reading and writing, in folders that are made; what had its name has it no
+        more.
+        """
         with self._folder(name, make=True) as (folder, last):
             try:
                 return os.open(last, _NEW, 0o666, dir_fd=folder)
@@ -129,7 +133,9 @@ class Inside:
     def _folder(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
         """The descriptor of the folder that `name` lies in, and the last part of it."""
         if fault := fault_of(name):
-            raise DestinationError(f"no file of an output can be called so: {fault}", where=[self.path, name], help="report it")
+            raise DestinationError(
+                f"no file of an output can be called so: {fault}", where=[self.path, name], help="report it"
+            )
         *folders, last = name.split("/")
         fd = os.dup(self.fd)
         try:

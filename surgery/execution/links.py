@@ -10,7 +10,8 @@ from ..errors import listed
 from ..lazy.tensor import File
 from .inside import Inside
 
-# Where a file cannot get a second name: on another file system, or one without links, or another user's file, or one too many.
+# Where a file cannot get a second name: on another file system, or one without links, or another user's file, or one
+# too many.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -38,5 +39,11 @@ class Links:
 
     def notes(self) -> list[str]:
         """What the report says of it."""
-        said = [f"hard-linked to the inputs: {self.nbytes} bytes; whoever writes to one of them writes to both"] if self.nbytes else []
-        return said + ([f"copied, since they could not be linked: {', '.join(listed(self.refused))}"] if self.refused else [])
+        said = (
+            [f"hard-linked to the inputs: {self.nbytes} bytes; whoever writes to one of them writes to both"]
+            if self.nbytes
+            else []
+        )
+        return said + (
+            [f"copied, since they could not be linked: {', '.join(listed(self.refused))}"] if self.refused else []
+        )

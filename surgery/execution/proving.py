@@ -1,4 +1,6 @@
-"""A record is only a promise until it is read: a written shard gives its part of the base back before it gets its name."""
+"""A record is only a promise until it is read: a written shard gives its part of the base back before it gets its
+name.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,23 @@ if TYPE_CHECKING:
     from ..evaluation.workspace import Workspace
     from ..planning.steps import ShardPlan
 
-TIP = "nothing is published: a fault of the disk, or of surgery, which please report; without --reversible the merge itself can be made"
+TIP = (
+    "nothing is published: a fault of the disk, or of surgery, which please report; without --reversible the merge"
+    " itself can be made"
+)
 
 
 def prove_record(shard: ShardPlan, folder: str, weights: str, work: Workspace, *, every: bool) -> None:
-    """The record of `shard` in `folder` restores the base's tensors from the file `weights`, both as they lie on the disk.
+    """The record of `shard` in `folder` restores the base's tensors from the file `weights`, both as they lie on the
+    disk.
 
-    One block, about a million elements, of each tensor that the run touched is replayed: read, predicted, corrected and held
-    against its digest, which is at most half of what recording it took, and next to nothing where tensors have many blocks. With
-    `every`, all blocks of all tensors. Raises VerificationFailed, naming the tensor.
+    One block, about a million elements, of each tensor that the run touched is replayed: read, predicted, corrected
+    and held against its digest, which is at most half of what recording it took, and next to nothing where tensors
+    have many blocks. With `every`, all blocks of all tensors. Raises VerificationFailed, naming the tensor.
     """
-    touched = {kept.number for kept in (*shard.lone, *(s.kept for s in shard.slots if s.kept)) if kept.predicted is not None}
+    touched = {
+        kept.number for kept in (*shard.lone, *(s.kept for s in shard.slots if s.kept)) if kept.predicted is not None
+    }
     written = tensors_of(*read_header(weights))
     try:
         for record in read_shard_records(LocalFolder(folder), [shard.name]):

@@ -22,7 +22,9 @@ from .stage import as_ours, sync
 
 @dataclass(frozen=True, slots=True)
 class Reindexed:
-    """The index at `path`, which names `tensors` tensors in `shards`; `changed` says whether it was another one before."""
+    """The index at `path`, which names `tensors` tensors in `shards`; `changed` says whether it was another one
+    before.
+    """
 
     path: str
     tensors: int
@@ -34,8 +36,8 @@ class Reindexed:
 def reindex(path: PathLike) -> Reindexed:
     """Afterwards the index in the folder `path`, or the index file there, names the shards that hold its tensors.
 
-    The shards are only read, by their headers; the index is replaced by one rename, and its entry in the manifest renewed.
-    What else it said stays, but for `total_size`.
+    The shards are only read, by their headers; the index is replaced by one rename, and its entry in the manifest
+    renewed. What else it said stays, but for `total_size`.
     Raises NotACheckpoint where there is no index, or where the files do not hold each of its tensors once.
     """
     folder, name = locate(path)
@@ -45,7 +47,9 @@ def reindex(path: PathLike) -> Reindexed:
     named = [name] if name else [n for n in folder.names() if n.endswith(".safetensors.index.json")]
     if len(named) != 1 or not named[0].endswith(".json"):
         what = f"the folder holds {len(named)} indices" if len(named) > 1 else "no index is here"
-        raise NotACheckpoint(what, where=[folder.at(name)], help="pass a folder with one index, or the index that you mean")
+        raise NotACheckpoint(
+            what, where=[folder.at(name)], help="pass a folder with one index, or the index that you mean"
+        )
     where = folder.at(named[0])
     old = parse_index(folder.read(named[0]), where)
     shards = holding(folder, old)

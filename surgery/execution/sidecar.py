@@ -1,7 +1,8 @@
 """Writing a shard's undo record: frames come in any order from several workers, the file has them in one.
 
-While the shard is made, frames are appended to a part of their own. `finish` puts them in order behind a header that says how long
-they are, makes the file durable and gives it its name: before the shard gets its own, so that a finished shard has its record.
+While the shard is made, frames are appended to a part of their own. `finish` puts them in order behind a header that
+says how long they are, makes the file durable and gives it its name: before the shard gets its own, so that a
+finished shard has its record.
 """
 
 from __future__ import annotations

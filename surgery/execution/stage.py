@@ -44,7 +44,9 @@ class Stage:
         sync(self.path)
         if os.path.lexists(self.dest) and not _is_empty(self.dest):
             if not overwrite:
-                raise DestinationError("the destination appeared while we were writing", where=[self.dest], help=_elsewhere())
+                raise DestinationError(
+                    "the destination appeared while we were writing", where=[self.dest], help=_elsewhere()
+                )
             _check_replaceable(self.dest, overwrite, discard_edits)  # again: hours may lie between
             _replace(self.path, self.dest)
         else:
@@ -77,7 +79,9 @@ def staged(
             os.makedirs(path, exist_ok=True)
             twin, inside = stage_at(dest, identity, link=not link), Inside(path)
             try:
-                yield Stage(path, dest, inside, tuple(s for s in stages(dest) if s not in (path, twin)), discarded, twin)
+                yield Stage(
+                    path, dest, inside, tuple(s for s in stages(dest) if s not in (path, twin)), discarded, twin
+                )
             finally:
                 inside.close()
     except OSError as error:
@@ -89,21 +93,25 @@ def stages(dest: str) -> list[str]:
     parent, prefix = os.path.split(_stage_prefix(os.path.abspath(dest)))
     if not os.path.isdir(parent):
         return []
-    return sorted(os.path.join(parent, f) for f in os.listdir(parent) if f.startswith(prefix) and "." not in f[len(prefix) :])
+    return sorted(
+        os.path.join(parent, f) for f in os.listdir(parent) if f.startswith(prefix) and "." not in f[len(prefix) :]
+    )
 
 
 def clean(folder: str) -> tuple[tuple[str, int], ...]:
     """Remove what broken runs left for the destination `folder`, and for all destinations inside it.
 
-    For `hf://org/name`, what runs that wrote to that repository left here. Returns each removed path with its bytes. An old output
-    that an interrupted overwrite moved aside is moved back first. Raises DestinationError where a run is at work, and for
-    `org/name` without `hf://` where no folder `org` is.
+    For `hf://org/name`, what runs that wrote to that repository left here. Returns each removed path with its bytes.
+    An old output that an interrupted overwrite moved aside is moved back first. Raises DestinationError where a run
+    is at work, and for `org/name` without `hf://` where no folder `org` is.
     """
     given, folder = os.fspath(folder), _local(folder)
     found = [folder]
     if os.path.isdir(folder):
         marks = (f for f in os.listdir(folder) if f.startswith(".") and ".surgery" in f)
-        found += sorted({os.path.join(folder, f[1:].rpartition(".surgery")[0]) for f in marks} - {os.path.join(folder, "")})
+        found += sorted(
+            {os.path.join(folder, f[1:].rpartition(".surgery")[0]) for f in marks} - {os.path.join(folder, "")}
+        )
     removed = []
     for dest in found:
         lock = _lock_path(dest)
@@ -134,7 +142,9 @@ def _local(dest: str) -> str:
 
 def size_of(folder: str) -> int:
     """Bytes that the files of a folder take on disk."""
-    return sum(os.lstat(os.path.join(here, name)).st_blocks * 512 for here, _, names in os.walk(folder) for name in names)
+    return sum(
+        os.lstat(os.path.join(here, name)).st_blocks * 512 for here, _, names in os.walk(folder) for name in names
+    )
 
 
 def sync(path: str) -> None:
@@ -161,7 +171,9 @@ def as_ours(error: OSError, dest: str) -> SurgeryError:
             where=[error.filename or dest, "what is finished is kept beside the destination, and a rerun resumes it"],
             help=f"make room and run again, or give the space back with: surgery clean {dest}",
         )
-    return DestinationError(f"cannot write the output: {error.strerror}", where=[error.filename or dest], help=_elsewhere())
+    return DestinationError(
+        f"cannot write the output: {error.strerror}", where=[error.filename or dest], help=_elsewhere()
+    )
 
 
 def _elsewhere() -> str:
@@ -215,13 +227,18 @@ def _check_destination(dest: str, inputs: Sequence[str]) -> None:
         raise DestinationError("the destination is a file", where=[dest], help=_elsewhere())
     real = os.path.realpath(dest)
     for source in dict.fromkeys(p for i in inputs for p in (os.path.abspath(i), os.path.realpath(i))):
-        for inside, outside, what in ((real, source, "inside or equal to an input"), (source, real, "a folder that holds an input")):
+        for inside, outside, what in (
+            (real, source, "inside or equal to an input"),
+            (source, real, "a folder that holds an input"),
+        ):
             if inside == outside or inside.startswith(outside.rstrip(os.sep) + os.sep):
                 raise DestinationError(f"the destination is {what}", where=[dest, f"input {source}"], help=_elsewhere())
         for ours in (_stage_prefix(real), _aside(real)):
             if source.startswith(ours):
                 tip = "move it away first, or choose another output with -o"
-                raise DestinationError("an input lies in what a broken run left here, and is to be removed", where=[source], help=tip)
+                raise DestinationError(
+                    "an input lies in what a broken run left here, and is to be removed", where=[source], help=tip
+                )
 
 
 def _check_replaceable(dest: str, overwrite: bool, discard_edits: bool) -> tuple[str, ...]:
@@ -233,12 +250,18 @@ def _check_replaceable(dest: str, overwrite: bool, discard_edits: bool) -> tuple
         return ()
     if not overwrite:
         ours = _identity_of(dest) is not None
-        tip = "choose another with -o, or replace it with --overwrite" if ours else "choose another with -o: surgery did not write this one"
+        tip = (
+            "choose another with -o, or replace it with --overwrite"
+            if ours
+            else "choose another with -o: surgery did not write this one"
+        )
         raise DestinationError("the destination exists", where=[dest], help=tip)
     manifest = read_manifest(dest)
     if manifest is None:
         raise DestinationError(
-            "the destination was not written by surgery, so --overwrite does not touch it", where=[dest], help=_elsewhere()
+            "the destination was not written by surgery, so --overwrite does not touch it",
+            where=[dest],
+            help=_elsewhere(),
         )
     here = {
         os.path.relpath(os.path.join(folder, name), dest)
@@ -279,7 +302,9 @@ def _identity_of(path: str) -> str | None:
 
 @contextmanager
 def _locked(path: str, dest: str) -> Iterator[None]:
-    """Hold the lock beside a destination. The file is removed at the end, so a locked file may have become another's."""
+    """Hold the lock beside a destination. The file is removed at the end, so a locked file may have become
+    another's.
+    """
     while True:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
@@ -288,7 +313,9 @@ def _locked(path: str, dest: str) -> Iterator[None]:
             os.close(fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise DestinationError("another run is writing there", where=[dest], help="wait for it, or choose another output") from error
+            raise DestinationError(
+                "another run is writing there", where=[dest], help="wait for it, or choose another output"
+            ) from error
         try:
             if os.stat(path).st_ino == os.fstat(fd).st_ino:
                 break
@@ -330,7 +357,9 @@ def _erased(path: str) -> None:
 def _check_no_link(stage: str) -> None:
     if os.path.islink(stage):
         where = [f"{stage} -> {os.readlink(stage)}"]
-        raise DestinationError("a link is where the output is to be made", where=where, help="remove it: it is none of surgery's")
+        raise DestinationError(
+            "a link is where the output is to be made", where=where, help="remove it: it is none of surgery's"
+        )
 
 
 def _replace(new: str, old: str) -> None:

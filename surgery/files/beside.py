@@ -1,7 +1,8 @@
-"""What lies beside an adapter's own two files: the litter of a training, which is passed over, and weights, which never are.
+"""What lies beside an adapter's own two files: the litter of a training, which is passed over, and weights, which
+never are.
 
-Some trainers save what they train beside LoRA in a file of their own: non_lora_state_dict.bin, mm_projector.bin, embeddings.safetensors.
-Whoever merges the LoRA alone loses it. Names decide; nothing is opened.
+Some trainers save what they train beside LoRA in a file of their own: non_lora_state_dict.bin, mm_projector.bin,
+embeddings.safetensors. Whoever merges the LoRA alone loses it. Names decide; nothing is opened.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from .folder import Folder, PathLike, locate
 from .safetensors import tensors_of
 
 WEIGHTS = tuple(
-    "*.safetensors *.bin *.pt *.pth *.ckpt *.pkl *.pickle *.npz *.npy *.h5 *.msgpack *.ot *.gguf *.ggml *.nemo *.distcp *.onnx".split()
+    "*.safetensors *.bin *.pt *.pth *.ckpt *.pkl *.pickle *.npz *.npy *.h5 *.msgpack *.ot *.gguf *.ggml *.nemo *.distcp"
+    " *.onnx".split()
 )
 # The state of a training, and what describes it, that looks like weights by its ending.
 LITTER = tuple(
     """
-    training_args.bin optimizer*.pt optimizer*.bin scheduler*.pt scheduler*.bin lr_scheduler*.pt scaler*.pt grad_scaler*.pt rng_state*.pth
-    rng_state*.pt random_states_*.pkl sampler*.bin dl_state_dict*.bin callbacks*.pt loss_history*.pt events.out.tfevents.*
+    training_args.bin optimizer*.pt optimizer*.bin scheduler*.pt scheduler*.bin lr_scheduler*.pt scaler*.pt
+    grad_scaler*.pt rng_state*.pth rng_state*.pt random_states_*.pkl sampler*.bin dl_state_dict*.bin callbacks*.pt
+    loss_history*.pt events.out.tfevents.*
     """.split()
 )
 LITTER_FOLDERS = tuple(
-    "checkpoint-* global_step* runs logs wandb mlruns lightning_logs optimizer_* tensorboard .* __pycache__ eval* samples".split()
+    "checkpoint-* global_step* runs logs wandb mlruns lightning_logs optimizer_* tensorboard .* __pycache__ eval*"
+    " samples".split()
 )
 # Of a model that lies in the same folder: whether that is the adapter's base is known where the base is at hand.
 MODEL = ("model*.safetensors", "pytorch_model*.bin", "consolidated*", "diffusion_pytorch_model*")
@@ -56,15 +60,26 @@ def beside(folder: Folder, own: tuple[str, ...]) -> Beside:
 
 
 def opened(folder: Folder, path: PathLike) -> Input:
-    """The file of weights at `path`, in the adapter's folder or elsewhere. Raises NotACheckpoint where it is no safetensors file."""
+    """The file of weights at `path`, in the adapter's folder or elsewhere. Raises NotACheckpoint where it is no
+    safetensors file.
+    """
     text = str(path)
     inside = not os.path.isabs(text) and ".." not in text.split("/") and folder.has(text)
     place, name = (folder, text) if inside else locate(path)
     if not name.endswith(".safetensors"):
-        what = "only safetensors files are read beside an adapter" if name else "a file is read beside an adapter, and this is a folder"
-        tip = "a pickle can run code, so we do not open it; where you trust it, load it with torch, and save it with safetensors"
+        what = (
+            "only safetensors files are read beside an adapter"
+            if name
+            else "a file is read beside an adapter, and this is a folder"
+        )
+        tip = (
+            "a pickle can run code, so we do not open it; where you trust it, load it with torch, and save it with"
+            " safetensors"
+        )
         raise NotACheckpoint(
-            what, where=[place.at(name)], help=tip if name else f"name the file, such as {place.at('embeddings.safetensors')}"
+            what,
+            where=[place.at(name)],
+            help=tip if name else f"name the file, such as {place.at('embeddings.safetensors')}",
         )
     file, header = place.headers([name])[name]
     file = replace(file, digest=sha256(file), whole=True)

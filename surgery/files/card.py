@@ -29,5 +29,7 @@ def metadata_of(card: str) -> dict[str, Any]:
 
 def _unreadable(why: str) -> FormatError:
     return FormatError(
-        f"the metadata of the card cannot be read: {why}", where=[CARD], help="mend what stands between the two lines of ---"
+        f"the metadata of the card cannot be read: {why}",
+        where=[CARD],
+        help="mend what stands between the two lines of ---",
     )

@@ -1,4 +1,6 @@
-"""Adapters of other tools than PEFT, told by their content: which tool wrote them, so that an error can say that they are not read."""
+"""Adapters of other tools than PEFT, told by their content: which tool wrote them, so that an error can say that
+they are not read.
+"""
 
 from __future__ import annotations
 
@@ -61,4 +63,7 @@ def in_folder(folder: Folder, config_name: str) -> str:
 
 
 def _said(tool: str, name: str) -> str:
-    return f"{name} is an adapter as {tool} writes it, and only PEFT's are read: convert it with {tool}'s own tools to PEFT's format"
+    return (
+        f"{name} is an adapter as {tool} writes it, and only PEFT's are read: convert it with {tool}'s own tools to"
+        " PEFT's format"
+    )

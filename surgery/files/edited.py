@@ -1,4 +1,6 @@
-"""Which files of an output are no longer what surgery wrote: told by size, and where the manifest has a digest, by content."""
+"""Which files of an output are no longer what surgery wrote: told by size, and where the manifest has a digest, by
+content.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from .manifest import Manifest
 
 
 def edited(folder: Folder, manifest: Manifest) -> dict[str, str]:
-    """What became of each file that is not as it was written, by its path. Shards, and manifests without digests: by size alone."""
+    """What became of each file that is not as it was written, by its path. Shards, and manifests without digests: by
+    size alone.
+    """
     return {name: what for name in manifest.files if (what := _edit(folder, manifest, name))}
 
 

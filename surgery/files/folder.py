@@ -1,7 +1,7 @@
 """Folders: what lies in one, wherever it is. A local path, or a place on the Hub that is pinned to a commit.
 
-`locate` decides which: what exists here wins, `hf://…` and `org/name…` are on the Hub. Nothing is read to list a folder, and the
-Hub's client is loaded only for a folder on the Hub.
+`locate` decides which: what exists here wins, `hf://…` and `org/name…` are on the Hub. Nothing is read to list a
+folder, and the Hub's client is loaded only for a folder on the Hub.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Folder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A folder on a disk of this machine; `path` is absolute. Links in it may not lead out of it, unless `follow`: `symlinks.py`."""
+    """A folder on a disk of this machine; `path` is absolute. Links in it may not lead out of it, unless `follow`:
+    `symlinks.py`.
+    """
 
     path: str
     follow: bool = field(default_factory=followed)
@@ -158,7 +160,10 @@ def locate(path: PathLike | Folder) -> tuple[Folder, str]:
     try:
         return _on_hub(text)
     except HubError as error:
-        where = [*error.where, f"{full}: no such file or folder here, so it was read as the name of a repository on the Hub"]
+        where = [
+            *error.where,
+            f"{full}: no such file or folder here, so it was read as the name of a repository on the Hub",
+        ]
         raise type(error)(error.what, where=where, help=error.help) from error
 
 
@@ -182,4 +187,6 @@ def _no_file(error: OSError, path: str) -> FormatError:
 
 
 def _unreadable(error: OSError) -> None:
-    raise FormatError(f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions") from error
+    raise FormatError(
+        f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions"
+    ) from error

@@ -15,7 +15,9 @@ NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
 def holding(folder: Folder, index: Index) -> list[str]:
-    """The safetensors files directly in `folder` that hold all tensors of the index between them, each once; none where they do not."""
+    """The safetensors files directly in `folder` that hold all tensors of the index between them, each once; none
+    where they do not.
+    """
     try:
         headers = folder.headers([name for name in folder.names() if name.endswith(".safetensors")])
     except SurgeryError:
@@ -27,7 +29,9 @@ def holding(folder: Folder, index: Index) -> list[str]:
 
 
 def stale(folder: Folder, index: Index, name: str) -> str:
-    """What to do where the index is stale alone, and the files in the folder hold just its tensors; "" where they do not."""
+    """What to do where the index is stale alone, and the files in the folder hold just its tensors; "" where they do
+    not.
+    """
     shards = holding(folder, index)
     if not shards:
         return ""
@@ -37,7 +41,8 @@ def stale(folder: Folder, index: Index, name: str) -> str:
     if len(shards) == 1:
         return f"{said}: pass that file, {folder.at(shards[0])}"
     return (
-        f"{said}; download the repository (hf download {parse_ref(folder.path).repo_id} --local-dir DIR), surgery reindex DIR, and pass DIR"
+        f"{said}; download the repository (hf download {parse_ref(folder.path).repo_id} --local-dir DIR), surgery"
+        " reindex DIR, and pass DIR"
     )
 
 

@@ -1,7 +1,7 @@
 """`*.safetensors.index.json`: which shard holds which tensor.
 
-Invariants of a parsed index: names and shards are strings, no name comes twice, and a shard is a path inside the folder,
-without `.` and double slashes.
+Invariants of a parsed index: names and shards are strings, no name comes twice, and a shard is a path inside the
+folder, without `.` and double slashes.
 Written as transformers writes it: two spaces, sorted keys, a newline at the end.
 """
 
@@ -41,7 +41,8 @@ def parse_index(raw: bytes, where: str) -> Index:
         if (fault := fault_of(str(path))) or ":" in shard:
             outside = fault not in (CONTROL, NO_TEXT, TOO_LONG)
             raise FormatError(
-                f"the index {'points outside the checkpoint' if outside else f'names no file that could be ({fault})'}: {shard}",
+                f"the index {'points outside the checkpoint' if outside else f'names no file that could be ({fault})'}:"
+                f" {shard}",
                 where=[f"{where}: {next(n for n, s in weight_map.items() if s == shard)}"],
                 help="a shard is named relative to the index, inside its folder",
             )

@@ -24,7 +24,8 @@ MEND = "restore it from a copy, or remove it: then nothing says what was done to
 class Manifest:
     """A parsed manifest; `files` maps each written file to its bytes, `identity` names the plan that wrote them.
 
-    `digests` has the content of those that are not large and no shards: SHA-256, or git's hash; empty in older manifests.
+    `digests` has the content of those that are not large and no shards: SHA-256, or git's hash; empty in older
+    manifests.
     """
 
     version: str
@@ -53,7 +54,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def read_manifest(folder: str | Folder) -> Manifest | None:
-    """The manifest in `folder`, or in the local folder of that path; None where there is none. Raises FormatError where it is broken."""
+    """The manifest in `folder`, or in the local folder of that path; None where there is none. Raises FormatError
+    where it is broken.
+    """
     folder = LocalFolder(folder) if isinstance(folder, str) else folder
     if not folder.has(MANIFEST):
         return None

@@ -1,4 +1,6 @@
-"""Only regular files are opened, and links to them: a FIFO waits for its other end, a device answers with what it likes."""
+"""Only regular files are opened, and links to them: a FIFO waits for its other end, a device answers with what it
+likes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def regular_status(path: str) -> os.stat_result:
-    """What the system says of the regular file at `path`, or where a link there leads. Raises OSError as `regular` does."""
+    """What the system says of the regular file at `path`, or where a link there leads. Raises OSError as `regular`
+    does.
+    """
     status = os.stat(path)
     _check(status, path)
     return status

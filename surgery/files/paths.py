@@ -1,7 +1,7 @@
 """Paths inside a folder: the one place that decides what may name a file of an index, a record, an output or a push.
 
-A path that passes is relative, has `/` between its parts and is spelled in the one way; it means the same file on every system,
-and none outside the folder. Links are not its matter: who writes follows none.
+A path that passes is relative, has `/` between its parts and is spelled in the one way; it means the same file on
+every system, and none outside the folder. Links are not its matter: who writes follows none.
 """
 
 from __future__ import annotations

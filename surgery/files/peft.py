@@ -32,23 +32,28 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Before and after the adapter's own name may stand what FSDP and its like put around a factor.
 _AROUND = rf"(?:\.(?:{ANY}))*"
-_LORA = re.compile(rf"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+){_AROUND}(?:\.(?!weight$|bias$)[^.]+)?{_AROUND}(?:\.(?P<kind>weight|bias))?")
+_LORA = re.compile(
+    rf"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+){_AROUND}(?:\.(?!weight$|bias$)[^.]+)?{_AROUND}(?:\.(?P<kind>weight|bias))?"
+)
 _FACTORS = {"lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
 # A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
-# Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or biases.
+# Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or
+# biases.
 _SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
 # Rows of an embedding that were trained, and the module whose rows they are.
 TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
-_WRAPPERS = re.compile(r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|ln_tuning_layers|default)(?=\.)")
+_WRAPPERS = re.compile(
+    r"\.(?:base_layer(?!(?:\.base_layer)*$)|original_module|modules_to_save(?:\.[^.]+)?|ln_tuning_layers|default)(?=\.)"
+)
 
 
 @dataclass(frozen=True)
 class Adapter:
     """An adapter: opened by `open_adapter`, or made by a surgery.
 
-    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of a base
-    tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name in the file, by
-    base name: `module.part`, or the base tensor's name.
+    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of
+    a base tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name
+    in the file, by base name: `module.part`, or the base tensor's name.
     """
 
     path: str
@@ -63,7 +68,9 @@ class Adapter:
     notes: tuple[str, ...] = ()
     parameters: frozenset[str] = frozenset()  # those of `lora` that are parameters of a module, and not modules
     beside: tuple[str, ...] = ()  # files of weights that were read along with its own
-    unread: tuple[str, ...] = ()  # such files in its folder that were not, and nobody said that they are none of its own
+    unread: tuple[
+        str, ...
+    ] = ()  # such files in its folder that were not, and nobody said that they are none of its own
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
 
     def __repr__(self) -> str:
@@ -78,7 +85,9 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over config and weights as they were opened, to the last bit; what was read beside them is not in it."""
+        """SHA-256 over config and weights as they were opened, to the last bit; what was read beside them is not in
+        it.
+        """
         own = [source for source in self.inputs if source.path not in self.beside]
         return hashlib.sha256("".join(f.digest for i in own for f in i.files).encode()).hexdigest()
 
@@ -92,11 +101,12 @@ def is_adapter(path: PathLike | Folder) -> bool:
 
 @takes_opened
 def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = None) -> Adapter:
-    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint, FormatError, HubError.
+    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint,
+    FormatError, HubError.
 
-    `beside` are safetensors files with what was trained beside LoRA, in the same folder or elsewhere: their tensors take the place of
-    the base's. Where it is not given, weights in the folder that look like that are `unread`, and such an adapter is not merged;
-    an empty list says that they are none of its own.
+    `beside` are safetensors files with what was trained beside LoRA, in the same folder or elsewhere: their tensors
+    take the place of the base's. Where it is not given, weights in the folder that look like that are `unread`, and
+    such an adapter is not merged; an empty list says that they are none of its own.
     """
     folder, name = locate(path)
     if name:
@@ -105,14 +115,20 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
         raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help=tip)
     if not folder.has(CONFIG):
         raise NotACheckpoint(
-            f"no adapter is here: there is no {CONFIG}", where=[folder.path], help=in_folder(folder, CONFIG) or _nearby(folder)
+            f"no adapter is here: there is no {CONFIG}",
+            where=[folder.path],
+            help=in_folder(folder, CONFIG) or _nearby(folder),
         )
     if not folder.has(WEIGHTS) and (said := in_folder(folder, CONFIG)):
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=said)
     if not folder.has(WEIGHTS):
         save = "save it once with PEFT's save_pretrained, which writes safetensors"
         pickled = folder.has("adapter_model.bin")
-        tip = f"a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and {save}" if pickled else save
+        tip = (
+            f"a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and {save}"
+            if pickled
+            else save
+        )
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=tip)
     config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)]))
     file, header = folder.headers([WEIGHTS])[WEIGHTS]
@@ -131,10 +147,14 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
 
 @takes_opened
 def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None = None) -> list[Adapter]:
-    """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises AdapterError for others."""
+    """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises
+    AdapterError for others.
+    """
     if beside is None or len(paths) == 1:
         return [open_adapter(path, beside) for path in paths]
-    mine = {i: [one for one in beside if str(one).startswith(f"{str(path).rstrip('/')}/")] for i, path in enumerate(paths)}
+    mine = {
+        i: [one for one in beside if str(one).startswith(f"{str(path).rstrip('/')}/")] for i, path in enumerate(paths)
+    }
     if lost := [str(one) for one in beside if not any(one in files for files in mine.values())]:
         tip = "give files in the adapters' folders, or merge the adapters one after another"
         raise AdapterError("it is not clear which adapter the file belongs to", where=lost, help=tip)
@@ -148,14 +168,18 @@ def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
 
 
 def _along(adapter: Adapter, sources: Sequence[Input]) -> Adapter:
-    """The adapter with the tensors of files that were trained along. Raises FormatError where two mean the same, AdapterError for LoRA."""
+    """The adapter with the tensors of files that were trained along. Raises FormatError where two mean the same,
+    AdapterError for LoRA.
+    """
     whole, names = dict(adapter.whole), dict(adapter.names)
     for source in sources:
         more = parse_adapter(source.path, adapter.config, source.tensors)
         if more.lora:
             tip = f"give it as an adapter of its own, in a folder with its {CONFIG} and called {WEIGHTS}"
             raise AdapterError(
-                "a file beside an adapter holds LoRA of another one", where=[source.path, *listed(sorted(more.lora))], help=tip
+                "a file beside an adapter holds LoRA of another one",
+                where=[source.path, *listed(sorted(more.lora))],
+                help=tip,
             )
         if both := sorted(more.whole.keys() & whole.keys()):
             where = [f"{adapter.path}: {names[both[0]]}", f"{source.path}: {more.names[both[0]]}"]
@@ -191,15 +215,21 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
             place, key = whole, base_name(name)
             part = key
         if part in place:
-            raise FormatError("two adapter tensors mean the same", where=[f"{path}: {names[key]}", name], help="keep one of them")
+            raise FormatError(
+                "two adapter tensors mean the same", where=[f"{path}: {names[key]}", name], help="keep one of them"
+            )
         place[part], names[key] = tensor, name
     if not tensors:
-        raise AdapterError("the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model")
+        raise AdapterError(
+            "the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model"
+        )
     return Adapter(path, config, lora, whole, names, dropped=spare)
 
 
 def _part(name: str, found: re.Match[str]) -> str:
-    """What a tensor is of its module's LoRA: a factor without the adapter's name, anything else by all that stands behind the module."""
+    """What a tensor is of its module's LoRA: a factor without the adapter's name, anything else by all that stands
+    behind the module.
+    """
     if found["part"] not in _FACTORS:
         return name[found.start("part") :]
     return f"{found['part']}.{found['kind']}" if found["kind"] else found["part"]

@@ -22,7 +22,9 @@ _FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".gi
 
 @dataclass(frozen=True, slots=True)
 class HubRef:
-    """A repository of models, at a revision (None: its main branch), and a folder or a file inside it ("": all of it)."""
+    """A repository of models, at a revision (None: its main branch), and a folder or a file inside it ("": all of
+    it).
+    """
 
     repo_id: str
     revision: str | None = None
@@ -45,8 +47,13 @@ def has_scheme(text: str) -> bool:
 
 
 def name_of_url(text: str) -> str:
-    """`org/name`, with a revision where one is named, for the address of a repository's page; "" for every other text."""
-    found = re.fullmatch(rf"https?://(?:huggingface\.co|hf\.co)/(?P<repo>{_PART}/{_PART})(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?", text)
+    """`org/name`, with a revision where one is named, for the address of a repository's page; "" for every other
+    text.
+    """
+    found = re.fullmatch(
+        rf"https?://(?:huggingface\.co|hf\.co)/(?P<repo>{_PART}/{_PART})(?:/(?:tree|blob|resolve)/(?P<rest>.+?))?/?",
+        text,
+    )
     if found is None or found["repo"].partition("/")[0] in _KINDS:
         return ""
     revision, _, path = (found["rest"] or "").partition("/")
@@ -60,10 +67,14 @@ def parse_ref(text: str) -> HubRef:
     else:
         inner = text.removeprefix("hf:").lstrip("/")
         if inner.partition("/")[0] in _KINDS:
-            raise SurgeryError("only repositories of models hold checkpoints", where=[text], help=f"pass {SCHEME}org/name")
+            raise SurgeryError(
+                "only repositories of models hold checkpoints", where=[text], help=f"pass {SCHEME}org/name"
+            )
         found = _matched(inner) or _ALONE.fullmatch(inner)
     if found is None:
-        raise SurgeryError("this names no repository on the Hub", where=[text], help=f"write {SCHEME}org/name[@revision][/folder]")
+        raise SurgeryError(
+            "this names no repository on the Hub", where=[text], help=f"write {SCHEME}org/name[@revision][/folder]"
+        )
     said = found.groupdict()
     revision = unquote(said["revision"]) if said["revision"] else None
     return HubRef(said["repo"], revision, said.get("path") or "")

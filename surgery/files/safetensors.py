@@ -1,12 +1,13 @@
 """The safetensors format: headers parsed and checked from raw bytes, and written as `save_file` writes them.
 
-A file is 8 bytes (little-endian header length N), N bytes of JSON, then the tensors' bytes. Every clause of the format
-is checked in `parse_header`, and nowhere else:
+A file is 8 bytes (little-endian header length N), N bytes of JSON, then the tensors' bytes. Every clause of the
+format is checked in `parse_header`, and nowhere else:
 
     N is at most 100 MB, and the file is long enough          the header is a UTF-8 JSON object that begins with `{`
     no key comes twice                                        `__metadata__` maps strings to strings
     dtypes are known                                          shapes are non-negative integers, products below 2**64
-    offsets match dtype and shape                             offsets leave no hole, do not overlap, end where the file ends
+    offsets match dtype and shape                             offsets leave no hole, do not overlap, end where the
+    file ends
 
 Source: the format's own description and `safetensors/src/tensor.rs`, version 0.8.
 """
@@ -63,13 +64,17 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
 
     def bad(what: str, name: str | None = None) -> FormatError:
         place = where if name is None else f"{where}: {name}"
-        return FormatError(what, where=[place], help="the file is damaged or was not written by safetensors; fetch it again")
+        return FormatError(
+            what, where=[place], help="the file is damaged or was not written by safetensors; fetch it again"
+        )
 
     if raw[:1] != b"{":
         raise bad("the header does not begin with `{`")
     content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"))
     metadata = content.pop(METADATA, None)
-    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
         raise bad("`__metadata__` may only map strings to strings")
 
     entries = {}
@@ -117,7 +122,9 @@ def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[
     Several metadata keys come in random order from the library; here they are sorted.
     """
     if METADATA in tensors:
-        raise FormatError(f"no tensor can be called {METADATA}", help="rename it: the format keeps this name for itself")
+        raise FormatError(
+            f"no tensor can be called {METADATA}", help="rename it: the format keeps this name for itself"
+        )
     parts, offset = [], 0
     if metadata is not None:
         parts.append(f'"{METADATA}":{_dumps(dict(sorted(metadata.items())))}')
@@ -125,7 +132,9 @@ def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[
         dtype, shape = tensors[name]
         stop = offset + math.prod(shape) * dtype.bits // 8
         size = ",".join(map(str, shape))
-        parts.append(f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{offset},{stop}]}}')
+        parts.append(
+            f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{offset},{stop}]}}'
+        )
         offset = stop
     raw = ("{" + ",".join(parts) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)

@@ -39,7 +39,9 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, An
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
     except UnicodeDecodeError as error:
-        raise fail(f"cut off in the midst of a character: {error}" if error.end == len(raw) else f"not UTF-8: {error}") from error
+        raise fail(
+            f"cut off in the midst of a character: {error}" if error.end == len(raw) else f"not UTF-8: {error}"
+        ) from error
     except json.JSONDecodeError as error:
         raise fail(f"cut off: {error}" if _is_cut(error) else f"not JSON: {error}") from error
     except RecursionError as error:

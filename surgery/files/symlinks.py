@@ -1,8 +1,9 @@
-"""Where links in a folder may lead: anywhere inside it; in a snapshot of the Hub's cache, to its repository's blobs, and to
-those that the cache's repositories share, too.
+"""Where links in a folder may lead: anywhere inside it; in a snapshot of the Hub's cache, to its repository's blobs,
+and to those that the cache's repositories share, too.
 
-What a folder from elsewhere links to outside would be copied into an output, and pushed with it. So a link that leads out is
-refused by name, unless `following_links` is asked for. A link that leads nowhere is named as well, with how to fetch its file.
+What a folder from elsewhere links to outside would be copied into an output, and pushed with it. So a link that
+leads out is refused by name, unless `following_links` is asked for. A link that leads nowhere is named as well, with
+how to fetch its file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Snapshot:
 
 @contextmanager
 def following_links(follow: bool = True) -> Iterator[None]:
-    """Inside, links are followed wherever they lead: for folders whose links you know. To be held around opening and writing."""
+    """Inside, links are followed wherever they lead: for folders whose links you know. To be held around opening and
+    writing.
+    """
     token = _FOLLOW.set(follow)
     try:
         yield
@@ -55,7 +58,9 @@ def snapshot_of(path: str) -> Snapshot | None:
     parts = os.path.realpath(path).split(os.sep)
     for at in range(len(parts) - 2):
         if parts[at].startswith("models--") and parts[at + 1] == "snapshots":
-            return Snapshot(os.sep.join(parts[: at + 1]), parts[at].removeprefix("models--").replace("--", "/"), parts[at + 2])
+            return Snapshot(
+                os.sep.join(parts[: at + 1]), parts[at].removeprefix("models--").replace("--", "/"), parts[at + 2]
+            )
     return None
 
 
@@ -66,7 +71,9 @@ def leads_out(path: str, folder: str) -> bool:
 
 
 def check_link(path: str, folder: str, *, follow: bool) -> None:
-    """Raise FormatError where `path`, in `folder`, is or passes a link that leads nowhere, or, unless `follow`, out of it."""
+    """Raise FormatError where `path`, in `folder`, is or passes a link that leads nowhere, or, unless `follow`, out
+    of it.
+    """
     if os.path.lexists(path) and not os.path.exists(path):
         raise _nowhere(path)
     if not follow and leads_out(path, folder):
@@ -79,7 +86,9 @@ def _room(folder: str) -> str:
 
 
 def _is_shared_blob(real: str, cache: str) -> bool:
-    """Whether it is a file of the store that the repositories of the Hub's cache share: huggingface_hub 2.4 keeps Xet's there."""
+    """Whether it is a file of the store that the repositories of the Hub's cache share: huggingface_hub 2.4 keeps
+    Xet's there.
+    """
     found = _SHARED.fullmatch(os.path.relpath(real, cache))
     return found is not None and found["hash"].startswith(found["part"])
 
@@ -90,8 +99,12 @@ def _within(real: str, room: str) -> bool:
 
 def _nowhere(path: str) -> FormatError:
     snapshot = snapshot_of(os.path.dirname(path))
-    tip = f"the cache has lost its file; fetch it again: {snapshot.fetch}" if snapshot else "remove it, or mend the link"
-    return FormatError("a link leads nowhere", where=[f"{path} -> {os.readlink(path)}" if os.path.islink(path) else path], help=tip)
+    tip = (
+        f"the cache has lost its file; fetch it again: {snapshot.fetch}" if snapshot else "remove it, or mend the link"
+    )
+    return FormatError(
+        "a link leads nowhere", where=[f"{path} -> {os.readlink(path)}" if os.path.islink(path) else path], help=tip
+    )
 
 
 def _out(path: str, folder: str) -> FormatError:
@@ -99,11 +112,16 @@ def _out(path: str, folder: str) -> FormatError:
     others = [one for one in _links(folder) if leads_out(one, folder)]
     first = next((one for one in others if path == one or path.startswith(one + os.sep)), path)
     found = [first, *(one for one in others if one != first)]
-    rows = [f"{one} -> {os.readlink(one)}" if os.path.islink(one) else f"{one}: {os.path.realpath(one)}" for one in found]
+    rows = [
+        f"{one} -> {os.readlink(one)}" if os.path.islink(one) else f"{one}: {os.path.realpath(one)}" for one in found
+    ]
     return FormatError(
         f"{len(found)} links lead out of the folder" if len(found) > 1 else "a link leads out of the folder",
         where=listed(rows),
-        help=f"what lies there would become part of the result; if that is meant: {ASK}; else remove the link, or put a copy in its place",
+        help=(
+            f"what lies there would become part of the result; if that is meant: {ASK}; else remove the link, or put a"
+            " copy in its place"
+        ),
     )
 
 

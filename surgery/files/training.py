@@ -1,7 +1,8 @@
 """Tensors that an adapter stores beside A and B for training alone: a trained model computes without them.
 
-    VeLoRA       lora_velora_embed, lora_velora_initialized: how the inputs are compressed that training keeps for its backward pass
-    MonteCLoRA   lora_monteclora_sampler.*: what A's noise is drawn from in training; at inference A is as it is stored
+    VeLoRA       lora_velora_embed, lora_velora_initialized: how the inputs are compressed that training keeps for
+    its backward pass MonteCLoRA   lora_monteclora_sampler.*: what A's noise is drawn from in training; at inference
+    A is as it is stored
 
 Source: peft 0.21.2, tuners/lora/variants.py `VeloraLinearVariant.forward`, `MontecloraLinearVariant.forward`.
 """

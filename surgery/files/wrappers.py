@@ -22,6 +22,8 @@ ANY = "|".join(WRAPPERS)
 
 
 def without(text: str, gone: set[str]) -> str:
-    r"""A module's name, or a pattern for names, without these wrappers: `_orig_mod\.model` and `_orig_mod.model` are `model`."""
+    r"""A module's name, or a pattern for names, without these wrappers: `_orig_mod\.model` and `_orig_mod.model` are
+    `model`.
+    """
     rule = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(map(re.escape, sorted(gone)))})\\?\.(?![*+?{{])")
     return rule.sub("", text) if gone else text

@@ -1,6 +1,8 @@
-"""A card that the Hub accepts: what it refuses of a card's metadata, mended where the right value is known, or left out, and said.
+"""A card that the Hub accepts: what it refuses of a card's metadata, mended where the right value is known, or left
+out, and said.
 
-PEFT writes the path of a local base into `base_model` and into a tag; the Hub takes nothing there but the id of a model.
+PEFT writes the path of a local base into `base_model` and into a tag; the Hub takes nothing there but the id of a
+model.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _TAG = re.compile(r"(?P<head>base_model:(?:\w+:)?)(?P<value>.+)")
 
 
 def accepted(card: str, bases: Sequence[str]) -> tuple[str, list[str]]:
-    """The card without what names no model as the one it is made of: `bases` take its place. And a note on what was changed.
+    """The card without what names no model as the one it is made of: `bases` take its place. And a note on what was
+    changed.
 
     All that stands beside it stays as it was, to the byte.
     """
@@ -34,7 +37,11 @@ def accepted(card: str, bases: Sequence[str]) -> tuple[str, list[str]]:
     if _parsed(text) != wanted:
         text = _rewritten(card, wanted)
     gone = ", ".join(dict.fromkeys(str(old) or "an empty entry" for old in swapped))
-    now = f"{', '.join(bases)}, as the manifest or the configs say" if bases else "nothing, since no manifest or config names one"
+    now = (
+        f"{', '.join(bases)}, as the manifest or the configs say"
+        if bases
+        else "nothing, since no manifest or config names one"
+    )
     return text, [f"the card named {gone} as its base, which is no model on the Hub: {now}, takes its place"]
 
 
@@ -55,7 +62,9 @@ def check_card(api: HfApi, card: str) -> None:
     if answer.status_code == 400:
         reasons = [str(error.get("message")) for error in answer.json().get("errors", ())] or ["no reason is given"]
         raise FormatError(
-            "the Hub does not take the card's metadata", where=[CARD, *reasons], help="mend what stands between its two lines of ---"
+            "the Hub does not take the card's metadata",
+            where=[CARD, *reasons],
+            help="mend what stands between its two lines of ---",
         )
 
 
@@ -78,7 +87,9 @@ def _mended(metadata: Mapping[str, Any], bases: Sequence[str]) -> tuple[dict[str
         pairs = [(tag, _tags(tag, bases)) for tag in tags]
         swapped |= {tag: new for tag, new in pairs if new != [tag]}
         made["tags"] = [new for _, news in pairs for new in news]
-    return {key: value for key, value in made.items() if value not in (None, []) or metadata.get(key) == value != said}, swapped
+    return {
+        key: value for key, value in made.items() if value not in (None, []) or metadata.get(key) == value != said
+    }, swapped
 
 
 def _tags(tag: Any, bases: Sequence[str]) -> list[Any]:

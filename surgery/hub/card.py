@@ -1,7 +1,7 @@
 """The model card: README.md, whose metadata say what a model is made of, and whose text what was done to make it.
 
-A card that is there keeps every byte: it only gains the metadata that it lacks. All that is said comes from the config, the
-adapter's config and the manifest; nothing is made up, so what they do not tell is left out.
+A card that is there keeps every byte: it only gains the metadata that it lacks. All that is said comes from the
+config, the adapter's config and the manifest; nothing is made up, so what they do not tell is left out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def origins(folder: Folder, name: str, target: str = "") -> Origins:
     adapter = _object(folder, ADAPTER_CONFIG)
     config = _object(folder, "config.json")
     named = tuple(dict.fromkeys(found for text in _named(manifest, adapter, config) if (found := repo_named(text))))
-    bases = tuple(repo for repo in named if repo.casefold() != target.casefold())  # to the Hub, names differ by more than case
+    bases = tuple(
+        repo for repo in named if repo.casefold() != target.casefold()
+    )  # to the Hub, names differ by more than case
     steps = [str(step.get("surgery")) for step in manifest.history] if manifest else []
     relation = "adapter" if adapter and not config else "merge" if "merge" in steps else "finetune"
     kind = [str(adapter["peft_type"]).lower()] if adapter.get("peft_type") and not config else []
@@ -73,7 +75,9 @@ def _named(manifest: Manifest | None, adapter: Mapping[str, Any], config: Mappin
     inputs = [str(entry.get("name", "")) for entry in manifest.inputs] if manifest else []
     if any(repo_named(name) for name in inputs):
         return inputs
-    return [text for text in (adapter.get("base_model_name_or_path"), config.get("_name_or_path")) if isinstance(text, str)][:1]
+    return [
+        text for text in (adapter.get("base_model_name_or_path"), config.get("_name_or_path")) if isinstance(text, str)
+    ][:1]
 
 
 def _library(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> str:
@@ -100,16 +104,23 @@ def written(origins: Origins, metadata: Mapping[str, Any]) -> str:
     kind = "An adapter for" if metadata.get("base_model_relation") == "adapter" else "Made of"
     parts = [f"# {origins.name}", *([f"{kind} {base}."] if base else [])]
     if origins.manifest:
-        parts += [f"## How it was made\n\nBy `surgery` {origins.manifest.version}, on the files, without loading the model:"]
+        parts += [
+            f"## How it was made\n\nBy `surgery` {origins.manifest.version}, on the files, without loading the model:"
+        ]
         parts += ["\n".join(_steps(origins.manifest))]
         if any(entry.get("files") for entry in origins.manifest.inputs):
-            parts += [f"From these files; a digest is the {_digests(origins.manifest)}:", "\n".join(_inputs(origins.manifest))]
+            parts += [
+                f"From these files; a digest is the {_digests(origins.manifest)}:",
+                "\n".join(_inputs(origins.manifest)),
+            ]
     text = f"---\n{_yaml(metadata)}---\n\n" + "\n\n".join(parts) + "\n"
     return f"{text}\n{_seal(text)}\n"
 
 
 def is_ours(card: str) -> bool:
-    """Whether the card was `written` here, and not touched since: then it says nothing that its next writing would lose."""
+    """Whether the card was `written` here, and not touched since: then it says nothing that its next writing would
+    lose.
+    """
     text, _, seal = card.rstrip("\n").rpartition("\n\n")
     return seal == _seal(f"{text}\n")
 

@@ -1,8 +1,8 @@
 """Talking to the Hub: which one, with whose token, when to try again, and what its errors mean.
 
-The client has three families of errors: its own, those of its HTTP library, and, from Xet, a plain ConnectionError or
-RuntimeError with nothing but a text. All of them leave here as a HubError, with the original as its cause. A token is known
-by where it is from; its value is in no message.
+The client has three families of errors: its own, those of its HTTP library, and, from Xet, a plain ConnectionError
+or RuntimeError with nothing but a text. All of them leave here as a HubError, with the original as its cause. A
+token is known by where it is from; its value is in no message.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _source() -> str:
             return f"the environment variable {name}"
     if not get_token():
         return ""
-    return f"the file {constants.HF_TOKEN_PATH}" if os.path.isfile(constants.HF_TOKEN_PATH) else "the notebook's secrets"
+    return (
+        f"the file {constants.HF_TOKEN_PATH}" if os.path.isfile(constants.HF_TOKEN_PATH) else "the notebook's secrets"
+    )
 
 
 def api() -> HfApi:
@@ -70,7 +72,9 @@ def api() -> HfApi:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     if token and not re.fullmatch(r"[\x21-\x7e]+", token):  # the HTTP library would quote it in its error
         raise NotAllowed(
-            "the token holds characters that no token has", where=[str(access())], help="copy it again; it begins with hf_ and is one word"
+            "the token holds characters that no token has",
+            where=[str(access())],
+            help="copy it again; it begins with hf_ and is one word",
         )
     return HfApi(library_name="surgery", library_version=__version__)
 
@@ -179,8 +183,12 @@ def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> HubE
         case httpx.HTTPError() | httpx.InvalidURL():
             return _silent(error, doing, where)
         case HFValidationError():
-            return HubError(f"cannot {doing}: {_first_line(error)}", where=where, help="a repository is called org/name")
-        case RuntimeError() if error.__cause__ is not None:  # "Error while uploading 'path' …": what happened is its cause
+            return HubError(
+                f"cannot {doing}: {_first_line(error)}", where=where, help="a repository is called org/name"
+            )
+        case RuntimeError() if (
+            error.__cause__ is not None
+        ):  # "Error while uploading 'path' …": what happened is its cause
             return as_ours(error.__cause__, doing, [*where, *re.findall(r"'(.+)'", str(error))])
         case ConnectionError() | RuntimeError() if type(error) in (ConnectionError, RuntimeError) and _of_xet(error):
             return _of_status(_status_in(str(error)), _first_line(error), doing, where)
@@ -189,24 +197,34 @@ def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> HubE
 
 def _answered(error: Any, doing: str, where: Sequence[str]) -> HubError:
     """An answer with a status that says no."""
-    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     at = access()
     rows = [*where, str(at)]
     said = (error.server_message or "").strip().replace("\n", "; ")
     match error:
         case GatedRepoError():
-            tip = f"ask for access on its page at {at.endpoint}" + ("" if at.token else ", then " + LOGIN.format(endpoint=at.endpoint))
+            tip = f"ask for access on its page at {at.endpoint}" + (
+                "" if at.token else ", then " + LOGIN.format(endpoint=at.endpoint)
+            )
             return NotAllowed(f"cannot {doing}: access to this repository has to be granted", where=rows, help=tip)
         case RepositoryNotFoundError():
             tip = "check the name; " + (
                 "a private repository is not shown to a token without access to it"
                 if at.token
-                else "a private repository is shown to those alone who may see it: " + LOGIN.format(endpoint=at.endpoint)
+                else "a private repository is shown to those alone who may see it: "
+                + LOGIN.format(endpoint=at.endpoint)
             )
             return NotOnHub(f"cannot {doing}: there is no such repository, or it is private", where=rows, help=tip)
         case RevisionNotFoundError():
-            return NotOnHub(f"cannot {doing}: there is no such revision", where=rows, help="pass a branch, a tag or a commit")
+            return NotOnHub(
+                f"cannot {doing}: there is no such revision", where=rows, help="pass a branch, a tag or a commit"
+            )
         case RemoteEntryNotFoundError():
             return NotOnHub(f"cannot {doing}: there is no such file", where=rows)
     return _of_status(error.response.status_code, said, doing, where, error.response)
@@ -218,7 +236,11 @@ def _of_status(status: int | None, said: str, doing: str, where: Sequence[str], 
     says = f": {said}" if said else ""
     match status:
         case 401:
-            what = f"cannot {doing}: the Hub does not accept the token" if at.token else f"cannot {doing}: the Hub wants to know who asks"
+            what = (
+                f"cannot {doing}: the Hub does not accept the token"
+                if at.token
+                else f"cannot {doing}: the Hub wants to know who asks"
+            )
             return NotAllowed(f"{what}{says}", where=rows, help=LOGIN.format(endpoint=at.endpoint))
         case 403:
             tip = f"use a token that may write there: {LOGIN.format(endpoint=at.endpoint)}"
@@ -226,14 +248,22 @@ def _of_status(status: int | None, said: str, doing: str, where: Sequence[str], 
         case 404:
             return NotOnHub(f"cannot {doing}: the Hub has no such thing{says}", where=rows)
         case 409 | 412:
-            return HubConflict(f"cannot {doing}: the repository has changed meanwhile{says}", where=rows, help="look at it, and run again")
+            return HubConflict(
+                f"cannot {doing}: the repository has changed meanwhile{says}",
+                where=rows,
+                help="look at it, and run again",
+            )
         case 429:
             wait = None if response is None else _asked(response.headers)
             tip = f"run again in {wait} seconds" if wait else "run again later"
-            return HubUnreachable(f"cannot {doing}: too many requests{says}", where=rows, help=f"{tip}: what was sent is not sent again")
+            return HubUnreachable(
+                f"cannot {doing}: too many requests{says}", where=rows, help=f"{tip}: what was sent is not sent again"
+            )
         case None | 408 | 500 | 502 | 503 | 504:
             answer = f"it answers {status}" if status else "the connection failed"
-            return HubUnreachable(f"cannot {doing}: {answer}, after all tries{says}", where=rows, help="run again later")
+            return HubUnreachable(
+                f"cannot {doing}: {answer}, after all tries{says}", where=rows, help="run again later"
+            )
     return HubError(f"cannot {doing}: the Hub answers {status}{says}", where=rows)
 
 

@@ -29,7 +29,9 @@ _BESIDE = re.compile(  # what loaders read beside the weights, and take for that
 
 
 def compared(plan: PushPlan, parent: str, remote: Mapping[str, Remote]) -> PushPlan:
-    """The plan for a repository whose `parent` holds the files `remote`. Only what may be equal is hashed: files of equal size."""
+    """The plan for a repository whose `parent` holds the files `remote`. Only what may be equal is hashed: files of
+    equal size.
+    """
     contents = {(r.nbytes, r.sha256): path for path, r in remote.items() if r.sha256}
     sizes = {nbytes for nbytes, _ in contents}
     send, copy, there = [], [], []
@@ -57,7 +59,11 @@ def with_others(plan: PushPlan, files: Iterable[str]) -> PushPlan:
         keep=tuple(item for path, item in others.items() if path not in stale),
         notes=(
             *plan.notes,
-            *([f"the repository has other weights, too, which are left alone: {', '.join(listed(odd))}"] if odd else []),
+            *(
+                [f"the repository has other weights, too, which are left alone: {', '.join(listed(odd))}"]
+                if odd
+                else []
+            ),
             *_of_adapter(plan, _replaced_adapter(names, others)),
         ),
     )
@@ -69,11 +75,16 @@ def _of_adapter(plan: PushPlan, adapter: set[str]) -> list[str]:
     files = ", ".join(listed(sorted(adapter)))
     if plan.stale:
         return [f"the repository's adapter is deleted, since transformers would load it on top of this model: {files}"]
-    return [f"with --keep, transformers WILL LOAD THE REPOSITORY'S ADAPTER ON TOP of this model, which may hold it already: {files}"]
+    return [
+        "with --keep, transformers WILL LOAD THE REPOSITORY'S ADAPTER ON TOP of this model, which may hold it already:"
+        f" {files}"
+    ]
 
 
 def _replaced_adapter(files: set[str], others: Iterable[str]) -> set[str]:
-    """The adapter among the other files, where what is pushed is a model: transformers loads one that lies beside a model."""
+    """The adapter among the other files, where what is pushed is a model: transformers loads one that lies beside a
+    model.
+    """
     others = set(others)
     if "config.json" not in files or ADAPTER_CONFIG in files or ADAPTER_CONFIG not in others or not weights_in(files):
         return set()
@@ -81,7 +92,9 @@ def _replaced_adapter(files: set[str], others: Iterable[str]) -> set[str]:
 
 
 def of_another_model(api: HfApi, plan: PushPlan, files: Mapping[str, Local]) -> list[str]:
-    """A note where the repository holds a model of another type than `files`, with what stays of it that loaders read."""
+    """A note where the repository holds a model of another type than `files`, with what stays of it that loaders
+    read.
+    """
     if not {"config.json"} <= files.keys() & plan.remote.keys() or not weights_in(plan.remote):
         return []
     if plan.remote["config.json"].holds(files["config.json"]):
@@ -90,7 +103,9 @@ def of_another_model(api: HfApi, plan: PushPlan, files: Mapping[str, Local]) -> 
     theirs = _model_type(remote_file(api, plan.repo_id, plan.parent, "config.json"))
     if not ours or not theirs or ours == theirs:
         return []
-    left = sorted(path for path in plan.remote if path not in files and _BESIDE.fullmatch(path) and not _OTHERS.fullmatch(path))
+    left = sorted(
+        path for path in plan.remote if path not in files and _BESIDE.fullmatch(path) and not _OTHERS.fullmatch(path)
+    )
     kept = f"; kept of that one, and read with the new weights: {', '.join(listed(left))}" if left else ""
     return [f"this is a model of type {ours}, and the one that the repository holds is of type {theirs}{kept}"]
 
@@ -110,7 +125,9 @@ def weights_in(files: Iterable[str]) -> list[str]:
 
 
 def _stale(files: set[str], others: Iterable[str]) -> set[str]:
-    """Of the other files, what loaders would take for parts of the pushed weights, or add to them, and what surgery noted of them."""
+    """Of the other files, what loaders would take for parts of the pushed weights, or add to them, and what surgery
+    noted of them.
+    """
     stems = {stem for path in files if (stem := _stem(path))}
     same = {path for path in others if _stem(path) in stems or path.startswith(".surgery/")}
     return same | _replaced_adapter(files, others)

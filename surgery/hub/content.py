@@ -21,7 +21,9 @@ LARGE = 10_000_000  # bytes: such files are sent one by one, the rest together
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Content that is on the Hub, in no commit yet, and perhaps not here any more; `operation` makes it a file of a commit."""
+    """Content that is on the Hub, in no commit yet, and perhaps not here any more; `operation` makes it a file of a
+    commit.
+    """
 
     nbytes: int
     sha256: str
@@ -82,7 +84,9 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file of a plan; `source` is the path in the repository that it is copied from, where the Hub has its content there."""
+    """A file of a plan; `source` is the path in the repository that it is copied from, where the Hub has its content
+    there.
+    """
 
     path: str
     nbytes: int

@@ -1,9 +1,10 @@
 """Push: a folder becomes one commit of a repository on the Hub.
 
-`plan_push` only looks: what the Hub has already, by hash, stays there; what is new or changed is sent; shards and an index
-of the same weights that are not in the folder are stale, and deleted in the same commit. `execute_push` sends the files
-ahead, large ones one by one, and then makes the commit, which names its parent: so nothing is visible before all of it is,
-and nothing is made twice. Where the answer to the commit is lost, the repository's history says whether it was made.
+`plan_push` only looks: what the Hub has already, by hash, stays there; what is new or changed is sent; shards and an
+index of the same weights that are not in the folder are stale, and deleted in the same commit. `execute_push` sends
+the files ahead, large ones one by one, and then makes the commit, which names its parent: so nothing is visible
+before all of it is, and nothing is made twice. Where the answer to the commit is lost, the repository's history says
+whether it was made.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def push(
     on_file: Callable[[str, int], None] | None = None,
 ) -> PushReport:
     """Make the model or adapter in `folder` one commit of `repo_id`: `plan_push`, then `execute_push`."""
-    plan = plan_push(folder, repo_id, private=private, revision=revision, create_pr=create_pr, message=message, tag=tag, keep=keep)
+    plan = plan_push(
+        folder, repo_id, private=private, revision=revision, create_pr=create_pr, message=message, tag=tag, keep=keep
+    )
     return execute_push(plan, on_file=on_file)
 
 
@@ -70,9 +73,9 @@ def plan_push(
 ) -> PushPlan:
     """What a push of `folder` would do; nothing is sent, made or changed.
 
-    The folder is verified first: headers, index and files have to agree. `private` says how the repository is made if it is
-    not there; with True, one that is public is refused. `revision` is a branch, made from main if it is not there. With
-    `keep`, nothing is deleted. Raises VerificationFailed, NotACheckpoint, HubError.
+    The folder is verified first: headers, index and files have to agree. `private` says how the repository is made
+    if it is not there; with True, one that is public is refused. `revision` is a branch, made from main if it is not
+    there. With `keep`, nothing is deleted. Raises VerificationFailed, NotACheckpoint, HubError.
     """
     path = absolute(folder)
     if not os.path.lexists(path):
@@ -81,7 +84,9 @@ def plan_push(
         raise NotACheckpoint("a folder is pushed", where=[path], help="pass the folder of the model or adapter")
     verify(path, check_class=False).require()
     api = client.api()
-    plan = looked(api, repo_id, private=private, revision=revision, create_pr=create_pr, message=message, tag=tag, keep=keep)
+    plan = looked(
+        api, repo_id, private=private, revision=revision, create_pr=create_pr, message=message, tag=tag, keep=keep
+    )
     files, notes = _files(path)
     plan = with_files(api, replace(plan, notes=tuple(notes)), path, files)
     if plan.parent and not plan.empty:
@@ -91,7 +96,10 @@ def plan_push(
 
 def _no_folder(text: str, path: str) -> NotACheckpoint:
     if is_ref(text):
-        tip = f"{text} looks like a name on the Hub, and push takes a local folder: download it first, or pass the folder that you mean"
+        tip = (
+            f"{text} looks like a name on the Hub, and push takes a local folder: download it first, or pass the folder"
+            " that you mean"
+        )
         return NotACheckpoint("no such folder", where=[path], help=tip)
     return NotACheckpoint("no such folder", where=[path], help="pass the folder of the model or adapter")
 
@@ -107,7 +115,9 @@ def looked(
     tag: str = "",
     keep: bool = False,
 ) -> PushPlan:
-    """The plan of a push of no files: what the repository holds, and which commit the push will build on. See `plan_push`."""
+    """The plan of a push of no files: what the repository holds, and which commit the push will build on. See
+    `plan_push`.
+    """
     repo_id, revision = _target(repo_id, revision)
     _check_options(revision, create_pr=create_pr, tag=tag)
     place = [repo_id]
@@ -136,7 +146,9 @@ def looked(
 
 
 def with_files(api: HfApi, plan: PushPlan, folder: str, files: Mapping[str, Local]) -> PushPlan:
-    """The plan after which the repository holds `files`, with a card and a message that say what the model in `folder` is."""
+    """The plan after which the repository holds `files`, with a card and a message that say what the model in
+    `folder` is.
+    """
     name = plan.repo_id.split("/")[-1]
     found = origins(LocalFolder(folder), name, plan.repo_id)
     card, said = _card(api, found, files.get(CARD), plan.repo_id if CARD in plan.remote else "", plan.parent)
@@ -207,7 +219,8 @@ def _message(folder: str) -> str:
 def _card(api: HfApi, said: Origins, own: Local | None, repo_id: str, revision: str) -> tuple[Local, list[str]]:
     """The card: the folder's own, else the repository's, completed; else a new one. And what it could not say.
 
-    One that was written here, for what was pushed before or for the base, is written anew: this was made in another way.
+    One that was written here, for what was pushed before or for the base, is written anew: this was made in another
+    way.
     """
     metadata, notes = dict(said.metadata), list[str]()
     own = None if own and is_ours(_text(own)) else own
@@ -236,7 +249,9 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError("the card is not UTF-8", where=[CARD], help="the Hub takes no other: save it as UTF-8") from error
+        raise FormatError(
+            "the card is not UTF-8", where=[CARD], help="the Hub takes no other: save it as UTF-8"
+        ) from error
 
 
 def _remote_card(api: HfApi, repo_id: str, revision: str) -> str:
@@ -244,7 +259,8 @@ def _remote_card(api: HfApi, repo_id: str, revision: str) -> str:
 
 
 def _license(api: HfApi, base: str, *, new: bool) -> tuple[dict[str, Any], list[str]]:
-    """The licence of the base, as its own card says it; and a note where it cannot be had, which is no reason not to push.
+    """The licence of the base, as its own card says it; and a note where it cannot be had, which is no reason not to
+    push.
 
     That the base names none is said of a new card only: one that is there was left without a licence by its author.
     """
@@ -252,5 +268,9 @@ def _license(api: HfApi, base: str, *, new: bool) -> tuple[dict[str, Any], list[
         card = retried(lambda: api.model_info(base), f"ask for the licence of {base}").card_data
     except HubError as error:
         return {}, [f"the card says no licence: {error.what}"]
-    found = {key: value for key in ("license", "license_name", "license_link") if card is not None and (value := card.get(key))}
+    found = {
+        key: value
+        for key in ("license", "license_name", "license_link")
+        if card is not None and (value := card.get(key))
+    }
     return found, [f"the new card names no licence, since the card of {base} names none"] if new and not found else []

@@ -1,11 +1,12 @@
 """Files on the Hub: listed once, pinned to a commit, read by ranges.
 
-A revision is resolved when a folder is opened, and everything afterwards names that commit: a branch that moves meanwhile cannot
-mix two versions. What lies in the local cache for that commit is read from there, and with HF_HUB_OFFLINE nothing else is.
+A revision is resolved when a folder is opened, and everything afterwards names that commit: a branch that moves
+meanwhile cannot mix two versions. What lies in the local cache for that commit is read from there, and with
+HF_HUB_OFFLINE nothing else is.
 
-The client does not retry a ranged read, so `fetch` does: after a reset, an answer that ends early, 408, 429 or 5xx it goes on from
-the byte that it reached. Large files are served by another host, through signed links: a link is asked for once per file, kept,
-never sent our token, and asked for again when it has expired.
+The client does not retry a ranged read, so `fetch` does: after a reset, an answer that ends early, 408, 429 or 5xx
+it goes on from the byte that it reached. Large files are served by another host, through signed links: a link is
+asked for once per file, kept, never sent our token, and asked for again when it has expired.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ _links: dict[str, str] = {}  # signed links by file
 
 @dataclass(frozen=True, slots=True)
 class RemoteFolder:
-    """A folder of a repository at one commit; `files` are all that lie in it, by their path from there. See `Folder`."""
+    """A folder of a repository at one commit; `files` are all that lie in it, by their path from there. See
+    `Folder`.
+    """
 
     ref: HubRef
     files: Mapping[str, File]
@@ -70,7 +73,11 @@ class RemoteFolder:
 
     def walk(self, without: Collection[str] = ()) -> Iterator[str]:
         """See `Folder`."""
-        yield from (path for path in sorted(self.files, key=_by_folder) if "/" not in path or path.partition("/")[0] not in without)
+        yield from (
+            path
+            for path in sorted(self.files, key=_by_folder)
+            if "/" not in path or path.partition("/")[0] not in without
+        )
 
     def file(self, name: str) -> File:
         """See `Folder`."""
@@ -96,9 +103,11 @@ class RemoteFolder:
 
 
 def open_remote(ref: HubRef) -> tuple[RemoteFolder, str]:
-    """The folder that `ref` names, pinned to a commit, and ""; or the folder of the file that it names, and the file's name.
+    """The folder that `ref` names, pinned to a commit, and ""; or the folder of the file that it names, and the
+    file's name.
 
-    Raises NotOnHub where there is no such repository, revision or folder; other HubErrors where the Hub refuses or is not reached.
+    Raises NotOnHub where there is no such repository, revision or folder; other HubErrors where the Hub refuses or
+    is not reached.
     """
     from huggingface_hub import constants
 
@@ -122,13 +131,18 @@ def _commit(ref: HubRef) -> tuple[HubRef, Mapping[str, File]]:
 
     if re.fullmatch("[0-9a-f]{40}", ref.revision or ""):
         return replace(ref, subfolder=""), _listed(ref.repo_id, str(ref.revision))
-    sha = _met(lambda: api().repo_info(ref.repo_id, revision=ref.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha, f"open {ref}")
+    sha = _met(
+        lambda: api().repo_info(ref.repo_id, revision=ref.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha,
+        f"open {ref}",
+    )
     assert sha is not None
     return HubRef(ref.repo_id, sha), _listed(ref.repo_id, sha)
 
 
 def _met(call: Callable[[], T], doing: str) -> T:
-    """`retried`, but without a connection at all there is no second try: the name may be that of a folder, misspelled."""
+    """`retried`, but without a connection at all there is no second try: the name may be that of a folder,
+    misspelled.
+    """
     from huggingface_hub.utils import httpx
 
     try:
@@ -149,7 +163,10 @@ def _listed(repo_id: str, sha: str) -> Mapping[str, File]:
     pinned = HubRef(repo_id, sha)
     entries = _met(lambda: list(api().list_repo_tree(repo_id, revision=sha, recursive=True)), f"list {pinned}")
     found = [entry for entry in entries if isinstance(entry, RepoFile)]
-    return {e.path: File(str(replace(pinned, subfolder=e.path)), e.size, 0, e.lfs.sha256 if e.lfs else e.blob_id) for e in found}
+    return {
+        e.path: File(str(replace(pinned, subfolder=e.path)), e.size, 0, e.lfs.sha256 if e.lfs else e.blob_id)
+        for e in found
+    }
 
 
 def _cached_commit(ref: HubRef) -> tuple[HubRef, Mapping[str, File]]:
@@ -165,7 +182,9 @@ def _cached_commit(ref: HubRef) -> tuple[HubRef, Mapping[str, File]]:
     snapshot = os.path.join(root, "snapshots", sha)
     if not os.path.isdir(snapshot):
         tip = f"unset HF_HUB_OFFLINE, or fetch it where there is a network: hf download {ref.repo_id}"
-        raise HubUnreachable("offline, and not in the local cache", where=[str(ref), f"cache: {constants.HF_HUB_CACHE}"], help=tip)
+        raise HubUnreachable(
+            "offline, and not in the local cache", where=[str(ref), f"cache: {constants.HF_HUB_CACHE}"], help=tip
+        )
     pinned, files = HubRef(ref.repo_id, sha), {}
     for here, _, names in os.walk(snapshot):
         for name in names:
@@ -216,7 +235,9 @@ def _parsed(path: str) -> HubRef:
 
 
 def local_copy(file: File, stop: threading.Event | None = None) -> int | None:
-    """A descriptor of the file in the local cache, or, for one that is to be read whole, of a temporary copy; None for others."""
+    """A descriptor of the file in the local cache, or, for one that is to be read whole, of a temporary copy; None
+    for others.
+    """
     if (path := _cached(file)) is not None:
         return regular(path)
     return os.dup(_spool.fileno(file, stop)) if file.whole else None
@@ -291,10 +312,12 @@ _spool = _Spool()
 
 
 def fetch(file: File, start: int, end: int, stop: threading.Event | None = None) -> Iterator[bytes]:
-    """Bytes [start, end) of a file, part by part: by one request, and by another one for the rest where an answer breaks off.
+    """Bytes [start, end) of a file, part by part: by one request, and by another one for the rest where an answer
+    breaks off.
 
-    A file that is fetched from its first byte to its last has the hash that the Hub says, or SourceChanged is raised at the end.
-    Raises HubUnreachable after `TRIES` failures in a row, other HubErrors for what no retry mends; SurgeryError once `stop` is set.
+    A file that is fetched from its first byte to its last has the hash that the Hub says, or SourceChanged is raised
+    at the end. Raises HubUnreachable after `TRIES` failures in a row, other HubErrors for what no retry mends;
+    SurgeryError once `stop` is set.
     """
     check = _Check(file) if (start, end) == (0, file.size) else None
     for part in _fetched(file, start, end, stop):
@@ -344,7 +367,9 @@ def _answer(file: File, start: int, end: int) -> Iterator[bytes]:
     link = _links.get(file.path)
     sent = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"} | ({} if link else _headers())
     timeout = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    with get_session().stream("GET", link or _url(file), headers=sent, timeout=timeout, follow_redirects=True) as response:
+    with get_session().stream(
+        "GET", link or _url(file), headers=sent, timeout=timeout, follow_redirects=True
+    ) as response:
         if not (link and response.status_code in EXPIRED):
             if response.is_error:
                 response.read()
@@ -369,7 +394,11 @@ def _first(parts: Iterator[bytes], nbytes: int) -> Iterator[bytes]:
 
 def _check_range(file: File, response: httpx2.Response, start: int, end: int) -> None:
     """The answer is of these bytes, and of a file of that size."""
-    whole = response.status_code == 200 and start == 0 and int(response.headers.get("Content-Length", file.size)) == file.size
+    whole = (
+        response.status_code == 200
+        and start == 0
+        and int(response.headers.get("Content-Length", file.size)) == file.size
+    )
     if not whole and response.headers.get("Content-Range") != f"bytes {start}-{end - 1}/{file.size}":
         said = response.headers.get("Content-Range") or f"status {response.status_code}"
         raise SourceChanged(
@@ -397,7 +426,9 @@ def _ours(error: Exception, file: File, at: int, failures: int) -> Exception:
     """The error as one of ours; what is no error of the Hub's stays what it is."""
     where = [f"{file.path}: byte {at}"]
     if isinstance(error, _Short):
-        return HubUnreachable(f"cannot read from the Hub: {failures} times in a row {error}", where=where, help="run again later")
+        return HubUnreachable(
+            f"cannot read from the Hub: {failures} times in a row {error}", where=where, help="run again later"
+        )
     return as_ours(error, "read from the Hub", where) or error
 
 

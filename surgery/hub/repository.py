@@ -18,7 +18,9 @@ def remote_file(api: HfApi, repo_id: str, revision: str, path: str, what: str = 
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     def fetch() -> bytes:
-        answer = get_session().get(hf_hub_url(repo_id, path, revision=revision, endpoint=api.endpoint), headers=build_hf_headers())
+        answer = get_session().get(
+            hf_hub_url(repo_id, path, revision=revision, endpoint=api.endpoint), headers=build_hf_headers()
+        )
         hf_raise_for_status(answer)
         return bytes(answer.content)
 
@@ -51,7 +53,9 @@ def head_of(api: HfApi, repo_id: str, revision: str) -> str:
 def refs_of(api: HfApi, repo_id: str) -> dict[str, str]:
     """Branches by name, and pull requests as refs/pr/N: the commit that each is at."""
     found = retried(lambda: api.list_repo_refs(repo_id, include_pull_requests=True), "list the branches", [repo_id])
-    return {ref.name: ref.target_commit for ref in found.branches} | {ref.ref: ref.target_commit for ref in found.pull_requests or []}
+    return {ref.name: ref.target_commit for ref in found.branches} | {
+        ref.ref: ref.target_commit for ref in found.pull_requests or []
+    }
 
 
 def tree_of(api: HfApi, repo_id: str, revision: str, doing: str = "list the files") -> dict[str, Remote]:
@@ -67,4 +71,8 @@ def check_tag(api: HfApi, plan: PushPlan, commit: str) -> None:
     """A tag of that name, if there is one, names `commit`: another one is in the way."""
     tags = retried(lambda: api.list_repo_refs(plan.repo_id), "list the tags", [plan.repo_id]).tags if plan.tag else []
     if taken := [t.target_commit for t in tags if t.name == plan.tag and t.target_commit != commit]:
-        raise HubConflict(f"the tag {plan.tag} is taken", where=[f"{plan.repo_id}: {plan.tag} names {taken[0]}"], help="choose another tag")
+        raise HubConflict(
+            f"the tag {plan.tag} is taken",
+            where=[f"{plan.repo_id}: {plan.tag} names {taken[0]}"],
+            help="choose another tag",
+        )

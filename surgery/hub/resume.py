@@ -1,13 +1,15 @@
-"""What a broken streamed run leaves: a stage here, a journal in it, and on the Hub contents that no commit holds yet.
+"""What a broken streamed run leaves: a stage here, a journal in it, and on the Hub contents that no commit holds
+yet.
 
-The journal lists what was sent, by name, size and sha256: nothing secret, no path of this machine. It is renamed into place as
-a whole after each file, so it is never half written, and a file leaves the disk only when the journal has it.
+The journal lists what was sent, by name, size and sha256: nothing secret, no path of this machine. It is renamed
+into place as a whole after each file, so it is never half written, and a file leaves the disk only when the journal
+has it.
 
-What the Hub still has is asked by hash, and becomes part of the commit without being made or sent again. The client has no
-public way to commit content that is not here, so `operation` sets the attributes that the client itself sets after an upload;
-`unsupported` says where a client has them not. The public way would be a branch of its own with one commit per shard, merged at
-the end: the repository's history would show hundreds of commits of half a model for good, and a pull request that fails in the
-middle would be there for all to see.
+What the Hub still has is asked by hash, and becomes part of the commit without being made or sent again. The client
+has no public way to commit content that is not here, so `operation` sets the attributes that the client itself sets
+after an upload; `unsupported` says where a client has them not. The public way would be a branch of its own with one
+commit per shard, merged at the end: the repository's history would show hundreds of commits of half a model for
+good, and a pull request that fails in the middle would be there for all to see.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Entry:
 
 
 def stage_of(dest: str, folder: str | None = None) -> str:
-    """The place beside which the stages of outputs for `hf://org/name` are: in `folder`, or in the Hub's own folder, HF_HOME."""
+    """The place beside which the stages of outputs for `hf://org/name` are: in `folder`, or in the Hub's own folder,
+    HF_HOME.
+    """
     from huggingface_hub import constants
 
     root = folder or os.path.join(constants.HF_HOME, "surgery")
@@ -64,14 +68,18 @@ def read_journal(stage: str, identity: str) -> dict[str, Entry]:
             raise ValueError(wrong[0])
         return found if content["identity"] == identity else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError("the journal of what was sent is damaged", where=[path], help=f"remove the stage: {stage}") from error
+        raise FormatError(
+            "the journal of what was sent is damaged", where=[path], help=f"remove the stage: {stage}"
+        ) from error
 
 
 def write_journal(stage: Inside, identity: str, sent: Mapping[str, Entry]) -> None:
     """The journal says this, or, if the machine dies meanwhile, what it said before: then a little is sent again."""
     part = f"{PARTS}/journal"
     with open(stage.create(part), "w", encoding="utf-8") as stream:
-        json.dump({"identity": identity, "files": {name: asdict(entry) for name, entry in sent.items()}}, stream, indent=1)
+        json.dump(
+            {"identity": identity, "files": {name: asdict(entry) for name, entry in sent.items()}}, stream, indent=1
+        )
         stream.flush()
         os.fsync(stream.fileno())
     stage.rename(part, JOURNAL)
@@ -96,7 +104,9 @@ def still_there(repo_id: str, sent: Mapping[str, Entry]) -> Iterator[str]:
     from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
     for names in (list(sent)[i : i + ASKED] for i in range(0, len(sent), ASKED)):
-        infos = [UploadInfo(sha256=bytes.fromhex(sent[name].sha256), size=sent[name].nbytes, sample=b"") for name in names]
+        infos = [
+            UploadInfo(sha256=bytes.fromhex(sent[name].sha256), size=sent[name].nbytes, sample=b"") for name in names
+        ]
 
         def ask(infos: list[UploadInfo] = infos) -> Iterable[dict[str, object]]:
             return post_lfs_batch_info(infos, token=None, repo_type="model", repo_id=repo_id)[0]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @takes_opened
 def execute_push(plan: PushPlan, *, on_file: Callable[[str, int], None] | None = None) -> PushReport:
-    """Carry out a plan; the repository holds all of it when this returns, and holds none of it if this raises before its commit.
+    """Carry out a plan; the repository holds all of it when this returns, and holds none of it if this raises before
+    its commit.
 
     `on_file` is called with the path and the bytes of each file that has arrived. Raises HubError, SourceChanged.
     """
@@ -77,9 +78,17 @@ def prepared(api: HfApi, plan: PushPlan) -> PushPlan:
         plan = compared(plan, head, tree_of(api, plan.repo_id, head))
         plan = replace(plan, new_branch=plan.revision != MAIN)
     if plan.new_branch:
-        make = lambda: api.create_branch(plan.repo_id, branch=plan.revision, revision=plan.parent, exist_ok=True)  # noqa: E731
-        retried(make, f"make the branch {plan.revision}", where)
+        _make_branch(api, plan, where)
     return plan
+
+
+def _make_branch(api: HfApi, plan: PushPlan, where: Sequence[str]) -> None:
+    """The branch of the plan, from the commit that the plan builds on."""
+
+    def make() -> None:
+        api.create_branch(plan.repo_id, branch=plan.revision, revision=plan.parent, exist_ok=True)
+
+    retried(make, f"make the branch {plan.revision}", where)
 
 
 def _sent(api: HfApi, plan: PushPlan, on_file: Callable[[str, int], None]) -> list[Any]:
@@ -117,11 +126,15 @@ def preuploaded(api: HfApi, plan: PushPlan, operations: Sequence[CommitOperation
             operation.upload_info.sha256 = bytes.fromhex(local.sha256)
     names = [operation.path_in_repo for operation in operations]
     with translated(f"send {series(listed(names, 2))}", [plan.repo_id]):
-        api.preupload_lfs_files(plan.repo_id, operations, revision=plan.revision, create_pr=plan.create_pr, free_memory=free_memory)
+        api.preupload_lfs_files(
+            plan.repo_id, operations, revision=plan.revision, create_pr=plan.create_pr, free_memory=free_memory
+        )
     # The client would leave such files out of the commit in silence; no public attribute tells them.
     if left := [operation.path_in_repo for operation in operations if getattr(operation, "_should_ignore", False)]:
         tip = "change .gitignore, or remove the files from the folder"
-        raise HubError(".gitignore leaves out files that are to be pushed", where=[plan.repo_id, *listed(left)], help=tip)
+        raise HubError(
+            ".gitignore leaves out files that are to be pushed", where=[plan.repo_id, *listed(left)], help=tip
+        )
 
 
 def _check_unchanged(local: Local) -> None:
@@ -129,7 +142,9 @@ def _check_unchanged(local: Local) -> None:
         path = local.source.path
         status = os.stat(path)
         if (status.st_size, status.st_mtime_ns) != (local.source.size, local.source.mtime_ns):
-            raise SourceChanged("the file changed while it was being sent", where=[path], help="run again when nothing writes to it")
+            raise SourceChanged(
+                "the file changed while it was being sent", where=[path], help="run again when nothing writes to it"
+            )
 
 
 def _committed(api: HfApi, plan: PushPlan, operations: Sequence[Any]) -> tuple[str, str]:
@@ -164,7 +179,9 @@ def _pulls(api: HfApi, plan: PushPlan) -> set[str]:
 
 
 def _found(api: HfApi, plan: PushPlan, pulls: set[str], error: HubError) -> tuple[str, str] | None:
-    """Our commit, if it was made in spite of the error; None where it can be tried again. Raises HubConflict where it cannot."""
+    """Our commit, if it was made in spite of the error; None where it can be tried again. Raises HubConflict where
+    it cannot.
+    """
     try:
         if not (found := _landed(api, plan, pulls)):
             _check_unmoved(api, plan, error)
@@ -182,12 +199,21 @@ def _found(api: HfApi, plan: PushPlan, pulls: set[str], error: HubError) -> tupl
 def _landed(api: HfApi, plan: PushPlan, pulls: set[str]) -> tuple[str, str] | None:
     """The commit that holds what we sent, if one was made on our parent since; None otherwise.
 
-    Our commit can only be a child of the parent that it names, so the first one after it, or a new pull request's, is ours or none.
+    Our commit can only be a child of the parent that it names, so the first one after it, or a new pull request's,
+    is ours or none.
     """
     if plan.create_pr:
-        new = {ref: sha for ref, sha in refs_of(api, plan.repo_id).items() if ref.startswith("refs/pr/") and ref not in pulls}
+        new = {
+            ref: sha
+            for ref, sha in refs_of(api, plan.repo_id).items()
+            if ref.startswith("refs/pr/") and ref not in pulls
+        }
         found = [(sha, ref) for ref, sha in new.items() if not _differing(plan, tree_of(api, plan.repo_id, sha))]
-        return (found[0][0], f"{api.endpoint}/{plan.repo_id}/discussions/{found[0][1].rsplit('/', 1)[-1]}") if found else None
+        return (
+            (found[0][0], f"{api.endpoint}/{plan.repo_id}/discussions/{found[0][1].rsplit('/', 1)[-1]}")
+            if found
+            else None
+        )
     since = _since(api, plan)
     if not since:
         return None

@@ -11,6 +11,9 @@ def split_into_shards(sizes: Mapping[str, int], max_shard_size: int, stem: str) 
 
     literal = stem.replace("{", "{{").replace("}", "}}")  # the Hub formats its pattern
     split = split_state_dict_into_shards_factory(
-        dict(sizes), get_storage_size=int, filename_pattern=f"{literal}{{suffix}}.safetensors", max_shard_size=max_shard_size
+        dict(sizes),
+        get_storage_size=int,
+        filename_pattern=f"{literal}{{suffix}}.safetensors",
+        max_shard_size=max_shard_size,
     )
     return dict(split.tensor_to_filename)

@@ -1,8 +1,10 @@
-"""Straight to the Hub: each finished shard is sent ahead and leaves the disk, and one commit at the end makes all visible.
+"""Straight to the Hub: each finished shard is sent ahead and leaves the disk, and one commit at the end makes all
+visible.
 
-Nothing shows in the repository before that commit, which is made as that of a push is, under the parent that was read before the
-first byte: a commit of someone else's meanwhile is an error, never overwritten. What was sent is written to a journal in the
-stage; the next run of the same plan asks the Hub by hash what it still has, and makes and sends the rest.
+Nothing shows in the repository before that commit, which is made as that of a push is, under the parent that was
+read before the first byte: a commit of someone else's meanwhile is an error, never overwritten. What was sent is
+written to a journal in the stage; the next run of the same plan asks the Hub by hash what it still has, and makes
+and sends the rest.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ HERE = (".json", ".md", ".undo")  # what is checked and completed before the com
 class HubDestination:
     """A repository as the place of an output: `repo` is `hf://org/name` or `org/name`, either with `@branch`.
 
-    `private`, `create_pr`, `message`, `tag` and `keep` are as for `plan_push`. At most `stage_shards` shards are on the disk at a
-    time, in the folder `stage`, or where the Hub's client has its files (HF_HOME); with 2, one is sent while the next is made.
+    `private`, `create_pr`, `message`, `tag` and `keep` are as for `plan_push`. At most `stage_shards` shards are on
+    the disk at a time, in the folder `stage`, or where the Hub's client has its files (HF_HOME); with 2, one is sent
+    while the next is made.
     """
 
     repo: str
@@ -58,8 +61,12 @@ class HubDestination:
     stage_shards: int = 1
 
 
-def deliver_to(dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, overwrite: bool, discard_edits: bool = False) -> Streamed:
-    """The delivery of `plan` to a repository, which is only looked at. Raises DestinationError where it holds weights, HubError."""
+def deliver_to(
+    dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, overwrite: bool, discard_edits: bool = False
+) -> Streamed:
+    """The delivery of `plan` to a repository, which is only looked at. Raises DestinationError where it holds
+    weights, HubError.
+    """
     goal = dest if isinstance(dest, HubDestination) else HubDestination(os.fspath(dest))
     if goal.stage_shards < 1:
         raise SurgeryError(f"{goal.stage_shards} shards in the stage are too few", help="pass --stage-shards 1 or more")
@@ -67,13 +74,17 @@ def deliver_to(dest: str | os.PathLike[str] | HubDestination, plan: Plan, *, ove
 
 
 @takes_opened
-def preview(plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool = False, discard_edits: bool = False) -> PushPlan:
+def preview(
+    plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool = False, discard_edits: bool = False
+) -> PushPlan:
     """What carrying out `plan` at `dest` would send, delete and keep there; nothing is made or changed.
 
     Everything counts as sent, since what the Hub has of it already shows when it is made. Raises as `deliver_to` does.
     """
     push = deliver_to(dest, plan, overwrite=overwrite, discard_edits=discard_edits).push
-    sizes = {s.name: s.nbytes for s in plan.shards} | {p: len(f) if isinstance(f, bytes) else f.size for p, f in plan.files.items()}
+    sizes = {s.name: s.nbytes for s in plan.shards} | {
+        p: len(f) if isinstance(f, bytes) else f.size for p, f in plan.files.items()
+    }
     card = () if CARD in sizes else (CARD,)
     told = f"{CARD}, the model card, is written, or completed where there is one"
     files = {path: Local(content) for path, content in plan.files.items()}
@@ -95,13 +106,19 @@ def _looked(goal: HubDestination, plan: Plan, *, overwrite: bool, discard_edits:
         keep=goal.keep,
     )
     _check_replaceable(
-        push, plan, stage_at(stage_of(goal.repo, goal.stage), plan.identity), overwrite=overwrite, discard_edits=discard_edits
+        push,
+        plan,
+        stage_at(stage_of(goal.repo, goal.stage), plan.identity),
+        overwrite=overwrite,
+        discard_edits=discard_edits,
     )
     return push
 
 
 def _is_sent(push: PushPlan, plan: Plan, stage: str) -> bool:
-    """Whether the plan's shards are all that the repository has of weights, each as the journal says that it was sent."""
+    """Whether the plan's shards are all that the repository has of weights, each as the journal says that it was
+    sent.
+    """
     entries = resume.read_journal(stage, plan.identity)
     held = {name for name in weights_in(push.remote) if not name.endswith(HERE)}
     return held == {shard.name for shard in plan.shards} and all(
@@ -112,7 +129,8 @@ def _is_sent(push: PushPlan, plan: Plan, stage: str) -> bool:
 def _check_replaceable(push: PushPlan, plan: Plan, stage: str, *, overwrite: bool, discard_edits: bool) -> None:
     """A pull request and a new branch replace nothing; a commit to a branch with weights on it does.
 
-    Unless the weights are just what the journal in `stage` says was sent: then a run died after its commit, and nothing is replaced.
+    Unless the weights are just what the journal in `stage` says was sent: then a run died after its commit, and
+    nothing is replaced.
     """
     held = weights_in(push.remote)
     if not held or push.create_pr or push.new_branch or (overwrite and discard_edits):
@@ -129,7 +147,10 @@ def _check_replaceable(push: PushPlan, plan: Plan, stage: str, *, overwrite: boo
     raise DestinationError(
         "the repository holds weights already",
         where=[f"{push.repo_id}@{push.revision}", *listed(held), *ours],
-        help="replace them with --overwrite, the history keeps them; or propose it with --create-pr; or choose another name with -o",
+        help=(
+            "replace them with --overwrite, the history keeps them; or propose it with --create-pr; or choose another"
+            " name with -o"
+        ),
     )
 
 
@@ -180,12 +201,17 @@ class Streamed:
         from huggingface_hub import CommitOperationAdd
 
         self._prepare()
-        operations = [CommitOperationAdd(name, os.path.join(self.stage, name)) for name in names if not name.endswith(HERE)]
+        operations = [
+            CommitOperationAdd(name, os.path.join(self.stage, name)) for name in names if not name.endswith(HERE)
+        ]
         try:
             with silent_bars():
                 preuploaded(client.api(), self.push, operations, free_memory=True)
         except HubError as error:
-            where = [*error.where, f"{self._shards()} of {len(self.plan.shards)} shards are sent; the same command goes on from there"]
+            where = [
+                *error.where,
+                f"{self._shards()} of {len(self.plan.shards)} shards are sent; the same command goes on from there",
+            ]
             raise type(error)(error.what, where=where, help=error.help) from error
         done = [operation for operation in operations if operation.path_or_fileobj == b""]
         self.sent |= {operation.path_in_repo: self._sent(operation) for operation in done}
@@ -201,7 +227,9 @@ class Streamed:
         return Sent(size, operation.upload_info.sha256.hex(), operation)
 
     def _note(self) -> None:
-        resume.write_journal(self.inside, self.plan.identity, {n: Entry(s.nbytes, s.sha256) for n, s in self.sent.items()})
+        resume.write_journal(
+            self.inside, self.plan.identity, {n: Entry(s.nbytes, s.sha256) for n, s in self.sent.items()}
+        )
 
     def _prepare(self) -> None:
         """The repository and its branch are there."""
@@ -211,8 +239,8 @@ class Streamed:
         self.ready = True
 
     def publish(self) -> PushReport:
-        """See `Delivery`. The whole is verified first, as a push verifies a folder: shards that are gone stand there as their headers,
-        and their record was proved before they were sent."""
+        """See `Delivery`. The whole is verified first, as a push verifies a folder: shards that are gone stand there
+        as their headers, and their record was proved before they were sent."""
         self._prepare()
         self._hollow()
         verify(self.stage, check_class=False, check_record=False).require()
@@ -230,7 +258,9 @@ class Streamed:
         return report
 
     def _hollow(self) -> None:
-        """In the place of each file that left is one of its size, with its header, which takes no room. `begin` removes them."""
+        """In the place of each file that left is one of its size, with its header, which takes no room. `begin`
+        removes them.
+        """
         headers = {shard.name: shard.header for shard in self.plan.shards}
         for name, sent in self.sent.items():
             with open(self.inside.create(name), "wb") as stream:

@@ -1,12 +1,12 @@
 """What a sum does to its base: the interface of each kind of delta that is added to it, and of what multiplies it.
 
-Kinds are open, as leaves and movement are not. A kind is a frozen dataclass in a file of its own in this room (`low_rank.py`,
-`dense.py`, `gain.py`); a file of the same name in `evaluation/` computes it; a row of the table in `evaluation/kinds.py`
-names the two. Nothing else knows which kinds there are.
+Kinds are open, as leaves and movement are not. A kind is a frozen dataclass in a file of its own in this room
+(`low_rank.py`, `dense.py`, `gain.py`); a file of the same name in `evaluation/` computes it; a row of the table in
+`evaluation/kinds.py` names the two. Nothing else knows which kinds there are.
 
-A base is a matrix, as deep as it likes: its last axis is its columns, all before that are its rows. Each movement of rows or
-columns is asked of the kind: what it answers, for a base that moved alike, is the same change. None says that it cannot; then
-the movement stays above the sum, which is computed as a whole first.
+A base is a matrix, as deep as it likes: its last axis is its columns, all before that are its rows. Each movement of
+rows or columns is asked of the kind: what it answers, for a base that moved alike, is the same change. None says
+that it cannot; then the movement stays above the sum, which is computed as a whole first.
 """
 
 from __future__ import annotations

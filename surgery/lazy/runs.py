@@ -97,12 +97,16 @@ def _lower(tensor: Tensor) -> list[Piece]:
 
 
 def window(pieces: Sequence[Piece], start: int, stop: int, size: int) -> list[Piece]:
-    """The parts of `pieces` that make elements [start, stop) of a tensor of `size` elements, renumbered from `start`."""
+    """The parts of `pieces` that make elements [start, stop) of a tensor of `size` elements, renumbered from
+    `start`.
+    """
     return [_merged(replace(q, to=q.to - start)) for p in pieces for q in _clip(p, start, stop, size)]
 
 
 def to_bytes(piece: Piece) -> Piece:
-    """The piece in bytes: runs become runs of bytes, strides bytes. Raises LayoutError where a sub-byte dtype is cut."""
+    """The piece in bytes: runs become runs of bytes, strides bytes. Raises LayoutError where a sub-byte dtype is
+    cut.
+    """
     bits = piece.leaf.dtype.bits
     if bits % 8 == 0:
         item = bits // 8

@@ -29,18 +29,21 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as it was when it was opened: a local one, or one on the Hub, `hf://org/name@commit/path`, which never changes.
+    """A file as it was when it was opened: a local one, or one on the Hub, `hf://org/name@commit/path`, which never
+    changes.
 
-    `digest` names its content for the identity of a plan: the SHA-256 of a checkpoint shard's header, or of an adapter
-    file's whole content (a retrained adapter has the same header, size and perhaps time). On the Hub it is what the Hub says:
-    the SHA-256 of the whole content, or git's hash of it.
+    `digest` names its content for the identity of a plan: the SHA-256 of a checkpoint shard's header, or of an
+    adapter file's whole content (a retrained adapter has the same header, size and perhaps time). On the Hub it is
+    what the Hub says: the SHA-256 of the whole content, or git's hash of it.
     """
 
     path: str
     size: int
     mtime_ns: int
     digest: str = ""
-    whole: bool = False  # on the Hub: it is fetched as a whole, and held against `digest`, before any part of it is read
+    whole: bool = (
+        False  # on the Hub: it is fetched as a whole, and held against `digest`, before any part of it is read
+    )
 
     @property
     def remote(self) -> bool:
@@ -86,8 +89,8 @@ class Zeros(_Sized):
 
 @dataclass(frozen=True, slots=True)
 class Random(_Sized):
-    """Float32 numbers that follow from `key` and their place alone: uniform in [-spread, spread), or normal with deviation
-    `spread`. The same on every machine; `draw.py` draws them, without torch.
+    """Float32 numbers that follow from `key` and their place alone: uniform in [-spread, spread), or normal with
+    deviation `spread`. The same on every machine; `draw.py` draws them, without torch.
     """
 
     shape: Shape
@@ -164,7 +167,9 @@ class Concat(_Sized):
 
 @dataclass(frozen=True, slots=True)
 class Sum(_Sized):
-    """`(base + sum(deltas)) * gain`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a cast."""
+    """`(base + sum(deltas)) * gain`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a
+    cast.
+    """
 
     dtype: Dtype
     base: Tensor
@@ -178,7 +183,9 @@ class Sum(_Sized):
 
 @dataclass(frozen=True, slots=True)
 class Norms(_Sized):
-    """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it before all else."""
+    """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it
+    before all else.
+    """
 
     of: Tensor
     columns: bool = False
@@ -211,9 +218,11 @@ class Before(_Sized):
 
 @dataclass(frozen=True, slots=True)
 class Restored(_Sized):
-    """`predicted`, corrected block by block to what it was when the record was made, and compared with the record's digests.
+    """`predicted`, corrected block by block to what it was when the record was made, and compared with the record's
+    digests.
 
-    `frames` (U8) holds the corrections of one block after another, `sizes` (U32) their bytes, `digests` (U8) 8 bytes for each.
+    `frames` (U8) holds the corrections of one block after another, `sizes` (U32) their bytes, `digests` (U8) 8 bytes
+    for each.
     """
 
     name: str
@@ -330,7 +339,9 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
         return base
     for kind in (base.dtype, dtype):
         if kind not in ARITHMETIC:
-            raise NotSupported(f"cannot compute on {kind} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed")
+            raise NotSupported(
+                f"cannot compute on {kind} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed"
+            )
     for change in changes(deltas, gain):
         change.check(base.shape)
     return Sum(dtype, base, tuple(deltas), gain)
@@ -435,7 +446,11 @@ def _continue_each_other(parts: Sequence[Tensor], axis: int) -> bool:
     at: int | None = None
     base: Tensor | None = None
     for part in parts:
-        if not isinstance(part, Narrow) or part.axis != axis or (base is not None and (part.base is not base or part.start != at)):
+        if (
+            not isinstance(part, Narrow)
+            or part.axis != axis
+            or (base is not None and (part.base is not base or part.start != at))
+        ):
             return False
         at, base = part.start + part.length, part.base
     return True

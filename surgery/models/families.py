@@ -41,8 +41,21 @@ CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision
 CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn", "k_attn", "v_attn"})
 
 # Last names of the modules that weight tying joins.
-EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"})
-HEADS = frozenset({"lm_head", "embed_out", "output", "decoder", "output_projection", "proj_out", "vocab_projector", "generator_lm_head"})
+EMBEDDINGS = frozenset(
+    {"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"}
+)
+HEADS = frozenset(
+    {
+        "lm_head",
+        "embed_out",
+        "output",
+        "decoder",
+        "output_projection",
+        "proj_out",
+        "vocab_projector",
+        "generator_lm_head",
+    }
+)
 
 
 # The output head by its whole name, as `get_output_embeddings` gives it: what PEFT leaves out of "all-linear".
@@ -50,40 +63,51 @@ OUTPUT_HEAD = re.compile(
     r"(?:(?:language_model|text_model|decoder)\.)?(?:lm_head(?:\.(?:decoder|out_proj))?|cls\.predictions\.decoder)"
     r"|(?:head|predictions)\.decoder|generator_lm_head|vocab_projector|pred_layer\.proj|proj_out|lm_loss|embed_out|output_projection|output"
 )
-OUTPUT_HEADS = {"rwkv": "head", "modernbert": "decoder", "modernbert-decoder": "decoder"}  # what is no head in other types
+OUTPUT_HEADS = {
+    "rwkv": "head",
+    "modernbert": "decoder",
+    "modernbert-decoder": "decoder",
+}  # what is no head in other types
 
-# Two-axis weights of torch.nn.Embedding whose last name (numbers left out) has no "embed" in it, and of nn.Linear that have one.
+# Two-axis weights of torch.nn.Embedding whose last name (numbers left out) has no "embed" in it, and of nn.Linear
+# that have one.
 OTHER_EMBEDDINGS = EMBEDDINGS | frozenset(
     """
-    audio_bos_eos_token bias_values codebook freq_emb hq_token iou_token mask_tokens obj_score_token pe_k pos_emb presence_token
-    queries_features query_feat reference_points rel_pos_emb relative_attention_bias segment_emb w wpe HashBucketCodepointEmbedder
+    audio_bos_eos_token bias_values codebook freq_emb hq_token iou_token mask_tokens obj_score_token pe_k pos_emb
+    presence_token queries_features query_feat reference_points rel_pos_emb relative_attention_bias segment_emb w wpe
+    HashBucketCodepointEmbedder
     """.split()
 )
 LINEAR_EMBEDDINGS = frozenset(
     """
-    box_linear_embeddings class_embed embed_action embed_out embed_return embed_state embedding_hidden_mapping_in embedding_projection
-    embedding_transformation embeddings_project enc_out_class_embed entity_embedding_dense inputs_embeds_projector mask_embedder
-    patch_embed patch_embedding patch_embedding_projection predictor_embeddings relative_pos_embeddings unembedding_projection
-    vision_embed_tokens xpath_unitseq2_embeddings
+    box_linear_embeddings class_embed embed_action embed_out embed_return embed_state embedding_hidden_mapping_in
+    embedding_projection embedding_transformation embeddings_project enc_out_class_embed entity_embedding_dense
+    inputs_embeds_projector mask_embedder patch_embed patch_embedding patch_embedding_projection predictor_embeddings
+    relative_pos_embeddings unembedding_projection vision_embed_tokens xpath_unitseq2_embeddings
     """.split()
 )
 # Routers of experts whose weight is a parameter of their own class, by last name: no module that LoRA can be put on.
 ROUTERS: Mapping[str, frozenset[str]] = {
     "gate": frozenset(
         """
-        axk1 axk2 bailing_hybrid cohere2_moe deepseek_v2 deepseek_v3 deepseek_v4 dots1 dots3_note dots3_note_text ernie4_5_moe
-        ernie4_5_vl_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm4v_moe glm4v_moe_text glm5_next hy_v3 hy_v4 inkling2
-        inkling2_text inkling_mm_model inkling_text kimi_k25 kimi_linear kolibri1 laguna mellum mimo_v2_flash minimax minimax_m2
-        minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 mistral_large4_text mixtral muse_spark muse_spark_text nemo_speechlm
-        nemotron_h nemotron_h_omni olmoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_thinker
-        qwen3_vl_moe qwen3_vl_moe_text qwen4_exp_text solar_open step3p7 unlimited_ocr
+        axk1 axk2 bailing_hybrid cohere2_moe deepseek_v2 deepseek_v3 deepseek_v4 dots1 dots3_note dots3_note_text
+        ernie4_5_moe ernie4_5_vl_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm4v_moe glm4v_moe_text
+        glm5_next hy_v3 hy_v4 inkling2 inkling2_text inkling_mm_model inkling_text kimi_k25 kimi_linear kolibri1
+        laguna mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4
+        mistral_large4_text mixtral muse_spark muse_spark_text nemo_speechlm nemotron_h nemotron_h_omni olmoe
+        qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_thinker qwen3_vl_moe
+        qwen3_vl_moe_text qwen4_exp_text solar_open step3p7 unlimited_ocr
         """.split()
     ),
     "router": frozenset(
-        "aria aria_text gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared jamba openai_privacy_filter".split()
+        """
+        aria aria_text gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared jamba
+        openai_privacy_filter
+        """.split()
     ),
 }
-# Names of modules that a type's files have and that its class holds in one parameter, or as a router's own: PEFT takes them for these
+# Names of modules that a type's files have and that its class holds in one parameter, or as a router's own: PEFT
+# takes them for these
 # parameters, by type.
 _OF_MIXTRAL = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 _OF_QWEN = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
@@ -91,24 +115,28 @@ EXPERT_TARGETS: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys("minimax minimax_m2 mixtral".split(), _OF_MIXTRAL),
     **dict.fromkeys(
         """
-        afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo glm4_moe glm4_moe_lite
-        glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe qwen3_next qwen3_omni_moe qwen3_omni_moe_text
-        qwen3_omni_moe_thinker solar_open
+        afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo glm4_moe
+        glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe qwen3_next
+        qwen3_omni_moe qwen3_omni_moe_text qwen3_omni_moe_thinker solar_open
         """.split(),
         _OF_QWEN,
     ),
 }
 # Encoder-decoders that are not called with input_ids, as PEFT's model for SEQ_2_SEQ_LM calls them.
-NOT_FROM_TEXT = frozenset("canary cohere_asr moonshine moonshine_streaming pix2struct pp_formulanet speech_to_text whisper".split())
+NOT_FROM_TEXT = frozenset(
+    "canary cohere_asr moonshine moonshine_streaming pix2struct pp_formulanet speech_to_text whisper".split()
+)
 # Convolutions that go the other way, whose weight is (in, out / groups, *kernel), by last name without its number.
-TRANSPOSED_CONVOLUTIONS = frozenset("compress_vit_conv conv_t convt_pre convtr encoder_conv upsampler upscale_conv".split())
+TRANSPOSED_CONVOLUTIONS = frozenset(
+    "compress_vit_conv conv_t convt_pre convtr encoder_conv upsampler upscale_conv".split()
+)
 # Types with convolutions in groups of several channels, which the shape does not tell from one group.
 GROUPED_CONVOLUTIONS = frozenset("data2vec-audio mgp-str regnet squeezebert timm_backbone timm_wrapper zaya".split())
 # Last names of tensors that are stored and are no parameters, in any type and in some.
 BUFFERS = frozenset(
     """
-    running_mean running_var num_batches_tracked position_ids relative_position_index inv_freq masked_bias final_logits_bias
-    e_score_correction_bias
+    running_mean running_var num_batches_tracked position_ids relative_position_index inv_freq masked_bias
+    final_logits_bias e_score_correction_bias
     """.split()
 )
 CAUSAL_MASKS = {"gpt2": "attn.bias", "gpt_neo": "attn.attention.bias", "gpt_neox": "attention.bias"}
@@ -121,11 +149,12 @@ VOCABULARY_BIASES = frozenset({"cls.predictions.bias", "predictions.bias", "fina
 class Ties:
     """The tensors that a class ties, each to the one it is tied to, and how config.json says that they are apart.
 
-    Their order is transformers': where the one that others are tied to is not stored, it is the first of them that is.
-    `said`: `tie_word_embeddings: false` loads both as they are stored, and changes nothing else. Where not, the flag has
-    to stay: BERT would miss a bias, BART its two other embeddings, Switch would scale its output otherwise; transformers 5
-    keeps stored tensors apart that differ. `always`: the class ties what is not stored, whatever the flag says. `embedding`:
-    the input embedding, as `get_input_embeddings` gives it, where others are not tied to that one.
+    Their order is transformers': where the one that others are tied to is not stored, it is the first of them that
+    is. `said`: `tie_word_embeddings: false` loads both as they are stored, and changes nothing else. Where not, the
+    flag has to stay: BERT would miss a bias, BART its two other embeddings, Switch would scale its output otherwise;
+    transformers 5 keeps stored tensors apart that differ. `always`: the class ties what is not stored, whatever the
+    flag says. `embedding`: the input embedding, as `get_input_embeddings` gives it, where others are not tied to
+    that one.
     """
 
     others: Mapping[str, str]
@@ -147,7 +176,8 @@ def _shared(*others: str, stem: str = "", always: bool = False, embedding: str =
     return Ties(dict.fromkeys((f"{name}.weight" for name in others), f"{stem}shared.weight"), False, always, embedding)
 
 
-# What each class ties: its `_tied_weights_keys`. Which tensors a file lacks, and how to say that they differ, is proven by
+# What each class ties: its `_tied_weights_keys`. Which tensors a file lacks, and how to say that they differ, is
+# proven by
 # logits in a test; the classes that are not here are refused where an adapter would untie them.
 TIES: Mapping[str, Ties] = {
     **_of(
@@ -157,7 +187,10 @@ TIES: Mapping[str, Ties] = {
         "Cohere2ForCausalLM OlmoForCausalLM Olmo2ForCausalLM",
         Ties({"lm_head.weight": "model.embed_tokens.weight"}),
     ),
-    **_of("GPT2LMHeadModel GPTNeoForCausalLM GPTBigCodeForCausalLM MptForCausalLM", Ties({"lm_head.weight": "transformer.wte.weight"})),
+    **_of(
+        "GPT2LMHeadModel GPTNeoForCausalLM GPTBigCodeForCausalLM MptForCausalLM",
+        Ties({"lm_head.weight": "transformer.wte.weight"}),
+    ),
     **_of("BloomForCausalLM FalconForCausalLM", Ties({"lm_head.weight": "transformer.word_embeddings.weight"})),
     "OPTForCausalLM": Ties({"lm_head.weight": "model.decoder.embed_tokens.weight"}),
     "WhisperForConditionalGeneration": Ties({"proj_out.weight": "model.decoder.embed_tokens.weight"}),
@@ -177,17 +210,25 @@ TIES: Mapping[str, Ties] = {
     **_of("T5EncoderModel MT5EncoderModel UMT5EncoderModel", _shared("encoder.embed_tokens", always=True)),
     "SwitchTransformersForConditionalGeneration": _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
     **_of(
-        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration M2M100ForConditionalGeneration",
+        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration"
+        " M2M100ForConditionalGeneration",
         _shared("lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
     ),
-    "PLBartForConditionalGeneration": _shared("lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens", stem="model."),
+    "PLBartForConditionalGeneration": _shared(
+        "lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens", stem="model."
+    ),
     **_of("BartModel MBartModel PegasusModel M2M100Model", _shared("decoder.embed_tokens", "encoder.embed_tokens")),
     **_of(
-        "BartForSequenceClassification MBartForSequenceClassification BartForQuestionAnswering MBartForQuestionAnswering",
+        "BartForSequenceClassification MBartForSequenceClassification BartForQuestionAnswering"
+        " MBartForQuestionAnswering",
         _shared("model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
     ),
     "MarianMTModel": _shared(
-        "lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model.", embedding="model.encoder.embed_tokens.weight"
+        "lm_head",
+        "model.decoder.embed_tokens",
+        "model.encoder.embed_tokens",
+        stem="model.",
+        embedding="model.encoder.embed_tokens.weight",
     ),
     "MarianModel": _shared("decoder.embed_tokens", "encoder.embed_tokens", embedding="encoder.embed_tokens.weight"),
     **_of(
@@ -199,14 +240,16 @@ TIES: Mapping[str, Ties] = {
 
 # Classes of Marian whose encoder and decoder have a vocabulary each: `share_encoder_decoder_embeddings: false`.
 _TWO_VOCABULARIES = {
-    "MarianMTModel": Ties({"lm_head.weight": "model.decoder.embed_tokens.weight"}, embedding="model.encoder.embed_tokens.weight"),
+    "MarianMTModel": Ties(
+        {"lm_head.weight": "model.decoder.embed_tokens.weight"}, embedding="model.encoder.embed_tokens.weight"
+    ),
     "MarianModel": None,
 }
 # Types whose class ties where config.json says so of the text model within, whatever it says of the whole.
 TIED_WITHIN = frozenset(
     """
-    fast_vlm glm4v glm4v_moe glm_ocr hunyuan_vl llava llava_next_video llava_onevision minimax_m3_vl paddleocr_vl qwen2_5_vl qwen2_vl
-    shieldgemma2 video_llama_3
+    fast_vlm glm4v glm4v_moe glm_ocr hunyuan_vl llava llava_next_video llava_onevision minimax_m3_vl paddleocr_vl
+    qwen2_5_vl qwen2_vl shieldgemma2 video_llama_3
     """.split()
 )
 # Classes whose head is not over the vocabulary: there is nothing that the input embedding could be tied to.
@@ -214,9 +257,9 @@ TIED_WITHIN = frozenset(
 BODIES = frozenset(
     f"{name}Model"
     for name in """
-    Albert Bert Bloom CLIPText Camembert Cohere Deberta DebertaV2 DistilBert Electra Ernie Falcon GPT2 GPTJ GPTNeo GPTNeoX Gemma Gemma2
-    Gemma3Text Granite Llama MPNet Mistral Mixtral ModernBert OPT Olmo Olmo2 Phi Phi3 Qwen2 Qwen2Moe Qwen3 Qwen3Moe Roberta SmolLM3
-    StableLm Starcoder2 XLMRoberta
+    Albert Bert Bloom CLIPText Camembert Cohere Deberta DebertaV2 DistilBert Electra Ernie Falcon GPT2 GPTJ GPTNeo
+    GPTNeoX Gemma Gemma2 Gemma3Text Granite Llama MPNet Mistral Mixtral ModernBert OPT Olmo Olmo2 Phi Phi3 Qwen2
+    Qwen2Moe Qwen3 Qwen3Moe Roberta SmolLM3 StableLm Starcoder2 XLMRoberta
     """.split()
 )
 _HEADLESS = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$")
@@ -242,7 +285,9 @@ def _says_tied(config: Mapping[str, Any]) -> bool:
 
 
 def ties(config: Mapping[str, Any]) -> Ties | None:
-    """What the model's class ties, each to the one it is tied to; None where nothing is tied, or the class is not in the table."""
+    """What the model's class ties, each to the one it is tied to; None where nothing is tied, or the class is not in
+    the table.
+    """
     name = str(next(iter(config.get("architectures") or []), ""))
     apart = name in _TWO_VOCABULARIES and config.get("share_encoder_decoder_embeddings") is False
     known = _TWO_VOCABULARIES[name] if apart else TIES.get(name)
@@ -253,7 +298,9 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json has to say so that the class loads tensors that it would tie as they are stored."""
     text = config.get("text_config")
     inside = isinstance(text, Mapping) and text.get("tie_word_embeddings")
-    return {"tie_word_embeddings": False} | ({"text_config": dict(text or {}) | {"tie_word_embeddings": False}} if inside else {})
+    return {"tie_word_embeddings": False} | (
+        {"text_config": dict(text or {}) | {"tie_word_embeddings": False}} if inside else {}
+    )
 
 
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool:

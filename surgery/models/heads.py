@@ -1,4 +1,6 @@
-"""Which classes a model's type has, and which tensors each holds beside its body: what may be new in a checkpoint of that type."""
+"""Which classes a model's type has, and which tensors each holds beside its body: what may be new in a checkpoint of
+that type.
+"""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
     files    language_model.model.layers.0.self_attn.q_proj.weight
     memory   model.language_model.layers.0.self_attn.q_proj.weight
 
-An adapter has the names of the class it was trained on, in memory, or those of an older class, which the files still have.
-`places` finds the tensors that are meant, by the renames of the base's model types (`names_v5_table.py`), or says that more than
-one reading would fit. A rename is never taken in part.
+An adapter has the names of the class it was trained on, in memory, or those of an older class, which the files still
+have. `places` finds the tensors that are meant, by the renames of the base's model types (`names_v5_table.py`), or
+says that more than one reading would fit. A rename is never taken in part.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class Rename:
     def _starts(self, name: str) -> Iterable[int]:
         """Where the class's own names may begin in `name`."""
         if self.scope is None:
-            return [dot.end() for dot in re.finditer(r"\.", name)] if self.pattern.startswith("^") else [name.find(".") + 1]
+            return (
+                [dot.end() for dot in re.finditer(r"\.", name)]
+                if self.pattern.startswith("^")
+                else [name.find(".") + 1]
+            )
         return [len(self.scope) if name.startswith(self.scope) else 0]
 
 
@@ -66,7 +70,9 @@ class Reading:
 
 
 def renames_of(config: Config) -> list[Rename]:
-    """The renames of a model by its config.json, in transformers' order: of its class, of the class inside, of nested models."""
+    """The renames of a model by its config.json, in transformers' order: of its class, of the class inside, of
+    nested models.
+    """
     found: list[Rename] = []
     names, seen = [str(name) for name in config.get("architectures") or []], set[str]()
 
@@ -97,7 +103,9 @@ def in_memory(name: str, renames: Iterable[Rename]) -> str:
 
 
 def places(wanted: Collection[str], offered: Collection[str], config: Config) -> list[Reading]:
-    """The readings of `wanted` names that place some of them among those `offered`: best first, each without two in one place."""
+    """The readings of `wanted` names that place some of them among those `offered`: best first, each without two in
+    one place.
+    """
     renames = renames_of(config)
     plain = {name: name for name in offered}
     loaded: dict[str, str] = {}

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 # Class name or model type -> (regular expression, replacement) in order: from names in files to names in memory.
 # fmt: off
-# ruff: noqa: E501
 RENAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "altclip": (
         (r"layer\.", "layers."),

@@ -1,4 +1,5 @@
-"""What transformers says of a model type: its complete config, and the names and shapes of its class. No weight, no remote code.
+"""What transformers says of a model type: its complete config, and the names and shapes of its class. No weight, no
+remote code.
 
 Beside `verify.py` this is the only module that meets transformers, and it does so inside its functions.
 """
@@ -17,7 +18,9 @@ from ..names import natural
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """The tensors of a class: their shapes, and for those that are shared, the name under which they are stored as well."""
+    """The tensors of a class: their shapes, and for those that are shared, the name under which they are stored as
+    well.
+    """
 
     shapes: Mapping[str, Shape]
     tied: Mapping[str, str]
@@ -37,7 +40,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def skeleton(config: Mapping[str, Any], model_class: str) -> Skeleton:
-    """The tensors of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot be built."""
+    """The tensors of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot
+    be built.
+    """
     model = _built(config, model_class)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Skeleton(shapes, dict(model.all_tied_weights_keys))
@@ -45,8 +50,8 @@ def skeleton(config: Mapping[str, Any], model_class: str) -> Skeleton:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What a class is made of: for each module with a weight of two axes or more its type ("Linear", "Conv1D", "Embedding",
-    "convolution", or the class's own name), the weight's shape, and the groups of a convolution.
+    """What a class is made of: for each module with a weight of two axes or more its type ("Linear", "Conv1D",
+    "Embedding", "convolution", or the class's own name), the weight's shape, and the groups of a convolution.
     """
 
     modules: Mapping[str, tuple[str, Shape, int]]
@@ -56,7 +61,9 @@ class Anatomy:
 
 
 def anatomy(config: Mapping[str, Any], model_class: str) -> Anatomy:
-    """The modules of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot be built."""
+    """The modules of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot
+    be built.
+    """
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -99,7 +106,10 @@ def check_accepted(config: Mapping[str, Any], model_class: str, tensors: Mapping
         raise PlanError(
             f"{model_class} would not load the result whole",
             where=rows,
-            help="unexpected tensors can be left out first with surgery drop; where others are missing, config.json is not this model's",
+            help=(
+                "unexpected tensors can be left out first with surgery drop; where others are missing, config.json is"
+                " not this model's"
+            ),
         )
 
 
@@ -115,6 +125,8 @@ def _asked(whom: str) -> Iterator[None]:
         yield
     except Exception as error:  # validation of configs raises exceptions of many libraries
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlanError(f"{whom} refuses the config: {what}", help="config.json is incomplete or contradicts itself; mend it") from error
+        raise PlanError(
+            f"{whom} refuses the config: {what}", help="config.json is incomplete or contradicts itself; mend it"
+        ) from error
     finally:
         logging.set_verbosity(level)

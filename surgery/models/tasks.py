@@ -1,4 +1,6 @@
-"""The class that a model type has for a task of PEFT's: where it holds the body, what it leaves out of it, and its head."""
+"""The class that a model type has for a task of PEFT's: where it holds the body, what it leaves out of it, and its
+head.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ BODY = "FEATURE_EXTRACTION"  # the task of the bare model
 
 @dataclass(frozen=True, slots=True)
 class TaskClass:
-    """A class: its body lies under `prefix` (empty: under none) without the parts `lacks`; `output` has a row for each label."""
+    """A class: its body lies under `prefix` (empty: under none) without the parts `lacks`; `output` has a row for
+    each label.
+    """
 
     name: str
     task: str
@@ -43,7 +47,9 @@ def is_bare(config: Config) -> bool:
 
 
 def prefix_of(config: Config) -> str:
-    """Under what the type's other classes hold what is the whole of its bare model; empty: not known, or under nothing."""
+    """Under what the type's other classes hold what is the whole of its bare model; empty: not known, or under
+    nothing.
+    """
     return _prefixes().get(str(config.get("model_type", "")), "")
 
 

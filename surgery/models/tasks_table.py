@@ -1,7 +1,7 @@
 """Which class a model type has for a task, and where it holds its body. A test compares it with the classes.
 
-Generated from transformers 5.23.0: its auto classes' own mappings, and the classes built on the meta device. A class whose body
-differs from its type's bare model in more than whole parts that it leaves out is not here.
+Generated from transformers 5.23.0: its auto classes' own mappings, and the classes built on the meta device. A class
+whose body differs from its type's bare model in more than whole parts that it leaves out is not here.
 """
 
 from __future__ import annotations
@@ -236,7 +236,8 @@ BODIES: Mapping[str, str] = {
     """,
 }
 
-# (task, prefix of the body, its parts that the class leaves out, the tensor with a row for each label) -> classes, after their model types.
+# (task, prefix of the body, its parts that the class leaves out, the tensor with a row for each label) -> classes,
+# after their model types.
 CLASSES: Mapping[tuple[str, str, str, str], str] = {
     ("QUESTION_ANS", "", "", ""): """
         mt5/MT5ForQuestionAnswering t5/T5ForQuestionAnswering umt5/UMT5ForQuestionAnswering

@@ -1,9 +1,10 @@
-"""Which of a checkpoint's names are one tensor once its class is loaded: from config.json and the names that are stored; and what
-headers say of names that no class is known to tie.
+"""Which of a checkpoint's names are one tensor once its class is loaded: from config.json and the names that are
+stored; and what headers say of names that no class is known to tie.
 
-transformers 5 ties after it has read the file, for each pair (tied, source) of the class in turn. What is stored has its own value; a
-source that is not stored gets that of the first of its tied ones that is; a tied one that is not stored, the source's. Two that are
-both stored are tied if they are equal, and stay apart if they are not. Source: modeling_utils.py `tie_weights`, 5.23.
+transformers 5 ties after it has read the file, for each pair (tied, source) of the class in turn. What is stored has
+its own value; a source that is not stored gets that of the first of its tied ones that is; a tied one that is not
+stored, the source's. Two that are both stored are tied if they are equal, and stay apart if they are not. Source:
+modeling_utils.py `tie_weights`, 5.23.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from .names_v5 import in_memory, renames_of
 
 
 def tied_families(config: Mapping[str, Any], stored: Collection[str]) -> list[tuple[str, ...]]:
-    """The names of each tensor that the class ties, as the files have them: the source first, then the tied, in transformers' order.
+    """The names of each tensor that the class ties, as the files have them: the source first, then the tied, in
+    transformers' order.
 
     Without those of which nothing is stored.
     """

@@ -1,9 +1,11 @@
-"""Modules whose weight their class reads past the module: LoRA that wraps them is never called, and a live model computes without.
+"""Modules whose weight their class reads past the module: LoRA that wraps them is never called, and a live model
+computes without.
 
     mamba, falcon_mamba, jamba    time_step = self.dt_proj.weight @ time_step
 
-PEFT accepts them, trains nothing on them, and stores factors. Each row was read in transformers 5.24.0 and tried: logits with an adapter
-on the module are those without. Not so Mamba's x_proj (called at inference), nor Zamba's, whose own parameters are no modules.
+PEFT accepts them, trains nothing on them, and stores factors. Each row was read in transformers 5.24.0 and tried:
+logits with an adapter on the module are those without. Not so Mamba's x_proj (called at inference), nor Zamba's,
+whose own parameters are no modules.
 """
 
 from __future__ import annotations

@@ -53,7 +53,11 @@ def check_accounts(checkpoint: Checkpoint) -> None:
 
     for tensor in checkpoint.tensors.values():
         count(tensor)
-    excused = {_key(leaf) for tensor in (*checkpoint.dropped.values(), *checkpoint.replaced.values()) for leaf in stored(tensor)}
+    excused = {
+        _key(leaf)
+        for tensor in (*checkpoint.dropped.values(), *checkpoint.replaced.values())
+        for leaf in stored(tensor)
+    }
     for source in checkpoint.inputs:
         copies = Counter(map(_key, source.tensors.values()))  # empty tensors may lie at one place
         lost = [n for n, t in source.tensors.items() if _key(t) not in excused and not arrives(t, copies[_key(t)])]
@@ -71,7 +75,9 @@ def check_adapters(checkpoint: Checkpoint) -> None:
     work = workspace_of(DEFAULT_MEMORY)
     try:
         for source in checkpoint.inputs:
-            floats = {n: t for n, t in source.tensors.items() if t.dtype in ARITHMETIC} if source.role == "adapter" else {}
+            floats = (
+                {n: t for n, t in source.tensors.items() if t.dtype in ARITHMETIC} if source.role == "adapter" else {}
+            )
             if bad := [n for n, t in floats.items() if nonfinite(t, work)]:
                 raise AdapterError(
                     f"NaN or infinity in {len(bad)} adapter tensors",
@@ -91,7 +97,9 @@ def check_metadata(checkpoint: Checkpoint, drop: Sequence[str]) -> None:
     unknown = [key for key in drop if key not in known]
     if unknown:
         raise NothingMatched(
-            f"no shard has the metadata {', '.join(unknown)}", where=[checkpoint.path], help=f"they have {', '.join(known) or 'none'}"
+            f"no shard has the metadata {', '.join(unknown)}",
+            where=[checkpoint.path],
+            help=f"they have {', '.join(known) or 'none'}",
         )
 
 

@@ -1,12 +1,14 @@
-"""What predicts a tensor, as JSON: a tree of lazy tensors over the written one, `after`, and tensors that the record keeps.
+"""What predicts a tensor, as JSON: a tree of lazy tensors over the written one, `after`, and tensors that the record
+keeps.
 
     "after"                    the written tensor
     "kept.3"                   a tensor of the record
     {"reshape": tree, …}       movement over a tree; narrow, permute and concat alike
     {"before": tree, …}        a sum undone, with what it did to its base
 
-A delta is `{"kind": its name in evaluation/kinds.py}` with its fields, as a gain is. The first two kinds are written shorter:
-`[left, right, scale]` and `[value, null, scale]`, and so is DoRA's gain: `[magnitude, norms, columns]`. Numbers are hexadecimal.
+A delta is `{"kind": its name in evaluation/kinds.py}` with its fields, as a gain is. The first two kinds are written
+shorter: `[left, right, scale]` and `[value, null, scale]`, and so is DoRA's gain: `[magnitude, norms, columns]`.
+Numbers are hexadecimal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The identity of a plan: a digest over all that its output's bytes depend on, and its inputs as the manifest names them."""
+"""The identity of a plan: a digest over all that its output's bytes depend on, and its inputs as the manifest names
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,14 @@ from .steps import ShardPlan
 
 
 def described(source: Input) -> dict[str, Any]:
-    """An input as the manifest names it: by digests, without the machine's paths; one on the Hub by its name and commit there."""
+    """An input as the manifest names it: by digests, without the machine's paths; one on the Hub by its name and
+    commit there.
+    """
     remote = has_scheme(source.path)
-    files = {f.path.rsplit("/", 1)[-1]: {"size": f.size, "git" if len(f.digest) == 40 else "sha256": f.digest} for f in source.files}
+    files = {
+        f.path.rsplit("/", 1)[-1]: {"size": f.size, "git" if len(f.digest) == 40 else "sha256": f.digest}
+        for f in source.files
+    }
     what = "sha256 of the whole file" if source.role == "adapter" or remote else "sha256 of the header"
     name = source.path.removeprefix(SCHEME) if remote else source.path.rstrip("/").rsplit("/", 1)[-1]
     return {"role": source.role, "name": name, "digest": what, "files": files}
@@ -45,7 +52,9 @@ def identity_of(
         if shard.sidecar:
             digest.update(shard.sidecar.recipe.encode())
     for path, carried in files.items():
-        content = hashlib.sha256(carried).hexdigest() if isinstance(carried, bytes) else f"{carried.size} {carried.mtime_ns}"
+        content = (
+            hashlib.sha256(carried).hexdigest() if isinstance(carried, bytes) else f"{carried.size} {carried.mtime_ns}"
+        )
         digest.update(f"{path}\0{content}\n".encode())
     if scratch or any(has_arithmetic(s.tensor) for shard in shards for s in shard.slots):
         digest.update(arithmetic_identity().encode())

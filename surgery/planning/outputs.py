@@ -15,7 +15,9 @@ _MEND = "rename it where it comes from: a shard in the index, a file in the sour
 
 
 def outputs_of(shards: Sequence[ShardPlan], files: Iterable[str]) -> list[tuple[str, str]]:
-    """(path, what it is) of all that a run leaves. `files` are the carried ones, the index, and the undo record of the base."""
+    """(path, what it is) of all that a run leaves. `files` are the carried ones, the index, and the undo record of
+    the base.
+    """
     records = [s.sidecar.name for s in shards if s.sidecar]
     ours = {UNDO} if records else set()
     return [
@@ -33,11 +35,15 @@ def check_paths(shards: Sequence[ShardPlan], files: Iterable[str]) -> None:
     """
     outputs = outputs_of(shards, files)
     if wrong := faults_in(path for path, _ in outputs):
-        raise PlanError(f"{len(wrong)} outputs would have names that are no paths inside a folder", where=listed(wrong), help=_MEND)
+        raise PlanError(
+            f"{len(wrong)} outputs would have names that are no paths inside a folder", where=listed(wrong), help=_MEND
+        )
     given = [path for path, what in outputs if what in ("a shard", "a carried file")]
     if kept := [path for path in given if path.partition("/")[0].casefold() in KEPT]:
         what = f"{len(kept)} outputs would lie in a folder that is not theirs"
-        raise PlanError(what, where=listed(kept), help=f"nothing is carried into {' or '.join(KEPT)}; rename it where it comes from")
+        raise PlanError(
+            what, where=listed(kept), help=f"nothing is carried into {' or '.join(KEPT)}; rename it where it comes from"
+        )
     _check_apart(outputs)
 
 
@@ -50,8 +56,17 @@ def _check_apart(outputs: Sequence[tuple[str, str]]) -> None:
             both.setdefault((there[path], what), []).append(path)
         there[path] = what
     for (one, other), paths in both.items():
-        raise PlanError(f"{one} and {other} would have the same path", where=listed(paths), help="rename the file in the source folder")
-    if nested := [f"{above}: {there[above]}, and the folder of {path}" for path in there for above in within(path) if above in there]:
+        raise PlanError(
+            f"{one} and {other} would have the same path",
+            where=listed(paths),
+            help="rename the file in the source folder",
+        )
+    if nested := [
+        f"{above}: {there[above]}, and the folder of {path}"
+        for path in there
+        for above in within(path)
+        if above in there
+    ]:
         raise PlanError("a file and a folder would have the same path", where=listed(nested), help=_MEND)
 
 
@@ -62,5 +77,7 @@ def check_distinct(paths: Iterable[str], dest: str) -> None:
     if alike:
         tip = "choose another output with -o, or rename one of them where it comes from"
         raise DestinationError(
-            "outputs differ in letter case alone, and the disk takes no notice of it", where=[dest, *listed(alike)], help=tip
+            "outputs differ in letter case alone, and the disk takes no notice of it",
+            where=[dest, *listed(alike)],
+            help=tip,
         )

@@ -62,12 +62,16 @@ class Plan:
     def computed(self) -> tuple[str, ...]:
         """Names of the tensors that arithmetic makes; all others are copied byte for byte."""
         slots = [slot for shard in self.shards for slot in shard.slots]
-        return tuple(s.name for s in slots if is_computed(s.tensor) or any(f.file.path == SCRATCH for f in stored(s.tensor)))
+        return tuple(
+            s.name for s in slots if is_computed(s.tensor) or any(f.file.path == SCRATCH for f in stored(s.tensor))
+        )
 
     @cached_property
     def arithmetic(self) -> bool:
         """Whether torch is needed."""
-        return self.scratch is not None or any(has_arithmetic(slot.tensor) for shard in self.shards for slot in shard.slots)
+        return self.scratch is not None or any(
+            has_arithmetic(slot.tensor) for shard in self.shards for slot in shard.slots
+        )
 
     @property
     def dtypes(self) -> dict[str, Dtype]:
@@ -77,7 +81,11 @@ class Plan:
     def users(self, scratch: Slot) -> list[str]:
         """The tensors into which a scratch tensor goes."""
         slots = [slot for shard in self.shards for slot in shard.slots]
-        return [s.name for s in slots if any((leaf.file.path, leaf.offset) == (SCRATCH, scratch.to) for leaf in stored(s.tensor))]
+        return [
+            s.name
+            for s in slots
+            if any((leaf.file.path, leaf.offset) == (SCRATCH, scratch.to) for leaf in stored(s.tensor))
+        ]
 
     @property
     def tensors(self) -> int:
@@ -128,9 +136,9 @@ def plan(
 
     Raises PlanError where something would be lost or collide, AdapterError for an adapter with NaN in it.
 
-    Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names the
-    `__metadata__` keys to leave out, such as those on which joined shards disagree. Raises NothingMatched for a key that
-    no shard has, LayoutError for a packed tensor that is cut inside a byte.
+    Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names
+    the `__metadata__` keys to leave out, such as those on which joined shards disagree. Raises NothingMatched for a
+    key that no shard has, LayoutError for a packed tensor that is cut inside a byte.
     """
     if isinstance(checkpoint, Adapter):
         if max_shard_size is not None:
@@ -197,7 +205,9 @@ def _manifest(
     sizes = {path: len(file) if isinstance(file, bytes) else file.size for path, file in files.items()}
     sizes |= {shard.name: shard.nbytes for shard in shards}
     inputs = tuple(described(source) for source in checkpoint.inputs)
-    made = Manifest(__version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())), digests_of(files))
+    made = Manifest(
+        __version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())), digests_of(files)
+    )
     return encode_manifest(made)
 
 
@@ -209,7 +219,9 @@ def _added(checkpoint: Checkpoint, layout: Iterable[str]) -> tuple[str, ...]:
 
 
 def _settled(tensor: Tensor, scratch: list[Tensor], left: Callable[[Tensor], Tensor | None] = scratch_of) -> Tensor:
-    """The tensor with all that is `left` to compute in it read from the scratch file, which `scratch` becomes, in that order."""
+    """The tensor with all that is `left` to compute in it read from the scratch file, which `scratch` becomes, in
+    that order.
+    """
     while (inner := left(tensor)) is not None:
         if inner not in scratch:
             scratch.append(inner)
@@ -219,7 +231,12 @@ def _settled(tensor: Tensor, scratch: list[Tensor], left: Callable[[Tensor], Ten
 
 
 def _shards(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], layout: Mapping[str, str], drop: Sequence[str], *, verbatim: bool
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    layout: Mapping[str, str],
+    drop: Sequence[str],
+    *,
+    verbatim: bool,
 ) -> tuple[ShardPlan, ...]:
     members: dict[str, list[str]] = {}
     for name, shard in layout.items():
@@ -232,7 +249,9 @@ def _shards(
     )
 
 
-def _shard(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, *, in_order: bool = False) -> ShardPlan:
+def _shard(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, *, in_order: bool = False
+) -> ShardPlan:
     shapes: dict[str, tuple[Dtype, Shape]] = {n: (t.dtype, t.shape) for n, t in tensors.items()}
     header = b"" if in_order else encode_header(shapes, metadata)
     slots, at = [], len(header)
@@ -250,12 +269,18 @@ def _verbatim(name: str, raw: bytes, tensors: Mapping[str, Tensor]) -> ShardPlan
 
 
 def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list[Tensor]) -> tuple[ShardPlan, ...]:
-    """The shards with a record of the base that the checkpoint was before: each of its tensors in the shard that holds its name."""
+    """The shards with a record of the base that the checkpoint was before: each of its tensors in the shard that
+    holds its name.
+    """
     assert checkpoint.before
     base, made = checkpoint.before.tensors, []
     lost = {name: tensor for name, tensor in base.items() if name not in checkpoint.tensors}
     for shard in shards:
-        recipes, lone, slots = Recipes(shard.name, lambda f: _settled(f, scratch, scratch_of_factor)), list[Kept](), list[Slot]()
+        recipes, lone, slots = (
+            Recipes(shard.name, lambda f: _settled(f, scratch, scratch_of_factor)),
+            list[Kept](),
+            list[Slot](),
+        )
         for slot in shard.slots:
             original = base.get(slot.name)
             if original is None:

@@ -1,11 +1,13 @@
 """The undo record: what lies beside merged shards, so that `unmerge` gives the base back byte for byte.
 
-    .surgery/base.undo            the base's raw headers and index, its files that the merge changed, digests of the others
-    .surgery/undo/SHARD.undo      for each base tensor that SHARD holds: how to predict it from what was written, corrections
+    .surgery/base.undo            the base's raw headers and index, its files that the merge changed, digests of the
+    others .surgery/undo/SHARD.undo      for each base tensor that SHARD holds: how to predict it from what was
+    written, corrections
                                   to that, and a digest for each block; with the adapter's factors and DoRA's norms
 
-Both are safetensors files, whose `__metadata__` holds one JSON object, `undo`, and its SHA-256. How to predict a tensor is
-a tree of lazy tensors as JSON, so that a record can be read by every later version. Nothing in it depends on the machine.
+Both are safetensors files, whose `__metadata__` holds one JSON object, `undo`, and its SHA-256. How to predict a
+tensor is a tree of lazy tensors as JSON, so that a record can be read by every later version. Nothing in it depends
+on the machine.
 """
 
 from __future__ import annotations
@@ -53,7 +55,16 @@ SMALL = 1 << 20  # bytes up to which a carried file is kept as it was, changed o
 WITHOUT = "without it, most weights come back, not all: surgery unmerge --approximate MERGED ADAPTER -o OUT"
 MEND = f"take the record from a copy; {WITHOUT}"
 # What reading a tree may run into that no recipe of ours holds.
-_MEANINGLESS = (ArithmeticError, AssertionError, AttributeError, LayoutError, LookupError, RecursionError, TypeError, ValueError)
+_MEANINGLESS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LayoutError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def sidecar_of(shard: str) -> str:
@@ -63,7 +74,9 @@ def sidecar_of(shard: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The `number`th base tensor of a record, and what predicts it from what is written; None: what is written is it."""
+    """The `number`th base tensor of a record, and what predicts it from what is written; None: what is written is
+    it.
+    """
 
     number: int
     original: Tensor
@@ -92,7 +105,9 @@ class Recipes:
 
     def keep(self, name: str, original: Tensor, tensor: Tensor | None, after: Stored | None) -> Kept:
         """Note how the base's `name` follows from the written tensor `after`, which is made as `tensor` says."""
-        predicted = self._predicted(original, tensor, after) if tensor and after else Zeros(original.dtype, original.shape)
+        predicted = (
+            self._predicted(original, tensor, after) if tensor and after else Zeros(original.dtype, original.shape)
+        )
         exact, lost = original == tensor, isinstance(predicted, Zeros)
         self.most += 0 if exact else original.nbytes if lost or predicted == after else original.nbytes // 4
         self.tensors[name] = {
@@ -167,7 +182,9 @@ def _base_of(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """What is kept of a base besides its tensors. `files` are those that it had; `contents` what is in those that are kept."""
+    """What is kept of a base besides its tensors. `files` are those that it had; `contents` what is in those that
+    are kept.
+    """
 
     headers: Mapping[str, bytes]
     contents: Mapping[str, bytes]
@@ -177,12 +194,17 @@ class BaseRecord:
 
 def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> bytes:
     """The record of `base`, which became `merged` in `shards`, as a file. Reads headers and carried files."""
-    if any(not isinstance(tensor, Stored) for tensor in base.tensors.values()):
-        raise PlanError("only a base as it was opened can be restored", where=[base.path], help="write the other surgeries first")
+    held = {name: tensor for name, tensor in base.tensors.items() if isinstance(tensor, Stored)}
+    if len(held) < len(base.tensors):
+        raise PlanError(
+            "only a base as it was opened can be restored", where=[base.path], help="write the other surgeries first"
+        )
     blobs, files, reader = dict[str, bytes](), dict[str, Any](), Reader()
     try:
-        files_of = {shard: base.tensors[name].file for name, shard in base.weight_map.items()}  # type: ignore[union-attr]
-        starts = {shard: min(base.tensors[n].offset for n, s in base.weight_map.items() if s == shard) for shard in files_of}  # type: ignore[union-attr]
+        files_of = {shard: held[name].file for name, shard in base.weight_map.items()}
+        starts: dict[str, int] = {}
+        for name, shard in base.weight_map.items():
+            starts[shard] = min(starts.get(shard, held[name].offset), held[name].offset)
         for shard, file in files_of.items():
             blobs[f"header/{shard}"] = _read(reader, file, starts[shard])
         carried = {**base.files, **({base.index_name: base.index} if base.index else {})}
@@ -201,7 +223,9 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
 
 
 def read_base_record(folder: Folder) -> BaseRecord:
-    """The base record of a merged folder. Raises FormatError where it is broken, VerificationFailed where there is none."""
+    """The base record of a merged folder. Raises FormatError where it is broken, VerificationFailed where there is
+    none.
+    """
     path = folder.at(UNDO)
     if not folder.has(UNDO):
         raise _no_record(folder)
@@ -211,10 +235,16 @@ def read_base_record(folder: Folder) -> BaseRecord:
     check_facts(facts, fail)
     reader = Reader()
     try:
-        blobs = {n: _unpacked(_read(reader, file, t.nbytes, t.offset), f"{path}: {n}") for n, t in tensors_of(file, header).items()}
+        blobs = {
+            n: _unpacked(_read(reader, file, t.nbytes, t.offset), f"{path}: {n}")
+            for n, t in tensors_of(file, header).items()
+        }
     finally:
         reader.close()
-    named = {kind: {n.removeprefix(kind): raw for n, raw in blobs.items() if n.startswith(kind)} for kind in ("header/", "file/")}
+    named = {
+        kind: {n.removeprefix(kind): raw for n, raw in blobs.items() if n.startswith(kind)}
+        for kind in ("header/", "file/")
+    }
     check_places(facts, named["header/"], named["file/"], fail)
     for name, content in named["file/"].items():
         if hashlib.sha256(content).hexdigest() != facts["files"][name]["sha256"]:
@@ -223,16 +253,25 @@ def read_base_record(folder: Folder) -> BaseRecord:
 
 
 def _no_record(folder: Folder) -> VerificationFailed:
-    """Why there is no record, as far as the manifest tells: no merge is told of, or one that was not to be taken back."""
+    """Why there is no record, as far as the manifest tells: no merge is told of, or one that was not to be taken
+    back.
+    """
     manifest, where = read_manifest(folder), [folder.at(UNDO)]
     steps = [str(step.get("surgery")) for step in manifest.history] if manifest else []
     if "merge" in steps:
-        return VerificationFailed("no undo record is here: the merge was not made with --reversible", where=where, help=WITHOUT)
+        return VerificationFailed(
+            "no undo record is here: the merge was not made with --reversible", where=where, help=WITHOUT
+        )
     if "unmerge" in steps:
         return VerificationFailed("no undo record is here: this is a base that was given back already", where=where)
     told = f"of {', '.join(steps)}, and of no merge" if manifest else "nothing: no surgery wrote this folder"
-    tip = "a base needs nothing; of what another tool merged, most comes back: surgery unmerge --approximate MERGED ADAPTER -o OUT"
-    return VerificationFailed(f"nothing was merged here that could be taken back: the manifest tells {told}", where=where, help=tip)
+    tip = (
+        "a base needs nothing; of what another tool merged, most comes back: surgery unmerge --approximate MERGED"
+        " ADAPTER -o OUT"
+    )
+    return VerificationFailed(
+        f"nothing was merged here that could be taken back: the manifest tells {told}", where=where, help=tip
+    )
 
 
 @dataclass(frozen=True)
@@ -251,7 +290,9 @@ class ShardRecord:
             found = written.get(name)
             if after and (found is None or [str(found.dtype), list(found.shape)] != after):
                 is_now = f"{found.dtype} {found.shape}" if found else "not there"
-                raise VerificationFailed("the merged checkpoint was changed", where=[f"{name}: {is_now}, written as {after}"], help=MEND)
+                raise VerificationFailed(
+                    "the merged checkpoint was changed", where=[f"{name}: {is_now}, written as {after}"], help=MEND
+                )
             frames, sizes, digests = (self.stored[f"{number}.{part}"] for part in ("frames", "sizes", "digests"))
             check_frames(frames, sizes, digests, shape)
             if not after:
@@ -300,7 +341,11 @@ def unsealed(header: Header, path: str) -> dict[str, Any]:
         raise FormatError("the undo record is damaged", where=[path], help=MEND)
     found = parse_object(raw.encode(), _damaged(path))
     if found.get("format") != FORMAT:
-        raise FormatError(f"an undo record of format {found.get('format')}", where=[path], help="undo it with the surgery that made it")
+        raise FormatError(
+            f"an undo record of format {found.get('format')}",
+            where=[path],
+            help="undo it with the surgery that made it",
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""What an undo record says, checked before it is believed: that each field has its type, and each name is one of a file inside."""
+"""What an undo record says, checked before it is believed: that each field has its type, and each name is one of a
+file inside.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def _is_objects(value: object) -> bool:
 
 def _is_files(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(facts, dict) and is_count(facts.get("size")) and isinstance(facts.get("sha256"), str) for facts in value.values()
+        isinstance(facts, dict) and is_count(facts.get("size")) and isinstance(facts.get("sha256"), str)
+        for facts in value.values()
     )
 
 
@@ -51,12 +54,21 @@ def check_facts(facts: Mapping[str, Any], fail: Fail) -> None:
             raise fail(f"`{key}` {must}")
 
 
-def check_places(facts: Mapping[str, Any], headers: Mapping[str, bytes], contents: Mapping[str, bytes], fail: Fail) -> None:
+def check_places(
+    facts: Mapping[str, Any], headers: Mapping[str, bytes], contents: Mapping[str, bytes], fail: Fail
+) -> None:
     """What it says was in the base's folder were files in it; the index among them, if there was one, is one.
 
     Raises what `fail` makes, with the names.
     """
-    named = [*headers, *contents, *facts["files"], *facts["shards"], facts["index_name"], f"{facts['stem']}.safetensors"]
+    named = [
+        *headers,
+        *contents,
+        *facts["files"],
+        *facts["shards"],
+        facts["index_name"],
+        f"{facts['stem']}.safetensors",
+    ]
     wrong = faults_in(dict.fromkeys(named))
     wrong += [f"{facts['stem']}: a folder is in it"] if "/" in facts["stem"] else []
     if wrong:

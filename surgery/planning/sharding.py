@@ -16,7 +16,9 @@ from ..hub.shards import split_into_shards
 from ..names import natural
 
 _UNITS = (
-    {"": 1, "B": 1} | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")} | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
+    {"": 1, "B": 1}
+    | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}
+    | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 )
 LEAST = 1_000_000  # bytes: nobody who leaves the unit away means less
 
@@ -27,11 +29,14 @@ def parse_size(text: int | str) -> int:
     unit = _UNITS.get(found.group(2).upper()) if found else None
     size = int(Fraction(found.group(1)) * unit) if found and unit else 0
     if size <= 0:
-        raise SurgeryError(f"`{text}` is not a size", help="write 5GB (5 * 10^9 bytes), 5GiB (5 * 2^30 bytes) or a number of bytes")
+        raise SurgeryError(
+            f"`{text}` is not a size", help="write 5GB (5 * 10^9 bytes), 5GiB (5 * 2^30 bytes) or a number of bytes"
+        )
     if isinstance(text, str) and size < LEAST and found and not found.group(2):
         number = found.group(1)
         raise SurgeryError(
-            f"`{number}` has no unit, and would be {size} bytes", help=f"write {number}MB or {number}GB, or {number}B where bytes are meant"
+            f"`{number}` has no unit, and would be {size} bytes",
+            help=f"write {number}MB or {number}GB, or {number}B where bytes are meant",
         )
     return size
 
@@ -41,7 +46,9 @@ def in_order(checkpoint: Checkpoint) -> list[str]:
     return sorted(checkpoint.tensors, key=lambda n: (natural(n), n))
 
 
-def assign(checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, balanced: bool = False) -> dict[str, str]:
+def assign(
+    checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, balanced: bool = False
+) -> dict[str, str]:
     """Tensor -> shard file name. Without a size every tensor stays in the shard that it came from.
 
     One shard is called `model.safetensors`. `balanced` takes as few shards, and makes the largest as small as the order

@@ -60,7 +60,8 @@ Part = Copy | Fill | Keep
 class ShardPlan:
     """A shard file: its header, and its tensors in the order of their offsets.
 
-    With a `sidecar` it is recorded what the base was: by the slots, and of the base tensors `lone`, which no slot resembles.
+    With a `sidecar` it is recorded what the base was: by the slots, and of the base tensors `lone`, which no slot
+    resembles.
     """
 
     name: str
@@ -77,7 +78,9 @@ class ShardPlan:
         for slot in self.slots:
             for step in steps(slot.tensor, slot.to, slot.kept):
                 match last, step:
-                    case Copy(file, at, to, n), Copy(same, at2, to2, m) if same is file and at + n == at2 and to + n == to2:
+                    case Copy(file, at, to, n), Copy(same, at2, to2, m) if (
+                        same is file and at + n == at2 and to + n == to2
+                    ):
                         last = Copy(file, at, to, n + m)
                     case Copy(), _:
                         yield last
@@ -118,6 +121,9 @@ def steps(tensor: Tensor, to: int, kept: Kept | None = None) -> Iterator[Copy | 
             yield Fill(tensor, 0, tensor.size, to)
         return
     copies = [
-        Copy(p.leaf.file, p.leaf.offset + at, to + there, p.run) for p in pieces if isinstance(p.leaf, Stored) for at, there in p.runs()
+        Copy(p.leaf.file, p.leaf.offset + at, to + there, p.run)
+        for p in pieces
+        if isinstance(p.leaf, Stored)
+        for at, there in p.runs()
     ]
     yield from sorted(copies, key=lambda c: c.to)

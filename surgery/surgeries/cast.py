@@ -20,14 +20,18 @@ WIDER = {F16: (F32, F64), BF16: (F32, F64), F32: (F64,), F64: ()}
 
 
 def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The checkpoint in `dtype` ("bfloat16", ...), and config.json says so. What is computed anyway is still rounded once.
+    """The checkpoint in `dtype` ("bfloat16", ...), and config.json says so. What is computed anyway is still rounded
+    once.
 
-    That is: each tensor of the dtype that most weights have, and each of which `dtype` holds every value. Others, such as the float32
-    router of a bfloat16 model, keep theirs, and a note names them: transformers would keep them too.
+    That is: each tensor of the dtype that most weights have, and each of which `dtype` holds every value. Others,
+    such as the float32 router of a bfloat16 model, keep theirs, and a note names them: transformers would keep them
+    too.
     """
     dtype = SHORT.get(dtype, dtype)
     if dtype not in NAMES:
-        raise SurgeryError(f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}")
+        raise SurgeryError(
+            f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}"
+        )
     new, floats = NAMES[dtype], {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
     sizes = Counter[Dtype]()
     for tensor in floats.values():
@@ -40,7 +44,9 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
         made = made.with_config(_with_dtype(checkpoint.config, dtype))
     named = ", ".join(listed([f"{n} ({floats[n].dtype})" for n in sorted(kept, key=natural)]))
     note = f"kept in their own dtype, since they are in another one than most weights: {named}"
-    return made.with_step({"surgery": "cast", "dtype": str(new), "kept": len(kept)}, notes=(*made.notes, *([note] if kept else [])))
+    return made.with_step(
+        {"surgery": "cast", "dtype": str(new), "kept": len(kept)}, notes=(*made.notes, *([note] if kept else []))
+    )
 
 
 def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
@@ -59,7 +65,9 @@ def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
 
 def _with_dtype(config: Mapping[str, Any], dtype: str, *, top: bool = True) -> dict[str, Any]:
     """The config with `dtype` wherever it says one, in nested configs too; on top where it says none."""
-    nested = {key: value for key, value in config.items() if isinstance(value, Mapping) and key != "quantization_config"}
+    nested = {
+        key: value for key, value in config.items() if isinstance(value, Mapping) and key != "quantization_config"
+    }
     made = {**config, **{key: _with_dtype(value, dtype, top=False) for key, value in nested.items()}}
     said = [key for key in ("dtype", "torch_dtype") if key in config and isinstance(config[key], str | None)]
     return made | dict.fromkeys(said or (["dtype"] if top else []), dtype)

@@ -1,4 +1,6 @@
-"""Convert: the same weights as another class of transformers loads them, with the config that makes it compute the same."""
+"""Convert: the same weights as another class of transformers loads them, with the config that makes it compute the
+same.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,20 @@ CARRIED = "the tokenizer's files, the chat template and generation_config.json a
 
 @takes_opened
 def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
-    """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete; nothing computed.
+    """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete;
+    nothing computed.
 
         convert(open_checkpoint("phi3"), "llama")
 
-    Asks the class of transformers, on the meta device, whether it would load the result whole. Raises NothingMatched where
-    no way is known, PlanError where the class would compute something else, or would not load every tensor.
+    Asks the class of transformers, on the meta device, whether it would load the result whole. Raises NothingMatched
+    where no way is known, PlanError where the class would compute something else, or would not load every tensor.
     """
     target = _target(checkpoint, to)
     config = _resolved(checkpoint.config, target)
     _check_fits(checkpoint, target, config)
-    moved = along(checkpoint, lambda parted: _moved(_renamed(_apart(_without_buffers(parted, target), target), target), target))
+    moved = along(
+        checkpoint, lambda parted: _moved(_renamed(_apart(_without_buffers(parted, target), target), target), target)
+    )
     said = _written(config, target, checkpoint)
     written = {**complete(said), **said}
     check_accepted(written, target.model_class, moved.tensors)
@@ -47,14 +52,19 @@ def _target(checkpoint: Checkpoint, to: str) -> Target:
     kind, known = checkpoint.config.get("model_type"), targets_of(checkpoint.config)
     if not kind:
         tip = "put the model's config.json beside the shards"
-        raise NothingMatched("without a model type in config.json no target is known", where=[checkpoint.path], help=tip)
+        raise NothingMatched(
+            "without a model type in config.json no target is known", where=[checkpoint.path], help=tip
+        )
     for target in known:
         if target.name == to:
             return target
     if known:
         tip = f"model type `{kind}` can become {', '.join(target.name for target in known)}"
     else:
-        tip = f"no target is known for model type `{kind}`; types with one are {series(sorted({t.source for t in TARGETS}))}"
+        tip = (
+            f"no target is known for model type `{kind}`; types with one are"
+            f" {series(sorted({t.source for t in TARGETS}))}"
+        )
     raise NothingMatched(f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=tip)
 
 
@@ -79,7 +89,9 @@ def _check_fits(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any
     raise PlanError(
         f"this {target.source} is no {target.name}: it would load in silence and compute something else",
         where=[checkpoint.path, *unlike, *why],
-        help=f"{' or '.join(others)} would compute the same" if others else "no other class is known to compute the same",
+        help=(
+            f"{' or '.join(others)} would compute the same" if others else "no other class is known to compute the same"
+        ),
     )
 
 
@@ -130,7 +142,10 @@ def _moved(checkpoint: Checkpoint, target: Target) -> Checkpoint:
         checkpoint = replace(
             checkpoint,
             tensors={**checkpoint.tensors, **{name: tensor for name, (tensor, _) in made.items()}},
-            weight_map={**checkpoint.weight_map, **{name: checkpoint.weight_map[beside] for name, (_, beside) in made.items()}},
+            weight_map={
+                **checkpoint.weight_map,
+                **{name: checkpoint.weight_map[beside] for name, (_, beside) in made.items()},
+            },
         )
     return checkpoint
 
@@ -153,7 +168,11 @@ def _notes(raw: Mapping[str, Any], target: Target, config: Mapping[str, Any]) ->
     remote = [str(file) for file in (raw.get("auto_map") or {}).values()]
     return [
         *target.notes(config),
-        *([f"config.json does not say, and the model's code assumes: {', '.join(listed(assumed, 20))}"] if assumed else []),
+        *(
+            [f"config.json does not say, and the model's code assumes: {', '.join(listed(assumed, 20))}"]
+            if assumed
+            else []
+        ),
         *(["config.json names no remote code any more; the files with it are carried"] if remote else []),
         f"{target.model_class} takes every tensor: none is missing, unexpected or of another shape",
         CARRIED,

@@ -1,7 +1,8 @@
-"""What headers tie, through surgeries: a name that is not stored is renamed, split and fused as if it were, and headers stay true.
+"""What headers tie, through surgeries: a name that is not stored is renamed, split and fused as if it were, and
+headers stay true.
 
-While a surgery works, each such name has a tensor of its own that tells whose it is (`parted`); afterwards what is still that of
-another name is not stored, and the header of that one's shard says so (`along`).
+While a surgery works, each such name has a tensor of its own that tells whose it is (`parted`); afterwards what is
+still that of another name is not stored, and the header of that one's shard says so (`along`).
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ def along(checkpoint: Checkpoint, change: Callable[[Checkpoint], Checkpoint]) ->
 
 
 def parted(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with a tensor, which cannot be read, for each name that headers tie to a stored one; the headers say nothing more."""
+    """The checkpoint with a tensor, which cannot be read, for each name that headers tie to a stored one; the
+    headers say nothing more.
+    """
     ties = header_ties(checkpoint.metadata, checkpoint.tensors)
     more = {name: _marked(checkpoint.tensors[holder], name) for name, holder in ties.items()}
     return retied(
         replace(
             checkpoint,
             tensors={**checkpoint.tensors, **more},
-            weight_map={**checkpoint.weight_map, **{name: checkpoint.weight_map[holder] for name, holder in ties.items()}},
+            weight_map={
+                **checkpoint.weight_map,
+                **{name: checkpoint.weight_map[holder] for name, holder in ties.items()},
+            },
         ),
         checkpoint,
         {},
@@ -39,7 +45,9 @@ def parted(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def retied(checkpoint: Checkpoint, before: Checkpoint, ties: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint whose headers have these ties, each in the shard of the tensor, instead of those that `before` had."""
+    """The checkpoint whose headers have these ties, each in the shard of the tensor, instead of those that `before`
+    had.
+    """
     old = entries_in(before.metadata, before.tensors)
     metadata = {
         shard: {k: v for k, v in (said or {}).items() if (k, v) not in old} or (None if said else said)
@@ -70,7 +78,14 @@ def _joined(made: Checkpoint, ties: Mapping[str, str]) -> Checkpoint:
     alone = [name for name in copies if name in tensors]
     gone = [f"{name} to {holder}" for name, holder in ties.items() if name not in there]
     notes = [
-        *([f"stored now, since what the header tied it to is not there any more as it was: {', '.join(listed(alone))}"] if alone else []),
+        *(
+            [
+                "stored now, since what the header tied it to is not there any more as it was:"
+                f" {', '.join(listed(alone))}"
+            ]
+            if alone
+            else []
+        ),
         *([f"gone from the header with the name: the tie of {', '.join(listed(gone))}"] if gone else []),
     ]
     narrow = replace(
@@ -93,7 +108,9 @@ def _marked(tensor: Tensor, name: str) -> Tensor:
 def _unmarked(tensor: Tensor) -> Tensor:
     for leaf in dict.fromkeys(stored(tensor)):
         if _MARK in leaf.file.path:
-            tensor = substitute(tensor, leaf, replace(leaf, file=replace(leaf.file, path=leaf.file.path.partition(_MARK)[2])))
+            tensor = substitute(
+                tensor, leaf, replace(leaf, file=replace(leaf.file, path=leaf.file.path.partition(_MARK)[2]))
+            )
     return tensor
 
 

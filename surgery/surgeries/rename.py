@@ -37,8 +37,8 @@ def _rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 
 
 def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """Old name -> new name under the rules, in turn. Raises NothingMatched for a rule that occurs in none, PlanError for a
-    name that two would get.
+    """Old name -> new name under the rules, in turn. Raises NothingMatched for a rule that occurs in none, PlanError
+    for a name that two would get.
     """
     current = {n: n for n in names}
     for pattern, replacement in rules:
@@ -54,7 +54,9 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
         except (re.error, IndexError) as error:
             raise NothingMatched(f"`{replacement}` is no replacement for `{pattern}`: {error}") from error
         if empty := [old for old, name in current.items() if old and not name]:
-            raise PlanError("a tensor would lose its whole name", where=listed(empty), help="make the pattern more precise")
+            raise PlanError(
+                "a tensor would lose its whole name", where=listed(empty), help="make the pattern more precise"
+            )
     back: dict[str, str] = {}
     for old, name in current.items():
         if name in back:

@@ -31,15 +31,17 @@ _Target = TypeVar("_Target", Checkpoint, Adapter)
 
 
 @takes_opened
-def split(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
+def split(
+    target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None
+) -> _Target:
     """Replace each fused module by its parts, byte for byte: weights, biases, and what else lies on the fused axis.
 
         fused  (groups * slots * unit, hidden)  ->  part i (groups * slots[i] * unit, hidden)
 
-    `kinds` are qkv, kv, gate_up and experts. The layout follows from the model types in config.json, or from `given`. An
-    adapter follows its `base`, fused or split: LoRA on a fused module becomes LoRA on the parts that computes the same.
-    Reads no data. Raises NothingMatched where nothing is fused, LayoutError where sizes do not fit or more than one layout
-    would, NotSupported for quantised modules.
+    `kinds` are qkv, kv, gate_up and experts. The layout follows from the model types in config.json, or from
+    `given`. An adapter follows its `base`, fused or split: LoRA on a fused module becomes LoRA on the parts that
+    computes the same. Reads no data. Raises NothingMatched where nothing is fused, LayoutError where sizes do not
+    fit or more than one layout would, NotSupported for quantised modules.
     """
     if isinstance(target, Adapter):
         return split_adapter(target, _sites_of(target, base, kinds, given, fused=True))
@@ -56,12 +58,14 @@ def _split(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) 
 
 
 @takes_opened
-def fuse(target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
+def fuse(
+    target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None
+) -> _Target:
     """The inverse of `split`: the parts become the fused module that the model type has, byte for byte.
 
-    It takes the shard of its first part. An adapter follows its `base`: where the parts' A's differ, the ranks add. Reads no
-    data but an adapter's. Raises NothingMatched where there is nothing to fuse, LayoutError where a part is missing or does
-    not fit, NotSupported for quantised modules.
+    It takes the shard of its first part. An adapter follows its `base`: where the parts' A's differ, the ranks add.
+    Reads no data but an adapter's. Raises NothingMatched where there is nothing to fuse, LayoutError where a part is
+    missing or does not fit, NotSupported for quantised modules.
     """
     if isinstance(target, Adapter):
         return fuse_adapter(target, _sites_of(target, base, kinds, given, fused=False))
@@ -106,7 +110,9 @@ def split_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Give
         if set(KINDS) <= set(kinds):
             apart = detect_split(checkpoint.config, checkpoint.tensors, ("experts",), names)
             mine = {site.module for site in sites}
-            sites += [s for s in apart if s.module not in mine and (s.row.fused, tuple(s.row.parts.values())) in recorded]
+            sites += [
+                s for s in apart if s.module not in mine and (s.row.fused, tuple(s.row.parts.values())) in recorded
+            ]
         sites = chosen(given, sites)
         _check_recorded(checkpoint, sites, recorded)
         return sites
@@ -129,12 +135,15 @@ def _recorded(checkpoint: Checkpoint, kinds: Collection[str]) -> _Recorded:
 
 
 def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], recorded: _Recorded) -> None:
-    """What surgery split before is put together as it was taken apart. Raises LayoutError where the table says otherwise."""
+    """What surgery split before is put together as it was taken apart. Raises LayoutError where the table says
+    otherwise.
+    """
     for (fused, parts), layouts in recorded.items():
         mine = [site for site in sites if site.row.fused == fused and tuple(site.row.parts.values()) == parts]
         if wrong := {str(site.layout) for site in mine} - layouts:
             raise LayoutError(
-                f"{fused} was split as {' and '.join(sorted(layouts))}, and would be fused as {' and '.join(sorted(wrong))}",
+                f"{fused} was split as {' and '.join(sorted(layouts))}, and would be fused as"
+                f" {' and '.join(sorted(wrong))}",
                 where=[f"{checkpoint.path}: .surgery/manifest.json", f"{mine[0].module}: {mine[0].why}"],
                 help=f"say the layout that it was split with: --fused {fused} and --layout, --groups, --slots",
             )
@@ -143,11 +152,16 @@ def _check_recorded(checkpoint: Checkpoint, sites: Sequence[Site], recorded: _Re
             raise LayoutError(
                 f"{fused} was split into {series(parts)}, which the model type does not know",
                 where=[f"{checkpoint.path}: .surgery/manifest.json"],
-                help="say these names with --names, as at the split; with --fused and --layout, too, where these were given",
+                help=(
+                    "say these names with --names, as at the split; with --fused and --layout, too, where these were"
+                    " given"
+                ),
             )
 
 
-def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str], given: Given | None, *, fused: bool) -> list[Site]:
+def _sites_of(
+    adapter: Adapter, base: Checkpoint | None, kinds: Collection[str], given: Given | None, *, fused: bool
+) -> list[Site]:
     """The modules that the adapter has tensors of, `fused` or not: of its base, or in the layout that was given."""
     if given and given.says_layout:
         find = given_sites if fused else given_split_sites
@@ -167,7 +181,10 @@ def _sites_of(adapter: Adapter, base: Checkpoint | None, kinds: Collection[str],
     elif sites:
         what, tip = f"the adapter has nothing on what is {state} in the base", f"that is {one} and its like"
     else:
-        what, tip = f"the base has no fused {series(kinds, ' or ')}, and no parts of one", "pass the base that the adapter was trained on"
+        what, tip = (
+            f"the base has no fused {series(kinds, ' or ')}, and no parts of one",
+            "pass the base that the adapter was trained on",
+        )
     raise NothingMatched(what, where=[adapter.path, base.path], help=tip)
 
 
@@ -278,7 +295,11 @@ def _noted(checkpoint: Checkpoint, sites: Sequence[Site], told: Sequence[str]) -
     if typed and all(row.loads or row.asked for row in typed):
         notes.append("the model's own class loads these names, too")
     elif typed:
-        notes.append(f"{_ALONE}{' or '.join(ways)} writes a checkpoint that one does" if ways else f"{_ALONE}fuse is the way back")
+        notes.append(
+            f"{_ALONE}{' or '.join(ways)} writes a checkpoint that one does"
+            if ways
+            else f"{_ALONE}fuse is the way back"
+        )
     return replace(checkpoint, notes=tuple(notes))
 
 
@@ -306,7 +327,11 @@ def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: 
             del tensors[name], weight_map[name]
     for change in changes:
         if taken := [name for name in change.made if name in tensors]:
-            what = "a part would take the name of another tensor" if verb == "split" else "the fused tensor would take the name of another"
+            what = (
+                "a part would take the name of another tensor"
+                if verb == "split"
+                else "the fused tensor would take the name of another"
+            )
             where = listed([f"{change.source[name]} -> {name}" for name in taken])
             raise PlanError(what, where=where, help="rename or drop that one first")
         tensors |= change.made
@@ -332,7 +357,10 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
     others = sorted({site.row.kind for site in detect(checkpoint.config, checkpoint.tensors)})
     known = f"{_near(kind, kinds)}; --fused NAME with --layout says others"
     if mine and mine[0].asked and not set(KINDS) <= set(kinds):
-        what, tip = f"the experts of model type `{kind}` are stacked in memory only: these files have none", "there is nothing to do"
+        what, tip = (
+            f"the experts of model type `{kind}` are stacked in memory only: these files have none",
+            "there is nothing to do",
+        )
     elif others:
         what, tip = f"no fused {' or '.join(kinds)} is here", f"what is fused here is {', '.join(others)}"
     elif mine and not mine[0].asked:
@@ -342,7 +370,10 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
             f"its names would match {names}; what is apart needs no split",
         )
     elif not checkpoint.config:
-        what, tip = "without config.json the layout of fused modules is not known", "put the model's config.json beside the shards"
+        what, tip = (
+            "without config.json the layout of fused modules is not known",
+            "put the model's config.json beside the shards",
+        )
     else:
         what, tip = f"nothing is fused here: model type `{kind}` has its parts apart", known
     return NothingMatched(what, where=[checkpoint.path], help=tip)
@@ -357,7 +388,9 @@ def _near(kind: object, kinds: Collection[str]) -> str:
 
 
 def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> LayoutError:
-    """Modules that look fused, in a layout that neither config.json nor the shapes tell: the candidates, and how to choose."""
+    """Modules that look fused, in a layout that neither config.json nor the shapes tell: the candidates, and how to
+    choose.
+    """
     kind = checkpoint.config.get("model_type")
     module, suffix = looks[0]
     leaf, found = module.rpartition(".")[2], candidates(checkpoint.config, checkpoint.tensors, module, suffix)
@@ -365,7 +398,11 @@ def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> Layo
     if mine:
         why = f"what model type `{kind}` has fused is called {mine.fused}, and is not here"
     else:
-        why = f"no layout is known for model type `{kind}`" if kind else "without a model type in config.json the layout is not known"
+        why = (
+            f"no layout is known for model type `{kind}`"
+            if kind
+            else "without a model type in config.json the layout is not known"
+        )
     first = "" if kind else "put the model's config.json beside the shards, or "
     first = "is this another model's config.json? if not, " if mine else first
     fit = "more than one would fit" if len(found) > 1 else "the shapes do not tell the sizes of"
@@ -373,8 +410,11 @@ def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> Layo
     return LayoutError(
         f"{why}, and {fit} what is called {leaf}",
         where=[checkpoint.path, *listed([m for m, _ in looks]), *([f"{leaf} could be {could}"] if could else [])],
-        help=f"{first}say which with --layout {series(found or STYLES[leaf], ' or ')} (and --groups, --slots where head counts are missing)"
-        ", as the modeling code has it; a wrong layout loads without an error and computes nonsense",
+        help=(
+            f"{first}say which with --layout {series(found or STYLES[leaf], ' or ')} (and --groups, --slots where head"
+            " counts are missing), as the modeling code has it; a wrong layout loads without an error and computes"
+            " nonsense"
+        ),
     )
 
 
@@ -384,8 +424,13 @@ def _nothing_to_fuse(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingM
     if detect(checkpoint.config, checkpoint.tensors, kinds):
         return NothingMatched("the checkpoint is already fused", where=[checkpoint.path], help="there is nothing to do")
     if set(KINDS) <= set(kinds) and detect_split(checkpoint.config, checkpoint.tensors, ("experts",)):
-        what = f"nothing was split here: the files of model type `{kind}` have experts apart, and its class fuses them in memory"
-        return NothingMatched(what, where=[checkpoint.path], help="surgery fuse-experts makes what the class holds; it loads that, too")
+        what = (
+            f"nothing was split here: the files of model type `{kind}` have experts apart, and its class fuses them in"
+            " memory"
+        )
+        return NothingMatched(
+            what, where=[checkpoint.path], help="surgery fuse-experts makes what the class holds; it loads that, too"
+        )
     fused = " or ".join(kinds)
     return NothingMatched(
         f"no parts of a fused {fused} of model type `{kind}` are here",

@@ -25,8 +25,8 @@ SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an 
 def unmerge(checkpoint: Checkpoint) -> Checkpoint:
     """The base that `merge(…, reversible=True)` made the checkpoint from: each file as it was, but for `.surgery/`.
 
-    Raises VerificationFailed where the folder holds no record, or not what was merged; FormatError for a damaged record. What
-    is restored is compared with its digests while it is written, block by block.
+    Raises VerificationFailed where the folder holds no record, or not what was merged; FormatError for a damaged
+    record. What is restored is compared with its digests while it is written, block by block.
     """
     folder = folder_at(checkpoint.path)
     if folder is None:
@@ -53,7 +53,11 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
         index_name=record.facts["index_name"],
         dropped={**checkpoint.dropped, **unused},
         history=(*record.facts["history"], step),
-        notes=(*record.facts["notes"], *_left(checkpoint, record), f"restored, and compared with their digests: {len(tensors)} tensors"),
+        notes=(
+            *record.facts["notes"],
+            *_left(checkpoint, record),
+            f"restored, and compared with their digests: {len(tensors)} tensors",
+        ),
         headers=record.headers,
     )
 
@@ -61,11 +65,15 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
 def _layout(
     checkpoint: Checkpoint, record: BaseRecord, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, str], dict[str, Mapping[str, str] | None]]:
-    """(shard by tensor, metadata by shard) as the base had them; every tensor in its headers is one that the record restores."""
+    """(shard by tensor, metadata by shard) as the base had them; every tensor in its headers is one that the record
+    restores.
+    """
     headers = {shard: header_alone(raw, f"{checkpoint.path}/{UNDO}: {shard}") for shard, raw in record.headers.items()}
     said = {name: (entry.dtype, entry.shape) for header in headers.values() for name, entry in header.entries.items()}
     if said != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
-        raise VerificationFailed("the parts of the undo record do not belong together", where=[f"{checkpoint.path}/{UNDO}"])
+        raise VerificationFailed(
+            "the parts of the undo record do not belong together", where=[f"{checkpoint.path}/{UNDO}"]
+        )
     weight_map = {name: shard for shard, header in headers.items() for name in header.entries}
     return weight_map, {shard: header.metadata for shard, header in headers.items()}
 
@@ -77,7 +85,9 @@ def _file(checkpoint: Checkpoint, record: BaseRecord, path: str, facts: Mapping[
     found = checkpoint.files.get(path)
     where = [f"{checkpoint.path}/{path}"]
     if not isinstance(found, File):
-        raise VerificationFailed("a file of the base is not there any more", where=where, help="put it back from the base, or a copy")
+        raise VerificationFailed(
+            "a file of the base is not there any more", where=where, help="put it back from the base, or a copy"
+        )
     if sha256(found) != facts["sha256"]:
         tip = f"put it back as it was: {facts['size']} bytes, sha256 {facts['sha256']}"
         raise VerificationFailed("a file of the base was changed since the merge", where=where, help=tip)
@@ -99,33 +109,46 @@ def unmerge_approximately(
     scale: float = 1.0,
     **told: Any,
 ) -> Checkpoint:
-    """The checkpoint with the adapters' deltas subtracted: the base but for the weights that rounding changed for good.
+    """The checkpoint with the adapters' deltas subtracted: the base but for the weights that rounding changed for
+    good.
 
-    A note says how many that will be, estimated from rows of the tensors in question, which are read for it. `weights`, `scale`
-    and what else was `told` to `merge` are those of the merge. Raises NotSupported where subtraction cannot bring the base
-    back: DoRA scales its weights; modules to save, trained biases and trained tokens took the place of the base's own.
+    A note says how many that will be, estimated from rows of the tensors in question, which are read for it.
+    `weights`, `scale` and what else was `told` to `merge` are those of the merge. Raises NotSupported where
+    subtraction cannot bring the base back: DoRA scales its weights; modules to save, trained biases and trained
+    tokens took the place of the base's own.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     for one in adapters:
         if one.config.get("use_dora") or one.whole:
             what = "DoRA scaled the weights" if one.config.get("use_dora") else "tensors of the base were replaced"
             tip = "take the base again; merges made with --reversible can be undone exactly"
-            raise NotSupported(f"{what}, which no subtraction undoes", where=[one.path, *listed(sorted(one.whole))], help=tip)
+            raise NotSupported(
+                f"{what}, which no subtraction undoes", where=[one.path, *listed(sorted(one.whole))], help=tip
+            )
     trust = _check_merged(checkpoint, adapters)
-    factors = [-scale * weight for weight in (weights or [1.0] * len(adapters))]
+    factors = [-scale * weight for weight in weights or [1.0] * len(adapters)]
     undone = merge(checkpoint, adapters, factors, **told, again=True)
     step = {"surgery": "unmerge", "approximate": True, "adapters": [one.digest for one in adapters]}
     return replace(undone, history=(*checkpoint.history, step), notes=(*undone.notes, *trust, _estimate(undone)))
 
 
 def _check_merged(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
-    """Raise AdapterError for an adapter that is not among those which the manifest names; a note where it names none."""
-    merged = {one.get("digest") for step in checkpoint.history if step.get("surgery") == "merge" for one in step.get("adapters", ())}
+    """Raise AdapterError for an adapter that is not among those which the manifest names; a note where it names
+    none.
+    """
+    merged = {
+        one.get("digest")
+        for step in checkpoint.history
+        if step.get("surgery") == "merge"
+        for one in step.get("adapters", ())
+    }
     if not merged:
         return ["nothing here says which adapters were merged: that these were is taken on trust"]
     if strange := [one.path for one in adapters if one.digest not in merged]:
         tip = "name the adapters of the merge, as they were then; .surgery/manifest.json has their digests"
-        raise AdapterError("the adapter is not one that was merged into this checkpoint", where=[*strange, checkpoint.path], help=tip)
+        raise AdapterError(
+            "the adapter is not one that was merged into this checkpoint", where=[*strange, checkpoint.path], help=tip
+        )
     return []
 
 
@@ -136,11 +159,16 @@ def _estimate(undone: Checkpoint) -> str:
     shares = [_share(narrow(tensor, 0, 0, min(ROWS, tensor.shape[0]))) for tensor in chosen]
     total = sum(tensor.size for tensor in sums.values())
     share = sum(shares) / len(shares) if shares else 0.0
-    return f"approximate: about {share:.2%} of the {total} weights in {len(sums)} tensors will not be the base's, mostly by the last bit"
+    return (
+        f"approximate: about {share:.2%} of the {total} weights in {len(sums)} tensors will not be the base's, mostly"
+        " by the last bit"
+    )
 
 
 def _share(undone: Tensor) -> float:
-    """The share of weights that do not survive a merge and a subtraction: of weights like these, since the base's are not there."""
+    """The share of weights that do not survive a merge and a subtraction: of weights like these, since the base's
+    are not there.
+    """
     from ..evaluation.evaluate import load
 
     assert isinstance(undone, Sum)
@@ -152,7 +180,8 @@ def _share(undone: Tensor) -> float:
 
 @takes_opened
 def reversible(merged: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """`merged`, with an undo record of `base` beside its shards when it is written, so that `unmerge` gives the base back.
+    """`merged`, with an undo record of `base` beside its shards when it is written, so that `unmerge` gives the base
+    back.
 
     Raises PlanError, when it is planned, unless `base` is as it was opened.
     """

@@ -70,7 +70,9 @@ def test_measures_are_torchs_own(dtype: torch.dtype, shape: tuple[int, ...], tmp
     assert found.share == found.differing / a.numel()
     assert found.largest == (x - y).abs().max().item()
     assert math.isclose(found.mean, (x - y).abs().mean().item(), rel_tol=1e-12)
-    assert found.relative is not None and math.isclose(found.relative, ((x - y).norm() / x.norm()).item(), rel_tol=1e-12)
+    assert found.relative is not None and math.isclose(
+        found.relative, ((x - y).norm() / x.norm()).item(), rel_tol=1e-12
+    )
 
 
 FLOATS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
@@ -78,7 +80,9 @@ FLOATS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float6
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), dtype=st.sampled_from(list(FLOATS)), steps=st.integers(1, 30))
-def test_ulps_are_steps(data: st.DataObject, dtype: torch.dtype, steps: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_ulps_are_steps(
+    data: st.DataObject, dtype: torch.dtype, steps: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Through powers of two, subnormals and zero: as many as nextafter takes."""
     from surgery.evaluation.compare import distance
 
@@ -118,7 +122,9 @@ def test_a_zero_base_has_no_relative_norm(tmp_path: Path) -> None:
     assert found is not None and found.relative is None and found.largest == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64]
+)
 def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     a = torch.tensor([0, 1, 1, 0, 1]).to(dtype)
     b = torch.tensor([0, 1, 0, 0, 1]).to(dtype)
@@ -140,7 +146,8 @@ def test_another_dtype_or_shape(tmp_path: Path) -> None:
     """Equal shapes are measured, across dtypes."""
     x = torch.randn(8, 8)
     found = surgery.diff(
-        written(tmp_path / "a", {"same": x, "cut": x, "cast": x}), written(tmp_path / "b", {"same": x, "cut": x[:5], "cast": x.bfloat16()})
+        written(tmp_path / "a", {"same": x, "cut": x, "cast": x}),
+        written(tmp_path / "b", {"same": x, "cut": x[:5], "cast": x.bfloat16()}),
     )
     assert found.identical == ("same",) and not found.changed
     cast, cut = found.unlike
@@ -153,15 +160,26 @@ def test_another_dtype_or_shape(tmp_path: Path) -> None:
 def test_tensors_of_one_side_and_fields_and_files(tmp_path: Path) -> None:
     x = torch.ones(3)
     a = written(
-        tmp_path / "a", {"x": x, "layers.10.y": x, "layers.2.y": x}, {"model_type": "a", "rope": {"theta": 1, "kind": "b"}, "n": None}
+        tmp_path / "a",
+        {"x": x, "layers.10.y": x, "layers.2.y": x},
+        {"model_type": "a", "rope": {"theta": 1, "kind": "b"}, "n": None},
     )
     b = written(tmp_path / "b", {"x": x, "z": x}, {"rope": {"theta": 2, "kind": "b"}, "model_type": "a"})
-    for folder, name, text in ((a, "notes.txt", "1"), (a, "both.txt", "12"), (b, "both.txt", "21"), (b, "more.txt", "")):
+    for folder, name, text in (
+        (a, "notes.txt", "1"),
+        (a, "both.txt", "12"),
+        (b, "both.txt", "21"),
+        (b, "more.txt", ""),
+    ):
         (folder / name).write_text(text)
     found = surgery.diff(a, b)
     assert (found.only_a, found.only_b, found.identical) == (("layers.2.y", "layers.10.y"), ("z",), ("x",))
     assert [(f.name, f.a, f.b) for f in found.config] == [("rope.theta", "1", "2"), ("n", "null", "absent")]
-    assert (found.files.only_a, found.files.only_b, found.files.changed) == (("notes.txt",), ("more.txt",), ("both.txt",))
+    assert (found.files.only_a, found.files.only_b, found.files.changed) == (
+        ("notes.txt",),
+        ("more.txt",),
+        ("both.txt",),
+    )
 
 
 @pytest.fixture
@@ -194,7 +212,9 @@ def test_lazy_checkpoints(saved: Callable[..., Path], tmp_path: Path) -> None:
     assert surgery.diff(split, tmp_path / "split").equal
     assert surgery.diff(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), base, tensors=".*").equal
     module = "model.layers.0.self_attn.o_proj"
-    adapter = surgery.open_adapter(write_adapter(tmp_path / "adapter", {module: base.tensors[f"{module}.weight"].shape}))  # type: ignore[arg-type]
+    adapter = surgery.open_adapter(
+        write_adapter(tmp_path / "adapter", {module: base.tensors[f"{module}.weight"].shape})
+    )  # type: ignore[arg-type]
     merged = surgery.merge(base, adapter)
     surgery.write(merged, tmp_path / "merged")
     assert surgery.diff(merged, tmp_path / "merged").equal
@@ -229,7 +249,12 @@ def surge(*args: object) -> Any:
 def test_exit_statuses(one_changed: tuple[Path, Path], tmp_path: Path) -> None:
     """0 equal, 1 different, 1 with an error, 2 wrong usage."""
     a, b = one_changed
-    assert (surge(a, a).exit_code, surge(a, b).exit_code, surge(a, tmp_path / "none").exit_code, surge(a).exit_code) == (0, 1, 1, 2)
+    assert (
+        surge(a, a).exit_code,
+        surge(a, b).exit_code,
+        surge(a, tmp_path / "none").exit_code,
+        surge(a).exit_code,
+    ) == (0, 1, 1, 2)
     assert surge(a, b, "--quiet").stdout == ""
     assert "Exit status: 0 equal, 1 different" in surge("--help").stdout
     with pytest.raises(NotACheckpoint):
@@ -276,12 +301,16 @@ def test_what_is_measured_in_float32_is_what_float64_says(dtype: torch.dtype, sc
     x, y = a.double(), b.double()
     apart = (x - y).abs()
     finite = apart.isfinite()
-    other = a.view(torch.int16 if dtype.itemsize == 2 else torch.int32) != b.view(torch.int16 if dtype.itemsize == 2 else torch.int32)
+    other = a.view(torch.int16 if dtype.itemsize == 2 else torch.int32) != b.view(
+        torch.int16 if dtype.itemsize == 2 else torch.int32
+    )
     assert found is not None and found.differing == int(other.sum()) and found.nonfinite == int((~finite & other).sum())
     assert found.largest == float(apart[finite].max())
     assert found.mean == pytest.approx(float(apart[finite].mean()), rel=1e-6)
     norm = x[x.isfinite()].square().sum()
-    assert found.relative == pytest.approx(float((apart[finite].square().sum() / norm).sqrt()), rel=1e-6) if norm else True
+    assert (
+        found.relative == pytest.approx(float((apart[finite].square().sum() / norm).sqrt()), rel=1e-6) if norm else True
+    )
 
 
 def test_the_callback_tells_what_is_left(saved: Callable[..., Path]) -> None:

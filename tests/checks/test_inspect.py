@@ -1,4 +1,6 @@
-"""Inspecting adapters: what says which modules have what, and the shapes that their deltas have; and what lies in an adapter's place."""
+"""Inspecting adapters: what says which modules have what, and the shapes that their deltas have; and what lies in an
+adapter's place.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
 def resnet() -> Any:
-    return tf.ResNetForImageClassification(tf.ResNetConfig(embedding_size=12, hidden_sizes=[12, 20], depths=[1, 1], layer_type="basic"))
+    return tf.ResNetForImageClassification(
+        tf.ResNetConfig(embedding_size=12, hidden_sizes=[12, 20], depths=[1, 1], layer_type="basic")
+    )
 
 
 def saved_by_peft(out: Path, model: Any, **options: Any) -> Path:
@@ -40,8 +44,16 @@ LLAMA = tiny_models.MODELS["llama"]
 TARGETS: dict[str, tuple[Callable[[], Any], Mapping[str, Any], dict[str, tuple[int, list[tuple[int, ...]]]]]] = {
     "linear": (LLAMA, {"target_modules": ["q_proj", "o_proj"]}, {"q_proj": (3, [(40, 48)]), "o_proj": (3, [(48, 40)])}),
     "dora": (LLAMA, {"target_modules": ["q_proj"], "use_dora": True}, {"q_proj": (3, [(40, 48)])}),
-    "dora on an embedding": (LLAMA, {"target_modules": ["embed_tokens"], "use_dora": True}, {"embed_tokens": (1, [(97, 48)])}),
-    "biases": (tiny_models.MODELS["bert"], {"target_modules": ["query"], "lora_bias": True}, {"query": (3, [(36, 36)])}),
+    "dora on an embedding": (
+        LLAMA,
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"embed_tokens": (1, [(97, 48)])},
+    ),
+    "biases": (
+        tiny_models.MODELS["bert"],
+        {"target_modules": ["query"], "lora_bias": True},
+        {"query": (3, [(36, 36)])},
+    ),
     "experts": (
         lambda: stacks.build("qwen3_moe"),
         {"target_modules": [], "target_parameters": EXPERTS},
@@ -62,7 +74,8 @@ def test_targets_are_what_is_added_to(name: str, tmp_path: Path) -> None:
 
 def test_what_is_asked_of_which_modules_is_shown(tmp_path: Path) -> None:
     asked: dict[str, Any] = {
-        "target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.2.self_attn.v_proj"], "layers_to_transform": [0, 2],
+        "target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.2.self_attn.v_proj"],
+        "layers_to_transform": [0, 2],
         "layers_pattern": "layers", "lora_bias": False, "use_dora": True, "rank_pattern": {"q_proj": 2},
         "trainable_token_indices": [3, 4], "ensure_weight_tying": True,
     }  # fmt: skip
@@ -71,11 +84,17 @@ def test_what_is_asked_of_which_modules_is_shown(tmp_path: Path) -> None:
     assert {key: shown.get(key, False) for key in asked} == {**asked, "target_modules": shown["target_modules"]}
     assert sorted(shown["target_modules"]) == asked["target_modules"]
     lines = [line.split(None, 1) for line in surge("inspect", folder).stdout.splitlines()]
-    for line in (["layers_to_transform", "0, 2"], ["exclude_modules", "layers.2.self_attn.v_proj"], ["use_dora", "True"]):
+    for line in (
+        ["layers_to_transform", "0, 2"],
+        ["exclude_modules", "layers.2.self_attn.v_proj"],
+        ["use_dora", "True"],
+    ):
         assert line in lines
     assert ["targets", "q_proj ×2 (40×48), v_proj ×1 (20×48)"] in lines
     assert not any(line[0] in ("lora_bias", "target_parameters") for line in lines)
-    one_layer = saved_by_peft(tmp_path / "b", tiny_models.build("bert"), target_modules=["query"], lora_bias=True, layers_to_transform=0)
+    one_layer = saved_by_peft(
+        tmp_path / "b", tiny_models.build("bert"), target_modules=["query"], lora_bias=True, layers_to_transform=0
+    )
     shown = surgery.inspect(one_layer).adapter
     assert shown["lora_bias"] is True and shown["layers_to_transform"] == 0
 
@@ -104,7 +123,9 @@ WHOLE = {
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_by_peft(tmp_path_factory.mktemp("adapter") / "a", tiny_models.build("llama"), target_modules=["q_proj"])
+    return saved_by_peft(
+        tmp_path_factory.mktemp("adapter") / "a", tiny_models.build("llama"), target_modules=["q_proj"]
+    )
 
 
 def said(command: tuple[str, ...], base: Path, folder: Path, out: Path, other: Path | None = None) -> str:
@@ -121,7 +142,10 @@ def test_an_adapter_that_is_only_pickled(name: str, adapter: Path, saved: Callab
     (folder / "adapter_model.safetensors").unlink()
     text = said(COMMANDS[name], saved("llama"), folder, tmp_path / "out")
     assert "the adapter has no adapter_model.safetensors" in text
-    assert "a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and save it once" in text
+    assert (
+        "a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and save it once"
+        in text
+    )
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
@@ -163,7 +187,10 @@ def test_a_checkpoint_that_was_cloned_without_its_files(name: str, saved: Callab
     for command in ("inspect", "verify"):
         found = surge(command, folder)
         assert found.exit_code == 1
-        assert "a Git LFS pointer is here in the place of the file" in found.output and "git lfs pull fetches it" in found.output
+        assert (
+            "a Git LFS pointer is here in the place of the file" in found.output
+            and "git lfs pull fetches it" in found.output
+        )
 
 
 def test_a_config_that_is_cut_off(saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ KINDS = {
 }
 
 
-def merge_with_peft(out: Path, kind: str = "bfloat16", size: float = 1e-4, family: str = "llama", **options: Any) -> Path:
+def merge_with_peft(
+    out: Path, kind: str = "bfloat16", size: float = 1e-4, family: str = "llama", **options: Any
+) -> Path:
     """out/base, out/adapter and out/merged, the last by merge_and_unload and save_pretrained."""
     dtype, of = KINDS[kind]
     model = tiny_models.build(family, dtype=dtype) if family in tiny_models.MODELS else stacks.build(family).to(dtype)
@@ -86,7 +88,11 @@ def verdict(found: surgery.Proof, name: str) -> surgery.Judgement:
     return next(one for one in found.tensors if one.name == name)
 
 
-def edited(folder: Path, out: Path, edit: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], Mapping[str, Any] | None]) -> Path:
+def edited(
+    folder: Path,
+    out: Path,
+    edit: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], Mapping[str, Any] | None],
+) -> Path:
     """A copy of folder/merged whose tensors `edit(merged, base)` changed in place."""
     shutil.copytree(folder / "merged", out)
     tensors, base = (load_file(folder / name / "model.safetensors") for name in ("merged", "base"))
@@ -146,7 +152,12 @@ OTHERS: dict[str, Mapping[str, Any]] = {
     "rslora": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"v_proj": 5}},
     "large rank": {"r": 96},
     "dora": {"use_dora": True},
-    "dora, conv1d": {"family": "gpt2", "target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True, "use_dora": True},
+    "dora, conv1d": {
+        "family": "gpt2",
+        "target_modules": ["c_attn", "attn.c_proj"],
+        "fan_in_fan_out": True,
+        "use_dora": True,
+    },
     "embedding": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
     "embedding, dora": {"target_modules": ["embed_tokens"], "use_dora": True},
     "biases": {"family": "bert", "target_modules": ["query", "dense"], "lora_bias": True},
@@ -164,14 +175,18 @@ def test_other_merges_by_peft_are_right(name: str, made: Callable[..., Path]) ->
 
 
 def test_a_float32_base_merged_in_bfloat16(made: Callable[..., Path], tmp_path: Path) -> None:
-    """As from_pretrained(dtype=bfloat16) leaves it: the base is rounded, then the sum. All else is the base's, rounded."""
+    """As from_pretrained(dtype=bfloat16) leaves it: the base is rounded, then the sum. All else is the base's,
+    rounded.
+    """
     folder = made("float32")
     model = type(tiny_models.build("llama")).from_pretrained(folder / "base", dtype=torch.bfloat16)
     peft.PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
     found = proof(folder, tmp_path / "merged")
     assert counts(found) == {"ROUNDED": 21, "KEPT": 9}
     assert all("rounded to BF16" in str(one) for one in found.tensors)
-    once = edited(folder, tmp_path / "once", lambda tensors, _: tensors.update({n: t.bfloat16() for n, t in tensors.items()}))
+    once = edited(
+        folder, tmp_path / "once", lambda tensors, _: tensors.update({n: t.bfloat16() for n, t in tensors.items()})
+    )
     assert counts(proof(folder, once)).keys() <= {"EXACT", "ROUNDED", "KEPT"}
 
 
@@ -305,7 +320,9 @@ def test_other_merges_sabotaged(name: str, times: float, made: Callable[..., Pat
         change = tensors[last].double() - base[last].double()
         tensors[last] = (base[last].double() + times * change).to(base[last].dtype)
 
-    found = check_only(proof(folder, edited(folder, tmp_path / "out", scaled)), last, Verdict.SCALED if times else Verdict.NOT_APPLIED)
+    found = check_only(
+        proof(folder, edited(folder, tmp_path / "out", scaled)), last, Verdict.SCALED if times else Verdict.NOT_APPLIED
+    )
     assert found.factor is None if not times else found.factor == pytest.approx(times, abs=0.05)
 
 
@@ -380,7 +397,12 @@ def test_a_tied_head_need_not_be_stored(tmp_path: Path) -> None:
 
 def test_saved_modules_and_biases(tmp_path: Path) -> None:
     """Whole tensors take the base's place: right, left out, or half way."""
-    options = {"target_modules": ["query"], "bias": "lora_only", "task_type": "QUESTION_ANS", "modules_to_save": ["qa_outputs"]}
+    options = {
+        "target_modules": ["query"],
+        "bias": "lora_only",
+        "task_type": "QUESTION_ANS",
+        "modules_to_save": ["qa_outputs"],
+    }
     model = tiny_models.build("bert")
     model.save_pretrained(tmp_path / "base")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, **options))
@@ -392,7 +414,11 @@ def test_saved_modules_and_biases(tmp_path: Path) -> None:
     assert proof(tmp_path).ok
     head = "qa_outputs.weight"
     for share, what in ((0.0, Verdict.NOT_APPLIED), (0.5, Verdict.SCALED)):
-        out = edited(tmp_path, tmp_path / what.name, lambda t, base, s=share: t.update({head: torch.lerp(base[head], t[head], s)}))
+        out = edited(
+            tmp_path,
+            tmp_path / what.name,
+            lambda t, base, s=share: t.update({head: torch.lerp(base[head], t[head], s)}),
+        )
         check_only(proof(tmp_path, out), head, what)
 
 
@@ -430,7 +456,10 @@ def test_another_adapter_is_said_to_be_one(made: Callable[..., Path], tmp_path: 
     """Of the same modules, of fewer and of others; not where the merge was never made, or with another alpha."""
     folder = made()
     model = tf.LlamaForCausalLM.from_pretrained(folder / "base")
-    for name, targets in (("same", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), ("few", ["q_proj"])):
+    for name, targets in (
+        ("same", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+        ("few", ["q_proj"]),
+    ):
         other = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
         with torch.no_grad():
             for parameter in other.parameters():
@@ -451,8 +480,12 @@ def test_another_base_is_said_to_be_one(made: Callable[..., Path], tmp_path: Pat
         tensors.update({name: tensor + torch.randn_like(tensor) for name, tensor in tensors.items()})
 
     folder = made()
-    found = surgery.verify(edited(folder, tmp_path / "out", moved), check_class=False, base=folder / "base", adapter=folder / "adapter")
-    assert "this looks like another base, since no tensor is as in the one given" in str([check.detail for check in found.checks])
+    found = surgery.verify(
+        edited(folder, tmp_path / "out", moved), check_class=False, base=folder / "base", adapter=folder / "adapter"
+    )
+    assert "this looks like another base, since no tensor is as in the one given" in str(
+        [check.detail for check in found.checks]
+    )
 
 
 def surge(*args: object) -> Any:

@@ -1,4 +1,5 @@
-"""Verifying adapters, and merges that surgery made: what was asked of the merge is read from its manifest, or said again.
+"""Verifying adapters, and merges that surgery made: what was asked of the merge is read from its manifest, or said
+again.
 
 The judge of a config is PEFT, which made the adapters; each contradiction is one edit of a right adapter.
 """
@@ -49,7 +50,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def edited(source: Path, out: Path, config: Mapping[str, Any], tensors: Callable[[dict[str, torch.Tensor]], Any] | None = None) -> Path:
+def edited(
+    source: Path, out: Path, config: Mapping[str, Any], tensors: Callable[[dict[str, torch.Tensor]], Any] | None = None
+) -> Path:
     """A copy of an adapter with other fields, and other tensors."""
     shutil.copytree(source, out)
     (out / CONFIG).write_text(json.dumps(json.loads((out / CONFIG).read_text()) | config))
@@ -73,7 +76,11 @@ ASKED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "another dtype": (["one"], {"dtype": "bfloat16"}, "dtype bfloat16"),
     "a part": (["one"], {"only": r".*\.q_proj"}, r"only .*\.q_proj"),
     "another part": (["one"], {"except_": r".*\.1\..*", "tied": "error"}, r"except .*\.1\..*"),
-    "names": (["one"], {"names": [(r"layers\.1\.", "layers.2."), (r"^model\.model\.", "model.")]}, r"map layers\.1\.=layers.2., ^model"),
+    "names": (
+        ["one"],
+        {"names": [(r"layers\.1\.", "layers.2."), (r"^model\.model\.", "model.")]},
+        r"map layers\.1\.=layers.2., ^model",
+    ),
 }
 
 
@@ -131,7 +138,9 @@ def test_what_the_manifest_does_not_tell(adapters: Path, saved: Callable[..., Pa
     found = surgery.verify(tmp_path / "out", adapter=adapters / "two", **of)
     what = f"the manifest tells of merges of other adapters than {adapters / 'two'}: weights are taken to be 1"
     assert check(found, "options") == Check("options", None, what, (str(adapters / "two"),)) and not found.ok
-    parted = surgery.merge(surgery.open_checkpoint(tmp_path / "out"), surgery.open_adapter(adapters / "two"), only=r".*q_proj")
+    parted = surgery.merge(
+        surgery.open_checkpoint(tmp_path / "out"), surgery.open_adapter(adapters / "two"), only=r".*q_proj"
+    )
     surgery.write(parted, tmp_path / "parted")
     found = surgery.verify(tmp_path / "parted", adapter=[adapters / "one", adapters / "two"], **of)
     what = "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
@@ -143,21 +152,28 @@ def test_what_the_manifest_does_not_tell(adapters: Path, saved: Callable[..., Pa
 B = f"{KEY}.lora_B.weight"
 BASE = "model.layers.1.mlp.experts"
 WRONG: dict[str, tuple[dict[str, Any], Mapping[str, Any], Callable[[dict[str, torch.Tensor]], Any] | None, str]] = {
-    "rank": ({}, {"r": 8}, None, f"{MODULE}: adapter_config.json says rank 8, but lora_A is (4, 48) and lora_B (40, 4)"),
+    "rank": ({}, {"r": 8}, None,
+    f"{MODULE}: adapter_config.json says rank 8, but lora_A is (4, 48) and lora_B (40, 4)"),
     "a pattern's rank": (
         {}, {"rank_pattern": {r"layers\.1\..*q_proj": 2}}, None,
         f"{MODULE}: adapter_config.json says rank 2, but lora_A is (4, 48) and lora_B (40, 4)",
     ),
     "half a pair": ({}, {}, lambda t: t.pop(B), f"{MODULE}: the module has no lora_B.weight"),
-    "dora unsaid": ({"use_dora": True}, {"use_dora": False}, None, "use_dora is false, but the module has one lora_magnitude_vector"),
-    "dora not there": ({}, {"use_dora": True}, None, ".q_proj: use_dora is true, but the module has no lora_magnitude_vector"),
-    "a bias unsaid": ({"bias": True}, {"lora_bias": False}, None, ".query: lora_bias is false, but the module has one lora_B.bias"),
-    "a bias not there": ({}, {"lora_bias": True}, None, ".q_proj: lora_bias is true, but the module has no lora_B.bias"),
-    "ungathered": ({}, {}, lambda t: t.update({B: torch.empty(0)}), f"{B} holds no element: an ungathered save looks like this"),
+    "dora unsaid": ({"use_dora": True}, {"use_dora": False}, None,
+    "use_dora is false, but the module has one lora_magnitude_vector"),
+    "dora not there": ({}, {"use_dora": True}, None,
+    ".q_proj: use_dora is true, but the module has no lora_magnitude_vector"),
+    "a bias unsaid": ({"bias": True}, {"lora_bias": False}, None,
+    ".query: lora_bias is false, but the module has one lora_B.bias"),
+    "a bias not there": ({}, {"lora_bias": True}, None,
+    ".q_proj: lora_bias is true, but the module has no lora_B.bias"),
+    "ungathered": ({}, {}, lambda t: t.update({B: torch.empty(0)}),
+    f"{B} holds no element: an ungathered save looks like this"),
     "no pattern": ({}, {"target_modules": "("}, None, "`(` is not a regular expression"),
     "no number": ({}, {"r": "8"}, None, "the adapter's rank or alpha is not a number: r = '8'"),
     "experts' rank": (
-        {"experts": True}, {"r": 5}, None, f"{BASE}.down_proj: rank 5 is said, but lora_A is (16, 12) and lora_B (16, 16)",
+        {"experts": True}, {"r": 5}, None,
+        f"{BASE}.down_proj: rank 5 is said, but lora_A is (16, 12) and lora_B (16, 16)",
     ),
     "experts unsaid": (
         {"experts": True}, {"target_parameters": ["experts.down_proj"]}, None,
@@ -167,7 +183,9 @@ WRONG: dict[str, tuple[dict[str, Any], Mapping[str, Any], Callable[[dict[str, to
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_an_adapter_that_contradicts_itself(name: str, adapters: Path, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_adapter_that_contradicts_itself(
+    name: str, adapters: Path, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     """It fails alone, and no merge is replayed with it; as PEFT saved it, it is right."""
     made, config, tensors, text = WRONG[name]
     right, base = adapters / "one", saved("llama")
@@ -184,7 +202,9 @@ def test_an_adapter_that_contradicts_itself(name: str, adapters: Path, saved: Ca
     found = surgery.verify(wrong)
     one = check(found, "adapter")
     assert not found.ok and check(found, "structure").ok
-    assert one.detail == "adapter_config.json and the tensors contradict each other: one of them is not of this training"
+    assert (
+        one.detail == "adapter_config.json and the tensors contradict each other: one of them is not of this training"
+    )
     assert any(text in row for row in one.where), one.where
     assert any(text in note for note in surgery.inspect(wrong).notes)
     proved = surgery.verify(base, base=base, adapter=wrong, check_class=False)
@@ -193,7 +213,10 @@ def test_an_adapter_that_contradicts_itself(name: str, adapters: Path, saved: Ca
 
 
 DOUBTS: dict[str, tuple[Mapping[str, Any], str]] = {
-    "a target": ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "no tensor is of k_proj, which adapter_config.json names"),
+    "a target": (
+        {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+        "no tensor is of k_proj, which adapter_config.json names",
+    ),
     "a pattern": ({"target_modules": r".*\.k_proj"}, r"no tensor is of .*\.k_proj, which adapter_config.json names"),
     "a layer": ({"layers_to_transform": [0, 1, 2, 7]}, "no tensor is of layer 7, which adapter_config.json names"),
     "layers": (
@@ -205,8 +228,14 @@ DOUBTS: dict[str, tuple[Mapping[str, Any], str]] = {
         "adapter_config.json does not aim at model.layers.0.self_attn.q_proj, model.layers.1.self_attn.q_proj, "
         "model.layers.2.self_attn.q_proj, which tensors are of",
     ),
-    "what is excluded": ({"exclude_modules": [MODULE]}, f"adapter_config.json does not aim at {MODULE}, which tensors are of"),
-    "what is saved": ({"modules_to_save": ["lm_head"]}, "no tensor is of lm_head, which adapter_config.json says is saved"),
+    "what is excluded": (
+        {"exclude_modules": [MODULE]},
+        f"adapter_config.json does not aim at {MODULE}, which tensors are of",
+    ),
+    "what is saved": (
+        {"modules_to_save": ["lm_head"]},
+        "no tensor is of lm_head, which adapter_config.json says is saved",
+    ),
 }
 
 
@@ -264,7 +293,17 @@ def test_options_on_the_command_line(adapters: Path, saved: Callable[..., Path],
         "^model=model",
     )
     assert surge("merge", base, adapters / "one", adapters / "two", "-o", out, *told).exit_code == 0
-    against = ("verify", out, "--base", base, "--adapter", adapters / "one", "--adapter", adapters / "two", "--no-class")
+    against = (
+        "verify",
+        out,
+        "--base",
+        base,
+        "--adapter",
+        adapters / "one",
+        "--adapter",
+        adapters / "two",
+        "--no-class",
+    )
     read = surge(*against)
     assert read.exit_code == 0
     said = r"weights 1.4, 0.6; only .*_proj; except .*\.0\..*; map ^model=model"

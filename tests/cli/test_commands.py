@@ -35,7 +35,9 @@ def surge(*words: str | Path) -> Result:
 
 def process(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
-    return subprocess.run([sys.executable, "-m", "surgery_cli", *map(str, words)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.run(
+        [sys.executable, "-m", "surgery_cli", *map(str, words)], capture_output=True, text=True, **options
+    )  # type: ignore[call-overload]
 
 
 def adapter_for_split_phi3(path: Path) -> Path:
@@ -53,7 +55,18 @@ def adapter_for_split_phi3(path: Path) -> Path:
 
 
 COMMANDS = (
-    *("inspect", "reshard", "split", "fuse", "split-qkv", "fuse-qkv", "split-gate-up", "fuse-gate-up", "split-experts", "fuse-experts"),
+    *(
+        "inspect",
+        "reshard",
+        "split",
+        "fuse",
+        "split-qkv",
+        "fuse-qkv",
+        "split-gate-up",
+        "fuse-gate-up",
+        "split-experts",
+        "fuse-experts",
+    ),
     *("convert", "inject", "merge", "rename", "drop", "verify", "diff", "clean", "demo"),
 )
 
@@ -67,7 +80,10 @@ def test_each_command_has_help(command: str) -> None:
 
 def test_help_states_the_default_memory_and_needs_no_library() -> None:
     assert f"{DEFAULT_MEMORY // 10**6}MB" in surge("reshard", "--help").stdout
-    code = "import sys; import surgery_cli.app; print(sorted(m for m in sys.modules if m in ('surgery', 'torch', 'huggingface_hub')))"
+    code = (
+        "import sys; import surgery_cli.app; print(sorted(m for m in sys.modules if m in ('surgery', 'torch',"
+        " 'huggingface_hub')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -75,10 +91,22 @@ def test_writing_commands_write_what_the_library_writes(saved: Saved, tmp_path: 
     base = saved("phi3", shard="20KB")
     adapter = adapter_for_split_phi3(tmp_path / "adapter")
     assert surge("split-qkv", base, "-o", tmp_path / "split", "-q").exit_code == 0
-    assert surge("merge", tmp_path / "split", adapter, "-o", tmp_path / "merged", "--max-shard-size", "30KB", "-q").exit_code == 0
-    assert surge("rename", tmp_path / "merged", "-o", tmp_path / "renamed", "--map", r"^model\.=m.", "-q").exit_code == 0
-    assert surge("drop", tmp_path / "renamed", "-o", tmp_path / "dropped", "--pattern", r"lm_head\..*", "-q").exit_code == 0
-    assert surge("reshard", tmp_path / "dropped", "-o", tmp_path / "out", "--max-shard-size", "1GB", "-q").exit_code == 0
+    assert (
+        surge(
+            "merge", tmp_path / "split", adapter, "-o", tmp_path / "merged", "--max-shard-size", "30KB", "-q"
+        ).exit_code
+        == 0
+    )
+    assert (
+        surge("rename", tmp_path / "merged", "-o", tmp_path / "renamed", "--map", r"^model\.=m.", "-q").exit_code == 0
+    )
+    assert (
+        surge("drop", tmp_path / "renamed", "-o", tmp_path / "dropped", "--pattern", r"lm_head\..*", "-q").exit_code
+        == 0
+    )
+    assert (
+        surge("reshard", tmp_path / "dropped", "-o", tmp_path / "out", "--max-shard-size", "1GB", "-q").exit_code == 0
+    )
 
     checkpoint = surgery.merge(surgery.split_qkv(surgery.open_checkpoint(base)), surgery.open_adapter(adapter))
     checkpoint = surgery.drop(surgery.rename(checkpoint, [(r"^model\.", "m.")]), r"lm_head\..*")
@@ -104,7 +132,14 @@ def test_dry_run_writes_nothing_and_needs_no_output(saved: Saved, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "words", [["inspect"], ["inspect", "--tensors", ".*norm.*"], ["split-qkv", "--dry-run"], ["split-qkv", "-o", "out"], ["verify"]]
+    "words",
+    [
+        ["inspect"],
+        ["inspect", "--tensors", ".*norm.*"],
+        ["split-qkv", "--dry-run"],
+        ["split-qkv", "-o", "out"],
+        ["verify"],
+    ],
 )
 def test_json_is_one_object_and_nothing_else(words: list[str], saved: Saved, tmp_path: Path) -> None:
     result = process(words[0], saved("phi3"), *words[1:], "--json", cwd=tmp_path)
@@ -189,7 +224,11 @@ def test_inspect_of_an_adapter(tmp_path: Path) -> None:
     found = json.loads(surge("inspect", adapter_for_split_phi3(tmp_path / "adapter"), "--json").stdout)
     assert found["kind"] == "adapter"
     assert found["adapter"]["modules"] == 6
-    assert found["total"] == {"tensors": 12, "parameters": 3 * (4 * 48 * 2 + (48 + 24) * 4), "nbytes": 12 * (4 * 48 * 2 + (48 + 24) * 4)}
+    assert found["total"] == {
+        "tensors": 12,
+        "parameters": 3 * (4 * 48 * 2 + (48 + 24) * 4),
+        "nbytes": 12 * (4 * 48 * 2 + (48 + 24) * 4),
+    }
 
 
 def test_clean_removes_a_stage_and_says_its_size(saved: Saved, tmp_path: Path) -> None:
@@ -241,7 +280,9 @@ def test_interrupt_leaves_the_stage_says_so_and_the_same_command_resumes(tmp_pat
 def test_progress_is_drawn_on_a_terminal_only(saved: Saved, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     words = [sys.executable, "-m", "surgery_cli", "split-qkv", str(saved("phi3")), "-o", str(tmp_path / "out")]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=follower, env={**os.environ, "TERM": "xterm"}, text=True, check=True)
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=follower, env={**os.environ, "TERM": "xterm"}, text=True, check=True
+    )
     os.close(follower)
     drawn = os.read(leader, 1 << 16).decode()
     assert "/s" in drawn or "kB" in drawn
@@ -301,12 +342,18 @@ def test_fused_tensors_of_an_unknown_family_are_named(tmp_path: Path) -> None:
     assert "1 modules such as h.0.self_attention.query_key_value: by their name" in surge("inspect", tmp_path).stdout
     refused = surge("split-qkv", tmp_path, "--dry-run")
     assert refused.exit_code == 1
-    assert "no layout is known for model type `nobody_knows`, and more than one would fit what is called query_key_value" in refused.output
+    assert (
+        "no layout is known for model type `nobody_knows`, and more than one would fit what is called query_key_value"
+        in refused.output
+    )
 
 
 def test_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    for content, what in (("[]", "not a JSON object"), ('{"model_type": ["a"]}', "the model_type is ['a'], not a text")):
+    for content, what in (
+        ("[]", "not a JSON object"),
+        ('{"model_type": ["a"]}', "the model_type is ['a'], not a text"),
+    ):
         (tmp_path / "config.json").write_text(content)
         result = surge("split-qkv", tmp_path, "--dry-run")
         assert result.exit_code == 1

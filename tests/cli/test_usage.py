@@ -1,4 +1,6 @@
-"""What is wrong usage ends with 2, before anything is opened; what a result says of itself, its truth value does not contradict."""
+"""What is wrong usage ends with 2, before anything is opened; what a result says of itself, its truth value does not
+contradict.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_short_names_of_dtypes(short: str, name: str) -> None:
     assert done.exit_code == 1, done.output
 
 
-@pytest.mark.parametrize(("oks", "truth"), [((True, True), True), ((True, None), True), ((True, False), False), ((False,), False)])
+@pytest.mark.parametrize(
+    ("oks", "truth"), [((True, True), True), ((True, None), True), ((True, False), False), ((False,), False)]
+)
 def test_a_verification_is_true_if_nothing_failed(oks: tuple[bool | None, ...], truth: bool) -> None:
     assert bool(Verification("m", tuple(Check("x", ok, "") for ok in oks))) is truth
 
@@ -68,7 +72,9 @@ def test_ctrl_c_where_nothing_is_written(command: str, asked: list[str], monkeyp
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_ctrl_c_in_a_demo_says_where_its_files_are(given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_a_demo_says_where_its_files_are(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it made stays in the folder that was asked for; a temporary one is gone, and the words say which it was."""
     folder, made = tmp_path / "play", []
 

@@ -1,4 +1,6 @@
-"""Laws of corrections: a frame turns the prediction into the original, whatever the bits; a broken frame never goes unnoticed."""
+"""Laws of corrections: a frame turns the prediction into the original, whatever the bits; a broken frame never goes
+unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_a_frame_turns_the_prediction_into_the_original(made: tuple[bytes, bytes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [0.0003, 0.03, 0.6, 1.0])
 def test_frames_of_floats(dtype: torch.dtype, share: float) -> None:
-    """Gaps above a byte, values off by a few, by many, NaN and infinities; the better the prediction, the shorter the frame."""
+    """Gaps above a byte, values off by a few, by many, NaN and infinities; the better the prediction, the shorter
+    the frame.
+    """
     generator = torch.Generator().manual_seed(0)
     guess = torch.randn(50_000, generator=generator).to(dtype)
     off = torch.rand(50_000, generator=generator) < share
@@ -77,7 +81,9 @@ def test_a_broken_frame_is_an_error_or_another_digest(made: tuple[bytes, bytes, 
 
 def test_modes() -> None:
     """Few corrections go one by one; noise that was not predicted is kept as it is."""
-    noise = bytearray(torch.randint(0, 256, (4096,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).tolist())
+    noise = bytearray(
+        torch.randint(0, 256, (4096,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).tolist()
+    )
     near = bytearray(noise)
     near[100] ^= 1
     assert difference(memoryview(noise), memoryview(near), 16)[0] == SPARSE

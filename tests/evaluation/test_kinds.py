@@ -1,4 +1,6 @@
-"""Laws of every registered kind of change: how it moves, what it adds or multiplies by, in which windows, and how it is recorded."""
+"""Laws of every registered kind of change: how it moves, what it adds or multiplies by, in which windows, and how it
+is recorded.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +166,9 @@ def test_records_and_pickles_keep_it(kind: type[Change], pools: Pools, data: st.
     assert isinstance(lazy, Sum)
     before = Before(lazy.base.dtype, lazy.base, lazy.deltas, lazy.gain)
     kept: dict[Tensor, str] = {}
-    tree = encoded(before, lambda one: "after" if one == lazy.base else None, lambda one: kept.setdefault(one, f"kept.{len(kept)}"))
+    tree = encoded(
+        before, lambda one: "after" if one == lazy.base else None, lambda one: kept.setdefault(one, f"kept.{len(kept)}")
+    )
     named: dict[str, Any] = {name: tensor for tensor, name in kept.items()} | {"after": lazy.base}
     assert decoded(json.loads(json.dumps(tree)), named.__getitem__) == before
     assert set(kept) <= {*change.factors}
@@ -201,7 +205,9 @@ def test_a_base_that_it_does_not_fit_is_refused(kind: type[Change], pools: Pools
 
 def test_older_records_are_read(pools: Pools) -> None:
     """The three kinds that records held before kinds had names are written as they were."""
-    names = {name: Stored(DTYPES["F32"], shape, pools["F32"][0].file, i) for i, (name, shape) in enumerate(SHAPED.items())}
+    names = {
+        name: Stored(DTYPES["F32"], shape, pools["F32"][0].file, i) for i, (name, shape) in enumerate(SHAPED.items())
+    }
     tree = {
         "before": "after",
         "dtype": "F32",

@@ -26,7 +26,10 @@ SHAPES = {"w": (ROWS, COLUMNS), "b": (ROWS, RANK), "a": (RANK, COLUMNS), "m": (R
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("stored")
     generator = torch.Generator().manual_seed(3)
-    save_file({name: 1 + torch.rand(shape, generator=generator) for name, shape in SHAPES.items()}, folder / "model.safetensors")
+    save_file(
+        {name: 1 + torch.rand(shape, generator=generator) for name, shape in SHAPES.items()},
+        folder / "model.safetensors",
+    )
     return dict(surgery.open_checkpoint(folder).tensors)
 
 
@@ -55,7 +58,9 @@ def turned(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("made", [scaled, joined, within, turned], ids=lambda made: made.__name__)
 @pytest.mark.parametrize("which", ["left", "right", "dense", "magnitude", "norms"])
-def test_a_factor_that_is_computed(which: str, made: Callable[[Tensor], Tensor], stored: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_factor_that_is_computed(
+    which: str, made: Callable[[Tensor], Tensor], stored: dict[str, Tensor], tmp_path: Path
+) -> None:
     """The sum is bit for bit that over the factor as it is once it lies in a file."""
 
     def total(make: Callable[[str, Tensor], Tensor]) -> Tensor:

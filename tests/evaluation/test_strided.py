@@ -23,7 +23,9 @@ from surgery.lazy.tensor import File, Stored, Tensor, narrow, permute, reshape
 def strided(draw: st.DrawFn) -> tuple[tuple[Dim, ...], int]:
     """Dims in bytes, as lowering gives them, and how many bytes of the result they reach over."""
     run = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16, 18, 100, LONG - 1, LONG, 1500]))
-    counts = draw(st.lists(st.integers(2, 9) | st.sampled_from([130, 300]), max_size=3).filter(lambda c: prod(c) * run < 400_000))
+    counts = draw(
+        st.lists(st.integers(2, 9) | st.sampled_from([130, 300]), max_size=3).filter(lambda c: prod(c) * run < 400_000)
+    )
     to, at = [], [0] * len(counts)
     reach = run
     for count in reversed(counts):
@@ -41,7 +43,9 @@ def picked(source: bytes, dims: tuple[Dim, ...], size: int) -> dict[int, int]:
     """What the dims say: the byte at each place."""
     found = {}
     for index in product(*(range(d.count) for d in dims)):
-        found[sum(i * d.to for i, d in zip(index, dims, strict=True))] = source[sum(i * d.at for i, d in zip(index, dims, strict=True))]
+        found[sum(i * d.to for i, d in zip(index, dims, strict=True))] = source[
+            sum(i * d.at for i, d in zip(index, dims, strict=True))
+        ]
     assert max(found) < size
     return found
 
@@ -111,11 +115,16 @@ def test_any_movement_of_any_width(noise: File, data: st.DataObject) -> None:
     real = real.permute(*axes, len(shape))
     first = data.draw(st.integers(0, lazy.size // per - 1)) * per
     stop = data.draw(st.integers(first // per + 1, lazy.size // per)) * per
-    assert gathered(lazy, first, stop) == real.contiguous().numpy().tobytes()[first * dtype.bits // 8 : stop * dtype.bits // 8]
+    assert (
+        gathered(lazy, first, stop)
+        == real.contiguous().numpy().tobytes()[first * dtype.bits // 8 : stop * dtype.bits // 8]
+    )
 
 
 @pytest.mark.parametrize(("columns", "calls"), [(1600, 20), (16_000, 100)])
-def test_runs_of_some_kilobytes_are_not_read_one_by_one(columns: int, calls: int, noise: File, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_some_kilobytes_are_not_read_one_by_one(
+    columns: int, calls: int, noise: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless they are long; and then no more is read than is needed."""
     asked: list[int] = []
     real = os.preadv

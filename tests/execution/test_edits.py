@@ -68,7 +68,9 @@ EDITS: list[tuple[str, Callable[[Path], None]]] = [
 
 
 @pytest.mark.parametrize(("name", "edit"), EDITS, ids=[f"{name}-{edit.__name__}" for name, edit in EDITS])
-def test_an_edit_is_replaced_only_where_that_is_said(source: Path, dest: Path, name: str, edit: Callable[[Path], None]) -> None:
+def test_an_edit_is_replaced_only_where_that_is_said(
+    source: Path, dest: Path, name: str, edit: Callable[[Path], None]
+) -> None:
     shard = next(iter(sorted(p.name for p in dest.glob("*.safetensors"))))
     name = shard if name.endswith(".safetensors") else name
     edit(dest / name)

@@ -65,7 +65,9 @@ def whole(folder: Path) -> dict[str, str]:
 
 
 def moved(tensor: Tensor) -> Tensor:
-    """The same shape, elements elsewhere: rows and columns change places, so that of a sum no block of rows would do."""
+    """The same shape, elements elsewhere: rows and columns change places, so that of a sum no block of rows would
+    do.
+    """
     rows, columns = tensor.shape
     return reshape(permute(reshape(tensor, (rows // 3, 3, columns // 2, 2)), (3, 1, 0, 2)), (rows, columns))
 
@@ -84,7 +86,9 @@ def split_and_merged(saved: Callable[..., Path], tmp_path: Path) -> Checkpoint:
 
 
 def odd(saved: Callable[..., Path], tmp_path: Path) -> Checkpoint:
-    """Sizes that no tile, window or chunk divides: one row too many, rows longer than a window, sums joined inside a row."""
+    """Sizes that no tile, window or chunk divides: one row too many, rows longer than a window, sums joined inside a
+    row.
+    """
     draw = torch.Generator().manual_seed(3)
     shapes = {"tall": (1025, 1003), "tall.l": (1025, 300), "tall.r": (300, 1003)}
     shapes |= {"wide": (3, 700_001), "wide.l": (3, 5), "wide.r": (5, 700_001)}
@@ -143,11 +147,16 @@ def test_bytes_do_not_depend_on_workers_memory_or_chunks(
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(70, 100, 5), (3, 1000, 5), (100, 300, 20), (1, 5000, 3)])
 def test_a_worker_computes_in_one_thread(tmp_path: Path, rows: int, columns: int, rank: int) -> None:
-    """A new thread takes over torch's number of threads late: small sums came out otherwise than in the caller's thread."""
+    """A new thread takes over torch's number of threads late: small sums came out otherwise than in the caller's
+    thread.
+    """
     draw = torch.Generator().manual_seed(rows)
     checkpoint = opened(
         tmp_path / "base",
-        {n: torch.randn(s, generator=draw) for n, s in {"w": (rows, columns), "l": (rows, rank), "r": (rank, columns)}.items()},
+        {
+            n: torch.randn(s, generator=draw)
+            for n, s in {"w": (rows, columns), "l": (rows, rank), "r": (rank, columns)}.items()
+        },
     )
     checkpoint = extended(checkpoint, {"sum": add(checkpoint["w"], [LowRank(checkpoint["l"], checkpoint["r"], 0.7)])})
     surgery.write(checkpoint, tmp_path / "out", workers=1)
@@ -189,7 +198,9 @@ def test_scratch_is_right_and_no_output(saved: Callable[..., Path], tmp_path: Pa
     torch.testing.assert_close(found["twice"], twice, rtol=1e-5, atol=1e-5)
 
 
-def test_a_plan_with_scratch_depends_on_the_arithmetic(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_with_scratch_depends_on_the_arithmetic(
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another torch, or another CPU: another identity, so that no stage of the first is resumed."""
     checkpoint = scratched(saved, tmp_path)
     before = surgery.plan(checkpoint).identity
@@ -280,7 +291,9 @@ COPIES = {
 
 
 @pytest.mark.parametrize("copy", COPIES)
-def test_copies_without_the_kernel(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: str) -> None:
+def test_copies_without_the_kernel(
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: str
+) -> None:
     """Where the kernel cannot copy, copies less than asked, or stops: the same bytes."""
     checkpoint = surgery.open_checkpoint(saved("llama", shard="40KB"))
     surgery.write(checkpoint, tmp_path / "want", "50KB")
@@ -316,7 +329,9 @@ def test_a_copy_is_cut_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_steps_tell_every_byte(case: Callable[..., Checkpoint], saved: Callable[..., Path], tmp_path: Path, workers: int) -> None:
+def test_the_steps_tell_every_byte(
+    case: Callable[..., Checkpoint], saved: Callable[..., Path], tmp_path: Path, workers: int
+) -> None:
     """Headers and filled parts are the shards' bytes, but for zeros, which nobody writes; each tensor is told by name.
 
     The callback may be slow, and is still called by one thread at a time.
@@ -386,13 +401,20 @@ def test_zeros_are_zero_over_what_a_broken_run_left(tmp_path: Path) -> None:
     assert not load_file(dest / "model.safetensors")["zeros"].any()
 
 
-def test_all_is_synced_before_it_gets_its_name(saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no test can show by pulling the plug, the order of calls does: written, synced, renamed, and the folder synced."""
+def test_all_is_synced_before_it_gets_its_name(
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no test can show by pulling the plug, the order of calls does: written, synced, renamed, and the folder
+    synced.
+    """
     checkpoint = surgery.open_checkpoint(saved("llama", shard="40KB"))
     dest = tmp_path / "out"
     unsynced: set[str] = set()
     renamed: list[str] = []
-    real = {name: getattr(os, name) for name in ("open", "mkdir", "pwrite", "copy_file_range", "truncate", "fsync", "rename")}
+    real = {
+        name: getattr(os, name)
+        for name in ("open", "mkdir", "pwrite", "copy_file_range", "truncate", "fsync", "rename")
+    }
 
     def path_of(fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
@@ -441,7 +463,9 @@ def test_all_is_synced_before_it_gets_its_name(saved: Callable[..., Path], tmp_p
 
 
 @pytest.mark.parametrize("damage", [b"", b"cut", b"x" * 100_000])
-def test_a_staged_shard_that_is_not_as_planned_is_made_anew(saved: Callable[..., Path], tmp_path: Path, damage: bytes) -> None:
+def test_a_staged_shard_that_is_not_as_planned_is_made_anew(
+    saved: Callable[..., Path], tmp_path: Path, damage: bytes
+) -> None:
     """A final name is not believed blindly: header and size must be the plan's."""
     checkpoint = surgery.open_checkpoint(saved("llama", shard="40KB"))
     surgery.write(checkpoint, tmp_path / "want")
@@ -513,7 +537,9 @@ def test_no_file_stays_open(saved: Callable[..., Path], tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_only_the_stage(saved: Callable[..., Path], tmp_path: Path, workers: int) -> None:
-    """The main thread is interrupted while the workers work: it waits for their parts, none writes on, a rerun resumes."""
+    """The main thread is interrupted while the workers work: it waits for their parts, none writes on, a rerun
+    resumes.
+    """
     checkpoint = surgery.open_checkpoint(saved("llama", shard="40KB"))
     surgery.write(checkpoint, tmp_path / "want")
     dest = tmp_path / "outputs" / "out"
@@ -545,7 +571,9 @@ def test_ctrl_c_leaves_only_the_stage(saved: Callable[..., Path], tmp_path: Path
 
 def script(text: str, *args: object) -> Any:
     """What a fresh Python prints as JSON when it runs `text` with `args`."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(text), *map(str, args)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text), *map(str, args)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -632,7 +660,9 @@ def test_packed_tensors_are_cut_at_whole_bytes_only(tmp_path: Path) -> None:
     write_tensors(tmp_path / "base.safetensors", PACKED)
     base = surgery.open_checkpoint(tmp_path / "base.safetensors")
     w = base["w"]
-    halves = extended(surgery.drop(base, "w"), {"left": narrow(w, 1, 0, 4), "right": narrow(w, 1, 4, 6), "rows": narrow(w, 0, 1, 3)})
+    halves = extended(
+        surgery.drop(base, "w"), {"left": narrow(w, 1, 0, 4), "right": narrow(w, 1, 4, 6), "rows": narrow(w, 0, 1, 3)}
+    )
     surgery.write(halves, tmp_path / "outputs" / "out")
     out = surgery.open_checkpoint(tmp_path / "outputs" / "out")
     rows = [raw(w)[i : i + 5] for i in range(0, 30, 5)]

@@ -37,7 +37,11 @@ def adapted(base: Path) -> surgery.Checkpoint:
 
 def shared(folder: Path, base: Path) -> set[str]:
     """The files of `folder` that are those of `base`, under a second name."""
-    return {path.name for path in folder.iterdir() if path.is_file() and (base / path.name).exists() and path.samefile(base / path.name)}
+    return {
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and (base / path.name).exists() and path.samefile(base / path.name)
+    }
 
 
 def test_untouched_shards_and_files_are_linked(base: Path, tmp_path: Path) -> None:
@@ -48,7 +52,10 @@ def test_untouched_shards_and_files_are_linked(base: Path, tmp_path: Path) -> No
     names = {path.name for path in base.iterdir()} - {"model.safetensors.index.json"}
     assert shared(tmp_path / "linked", base) == names
     assert linked.linked == sum((base / name).stat().st_size for name in names)
-    assert linked.notes[0] == f"hard-linked to the inputs: {linked.linked} bytes; whoever writes to one of them writes to both"
+    assert (
+        linked.notes[0]
+        == f"hard-linked to the inputs: {linked.linked} bytes; whoever writes to one of them writes to both"
+    )
 
 
 def test_touched_shards_are_written(base: Path, tmp_path: Path) -> None:
@@ -79,7 +86,9 @@ def test_a_file_behind_a_link_is_linked_itself(base: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK])
-def test_where_no_link_can_be_made_it_is_copied_and_said(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_where_no_link_can_be_made_it_is_copied_and_said(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -102,11 +111,15 @@ def test_other_errors_are_errors(base: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_killed_at_any_step_the_inputs_stay_and_a_rerun_is_whole(base: Path, tmp_path: Path) -> None:
-    """Whether the rerun links or not: what a dead run linked is never written to, and without links nothing is shared."""
+    """Whether the rerun links or not: what a dead run linked is never written to, and without links nothing is
+    shared.
+    """
     before = hashes(base, without=())
     surgery.write(adapted(base), tmp_path / "want", link=True)
     want, steps = hashes(tmp_path / "want", without=()), [0]
-    surgery.write(adapted(base), tmp_path / "counted", link=True, on_step=lambda step: steps.__setitem__(0, steps[0] + 1))
+    surgery.write(
+        adapted(base), tmp_path / "counted", link=True, on_step=lambda step: steps.__setitem__(0, steps[0] + 1)
+    )
     assert steps[0] > 8
     for at in range(1, steps[0] + 1):
         dest = tmp_path / f"killed{at}" / "out"
@@ -144,6 +157,8 @@ def test_whole_file_asks_for_the_header_too(base: Path) -> None:
 
 
 def test_the_command_line(base: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["drop", str(base), "-o", str(tmp_path / "out"), "--pattern", "lm_head.weight", "--link"])
+    done = CliRunner().invoke(
+        app, ["drop", str(base), "-o", str(tmp_path / "out"), "--pattern", "lm_head.weight", "--link"]
+    )
     assert done.exit_code == 0 and "hard-linked to the inputs" in done.output
     assert shared(tmp_path / "out", base)

@@ -25,7 +25,9 @@ def stale(saved: Callable[..., Path], tmp_path: Path) -> Path:
     surgery.write(surgery.open_checkpoint(saved("llama", shard="60KB")), tmp_path / "in")
     index = json.loads((tmp_path / "in" / INDEX).read_text())
     count = len(set(index["weight_map"].values()))
-    index["weight_map"] = {name: shard.replace(f"of-{count:05}", "of-00099") for name, shard in index["weight_map"].items()}
+    index["weight_map"] = {
+        name: shard.replace(f"of-{count:05}", "of-00099") for name, shard in index["weight_map"].items()
+    }
     index["metadata"] = {"total_size": 1, "note": "mine"}
     (tmp_path / "in" / INDEX).write_text(json.dumps(index))
     return tmp_path / "in"
@@ -50,7 +52,9 @@ def test_the_index_is_right_afterwards(stale: Path, saved: Callable[..., Path]) 
     now = json.loads((stale / INDEX).read_text())
     assert now["weight_map"] == right["weight_map"]
     assert now["metadata"] == {"total_size": right["metadata"]["total_size"], "note": "mine"}
-    mine, theirs = (transformers.AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (stale, saved("llama", shard="60KB")))
+    mine, theirs = (
+        transformers.AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (stale, saved("llama", shard="60KB"))
+    )
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
     assert not surgery.reindex(stale).changed
 

@@ -252,7 +252,9 @@ def test_overwriting_with_the_same_plan_mends_a_changed_output(source: Path, des
 
 
 def test_a_changed_output_on_its_way_out_is_not_resumed(source: Path, dest: Path, tmp_path: Path) -> None:
-    """Killed right after the exchange: what then lies in the stage's place has the plan's own identity, and wrong bytes."""
+    """Killed right after the exchange: what then lies in the stage's place has the plan's own identity, and wrong
+    bytes.
+    """
     surgery.write(first(source), dest)
     raw = bytearray((dest / "model.safetensors").read_bytes())
     raw[-1] ^= 1
@@ -337,7 +339,9 @@ def test_a_link_is_refused(source: Path, dest: Path) -> None:
     (dest.parent / "file").write_text("")
     for target in ("real", "file", "nothing"):
         dest.symlink_to(target)
-        error = check_untouched(partial(surgery.write, first(source), dest), "the destination is a symbolic link", dest.parent)
+        error = check_untouched(
+            partial(surgery.write, first(source), dest), "the destination is a symbolic link", dest.parent
+        )
         assert error.where == (f"{dest} -> {target}",)
         assert str(dest / "model") in str(error.help)
         dest.unlink()
@@ -366,7 +370,9 @@ def test_a_mount_point_is_refused(source: Path) -> None:
 
 def test_a_file_as_parent_is_refused(source: Path, dest: Path) -> None:
     dest.write_text("years")
-    error = check_untouched(partial(surgery.write, first(source), dest / "out"), "cannot write the output: File exists", dest.parent)
+    error = check_untouched(
+        partial(surgery.write, first(source), dest / "out"), "cannot write the output: File exists", dest.parent
+    )
     assert error.where == (str(dest),)
 
 
@@ -374,7 +380,8 @@ INSIDE, AROUND = "the destination is inside or equal to an input", "the destinat
 
 
 @pytest.mark.parametrize(
-    ("place", "what"), [("inputs/base", INSIDE), ("inputs/base/out", INSIDE), ("inputs/base/more/a/b", INSIDE), ("inputs", AROUND)]
+    ("place", "what"),
+    [("inputs/base", INSIDE), ("inputs/base/out", INSIDE), ("inputs/base/more/a/b", INSIDE), ("inputs", AROUND)],
 )
 @pytest.mark.parametrize("link", ["none", "source", "destination", "both"])
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -414,13 +421,18 @@ def snapshot(source: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("place", "what"), [(".", INSIDE), ("out", INSIDE), ("..", AROUND), ("../..", AROUND), ("../../blobs", AROUND), ("../../..", AROUND)]
+    ("place", "what"),
+    [(".", INSIDE), ("out", INSIDE), ("..", AROUND), ("../..", AROUND), ("../../blobs", AROUND), ("../../..", AROUND)],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_hub_cache_is_never_written_to(snapshot: Path, tmp_path: Path, place: str, what: str, overwrite: bool) -> None:
+def test_a_hub_cache_is_never_written_to(
+    snapshot: Path, tmp_path: Path, place: str, what: str, overwrite: bool
+) -> None:
     """Neither the snapshot nor the blobs that its links point to."""
     dest = Path(os.path.normpath(snapshot / place))
-    check_untouched(partial(surgery.write, surgery.open_checkpoint(snapshot), dest, overwrite=overwrite), what, tmp_path)
+    check_untouched(
+        partial(surgery.write, surgery.open_checkpoint(snapshot), dest, overwrite=overwrite), what, tmp_path
+    )
 
 
 def test_a_hub_cache_can_be_read(snapshot: Path, dest: Path) -> None:
@@ -431,7 +443,9 @@ def test_a_hub_cache_can_be_read(snapshot: Path, dest: Path) -> None:
 
 
 @pytest.mark.parametrize("linked", ["model.safetensors", "config.json"])
-def test_an_old_output_that_an_input_links_into_is_not_overwritten(source: Path, dest: Path, tmp_path: Path, linked: str) -> None:
+def test_an_old_output_that_an_input_links_into_is_not_overwritten(
+    source: Path, dest: Path, tmp_path: Path, linked: str
+) -> None:
     """The inputs' files may lie elsewhere than their folder: overwriting would remove them."""
     surgery.write(surgery.open_checkpoint(source), dest)
     links = tmp_path / "links"
@@ -471,7 +485,9 @@ def test_two_runs_at_once(source: Path, dest: Path, tmp_path: Path) -> None:
         assert (dest.parent / ".out.surgery.lock").exists()
         for checkpoint in (first(source), second(source)):
             error = refused(
-                partial(surgery.write, checkpoint, dest), "another run is writing there", "wait for it, or choose another output"
+                partial(surgery.write, checkpoint, dest),
+                "another run is writing there",
+                "wait for it, or choose another output",
             )
             assert error.where == (str(dest),)
         assert (dest.parent / ".out.surgery.lock").exists()
@@ -504,7 +520,9 @@ def test_the_lock_is_free_after_a_failure(source: Path, dest: Path) -> None:
     assert beside(dest) == []
 
 
-def test_a_lock_that_was_removed_under_us_is_taken_again(source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_was_removed_under_us_is_taken_again(
+    source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between opening the file and locking it, its owner may end and remove it: then what we hold locks nothing."""
     real, removed = fcntl.flock, []
 

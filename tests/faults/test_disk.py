@@ -1,4 +1,5 @@
-"""Laws of disks that fail: the error is ours and says what to do, nothing is left but the stage, and a rerun resumes it.
+"""Laws of disks that fail: the error is ours and says what to do, nothing is left but the stage, and a rerun resumes
+it.
 
 The output's disk fills up at every write, in truth on a small tmpfs and by a fault put into each call; the inputs'
 disk cannot be read; an input changes under the run.
@@ -66,7 +67,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0755", "tmpfs", place], capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0755", "tmpfs", place], capture_output=True
+        )
     except FileNotFoundError:
         pytest.skip("no mount here")
     if mounted.returncode:
@@ -125,7 +128,9 @@ def fill(place: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up_during_the_run(made: Checkpoint, want: dict[str, str], small_disk: Path, workers: int) -> None:
+def test_a_disk_that_fills_up_during_the_run(
+    made: Checkpoint, want: dict[str, str], small_disk: Path, workers: int
+) -> None:
     """There was room when the run began; another program took it after two shards."""
     dest = small_disk / "models" / "out"
     finished = 0
@@ -189,7 +194,9 @@ def failing_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: in
 def test_a_disk_that_is_full_at_each_call(
     made: Checkpoint, want: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
-    """Wherever in the run the disk fills up, the law is the same; only the very last sync comes after the last rename."""
+    """Wherever in the run the disk fills up, the law is the same; only the very last sync comes after the last
+    rename.
+    """
     with monkeypatch.context() as patch:
         calls = failing_at(patch, call, 0, code)
         surgery.write(made, tmp_path / "counted" / "out", workers=2)
@@ -229,7 +236,9 @@ def test_too_little_room_is_refused_before_the_first_byte(
     assert hashes(dest, without=()) == want
 
 
-def test_a_rerun_needs_room_only_for_the_rest(made: Checkpoint, dest: Path, want: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_needs_room_only_for_the_rest(
+    made: Checkpoint, dest: Path, want: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Finished shards are there already, and half of one gives its room back."""
 
     def stop(step: Step) -> None:
@@ -279,7 +288,9 @@ def test_an_input_that_cannot_be_read(
     check_resumed(made, dest, want, 2)
 
 
-def test_an_output_that_cannot_be_written(made: Checkpoint, dest: Path, want: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_cannot_be_written(
+    made: Checkpoint, dest: Path, want: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """EIO from the output's side says so: the input is not to blame."""
     with monkeypatch.context() as patch:
         failing_at(patch, "pwrite", 3, errno.EIO)
@@ -318,13 +329,17 @@ WHICH = ["base/model-00004-of-00004.safetensors", "adapter/adapter_model.safeten
 def test_an_input_that_changed_after_it_was_opened(
     made: Checkpoint, tmp_path: Path, dest: Path, change: Callable[[Path], None], which: str
 ) -> None:
-    """Refused by name, and the destination stays absent: a shard, a carried file; an adapter, which the plan reads, at once."""
+    """Refused by name, and the destination stays absent: a shard, a carried file; an adapter, which the plan reads,
+    at once.
+    """
     path = tmp_path / which
     change(path)
     error = caught(partial(surgery.write, made, dest))
     assert type(error) is SourceChanged
     assert error.where[0] == str(path)
-    expected = "an input can no longer be read: No such file" if change is removed else "an input changed after it was opened"
+    expected = (
+        "an input can no longer be read: No such file" if change is removed else "an input changed after it was opened"
+    )
     assert error.what.startswith(expected)
     assert error.help
     if which.startswith("adapter"):
@@ -363,7 +378,10 @@ def test_shards_of_a_changed_input_are_not_resumed(base: Path, dest: Path, tmp_p
         if step.kind == "finished" and step.name == shard.name:
             modified(shard)
 
-    assert type(caught(lambda: surgery.write(surgery.open_checkpoint(base), dest, workers=1, on_step=change))) is SourceChanged
+    assert (
+        type(caught(lambda: surgery.write(surgery.open_checkpoint(base), dest, workers=1, on_step=change)))
+        is SourceChanged
+    )
     report = surgery.write(surgery.open_checkpoint(base), dest)
     assert report.resumed == 0
     surgery.write(surgery.open_checkpoint(base), tmp_path / "undisturbed" / "out")

@@ -1,8 +1,9 @@
-"""The law of writing: whatever a record, an index, a manifest or a folder says, nothing is touched but the stage and the destination.
+"""The law of writing: whatever a record, an index, a manifest or a folder says, nothing is touched but the stage and
+the destination.
 
-Each run happens in a child whose every opening for writing, renaming, linking, making, cutting and removing is seen by an audit
-hook, which asks the kernel where it leads: what came of it at the end alone would not show what was put back. Controls show that
-the watch sees an escape.
+Each run happens in a child whose every opening for writing, renaming, linking, making, cutting and removing is seen
+by an audit hook, which asks the kernel where it leads: what came of it at the end alone would not show what was put
+back. Controls show that the watch sees an escape.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from surgery.planning.record import _packed, _unpacked, sealed
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATHS = {  # where the arguments of an event are paths, and which of them is the folder's descriptor
     "os.rename": ((0, 2), (1, 3)), "os.link": ((1, 3),), "os.symlink": ((1, 2),), "os.mkdir": ((0, 2),),
-    "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.truncate": ((0, None),), "os.chmod": ((0, 2),), "os.utime": ((0, 3),),
+    "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.truncate": ((0, None),), "os.chmod": ((0, 2),), "os.utime": ((0,
+    3),),
 }  # fmt: skip
 
 
@@ -50,9 +52,13 @@ def place_of(path: Any, folder: int | None) -> str:
         return os.readlink(f"/proc/self/fd/{path}")
     base = os.getcwd() if folder in (None, -1) else os.readlink(f"/proc/self/fd/{folder}")
     parent, name = os.path.split(
-        os.path.normpath(os.path.join(base, os.fsdecode(path))) if ".." not in os.fsdecode(path) else os.path.join(base, os.fsdecode(path))
+        os.path.normpath(os.path.join(base, os.fsdecode(path)))
+        if ".." not in os.fsdecode(path)
+        else os.path.join(base, os.fsdecode(path))
     )
-    return os.path.realpath(os.path.join(parent, name)) if name == ".." else os.path.join(os.path.realpath(parent), name)
+    return (
+        os.path.realpath(os.path.join(parent, name)) if name == ".." else os.path.join(os.path.realpath(parent), name)
+    )
 
 
 def watched(action: Callable[[], object], dest: Path, log: Path) -> list[str]:
@@ -73,7 +79,11 @@ def watched(action: Callable[[], object], dest: Path, log: Path) -> list[str]:
                 told.folder = None
 
         def check(event: str, place: str) -> None:
-            fine = (place + "/").startswith(ours[0]) or place.startswith(ours[1]) or place in (str(dest.parent), os.devnull)
+            fine = (
+                (place + "/").startswith(ours[0])
+                or place.startswith(ours[1])
+                or place in (str(dest.parent), os.devnull)
+            )
             if not fine:
                 os.write(to, f"{event} {place}\n".encode(errors="replace"))
 
@@ -147,7 +157,9 @@ def rewritten(folder: Path, change: Callable[[dict[str, bytes], dict[str, Any]],
     change(blobs, facts)
     packed = {name: _packed(blob) for name, blob in blobs.items()}
     shapes: Any = {name: (DTYPES["U8"], (len(blob),)) for name, blob in packed.items()}
-    (folder / UNDO).write_bytes(encode_header(shapes, sealed(json.dumps(facts))) + b"".join(packed[n] for n in in_file_order(shapes)))
+    (folder / UNDO).write_bytes(
+        encode_header(shapes, sealed(json.dumps(facts))) + b"".join(packed[n] for n in in_file_order(shapes))
+    )
 
 
 def with_file(path: str, blobs: dict[str, bytes], facts: dict[str, Any]) -> None:
@@ -166,7 +178,14 @@ def with_fact(key: str, value: Any, blobs: dict[str, bytes], facts: dict[str, An
 
 def elsewhere(root: Path) -> list[str]:
     """Names that would lead to the neighbour's file, or to where something believes it."""
-    out = ["../home/.profile", "../../home/.profile", "a/../../home/.profile", "..", f"{root}/home/.profile", "~/.profile"]
+    out = [
+        "../home/.profile",
+        "../../home/.profile",
+        "a/../../home/.profile",
+        "..",
+        f"{root}/home/.profile",
+        "~/.profile",
+    ]
     believed = [".surgery/manifest.json", ".surgery/parts/made/x", ".surgery/undo/x", ".git/config", "config.json/x"]
     return [*out, *believed, *(path for path in FAULTS if "\udcff" not in path)]
 
@@ -199,12 +218,21 @@ def test_a_record_names_files_elsewhere(merged: Path, place: Path, where: str) -
         shutil.rmtree(place / "outputs" / "out", ignore_errors=True)
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=2) | st.just({"a": 1})
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=4)
+    | st.lists(st.integers(), max_size=2)
+    | st.just({"a": 1})
+)
 KEYS = ["files", "shards", "history", "notes", "stem", "index_name", "format"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from(KEYS), value=VALUES, path=st.text(max_size=6), where=st.sampled_from([*CHANGES, "type", "gone"]))
+@given(
+    key=st.sampled_from(KEYS), value=VALUES, path=st.text(max_size=6), where=st.sampled_from([*CHANGES, "type", "gone"])
+)
 def test_any_record(merged: Path, key: str, value: Any, path: str, where: str) -> None:
     """Fields of other types, or missing, and any names: an error of ours, or a base; nothing else is touched."""
     with tempfile.TemporaryDirectory() as name:
@@ -231,7 +259,9 @@ def test_an_index_names_files_elsewhere(place: Path, seed: int) -> None:
             if target.resolve().is_relative_to(folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(target, {"b": ("F32", (4, 4))})
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": path}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "a.safetensors", "b": path}})
+        )
         check_inside(resharding, folder, place)
         shutil.rmtree(folder)
         shutil.rmtree(place / "outputs" / "out", ignore_errors=True)
@@ -277,7 +307,9 @@ def test_a_link_lies_where_a_run_writes(merged: Path, place: Path, what: str) ->
     out = place / "outputs" / "out"
     assert not out.is_symlink() or what == "_old"
     if out.exists() and not out.is_symlink():
-        assert not [path for path in out.rglob("*") if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)]
+        assert not [
+            path for path in out.rglob("*") if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
+        ]
     with suppress(SurgeryError):
         surgery.clean(place / "outputs")
     assert (place / "home" / ".profile").read_text() == "mine"
@@ -309,7 +341,9 @@ ESCAPES: dict[str, Callable[[Path], object]] = {
     "write": lambda home: (home / ".profile").write_text("theirs"),
     "through a link": lambda home: os.open(home.parent / "outputs" / ".out.surgery-x", os.O_RDWR),
     "by a descriptor": lambda home: os.open("new", os.O_CREAT | os.O_RDWR, dir_fd=os.open(home, os.O_RDONLY)),
-    "upwards": lambda home: os.open("../../home/new", os.O_CREAT | os.O_RDWR, dir_fd=os.open(home.parent / "outputs" / "out", os.O_RDONLY)),
+    "upwards": lambda home: os.open(
+        "../../home/new", os.O_CREAT | os.O_RDWR, dir_fd=os.open(home.parent / "outputs" / "out", os.O_RDONLY)
+    ),
     "rename": lambda home: os.rename(home / ".profile", home.parent / "outputs" / "out" / "x"),
     "link": lambda home: os.link(home / ".profile", home / "two"),
     "mkdir": lambda home: os.mkdir(home / "folder"),
@@ -328,7 +362,9 @@ def test_the_watch_sees_an_escape(place: Path, how: str) -> None:
     assert watched(partial(ESCAPES[how], place / "home"), out, place / "log")
 
 
-def test_the_watch_sees_what_the_rule_of_names_prevents(merged: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watch_sees_what_the_rule_of_names_prevents(
+    merged: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the rule taken away everywhere, the same record does write elsewhere: it is the rule that holds."""
     folder = Path(shutil.copytree(merged, place / "merged"))
     rewritten(folder, partial(with_file, "../../home/.profile"))

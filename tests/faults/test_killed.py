@@ -1,8 +1,9 @@
-"""Laws of a run that dies: the destination is absent or whole, the inputs are untouched, and a rerun ends in the same bytes.
+"""Laws of a run that dies: the destination is absent or whole, the inputs are untouched, and a rerun ends in the
+same bytes.
 
 A child process kills itself at every step of a run, and at every system call that changes something; a larger run is
-killed from outside at random moments. What a machine does that loses its power is not tested here: the executor syncs
-a shard before it gets its name, but no test can pull the plug.
+killed from outside at random moments. What a machine does that loses its power is not tested here: the executor
+syncs a shard before it gets its name, but no test can pull the plug.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ from surgery.execution.inside import PARTS
 from surgery.execution.stage import stages
 
 KILLED = -signal.SIGKILL
-SIZES = {"q_proj": (48, 48), "k_proj": (24, 48), "v_proj": (24, 48), "o_proj": (48, 48)}  # of the small Phi-3 of tiny_models.py
+SIZES = {
+    "q_proj": (48, 48),
+    "k_proj": (24, 48),
+    "v_proj": (24, 48),
+    "o_proj": (48, 48),
+}  # of the small Phi-3 of tiny_models.py
 MODULES = {f"model.layers.{i}.self_attn.{part}": size for i in range(3) for part, size in SIZES.items()}
 
 
@@ -44,7 +50,9 @@ class Job:
     shard_size: str
 
     def write(self, dest: Path, **options: Any) -> Report:
-        checkpoint = surgery.merge(surgery.split_qkv(surgery.open_checkpoint(self.base)), surgery.open_adapter(self.adapter))
+        checkpoint = surgery.merge(
+            surgery.split_qkv(surgery.open_checkpoint(self.base)), surgery.open_adapter(self.adapter)
+        )
         return surgery.write(checkpoint, dest, self.shard_size, **options)
 
     def inputs(self) -> dict[str, str]:
@@ -58,7 +66,9 @@ def whole(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def job(saved: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return Job(saved("phi3", shard="40KB"), write_adapter(tmp_path_factory.mktemp("adapter") / "first", MODULES), "30KB")
+    return Job(
+        saved("phi3", shard="40KB"), write_adapter(tmp_path_factory.mktemp("adapter") / "first", MODULES), "30KB"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +148,9 @@ def test_killed_at_every_step(job: Job, want: dict[str, str], tmp_path: Path, wo
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_every_step_of_an_overwrite(job: Job, want: dict[str, str], old: Path, tmp_path: Path, workers: int) -> None:
+def test_killed_at_every_step_of_an_overwrite(
+    job: Job, want: dict[str, str], old: Path, tmp_path: Path, workers: int
+) -> None:
     """The destination is the old output or the new one, never a mixture and never nothing."""
     before, inputs = whole(old), job.inputs()
     assert before != want and before.keys() == want.keys()
@@ -250,8 +262,12 @@ def test_killed_at_every_system_call_of_an_overwrite(job: Job, other: Job, tmp_p
     assert True in states
 
 
-def test_a_retrained_adapter_does_not_resume_the_old_stage(job: Job, other: Job, want: dict[str, str], tmp_path: Path) -> None:
-    """Same shapes, names and sizes, other values: a stage of its own; the stale one is reported, and `clean` removes it."""
+def test_a_retrained_adapter_does_not_resume_the_old_stage(
+    job: Job, other: Job, want: dict[str, str], tmp_path: Path
+) -> None:
+    """Same shapes, names and sizes, other values: a stage of its own; the stale one is reported, and `clean` removes
+    it.
+    """
     dest = tmp_path / "out"
     total = len(steps_of(other, tmp_path / "undisturbed"))
     shutil.rmtree(tmp_path / "undisturbed")

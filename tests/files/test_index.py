@@ -15,7 +15,9 @@ from surgery.errors import FormatError
 from surgery.files.index import Index, encode_index, parse_index
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-shards = st.sampled_from(["model.safetensors", "model-00001-of-00002.safetensors", "é", "x/model.safetensors", "...", "a b"])
+shards = st.sampled_from(
+    ["model.safetensors", "model-00001-of-00002.safetensors", "é", "x/model.safetensors", "...", "a b"]
+)
 values = st.none() | st.booleans() | st.integers() | text
 
 
@@ -37,7 +39,11 @@ def test_bytes_are_those_of_transformers(saved: Callable[..., Path], family: str
 
 @pytest.mark.parametrize(
     ("written", "read"),
-    [("./a.safetensors", "a.safetensors"), ("x//a.safetensors", "x/a.safetensors"), ("x/./a.safetensors", "x/a.safetensors")],
+    [
+        ("./a.safetensors", "a.safetensors"),
+        ("x//a.safetensors", "x/a.safetensors"),
+        ("x/./a.safetensors", "x/a.safetensors"),
+    ],
 )
 def test_shards_are_plain_paths(written: str, read: str) -> None:
     assert parse_index(encode_index({}, {"w": written}), "index").weight_map == {"w": read}
@@ -48,7 +54,9 @@ def test_metadata_may_be_missing(metadata: dict[str, Any]) -> None:
     assert parse_index(json.dumps({**metadata, "weight_map": {"w": "a"}}).encode(), "index") == Index({}, {"w": "a"})
 
 
-@pytest.mark.parametrize("shard", ["/a.safetensors", "../a.safetensors", "x/../../a.safetensors", "x\\a.safetensors", "C:a.safetensors"])
+@pytest.mark.parametrize(
+    "shard", ["/a.safetensors", "../a.safetensors", "x/../../a.safetensors", "x\\a.safetensors", "C:a.safetensors"]
+)
 def test_paths_outside_are_refused(shard: str) -> None:
     with pytest.raises(FormatError) as caught:
         parse_index(encode_index({}, {"v": "b.safetensors", "w": shard}), "index")

@@ -17,7 +17,9 @@ from surgery.files.manifest import MANIFEST, Manifest, encode_manifest, read_man
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | text, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=5
+    st.none() | st.booleans() | st.integers() | text,
+    lambda inner: st.lists(inner) | st.dictionaries(text, inner),
+    max_leaves=5,
 )
 objects = st.dictionaries(text, values, max_size=3)
 manifests = st.builds(
@@ -58,7 +60,11 @@ def test_what_was_written_is_what_it_says(saved: Callable[..., Path], tmp_path: 
     assert manifest.version == surgery.__version__
     assert manifest.history == made.history and manifest.history[0]["dropped"] == ["lm_head.weight"]
     assert manifest.options == {"max_shard_size": "60KB", "balanced": False, "drop_metadata": []}
-    files = {p.relative_to(tmp_path / "out").as_posix(): p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    files = {
+        p.relative_to(tmp_path / "out").as_posix(): p.stat().st_size
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
+    }
     assert manifest.files == {name: size for name, size in files.items() if name != MANIFEST}
     assert str(source) not in (tmp_path / "out" / MANIFEST).read_text()
 

@@ -69,7 +69,9 @@ def test_no_file_of_a_checkpoint(tmp_path: Path, kind: str, name: str) -> None:
     (base / name).parent.mkdir(exist_ok=True)
     (base / name).unlink(missing_ok=True)
     KINDS[kind](base / name)
-    with pytest.raises(SurgeryError, match=f"cannot read the file: it is {kind.removeprefix('a link to ')}, not a regular file") as caught:
+    with pytest.raises(
+        SurgeryError, match=f"cannot read the file: it is {kind.removeprefix('a link to ')}, not a regular file"
+    ) as caught:
         surgery.open_checkpoint(base)
     assert caught.value.where in ((str(base / name),), (str(base / "pipe"),))
 
@@ -103,12 +105,16 @@ def test_what_takes_a_files_place_later(tmp_path: Path, make: Callable[[Path], N
         sha256(file)
 
 
-def test_a_pipe_that_takes_a_files_place_between_the_look_and_the_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_takes_a_files_place_between_the_look_and_the_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x").write_bytes(b"12")
     looked, (before, descriptors) = os.stat(tmp_path / "x"), (os.stat, set(os.listdir("/proc/self/fd")))
     (tmp_path / "x").unlink()
     fifo(tmp_path / "x")
-    monkeypatch.setattr(os, "stat", lambda path, **options: looked if str(path).endswith("/x") else before(path, **options))
+    monkeypatch.setattr(
+        os, "stat", lambda path, **options: looked if str(path).endswith("/x") else before(path, **options)
+    )
     with pytest.raises(OSError, match=re.escape("it is a FIFO, not a regular file")):
         regular(str(tmp_path / "x"))
     assert set(os.listdir("/proc/self/fd")) == descriptors

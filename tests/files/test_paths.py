@@ -1,4 +1,6 @@
-"""Laws of paths inside a folder: what passes is inside, whatever the system that reads it; what does not is told why."""
+"""Laws of paths inside a folder: what passes is inside, whatever the system that reads it; what does not is told
+why.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def test_what_is_wrong_is_said(path: str, fault: str) -> None:
     assert faults_in([path, "a"]) == [f"{path}: {fault}"]
 
 
-@pytest.mark.parametrize("path", ["a", "a/b.c", ".hidden", "...", "..a", "a..", "notes 12:30.txt", "é ü/日本", "~", "-rf", "x" * 255])
+@pytest.mark.parametrize(
+    "path", ["a", "a/b.c", ".hidden", "...", "..a", "a..", "notes 12:30.txt", "é ü/日本", "~", "-rf", "x" * 255]
+)
 def test_what_is_right_is_let(path: str) -> None:
     assert fault_of(path) == ""
 
@@ -29,7 +33,10 @@ def test_what_is_no_text_is_no_path(path: object) -> None:
     assert fault_of(path) == "not a text"
 
 
-@given(st.lists(st.sampled_from(["..", ".", "", "a", "b:", "C:", "\\", "~", "\0", "/"]), max_size=6).map("/".join) | st.text(max_size=20))
+@given(
+    st.lists(st.sampled_from(["..", ".", "", "a", "b:", "C:", "\\", "~", "\0", "/"]), max_size=6).map("/".join)
+    | st.text(max_size=20)
+)
 def test_what_passes_is_inside(path: str) -> None:
     """It is the only spelling of a file that lies in the folder."""
     if not fault_of(path):

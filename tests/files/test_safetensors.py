@@ -22,7 +22,8 @@ from surgery.lazy.dtypes import DTYPES, F32, Dtype
 from surgery.lazy.tensor import Shape
 
 TORCH = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16", torch.int16: "I16", torch.uint32: "U32",
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16", torch.int16: "I16",
+    torch.uint32: "U32",
     torch.int32: "I32", torch.uint64: "U64", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float32: "F32", torch.float64: "F64", torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
@@ -95,7 +96,9 @@ def test_parse_inverts_encode(table: dict[str, tuple[Dtype, Shape]], metadata: d
 
 @QUICK
 @given(torch_tensors(), st.none() | st.dictionaries(text, text, max_size=1))
-def test_headers_are_those_of_save_file(tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> None:
+def test_headers_are_those_of_save_file(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None
+) -> None:
     assume(tensors or metadata != {})  # of these two safetensors 0.8 makes a file that it cannot read
     path = tmp_path / "a.safetensors"
     save_file(tensors, path, metadata)
@@ -125,7 +128,9 @@ def test_order_is_rank_then_name() -> None:
 
 SMALL = [
     encoded({"a": tensor("F32", [2, 1], [0, 8]), "b": tensor("U8", [3], [8, 11])}, bytes(11)),
-    encoded({"__metadata__": {"format": "pt"}, "é": tensor("F4", [10, 0], [0, 0]), "n": tensor("F4", [2], [0, 1])}, bytes(1)),
+    encoded(
+        {"__metadata__": {"format": "pt"}, "é": tensor("F4", [10, 0], [0, 0]), "n": tensor("F4", [2], [0, 1])}, bytes(1)
+    ),
     encoded({}),
 ]
 
@@ -167,7 +172,9 @@ def check_no_laxer(path: Path, content: bytes) -> None:
 
 @settings(QUICK, max_examples=1200)
 @given(st.sampled_from(SMALL), edits, st.booleans())
-def test_what_safetensors_refuses_we_refuse(tmp_path: Path, content: bytes, changes: list[tuple[int, str, int]], fitting: bool) -> None:
+def test_what_safetensors_refuses_we_refuse(
+    tmp_path: Path, content: bytes, changes: list[tuple[int, str, int]], fitting: bool
+) -> None:
     check_no_laxer(tmp_path / "a.safetensors", edited(content, changes, fitting=fitting))
 
 
@@ -203,33 +210,51 @@ BROKEN = {
     "truncated json": (encoded(b'{"a": '), "the header is wrong: cut off: Expecting value: line 1 column 7 (char 6)"),
     "two values": (encoded(b"{} {}"), "the header is wrong: not JSON: Extra data"),
     "not utf-8": (encoded(b'{"\xff": 1}'), "the header is wrong: not UTF-8: 'utf-8' codec can't decode byte 0xff"),
-    "half a surrogate pair": (encoded({"\ud800": tensor()}, bytes(4)), "the header is wrong: half of a surrogate pair is not text"),
+    "half a surrogate pair": (
+        encoded({"\ud800": tensor()}, bytes(4)),
+        "the header is wrong: half of a surrogate pair is not text",
+    ),
     "nan": (encoded(b'{"a": NaN}'), "the header is wrong: NaN is not JSON"),
     "infinity": (encoded(b'{"a": -Infinity}'), "the header is wrong: -Infinity is not JSON"),
     "endless integer": (encoded(b'{"a": ' + b"1" * 5000 + b"}"), "the header is wrong: not JSON that can be read"),
     "bottomless": (encoded(b'{"a":' * 100_000), "the header is wrong: nested too deeply: "),
     "name twice": (
-        encoded(b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"),
+        encoded(
+            b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a":'
+            b' {"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+            b"1",
+        ),
         "the header is wrong: the key 'a' comes twice",
     ),
     "key of a tensor twice": (
         encoded(b'{"a": {"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"),
         "the header is wrong: the key 'dtype' comes twice",
     ),
-    "metadata key twice": (encoded(b'{"__metadata__": {"k":"1","k":"2"}}'), "the header is wrong: the key 'k' comes twice"),
-    "metadata twice": (encoded(b'{"__metadata__": {}, "__metadata__": {}}'), "the header is wrong: the key '__metadata__' comes twice"),
+    "metadata key twice": (
+        encoded(b'{"__metadata__": {"k":"1","k":"2"}}'),
+        "the header is wrong: the key 'k' comes twice",
+    ),
+    "metadata twice": (
+        encoded(b'{"__metadata__": {}, "__metadata__": {}}'),
+        "the header is wrong: the key '__metadata__' comes twice",
+    ),
     "metadata number": (encoded({"__metadata__": {"k": 1}}), "`__metadata__` may only map strings to strings"),
     "metadata list": (encoded({"__metadata__": ["k"]}), "`__metadata__` may only map strings to strings"),
     "too short": (encoded({"a": tensor()}, bytes(3)), "the file is cut off: "),
     "too long": (encoded({"a": tensor()}, bytes(5)), "the file has bytes that no tensor owns: "),
 }
 BROKEN_TENSORS = {
-    "hole": ({"a": tensor(), "b": tensor(offsets=[5, 9])}, 9, "b", "offsets leave a hole: the tensor begins at byte 5, the one before"),
-    "first hole": ({"a": tensor(offsets=[1, 5])}, 5, "a", "offsets leave a hole: the tensor begins at byte 1, the one before ends at 0"),
-    "overlap": ({"a": tensor(), "b": tensor(offsets=[3, 7])}, 7, "b", "offsets overlap: the tensor begins at byte 3, the one before"),
+    "hole": ({"a": tensor(), "b": tensor(offsets=[5, 9])}, 9, "b",
+    "offsets leave a hole: the tensor begins at byte 5, the one before"),
+    "first hole": ({"a": tensor(offsets=[1, 5])}, 5, "a",
+    "offsets leave a hole: the tensor begins at byte 1, the one before ends at 0"),
+    "overlap": ({"a": tensor(), "b": tensor(offsets=[3, 7])}, 7, "b",
+    "offsets overlap: the tensor begins at byte 3, the one before"),
     "not an object": ({"a": 1}, 4, "a", "a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else"),
-    "key missing": ({"a": {"dtype": "U8"}}, 4, "a", "a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else"),
-    "key too many": ({"a": tensor(order="C")}, 4, "a", "a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else"),
+    "key missing": ({"a": {"dtype": "U8"}}, 4, "a",
+    "a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else"),
+    "key too many": ({"a": tensor(order="C")}, 4, "a",
+    "a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else"),
     "dtype unknown": ({"a": tensor("F128")}, 4, "a", "unknown dtype 'F128'; known are BOOL, F4, "),
     "dtype lower case": ({"a": tensor("f32")}, 4, "a", "unknown dtype 'f32'; known are BOOL, F4, "),
     "dtype a number": ({"a": tensor(32)}, 4, "a", "unknown dtype 32; known are BOOL, F4, "),
@@ -237,16 +262,23 @@ BROKEN_TENSORS = {
     "shape negative": ({"a": tensor(shape=[-1])}, 4, "a", "the shape [-1] is not a list of non-negative integers"),
     "shape a float": ({"a": tensor(shape=[1.0])}, 4, "a", "the shape [1.0] is not a list of non-negative integers"),
     "shape no list": ({"a": {**tensor(), "shape": 1}}, 4, "a", "the shape 1 is not a list of non-negative integers"),
-    "shape overflows": ({"a": tensor(shape=[2**31, 2**31])}, 4, "a", "the shape [2147483648, 2147483648] overflows 64 bits"),
+    "shape overflows": ({"a": tensor(shape=[2**31, 2**31])}, 4, "a",
+    "the shape [2147483648, 2147483648] overflows 64 bits"),
     "shape overflows on the way": ({"a": tensor(shape=[2**32, 2**32, 0], offsets=[0, 0])}, 0, "a", "overflows 64 bits"),
-    "offsets a bool": ({"a": tensor(offsets=[False, 4])}, 4, "a", "the offsets [False, 4] are not two non-negative integers"),
-    "offsets negative": ({"a": tensor(offsets=[-4, 0])}, 4, "a", "the offsets [-4, 0] are not two non-negative integers"),
-    "offsets a float": ({"a": tensor(offsets=[0, 4.0])}, 4, "a", "the offsets [0, 4.0] are not two non-negative integers"),
-    "offsets three": ({"a": tensor(offsets=[0, 4, 8])}, 4, "a", "the offsets [0, 4, 8] are not two non-negative integers"),
+    "offsets a bool": ({"a": tensor(offsets=[False, 4])}, 4, "a",
+    "the offsets [False, 4] are not two non-negative integers"),
+    "offsets negative": ({"a": tensor(offsets=[-4, 0])}, 4, "a",
+    "the offsets [-4, 0] are not two non-negative integers"),
+    "offsets a float": ({"a": tensor(offsets=[0, 4.0])}, 4, "a",
+    "the offsets [0, 4.0] are not two non-negative integers"),
+    "offsets three": ({"a": tensor(offsets=[0, 4, 8])}, 4, "a",
+    "the offsets [0, 4, 8] are not two non-negative integers"),
     "offsets too far": ({"a": tensor(offsets=[0, 8])}, 8, "a", "F32 [1] takes 4 bytes, but the offsets [0, 8] span 8"),
-    "offsets backwards": ({"a": tensor(offsets=[4, 0])}, 4, "a", "F32 [1] takes 4 bytes, but the offsets [4, 0] span -4"),
+    "offsets backwards": ({"a": tensor(offsets=[4, 0])}, 4, "a",
+    "F32 [1] takes 4 bytes, but the offsets [4, 0] span -4"),
     "half a byte": ({"a": tensor("F4", [3], [0, 2])}, 2, "a", "F4 [3] does not fill whole bytes"),
-    "three quarters of a byte": ({"a": tensor("F6_E2M3", [1], [0, 1])}, 1, "a", "F6_E2M3 [1] does not fill whole bytes"),
+    "three quarters of a byte": ({"a": tensor("F6_E2M3", [1], [0, 1])}, 1, "a",
+    "F6_E2M3 [1] does not fill whole bytes"),
 }  # fmt: skip
 
 
@@ -278,7 +310,8 @@ def test_minus_zero_is_no_integer() -> None:
 
 
 LFS = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+    b"version https://git-lfs.github.com/spec/v1\noid"
+    b" sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 )
 
 
@@ -298,7 +331,10 @@ def test_lengths_that_cannot_be(tmp_path: Path, content: bytes, length: int) -> 
     path.write_bytes(content)
     with pytest.raises(FormatError) as caught:
         read_header(str(path), where="shard 3")
-    assert caught.value.what == f"the file is not safetensors: {len(content)} bytes, and its first eight ask for a header of {length}"
+    assert (
+        caught.value.what
+        == f"the file is not safetensors: {len(content)} bytes, and its first eight ask for a header of {length}"
+    )
     assert caught.value.where == ("shard 3",)
     assert caught.value.help == "a broken download looks like this; fetch the file again"
 

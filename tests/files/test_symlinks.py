@@ -89,7 +89,9 @@ def test_a_shard_of_the_index_in_a_folder_that_is_elsewhere(tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     write_tensors(tmp_path / "out" / "a.safetensors", {"w": ("F32", (2,))})
     (tmp_path / "in" / "sub").symlink_to(tmp_path / "out")
-    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "sub/a.safetensors"}}))
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "sub/a.safetensors"}})
+    )
     check_refused(lambda: surgery.open_checkpoint(tmp_path / "in"), tmp_path / "in" / "sub")
 
 
@@ -125,7 +127,16 @@ def test_all_links_are_named_at_once(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_line_follows_when_it_is_told_to(base: Path, tmp_path: Path) -> None:
-    command = ["reshard", str(base), "-o", str(tmp_path / "out"), "--max-shard-size", "5GB", "--follow-links", "--quiet"]
+    command = [
+        "reshard",
+        str(base),
+        "-o",
+        str(tmp_path / "out"),
+        "--max-shard-size",
+        "5GB",
+        "--follow-links",
+        "--quiet",
+    ]
     assert CliRunner().invoke(app, command).exit_code == 0
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == SECRET
     assert not (tmp_path / "out" / "tokenizer.json").is_symlink()

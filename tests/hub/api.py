@@ -24,7 +24,9 @@ def whoami(hub: Hub, request: Request) -> Answer:
         raise Refused(401, "Invalid username or password.")
     orgs = [{"name": name, "type": "org"} for name in user.orgs]
     token = {"displayName": "t", "role": "write" if user.write else "read"}
-    return as_json({"type": "user", "name": user.name, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
+    return as_json(
+        {"type": "user", "name": user.name, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}}
+    )
 
 
 def create(hub: Hub, request: Request) -> Answer:
@@ -98,7 +100,11 @@ def refs(hub: Hub, request: Request, repo: Repo) -> Answer:
 
     pulls = {name: sha for name, sha in repo.branches.items() if name.startswith("refs/pr/")}
     branches = {name: sha for name, sha in repo.branches.items() if name not in pulls}
-    found: dict[str, Any] = {"branches": rows(branches, "refs/heads/"), "tags": rows(repo.tags, "refs/tags/"), "converts": []}
+    found: dict[str, Any] = {
+        "branches": rows(branches, "refs/heads/"),
+        "tags": rows(repo.tags, "refs/tags/"),
+        "converts": [],
+    }
     if request.query.get("include_prs"):
         found["pullRequests"] = rows(pulls, "")
     return as_json(found)
@@ -221,7 +227,12 @@ def commit(hub: Hub, request: Request, repo: Repo, revision: str) -> Answer:
         made = repo.commit(branch, files, head["summary"], head.get("description", ""), user.name if user else "")
     url = f"{hub.endpoint}/{repo.name}/discussions/{number}" if pull else ""
     return as_json(
-        {"success": True, "commitOid": made.sha, "commitUrl": f"{hub.endpoint}/{repo.name}/commit/{made.sha}", "pullRequestUrl": url}
+        {
+            "success": True,
+            "commitOid": made.sha,
+            "commitUrl": f"{hub.endpoint}/{repo.name}/commit/{made.sha}",
+            "pullRequestUrl": url,
+        }
     )
 
 
@@ -235,7 +246,10 @@ def _changed(repo: Repo, files: dict[str, Blob], lines: list[Any]) -> dict[str, 
             case "lfsFile":
                 blob = repo.objects.get(value["oid"])
                 if blob is None or blob.size != value.get("size", blob.size):
-                    raise Refused(400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist: {path}")
+                    raise Refused(
+                        400,
+                        f"Your push was rejected because an LFS pointer pointed to a file that does not exist: {path}",
+                    )
                 files[path] = blob
             case "deletedFile":
                 if path not in files:
@@ -271,7 +285,8 @@ def discussions(hub: Hub, request: Request, repo: Repo) -> Answer:
 def discussion(hub: Hub, request: Request, repo: Repo, number: str) -> Answer:
     pull = _pull(repo, number)
     return as_json(
-        _discussion(repo, pull) | {"events": [], "changes": {"base": f"refs/heads/{pull.base}"}, "filesWithConflicts": [], "diff": ""}
+        _discussion(repo, pull)
+        | {"events": [], "changes": {"base": f"refs/heads/{pull.base}"}, "filesWithConflicts": [], "diff": ""}
     )
 
 

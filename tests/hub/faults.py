@@ -1,4 +1,6 @@
-"""What can go wrong on demand. Each fault counts how often it fired, so that a test of a failure proves that there was one."""
+"""What can go wrong on demand. Each fault counts how often it fired, so that a test of a failure proves that there
+was one.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ Kind = Status | Drop | Lost | Reset | Short | Slow | Before
 
 @dataclass
 class Fault:
-    """A fault of a kind for requests whose `METHOD /path?query` holds `pattern`, the first `times` of them after `skip`."""
+    """A fault of a kind for requests whose `METHOD /path?query` holds `pattern`, the first `times` of them after
+    `skip`.
+    """
 
     kind: Kind
     pattern: str

@@ -7,8 +7,9 @@
         ...
         assert fault.fired == 2
 
-Two origins, `hub` (`hub.endpoint`) and `cdn` (`hub.cdn.url`: LFS uploads, and downloads with `hub.redirect = True`), write one log,
-`hub.log`. Xet's storage is on the second one, too. Repositories need a token to be written, private ones to be read.
+Two origins, `hub` (`hub.endpoint`) and `cdn` (`hub.cdn.url`: LFS uploads, and downloads with `hub.redirect = True`),
+write one log, `hub.log`. Xet's storage is on the second one, too. Repositories need a token to be written, private
+ones to be read.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _ID = r"(?P<name>[\w.-]+(?:/[\w.-]+)?)"
 _OID = r"(?P<oid>[0-9a-f]{64})"
 _FILE = r"(?P<revision>[^/]+)/(?P<path>.+)"
 _OF_REPO = tuple(
-    (method, re.compile(f"/api/models/{_ID}{rest}"), function, write) for method, rest, function, write in (*api.OF_REPO, *xet.OF_REPO)
+    (method, re.compile(f"/api/models/{_ID}{rest}"), function, write)
+    for method, rest, function, write in (*api.OF_REPO, *xet.OF_REPO)
 )
 _HUB = (
     *_OF_REPO,
@@ -88,7 +90,13 @@ class Hub:
         return self.repos[name]
 
     def put(
-        self, name: str, files: Mapping[str, bytes | Path | None], *, branch: str = "main", title: str = "put", hashed: bool = True
+        self,
+        name: str,
+        files: Mapping[str, bytes | Path | None],
+        *,
+        branch: str = "main",
+        title: str = "put",
+        hashed: bool = True,
     ) -> Commit:
         """Commit files past the API: bytes, a path that is read where it lies, or None to delete.
 
@@ -128,7 +136,9 @@ class Hub:
         assert commit is not None, f"{name} has no revision {revision}"
         return dict(commit.files)
 
-    def hashes(self, name: str, revision: str = "main", *, without: tuple[str, ...] = (".gitattributes",)) -> dict[str, str]:
+    def hashes(
+        self, name: str, revision: str = "main", *, without: tuple[str, ...] = (".gitattributes",)
+    ) -> dict[str, str]:
         """SHA-256 of every file's content, by path."""
         return {p: b.sha256 for p, b in sorted(self.files(name, revision).items()) if not p.startswith(without)}
 
@@ -153,7 +163,11 @@ class Hub:
         user, repo = self.user(request), self.repos.get(name)
         own = user is not None and name.split("/")[0] in (user.name, *user.orgs)
         if repo is None or (repo.private and not own):
-            raise Refused(404 if user else 401, "Repository not found" if user else "Invalid username or password.", "RepoNotFound")
+            raise Refused(
+                404 if user else 401,
+                "Repository not found" if user else "Invalid username or password.",
+                "RepoNotFound",
+            )
         if repo.gated and not own and "/resolve/" in request.path:
             raise Refused(403 if user else 401, f"Access to model {name} is restricted.", "GatedRepo")
         if write and user is None:
@@ -180,7 +194,9 @@ class Hub:
                 return function(self, request, **found.groupdict())
         return self._of_repo(_CDN, request)
 
-    def _of_repo(self, routes: tuple[tuple[str, re.Pattern[str], Callable[..., Answer], bool | None], ...], request: Request) -> Answer:
+    def _of_repo(
+        self, routes: tuple[tuple[str, re.Pattern[str], Callable[..., Answer], bool | None], ...], request: Request
+    ) -> Answer:
         wanted = "GET" if request.method == "HEAD" else request.method
         for method, pattern, function, write in routes:
             if method != wanted or not (found := pattern.fullmatch(request.path)):

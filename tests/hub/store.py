@@ -77,7 +77,9 @@ class Commit:
     @cached_property
     def sha(self) -> str:
         tree = "".join(f"{path} {blob.oid}\n" for path, blob in sorted(self.files.items()))
-        return hashlib.sha1(f"{self.parent}\n{self.author}\n{self.title}\n{self.description}\n{tree}".encode()).hexdigest()
+        return hashlib.sha1(
+            f"{self.parent}\n{self.author}\n{self.title}\n{self.description}\n{tree}".encode()
+        ).hexdigest()
 
 
 @dataclass
@@ -112,7 +114,9 @@ class Repo:
         found = [c for sha, c in self.commits.items() if len(revision) >= 7 and sha.startswith(revision)]
         return found[0] if len(found) == 1 else None
 
-    def commit(self, branch: str, files: Mapping[str, Blob], title: str, description: str = "", author: str = "someone") -> Commit:
+    def commit(
+        self, branch: str, files: Mapping[str, Blob], title: str, description: str = "", author: str = "someone"
+    ) -> Commit:
         """The branch moves on to a commit of exactly `files`."""
         made = Commit(self.branches.get(branch, ""), title, description, author, dict(files))
         self.commits[made.sha] = made

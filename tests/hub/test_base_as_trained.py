@@ -1,4 +1,6 @@
-"""A base that an adapter's initialisation changed, known by the digests that the Hub tells: nobody has to say that this is it."""
+"""A base that an adapter's initialisation changed, known by the digests that the Hub tells: nobody has to say that
+this is it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ REFUSED = "changes the base it belongs to"
 
 
 def trained(saved: Saved, folder: Path, init: str) -> torch.Tensor:
-    """A trained adapter `folder`/a, and the base that its initialisation made, `folder`/base; what the live model computes."""
+    """A trained adapter `folder`/a, and the base that its initialisation made, `folder`/base; what the live model
+    computes.
+    """
     torch.manual_seed(3)
     model = peft.get_peft_model(
         tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(),
@@ -62,7 +66,9 @@ def test_the_base_of_the_same_digests_needs_no_word(init: str, saved: Saved, hub
     assert not [note for note in made.notes if "was initialised by" in note or "digests" in note]
     assert not any(step.get("base_as_trained") for step in made.history)
     surgery.write(made, tmp_path / "out")
-    error = (tiny_models.output(tf.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval(), "llama") - live).abs().max()
+    error = (
+        (tiny_models.output(tf.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval(), "llama") - live).abs().max()
+    )
     assert error <= 1e-5 * live.abs().max()
     assert surgery.verify(tmp_path / "out", base=changed, adapter=adapter).ok
     copy = put(hub, "other/copy", tmp_path / "base")  # the same bytes in another repository

@@ -1,4 +1,6 @@
-"""What goes wrong with a push, its outcome and its words. Each fault is proven to have fired, and no token is in any of it."""
+"""What goes wrong with a push, its outcome and its words. Each fault is proven to have fired, and no token is in any
+of it.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,10 @@ def test_a_lost_answer_to_a_pull_request_opens_no_second_one(hub: Hub, model: Pa
     fault = hub.fault(Lost(), "/commit/")
     report = surgery.push(model, REPO, create_pr=True)
     assert fault.fired == 1 and list(hub.repos[REPO].pulls) == [1] and holds(hub, model, "refs/pr/1", commits=3)
-    assert report.pull_request == f"{hub.endpoint}/{REPO}/discussions/1" and report.commit == hub.repos[REPO].branches["refs/pr/1"]
+    assert (
+        report.pull_request == f"{hub.endpoint}/{REPO}/discussions/1"
+        and report.commit == hub.repos[REPO].branches["refs/pr/1"]
+    )
 
 
 def test_a_lost_answer_to_a_tag_is_no_error(hub: Hub, model: Path) -> None:
@@ -104,7 +109,9 @@ def test_what_cannot_be_told_is_said(hub: Hub, model: Path) -> None:
     lost, blind = hub.fault(Lost(), "POST .*/commit/"), hub.fault(Status(503), "GET .*/commits/", times=1000)
     with pytest.raises(surgery.HubUnreachable, match="; and cannot tell whether the commit was made") as caught:
         surgery.push(model, REPO)
-    assert caught.value.where[-1].startswith("cannot read the history") and "makes no second commit" in str(caught.value)
+    assert caught.value.where[-1].startswith("cannot read the history") and "makes no second commit" in str(
+        caught.value
+    )
     assert lost.fired == 1 and blind.fired
     assert surgery.push(model, REPO).sent == () and holds(hub, model)
 
@@ -122,7 +129,9 @@ def test_a_commit_that_cannot_be_looked_at_was_made(hub: Hub, model: Path) -> No
 def test_a_competing_commit(hub: Hub, mode: str, model: Path) -> None:
     """What changed is said; the same command again builds on it, and sends nothing twice."""
     hub.put(REPO, {"theirs.txt": b"1"})
-    fault = hub.fault(Before(lambda: hub.put(REPO, {"theirs.txt": b"2", "more.txt": b"3"}, title="theirs")), "POST .*/commit/")
+    fault = hub.fault(
+        Before(lambda: hub.put(REPO, {"theirs.txt": b"2", "more.txt": b"3"}, title="theirs")), "POST .*/commit/"
+    )
     with pytest.raises(surgery.HubConflict) as caught:
         surgery.push(model, REPO)
     sha = hub.repos[REPO].branches["main"]
@@ -140,11 +149,31 @@ def test_a_competing_commit(hub: Hub, mode: str, model: Path) -> None:
 
 REFUSED = [
     (Status(503), "POST .*/commit/", surgery.HubUnreachable, "cannot commit to main: it answers 503, after all tries"),
-    (Status(429, {"Retry-After": "99"}), "POST .*/commit/", surgery.HubUnreachable, "cannot commit to main: too many requests"),
+    (
+        Status(429, {"Retry-After": "99"}),
+        "POST .*/commit/",
+        surgery.HubUnreachable,
+        "cannot commit to main: too many requests",
+    ),
     (Drop(), "POST .*/commit/", surgery.HubUnreachable, "cannot commit to main: no answer from http"),
-    (Status(400, {}, b'{"error": "no such thing"}'), "POST .*/commit/", surgery.HubError, "the Hub answers 400: no such thing"),
-    (Status(409), "POST .*/commit/", surgery.HubConflict, "cannot commit to main: the repository has changed meanwhile"),
-    (Status(403, {"X-Error-Message": "quota"}), "POST .*/commit/", surgery.NotAllowed, "the token does not permit it: quota"),
+    (
+        Status(400, {}, b'{"error": "no such thing"}'),
+        "POST .*/commit/",
+        surgery.HubError,
+        "the Hub answers 400: no such thing",
+    ),
+    (
+        Status(409),
+        "POST .*/commit/",
+        surgery.HubConflict,
+        "cannot commit to main: the repository has changed meanwhile",
+    ),
+    (
+        Status(403, {"X-Error-Message": "quota"}),
+        "POST .*/commit/",
+        surgery.NotAllowed,
+        "the token does not permit it: quota",
+    ),
     (Status(503), "GET .*/refs", surgery.HubUnreachable, "cannot list the branches: it answers 503"),
     (Status(503), "POST .*/create", surgery.HubUnreachable, "cannot make the repository org/model: it answers 503"),
     (Status(507), "POST .*/preupload/", surgery.HubError, "the Hub answers 507"),
@@ -152,7 +181,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("kind", "pattern", "error", "what"), REFUSED, ids=lambda v: v if isinstance(v, str) else None)
-def test_what_does_not_pass_is_said(hub: Hub, model: Path, kind: Kind, pattern: str, error: type[Exception], what: str) -> None:
+def test_what_does_not_pass_is_said(
+    hub: Hub, model: Path, kind: Kind, pattern: str, error: type[Exception], what: str
+) -> None:
     fault = hub.fault(kind, pattern, times=1000)
     with pytest.raises(error, match=what) as caught:
         surgery.push(model, REPO)
@@ -231,7 +262,9 @@ def test_a_token_that_may_only_read(hub: Hub, model: Path, monkeypatch: pytest.M
 def test_a_private_repository_of_others(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks as if there were none; the attempt to make it says whose it is."""
     hub.create("others/model", private=True)
-    with pytest.raises(surgery.NotAllowed, match="cannot make the repository others/model: the token does not permit it"):
+    with pytest.raises(
+        surgery.NotAllowed, match="cannot make the repository others/model: the token does not permit it"
+    ):
         surgery.push(model, "others/model")
 
 
@@ -257,7 +290,9 @@ def test_offline(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_nobody_there(hub: Hub, model: Path) -> None:
     hub.stop()
-    with pytest.raises(surgery.HubUnreachable, match=f"cannot look at the repository: no answer from {hub.endpoint}") as caught:
+    with pytest.raises(
+        surgery.HubUnreachable, match=f"cannot look at the repository: no answer from {hub.endpoint}"
+    ) as caught:
         surgery.push(model, REPO)
     assert caught.value.help == "check the connection, and HF_ENDPOINT if it is set; then run again"
     assert hub.slept == [1, 2, 4, 8, 8]
@@ -269,7 +304,9 @@ def test_nobody_there(hub: Hub, model: Path) -> None:
 def test_the_command_fails_with_a_word(hub: Hub, model: Path) -> None:
     hub.fault(Status(403, {"X-Error-Message": "not yours"}), "POST .*/commit/")
     result = CliRunner().invoke(app, ["push", str(model), REPO])
-    assert result.exit_code == 1 and result.stderr.startswith("error: cannot commit to main: the token does not permit it: not yours")
+    assert result.exit_code == 1 and result.stderr.startswith(
+        "error: cannot commit to main: the token does not permit it: not yours"
+    )
 
 
 SECRET = "hf_" + "DistinctiveSecret" * 2

@@ -33,13 +33,19 @@ def local(folder: Path) -> dict[str, str]:
     """SHA-256 of the folder's files, the manifest's among them."""
     from hashlib import sha256
 
-    return {p.relative_to(folder).as_posix(): sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A sharded checkpoint that surgery wrote, to be changed at will."""
-    surgery.write(surgery.open_checkpoint(write_phi3(tmp_path / "written", layers=3, hidden=64)), tmp_path / "model", "50KB")
+    surgery.write(
+        surgery.open_checkpoint(write_phi3(tmp_path / "written", layers=3, hidden=64)), tmp_path / "model", "50KB"
+    )
     return tmp_path / "model"
 
 
@@ -72,7 +78,9 @@ def test_a_push_is_one_commit_of_all_files(hub: Hub, mode: str, model: Path) -> 
     assert hub.hashes(REPO, without=(".gitattributes", CARD)) == local(model)
     assert set(report.sent) == {*local(model), CARD} and report.kept == (".gitattributes",) and not report.deleted
     assert report.commit == hub.repos[REPO].branches["main"] and report.url.endswith(report.commit)
-    assert report.nbytes == sum(p.stat().st_size for p in model.rglob("*") if p.is_file()) + len(hub.files(REPO)[CARD].read())
+    assert report.nbytes == sum(p.stat().st_size for p in model.rglob("*") if p.is_file()) + len(
+        hub.files(REPO)[CARD].read()
+    )
     assert bool(hub.seen("/upload/")) == (mode == "lfs")
 
 
@@ -108,12 +116,27 @@ def test_after_one_shard_changed_one_file_is_sent(hub: Hub, mode: str, model: Pa
 
 def test_stale_shards_go_and_other_files_stay(hub: Hub, mode: str, model: Path, single: Path) -> None:
     """Other shards of the same weights, an index, a manifest go in the same commit; all else is as it was."""
-    hub.put(REPO, {"notes.txt": b"mine", "model-00001-of-00099.safetensors": b"old", "vae/model.safetensors": b"other", "x.fp16.bin": b"y"})
+    hub.put(
+        REPO,
+        {
+            "notes.txt": b"mine",
+            "model-00001-of-00099.safetensors": b"old",
+            "vae/model.safetensors": b"other",
+            "x.fp16.bin": b"y",
+        },
+    )
     surgery.push(model, REPO)
     report = surgery.push(single, REPO)
     old = {p for p in local(model) if p.startswith(("model-", "model.safetensors.index", ".surgery"))}
     assert set(report.deleted) == old and len(old) > 3
-    assert set(hub.files(REPO)) == {*local(single), CARD, ".gitattributes", "notes.txt", "vae/model.safetensors", "x.fp16.bin"}
+    assert set(hub.files(REPO)) == {
+        *local(single),
+        CARD,
+        ".gitattributes",
+        "notes.txt",
+        "vae/model.safetensors",
+        "x.fp16.bin",
+    }
     assert len(hub.titles(REPO)) == 4
     assert "the repository has other weights, too, which are left alone: x.fp16.bin" in report.notes
 
@@ -123,27 +146,42 @@ def test_an_adapter_beside_a_model_stays(hub: Hub, model: Path) -> None:
     assert surgery.push(model, REPO).deleted == ()
 
 
-ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"old", "adapter_model-00001-of-00002.safetensors": b"old"}
+ADAPTER = {
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": b"old",
+    "adapter_model-00001-of-00002.safetensors": b"old",
+}
 
 
 def test_an_adapter_that_would_be_applied_to_the_model_goes(hub: Hub, model: Path) -> None:
     """transformers loads an adapter that lies beside a model: over one that was merged, it would count twice."""
     hub.put(REPO, {**ADAPTER, "sub/adapter_config.json": b"{}"})
     report = surgery.push(model, REPO)
-    assert set(report.deleted) == set(ADAPTER) and "sub/adapter_config.json" in hub.files(REPO) and len(hub.titles(REPO)) == 3
-    assert any("adapter is deleted, since transformers would load it on top of this model: adapter_config" in n for n in report.notes)
+    assert (
+        set(report.deleted) == set(ADAPTER)
+        and "sub/adapter_config.json" in hub.files(REPO)
+        and len(hub.titles(REPO)) == 3
+    )
+    assert any(
+        "adapter is deleted, since transformers would load it on top of this model: adapter_config" in n
+        for n in report.notes
+    )
 
 
 def test_an_adapter_that_is_kept_beside_a_model_is_said_aloud(hub: Hub, model: Path) -> None:
     hub.put(REPO, ADAPTER)
     report = surgery.push(model, REPO, keep=True)
-    assert not report.deleted and any("transformers WILL LOAD THE REPOSITORY'S ADAPTER ON TOP" in note for note in report.notes)
+    assert not report.deleted and any(
+        "transformers WILL LOAD THE REPOSITORY'S ADAPTER ON TOP" in note for note in report.notes
+    )
 
 
 def test_an_adapter_replaces_an_adapter(hub: Hub, tmp_path: Path) -> None:
     hub.put(REPO, {**ADAPTER, "config.json": b"{}"})
     report = surgery.push(write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.o_proj": (64, 64)}), REPO)
-    assert report.deleted == ("adapter_model-00001-of-00002.safetensors",) and not any("on top" in n.lower() for n in report.notes)
+    assert report.deleted == ("adapter_model-00001-of-00002.safetensors",) and not any(
+        "on top" in n.lower() for n in report.notes
+    )
 
 
 def test_a_model_of_another_type_is_named_with_what_stays(hub: Hub, model: Path) -> None:
@@ -193,7 +231,10 @@ def test_an_adapter_is_pushed_alike(hub: Hub, mode: str, tmp_path: Path) -> None
 def test_a_new_branch_starts_at_main(hub: Hub, model: Path) -> None:
     hub.put(REPO, {"notes.txt": b"mine"})
     report = surgery.push(model, REPO, revision="dev")
-    assert hub.titles(REPO, "dev") == [report_title(model), "put", "initial commit"] and hub.titles(REPO) == ["put", "initial commit"]
+    assert hub.titles(REPO, "dev") == [report_title(model), "put", "initial commit"] and hub.titles(REPO) == [
+        "put",
+        "initial commit",
+    ]
     assert "notes.txt" in hub.files(REPO, "dev") and report.revision == "dev"
     assert surgery.push(model, f"hf://{REPO}@dev").sent == ()
 
@@ -288,7 +329,9 @@ def test_a_folder_that_is_not_there(hub: Hub) -> None:
     with pytest.raises(surgery.NotACheckpoint, match="no such folder") as caught:
         surgery.push("no-dir", REPO)
     assert caught.value.help == "pass the folder of the model or adapter"
-    with pytest.raises(surgery.NotACheckpoint, match="org/other looks like a name on the Hub, and push takes a local folder"):
+    with pytest.raises(
+        surgery.NotACheckpoint, match="org/other looks like a name on the Hub, and push takes a local folder"
+    ):
         surgery.push("org/other", REPO)
 
 
@@ -318,7 +361,9 @@ def test_files_that_gitignore_leaves_out_are_an_error(hub: Hub, mode: str, model
     assert "config.json" in caught.value.where and hub.titles(REPO) == ["put", "initial commit"]
 
 
-def test_a_file_that_changes_while_it_is_sent(hub: Hub, mode: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_sent(
+    hub: Hub, mode: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Xet would commit the new bytes under the old size."""
     plan = surgery.plan_push(model, REPO)
     shard = sorted(model.glob("*.safetensors"))[0]
@@ -332,7 +377,14 @@ def test_a_file_that_changes_while_it_is_sent(hub: Hub, mode: str, model: Path, 
 
 
 def test_a_dry_run_lists_and_changes_nothing(hub: Hub, model: Path) -> None:
-    hub.put(REPO, {"notes.txt": b"mine", "model-00001-of-00099.safetensors": b"old", "config.json": (model / "config.json").read_bytes()})
+    hub.put(
+        REPO,
+        {
+            "notes.txt": b"mine",
+            "model-00001-of-00099.safetensors": b"old",
+            "config.json": (model / "config.json").read_bytes(),
+        },
+    )
     hub.log.clear()
     result = CliRunner().invoke(app, ["push", str(model), REPO, "--dry-run", "--json"])
     assert result.exit_code == 0, result.output
@@ -408,7 +460,10 @@ def test_a_card_of_the_folder_keeps_every_byte(hub: Hub, model: Path) -> None:
 def test_a_card_of_the_repository_is_kept_and_ours_is_renewed(hub: Hub, model: Path, tmp_path: Path) -> None:
     hub.put(REPO, {CARD: b"# Written by hand\n"})
     surgery.push(model, REPO)
-    assert hub.files(REPO)[CARD].read().decode() == "---\nlibrary_name: transformers\ntags:\n- surgery\n---\n\n# Written by hand\n"
+    assert (
+        hub.files(REPO)[CARD].read().decode()
+        == "---\nlibrary_name: transformers\ntags:\n- surgery\n---\n\n# Written by hand\n"
+    )
     surgery.push(model, "org/ours")
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(model)), tmp_path / "split")
     surgery.push(tmp_path / "split", "org/ours")
@@ -429,7 +484,9 @@ def test_a_card_of_ours_that_came_with_the_base_is_made_anew(hub: Hub, model: Pa
     hub.put(REPO, {CARD: b"---\nlicense: mit\n---\n"})
     report = surgery.push(tmp_path / "split", REPO)
     here = metadata_of(hub.files(REPO)[CARD].read().decode())
-    assert "base_model" not in here and here["license"] == "mit" and not any("base_model" in note for note in report.notes)
+    assert (
+        "base_model" not in here and here["license"] == "mit" and not any("base_model" in note for note in report.notes)
+    )
     assert surgery.push(tmp_path / "split", REPO).sent == ()
 
 
@@ -446,7 +503,10 @@ def test_a_base_without_a_licence_is_noted_for_a_new_card_only(hub: Hub, tmp_pat
     config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/base"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     hub.put("org/base", {CARD: b"# Base\n"})
-    assert "the new card names no licence, since the card of org/base names none" in surgery.push(folder, "org/adapter").notes
+    assert (
+        "the new card names no licence, since the card of org/base names none"
+        in surgery.push(folder, "org/adapter").notes
+    )
     (folder / CARD).write_text("# Mine\n")
     assert not any("licence" in note for note in surgery.push(folder, "org/adapter").notes)
 
@@ -457,7 +517,9 @@ def test_no_licence_is_made_up(hub: Hub, tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     report = surgery.push(folder, "org/adapter")
     assert "license" not in metadata_of(hub.files("org/adapter")[CARD].read().decode())
-    assert any("the card says no licence: cannot ask for the licence of org/no-such-base" in note for note in report.notes)
+    assert any(
+        "the card says no licence: cannot ask for the licence of org/no-such-base" in note for note in report.notes
+    )
 
 
 def test_completing_a_card_twice_is_completing_it_once() -> None:
@@ -560,7 +622,12 @@ def test_what_the_hub_does_not_take_is_said_before_anything_is_sent(hub: Hub, mo
 def test_the_command(hub: Hub, mode: str, model: Path) -> None:
     result = CliRunner().invoke(app, ["push", str(model), REPO, "-m", "By hand", "--tag", "v1"])
     assert result.exit_code == 0, result.output
-    assert "done" in result.stdout and "sent" in result.stdout and hub.titles(REPO)[0] == "By hand" and hub.repos[REPO].tags
+    assert (
+        "done" in result.stdout
+        and "sent" in result.stdout
+        and hub.titles(REPO)[0] == "By hand"
+        and hub.repos[REPO].tags
+    )
     again = CliRunner().invoke(app, ["push", str(model), REPO])
     assert "nothing to do: the Hub has all of it" in again.stdout
     report = json.loads(CliRunner().invoke(app, ["push", str(model), REPO, "--json"]).stdout)
@@ -569,7 +636,9 @@ def test_the_command(hub: Hub, mode: str, model: Path) -> None:
 
 def _started(hub: Hub, model: Path, home: Path, **more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "surgery_cli", "push", str(model), REPO]
-    return subprocess.Popen(command, env=environment(hub, home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment(hub, home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def _until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -590,7 +659,8 @@ def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("disable_xet", ["1", "0"])
 def test_a_killed_push_run_again_sends_what_is_missing(hub: Hub, bulky: Path, tmp_path: Path, disable_xet: str) -> None:
-    """SIGKILL while the third of four shards is on its way: nothing is visible; then only what had not arrived is sent, in one commit.
+    """SIGKILL while the third of four shards is on its way: nothing is visible; then only what had not arrived is
+    sent, in one commit.
 
     With LFS the server says what it has, with Xet the client's notes of what it finished sending do: shard by shard.
     """
@@ -630,7 +700,11 @@ def test_what_is_large_is_sent_once(hub: Hub, mode: str, bulky: Path, tmp_path: 
     shutil.copytree(bulky, folder)
     hub.put(REPO, {"model-00001-of-00009.safetensors": b"old"})
     first = surgery.push(folder, REPO)
-    assert hub.hashes(REPO, without=(".gitattributes", CARD)) == local(folder) and first.deleted and len(hub.titles(REPO)) == 3
+    assert (
+        hub.hashes(REPO, without=(".gitattributes", CARD)) == local(folder)
+        and first.deleted
+        and len(hub.titles(REPO)) == 3
+    )
     hub.log.clear()
     assert surgery.push(folder, REPO).sent == () and sent(hub) == 0
     shard = sorted(folder.glob("*.safetensors"))[1]

@@ -23,7 +23,15 @@ import surgery
 from hub.conftest import environment
 from hub.faults import Before, Drop, Reset, Short, Slow, Status
 from hub.server import TOKEN, Hub
-from surgery.errors import FormatError, HubUnreachable, NotACheckpoint, NotAllowed, NotOnHub, SourceChanged, SurgeryError
+from surgery.errors import (
+    FormatError,
+    HubUnreachable,
+    NotACheckpoint,
+    NotAllowed,
+    NotOnHub,
+    SourceChanged,
+    SurgeryError,
+)
 from surgery.evaluation.read import AHEAD, NEAR, Reader, content, same_content
 from surgery.files.folder import LocalFolder, locate
 from surgery.files.refs import HubRef, is_ref, parse_ref
@@ -78,7 +86,10 @@ def test_names_on_the_hub(text: str, ref: HubRef) -> None:
     assert parse_ref(str(ref)) == ref
 
 
-PATHS = "gpt2 /org/name ./org/name ../name ~/name org/../name org//name a/model.safetensors a\\b/c a/.b org/name@ org/na--me org/name@v1@v2"
+PATHS = (
+    "gpt2 /org/name ./org/name ../name ~/name org/../name org//name a/model.safetensors a\\b/c a/.b org/name@"
+    " org/na--me org/name@v1@v2"
+)
 
 
 @pytest.mark.parametrize("text", [*PATHS.split(), "", "a b/c", "a/x.index.json", "org/name/../x"])
@@ -102,7 +113,9 @@ def test_only_models(kind: str) -> None:
 PARTS = st.lists(st.sampled_from(["a", "Z", "0", "_", "-x", ".y"]), max_size=6).map(lambda parts: f"n{''.join(parts)}")
 
 
-@given(PARTS, PARTS, st.none() | st.sampled_from(["main", "v1", "a/b", "refs/pr/7", "50%"]), st.lists(PARTS, max_size=3))
+@given(
+    PARTS, PARTS, st.none() | st.sampled_from(["main", "v1", "a/b", "refs/pr/7", "50%"]), st.lists(PARTS, max_size=3)
+)
 def test_a_name_is_its_own_spelling(org: str, name: str, revision: str | None, inside: list[str]) -> None:
     ref = HubRef(f"{org}/{name}", revision, "/".join(inside))
     assert parse_ref(str(ref)) == ref
@@ -118,15 +131,22 @@ def test_what_is_here_wins(hub: Hub, base: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_typo_names_both_readings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NotOnHub, match="cannot open hf://models/lama: there is no such repository, or it is private") as caught:
+    with pytest.raises(
+        NotOnHub, match="cannot open hf://models/lama: there is no such repository, or it is private"
+    ) as caught:
         surgery.open_checkpoint("models/lama")
-    read = f"{tmp_path / 'models' / 'lama'}: no such file or folder here, so it was read as the name of a repository on the Hub"
+    read = (
+        f"{tmp_path / 'models' / 'lama'}: no such file or folder here, so it was read as the name of a repository on"
+        " the Hub"
+    )
     assert caught.value.where[-1] == read
     assert "check the name" in str(caught.value.help)
     assert TOKEN not in str(caught.value)
 
 
-def test_a_typo_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+def test_a_typo_without_a_network(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
     """Where nothing answers, there is one try, not half a minute of them."""
     monkeypatch.chdir(tmp_path)
     hub.stop()
@@ -138,14 +158,19 @@ def test_a_typo_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_hub_that_hesitates(hub: Hub, base: Path, pauses: list[float]) -> None:
     """One that answers, if only with errors, is asked again."""
-    faults = [hub.fault(Status(503), "GET /api/models/org/name$", times=3), hub.fault(Reset(10), "GET .*/tree/", times=2)]
+    faults = [
+        hub.fault(Status(503), "GET /api/models/org/name$", times=3),
+        hub.fault(Reset(10), "GET .*/tree/", times=2),
+    ]
     assert surgery.open_checkpoint("org/name").tensors
     assert [fault.fired for fault in faults] == [3, 2]
     assert len(pauses) + len(hub.slept) >= 5
 
 
 @pytest.mark.parametrize("path", ["nowhere", "./a/b", "a/model.safetensors", "/a/b"])
-def test_paths_are_not_looked_for_on_the_hub(hub: Hub, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_not_looked_for_on_the_hub(
+    hub: Hub, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for opening in (surgery.open_checkpoint, surgery.open_adapter, surgery.open_any, surgery.inspect):
         with pytest.raises(NotACheckpoint, match="no such file or folder") as caught:
@@ -190,7 +215,15 @@ def test_a_local_folder_needs_no_client(tmp_path: Path) -> None:
 
 def test_a_folder_is_what_it_is_here(hub: Hub, tmp_path: Path) -> None:
     """Both kinds of folders answer alike."""
-    for name in ("config.json", "a b.txt", "sub/x.txt", "sub/deeper/y.txt", "tub/z.txt", "original/params.json", "empty"):
+    for name in (
+        "config.json",
+        "a b.txt",
+        "sub/x.txt",
+        "sub/deeper/y.txt",
+        "tub/z.txt",
+        "original/params.json",
+        "empty",
+    ):
         path = tmp_path / "x" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("" if name == "empty" else name)
@@ -260,7 +293,7 @@ def test_what_is_no_safetensors(hub: Hub) -> None:
 
 
 def test_a_folder_without_weights(hub: Hub, base: Path) -> None:
-    hub.put("org/other", {"unet/a.safetensors": (base / "model-00001-of-00002.safetensors")})
+    hub.put("org/other", {"unet/a.safetensors": base / "model-00001-of-00002.safetensors"})
     with pytest.raises(NotACheckpoint, match="the weights are in subfolders") as caught:
         surgery.open_checkpoint("org/other")
     assert caught.value.help == f"pass one of them: hf://org/other@{hub.repos['org/other'].branches['main']}/unet"
@@ -290,7 +323,10 @@ def test_subfolders_and_files(hub: Hub, base: Path) -> None:
     inside = surgery.open_checkpoint("org/two/base")
     assert inside.config["model_type"] == "phi3" and "tokenizer.json" in inside.files
     assert inside.path.endswith("/base")
-    assert surgery.open_checkpoint("hf://org/two/base/model.safetensors.index.json").tensors.keys() == inside.tensors.keys()
+    assert (
+        surgery.open_checkpoint("hf://org/two/base/model.safetensors.index.json").tensors.keys()
+        == inside.tensors.keys()
+    )
     with pytest.raises(NotACheckpoint, match="1 of 2 shards were given, and no index") as caught:
         surgery.open_checkpoint(f"org/two/base/{shard}")
     assert caught.value.where[0].endswith(f"/base/{shard}")
@@ -368,12 +404,21 @@ def test_any_range(blob: tuple[File, bytes], data: st.DataObject) -> None:
     assert got(file, start, end) == raw[start:end]
 
 
-BROKEN = {"reset": Reset(100_000), "short": Short(100_000), "503": Status(503), "500": Status(500), "408": Status(408), "dropped": Drop()}
+BROKEN = {
+    "reset": Reset(100_000),
+    "short": Short(100_000),
+    "503": Status(503),
+    "500": Status(500),
+    "408": Status(408),
+    "dropped": Drop(),
+}
 
 
 @pytest.mark.parametrize("origin", ["hub", "cdn"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_passes_is_tried_again(hub: Hub, blob: tuple[File, bytes], pauses: list[float], name: str, origin: str) -> None:
+def test_what_passes_is_tried_again(
+    hub: Hub, blob: tuple[File, bytes], pauses: list[float], name: str, origin: str
+) -> None:
     hub.redirect = origin == "cdn"
     file, raw = blob
     fault = hub.fault(BROKEN[name], GET, times=3, origin=origin)
@@ -428,7 +473,9 @@ def test_failures_between_progress_are_none(hub: Hub, blob: tuple[File, bytes]) 
 
 
 @pytest.mark.parametrize(("status", "kind"), [(403, NotAllowed), (404, NotOnHub), (410, SurgeryError)])
-def test_what_does_not_pass_is_not_tried_again(hub: Hub, blob: tuple[File, bytes], status: int, kind: type[Exception]) -> None:
+def test_what_does_not_pass_is_not_tried_again(
+    hub: Hub, blob: tuple[File, bytes], status: int, kind: type[Exception]
+) -> None:
     fault = hub.fault(Status(status), GET, times=10, origin="hub")
     with pytest.raises(kind):
         got(blob[0], 0, 10)
@@ -442,7 +489,9 @@ def test_slow_bytes_arrive(hub: Hub, blob: tuple[File, bytes], pauses: list[floa
     assert (fault.fired, pauses) == (1, [])
 
 
-def test_bytes_that_stop_coming_are_asked_for_again(hub: Hub, blob: tuple[File, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_stop_coming_are_asked_for_again(
+    hub: Hub, blob: tuple[File, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     file, raw = blob
     fault = hub.fault(Slow(piece=200_000, pause=2), GET, origin="cdn")
@@ -496,7 +545,10 @@ def test_whole_files_have_the_hash_that_the_hub_says(hub: Hub, blob: tuple[File,
     fault = hub.fault(Status(206, {"Content-Range": f"bytes 0-{len(raw) - 1}/{len(raw)}"}, other), GET, times=2)
     with pytest.raises(SourceChanged, match="a file is not what the Hub says it is") as caught:
         content(file)
-    assert caught.value.where == (file.path, f"its hash is {hashlib.sha256(other).hexdigest()}, not {hashlib.sha256(raw).hexdigest()}")
+    assert caught.value.where == (
+        file.path,
+        f"its hash is {hashlib.sha256(other).hexdigest()}, not {hashlib.sha256(raw).hexdigest()}",
+    )
     assert fault.fired == 1
 
 
@@ -560,12 +612,21 @@ def others(hub: Hub) -> list[tuple[File, bytes]]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.tuples(st.integers(0, 1), st.integers(0, 8), st.sampled_from([100, 29_000, 900_000]), st.sampled_from([0, 3_000_000])),
+        st.tuples(
+            st.integers(0, 1),
+            st.integers(0, 8),
+            st.sampled_from([100, 29_000, 900_000]),
+            st.sampled_from([0, 3_000_000]),
+        ),
         max_size=12,
     )
 )
-def test_a_window_of_one_file_is_never_anothers(hub: Hub, others: list[tuple[File, bytes]], reads: list[tuple[int, int, int, int]]) -> None:
-    """Reads of several files in turn, small and large, near and far: the bytes are those of the file that was asked for."""
+def test_a_window_of_one_file_is_never_anothers(
+    hub: Hub, others: list[tuple[File, bytes]], reads: list[tuple[int, int, int, int]]
+) -> None:
+    """Reads of several files in turn, small and large, near and far: the bytes are those of the file that was asked
+    for.
+    """
     counted = Counted(hub)
     for number, place, nbytes, until in reads:
         file, raw = others[number]
@@ -626,7 +687,9 @@ def test_what_is_not_in_the_cache_is_fetched(hub: Hub, base: Path) -> None:
     hf_hub_download("org/name", "model-00001-of-00002.safetensors")
     hub.log.clear()
     surgery.open_checkpoint("org/name")
-    assert {seen.path.rpartition("/")[2] for seen in hub.seen(r"GET .*\.safetensors$")} == {"model-00002-of-00002.safetensors"}
+    assert {seen.path.rpartition("/")[2] for seen in hub.seen(r"GET .*\.safetensors$")} == {
+        "model-00002-of-00002.safetensors"
+    }
 
 
 def test_another_commit_in_the_cache_is_no_use(hub: Hub, base: Path) -> None:
@@ -650,7 +713,10 @@ def test_offline_the_cache_is_all(hub: Hub, base: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = surgery.open_checkpoint("org/name")
     assert (offline.path, offline.tensors, offline.config) == (online.path, online.tensors, online.config)
-    said = "offline: only the files in the cache are known, and others of this commit may be missing: hf download org/name fetches all"
+    said = (
+        "offline: only the files in the cache are known, and others of this commit may be missing: hf download org/name"
+        " fetches all"
+    )
     assert offline.notes == (said, *online.notes)
     assert surgery.plan(offline).identity == surgery.plan(online).identity
     offline.load("model.layers.1.self_attn.o_proj.weight")

@@ -1,4 +1,6 @@
-"""Surgery on what lies on the Hub: the same result as from the same files here, and no byte is fetched that is not needed."""
+"""Surgery on what lies on the Hub: the same result as from the same files here, and no byte is fetched that is not
+needed.
+"""
 
 from __future__ import annotations
 
@@ -99,8 +101,13 @@ def test_the_same_from_the_hub(name: str, size: str | None, hub: Hub, saved: Sav
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
 @pytest.mark.parametrize("where", ["base", "adapter", "both"])
-def test_the_same_merge_from_the_hub(where: str, options: dict[str, Any], hub: Hub, saved: Saved, tmp_path: Path) -> None:
-    base, adapter = saved("llama", shard="60KB"), trained("llama", tmp_path / "a", target_modules=["q_proj", "down_proj"], **options)
+def test_the_same_merge_from_the_hub(
+    where: str, options: dict[str, Any], hub: Hub, saved: Saved, tmp_path: Path
+) -> None:
+    base, adapter = (
+        saved("llama", shard="60KB"),
+        trained("llama", tmp_path / "a", target_modules=["q_proj", "down_proj"], **options),
+    )
     made = surgery.merge(
         surgery.open_checkpoint(put(hub, "org/base", base) if where != "adapter" else base),
         surgery.open_adapter(put(hub, "org/adapter", adapter) if where != "base" else adapter),
@@ -123,7 +130,9 @@ def test_a_vocabulary_of_the_adapters(hub: Hub, saved: Saved, tmp_path: Path) ->
     (tmp_path / "a" / "tokenizer.json").write_text("{}")
     (tmp_path / "a" / "README.md").unlink()
     put(hub, "org/adapter", tmp_path / "a")
-    surgery.write(surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter("org/adapter")), tmp_path / "out")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter("org/adapter")), tmp_path / "out"
+    )
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 101
 
@@ -140,10 +149,15 @@ def test_the_manifest_says_where_it_is_from(hub: Hub, tmp_path: Path) -> None:
 
 def test_the_history_goes_on(hub: Hub, tmp_path: Path) -> None:
     """What surgery wrote and was sent to the Hub is known to be its work."""
-    surgery.write(surgery.split(surgery.open_checkpoint(write_phi3(tmp_path / "base", layers=1, hidden=32))), tmp_path / "split")
+    surgery.write(
+        surgery.split(surgery.open_checkpoint(write_phi3(tmp_path / "base", layers=1, hidden=32))), tmp_path / "split"
+    )
     there = surgery.open_checkpoint(put(hub, "org/split", tmp_path / "split"))
     assert [step["surgery"] for step in there.history] == ["split"]
-    assert surgery.verify("org/split", check_class=False).checks[1].detail == "2 files are there, of the size that surgery wrote"
+    assert (
+        surgery.verify("org/split", check_class=False).checks[1].detail
+        == "2 files are there, of the size that surgery wrote"
+    )
 
 
 # No more than is needed
@@ -174,7 +188,9 @@ def test_looking_costs_headers(hub: Hub, base: Path, tmp_path: Path) -> None:
         "inspect": lambda: surgery.inspect("org/base"),
         "reshard": lambda: surgery.plan(surgery.open_checkpoint("org/base"), "1MB"),
         "split": lambda: surgery.plan(surgery.split(surgery.open_checkpoint("org/base"))),
-        "inject": lambda: surgery.write(surgery.inject(surgery.open_checkpoint("org/base"), ["o_proj"]), tmp_path / "a"),
+        "inject": lambda: surgery.write(
+            surgery.inject(surgery.open_checkpoint("org/base"), ["o_proj"]), tmp_path / "a"
+        ),
         "verify": lambda: surgery.verify("org/base", check_class=False),
     }
     write_adapter(tmp_path / "x", {"model.layers.0.self_attn.qkv_proj": (720, 360)})
@@ -231,7 +247,11 @@ def test_faults_change_nothing(hub: Hub, base: Path, tmp_path: Path) -> None:
         hub.fault(Short(500), "GET /file/.*adapter_model", times=2),
         hub.fault(Status(502), "GET .*/config.json", times=1),
     ]
-    surgery.write(surgery.merge(surgery.open_checkpoint("org/base"), surgery.open_adapter("org/adapter")), tmp_path / "there", workers=3)
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint("org/base"), surgery.open_adapter("org/adapter")),
+        tmp_path / "there",
+        workers=3,
+    )
     assert [fault.fired for fault in faults] == [2, 1, 2, 4, 3, 2, 1]
     surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter)), tmp_path / "here")
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
@@ -246,10 +266,14 @@ def test_a_link_that_expires_under_way(hub: Hub, base: Path, tmp_path: Path) -> 
 
 
 def test_a_branch_that_moves(hub: Hub, base: Path, tmp_path: Path) -> None:
-    """What was opened is what is written: no tensor is from the new commit, though all have the same names and sizes."""
+    """What was opened is what is written: no tensor is from the new commit, though all have the same names and
+    sizes.
+    """
     newer = write_phi3(tmp_path / "newer", layers=3, hidden=360, seed=99)
     (newer / "new.txt").write_text("x")
-    moved = hub.fault(Before(lambda: hub.put_folder("org/base", newer)), "GET .*/tree/")  # between the commit's name and its files
+    moved = hub.fault(
+        Before(lambda: hub.put_folder("org/base", newer)), "GET .*/tree/"
+    )  # between the commit's name and its files
     checkpoint = surgery.open_checkpoint("org/base")
     surgery.write(checkpoint, tmp_path / "out")
     assert moved.fired == 1
@@ -389,7 +413,9 @@ def test_commands(hub: Hub, base: Path, tmp_path: Path) -> None:
     """Everywhere where a MODEL or an ADAPTER is taken. No token is in what they print or write."""
     adapter = write_adapter(tmp_path / "a", {"model.layers.0.self_attn.qkv_proj": (720, 360)})
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/base", "revision": None}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "org/base", "revision": None})
+    )
     put(hub, "org/adapter", adapter)
     merged = run("merge", "hf://org/base", "org/adapter@main", "-o", tmp_path / "there")
     assert merged.exit_code == 0, merged.output
@@ -440,7 +466,9 @@ def test_nothing_stays_open(hub: Hub, base: Path, tmp_path: Path) -> None:
     put(hub, "org/adapter", write_adapter(tmp_path / "a", {"model.layers.0.self_attn.o_proj": (360, 360)}))
 
     def once(out: str) -> int:
-        surgery.write(surgery.merge(surgery.open_checkpoint("org/base"), surgery.open_adapter("org/adapter")), tmp_path / out)
+        surgery.write(
+            surgery.merge(surgery.open_checkpoint("org/base"), surgery.open_adapter("org/adapter")), tmp_path / out
+        )
         remote.forget()
         from huggingface_hub import close_session
 

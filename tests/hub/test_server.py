@@ -1,4 +1,6 @@
-"""The Hub of the tests is one: the real client and transformers work with it as with the other, and its faults are what they say."""
+"""The Hub of the tests is one: the real client and transformers work with it as with the other, and its faults are
+what they say.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ def test_what_goes_up_comes_down(hub: Hub, mode: str, redirect: bool, tmp_path: 
         assert hub.files("org/name")[path].read() == (folder / path).read_bytes()
     assert len(hub.seen("PUT /upload/")) == (0 if mode == "xet" else 3 if redirect else 1)
     assert bool(hub.seen("POST /v1/xorbs/")) == (mode == "xet")
-    assert not [seen for seen in hub.log if seen.origin == "cdn" and seen.authorized and seen.path.startswith(("/upload", "/file"))]
+    assert not [
+        seen
+        for seen in hub.log
+        if seen.origin == "cdn" and seen.authorized and seen.path.startswith(("/upload", "/file"))
+    ]
 
 
 def test_transformers_push_and_load(hub: Hub, mode: str) -> None:
@@ -70,7 +76,8 @@ def test_revisions(hub: Hub) -> None:
     pull = api.upload_file(path_or_fileobj=b"3", path_in_repo="a.txt", repo_id="org/name", create_pr=True)
     assert pull.pr_revision == "refs/pr/1"
     content = {
-        r: Path(hf_hub_download("org/name", "a.txt", revision=r)).read_bytes() for r in ("main", "dev", "v1", first.sha, "refs/pr/1")
+        r: Path(hf_hub_download("org/name", "a.txt", revision=r)).read_bytes()
+        for r in ("main", "dev", "v1", first.sha, "refs/pr/1")
     }
     assert content == {"main": b"1", "dev": b"2", "v1": b"1", first.sha: b"1", "refs/pr/1": b"3"}
     api.merge_pull_request("org/name", 1)
@@ -108,7 +115,9 @@ def test_commits_are_atomic_and_know_their_parent(hub: Hub, monkeypatch: pytest.
 
 
 def test_a_shard_that_never_arrived_cannot_be_committed(hub: Hub) -> None:
-    answer = _raw(hub, "POST", "/api/models/org/name/commit/main", b'{"key": "header", "value": {"summary": "x"}}\n' + _POINTER)
+    answer = _raw(
+        hub, "POST", "/api/models/org/name/commit/main", b'{"key": "header", "value": {"summary": "x"}}\n' + _POINTER
+    )
     assert answer.status == 400 and b"does not exist" in answer.read()
 
 
@@ -133,7 +142,10 @@ def test_who_may_what(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = HfApi(token=hub.token("hf_reader", "someone", "org", write=False))
     assert HfApi().whoami()["name"] == "someone" and HfApi().model_info("org/closed").private
     assert stranger.model_info("org/open") and reader.model_info("org/closed")
-    for api, repo, error in ((stranger, "closed", RepositoryNotFoundError), (HfApi(token=False), "closed", RepositoryNotFoundError)):
+    for api, repo, error in (
+        (stranger, "closed", RepositoryNotFoundError),
+        (HfApi(token=False), "closed", RepositoryNotFoundError),
+    ):
         with pytest.raises(error):
             api.model_info(f"org/{repo}")
     with pytest.raises(GatedRepoError):
@@ -155,7 +167,11 @@ def test_a_sparse_terabyte_is_served_in_ranges(hub: Hub, tmp_path: Path) -> None
         stream.truncate(10**12)
     hub.put("org/name", {"m.safetensors": path}, hashed=False)
     answer = _raw(hub, "GET", "/org/name/resolve/main/m.safetensors", Range="bytes=0-9")
-    assert answer.status == 206 and answer.read() == b"begin\0\0\0\0\0" and answer.getheader("Content-Range") == f"bytes 0-9/{10**12}"
+    assert (
+        answer.status == 206
+        and answer.read() == b"begin\0\0\0\0\0"
+        and answer.getheader("Content-Range") == f"bytes 0-9/{10**12}"
+    )
     assert HfApi().get_paths_info("org/name", "m.safetensors")[0].lfs.size == 10**12
     answer = _raw(hub, "GET", "/org/name/resolve/main/m.safetensors", Range=f"bytes={10**12}-")
     assert answer.status == 416

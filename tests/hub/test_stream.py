@@ -1,4 +1,6 @@
-"""Straight to the Hub: the same files as a push of the local result, by way of one shard on the disk, resumed by content."""
+"""Straight to the Hub: the same files as a push of the local result, by way of one shard on the disk, resumed by
+content.
+"""
 
 from __future__ import annotations
 
@@ -75,14 +77,22 @@ def names(steps: list[Step], kind: str) -> list[str]:
 # What arrives.
 
 
-def test_the_hub_holds_what_a_push_of_the_local_result_gives(hub: Hub, mode: str, split: surgery.Plan, tmp_path: Path) -> None:
+def test_the_hub_holds_what_a_push_of_the_local_result_gives(
+    hub: Hub, mode: str, split: surgery.Plan, tmp_path: Path
+) -> None:
     """Every file by its hash, in one commit, with nothing to be seen before it and nothing left here after it."""
     before: list[list[str]] = []
-    report = surgery.execute(split, DEST, on_step=lambda s: before.append(hub.titles(REPO)) if s.kind in ("sent", "staged") else None)
+    report = surgery.execute(
+        split, DEST, on_step=lambda s: before.append(hub.titles(REPO)) if s.kind in ("sent", "staged") else None
+    )
     assert hub.hashes(REPO) == pushed(hub, split, tmp_path / "out")
     assert hub.titles(REPO) == ["Upload with surgery: split", "initial commit"]
     assert len(before) == len(split.shards) + 1 > 4 and all(titles == ["initial commit"] for titles in before)
-    assert report.commit is not None and report.output == report.commit.url and set(report.commit.sent) >= set(shards(split))
+    assert (
+        report.commit is not None
+        and report.output == report.commit.url
+        and set(report.commit.sent) >= set(shards(split))
+    )
     assert report.resumed == 0 and left() == [] and bool(hub.seen("/upload/")) == (mode == "lfs")
 
 
@@ -95,7 +105,9 @@ def test_no_more_shards_are_on_the_disk_than_there_is_room_for(
 
     def count(step: Step) -> None:
         if step.kind != "staged":
-            counts.append(sum(".safetensors" in name and not name.endswith("json") for name in os.listdir(stages(str(place))[0])))
+            counts.append(
+                sum(".safetensors" in name and not name.endswith("json") for name in os.listdir(stages(str(place))[0]))
+            )
 
     place = tmp_path / "stages" / "org--model"
     goal = HubDestination(REPO, stage=str(place.parent), stage_shards=room)
@@ -128,21 +140,29 @@ def test_from_the_hub_to_the_hub(hub: Hub, mode: str, saved: Callable[..., Path]
     assert hub.titles(REPO) == ["Both", "initial commit"] and hub.repos[REPO].private
     assert hub.repos[REPO].tags == {"v1": hub.repos[REPO].branches["main"]}
     local = tmp_path / "merged"
-    surgery.write(surgery.merge(surgery.open_checkpoint("org/base"), [surgery.open_adapter("org/adapter")]), local, "50KB")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint("org/base"), [surgery.open_adapter("org/adapter")]), local, "50KB"
+    )
     surgery.push(local, "someone/model")
     assert hub.hashes(REPO) == hub.hashes("someone/model")
     assert b"base_model:\n- org/base\n" in hub.files(REPO)[CARD].read()
     assert surgery.verify(DEST, base="org/base", adapter="org/adapter").ok
 
 
-def test_a_merge_over_the_repository_takes_its_adapter_away(hub: Hub, saved: Callable[..., Path], tmp_path: Path) -> None:
-    """Left there, transformers would apply it to the merged weights once more; a dry run says so, and what other model was there."""
+def test_a_merge_over_the_repository_takes_its_adapter_away(
+    hub: Hub, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Left there, transformers would apply it to the merged weights once more; a dry run says so, and what other
+    model was there.
+    """
     hub.put_folder(REPO, saved("phi3"))
     adapter = write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.o_proj": (48, 48)})
     hub.put_folder(REPO, adapter)
     merged = surgery.merge(surgery.open_checkpoint(saved("phi3")), surgery.open_adapter(adapter))
     surgery.write(merged, DEST, overwrite=True)
-    assert "model.safetensors" in hub.files(REPO) and not [path for path in hub.files(REPO) if path.startswith("adapter_")]
+    assert "model.safetensors" in hub.files(REPO) and not [
+        path for path in hub.files(REPO) if path.startswith("adapter_")
+    ]
     hub.put(REPO, {"config.json": b'{"model_type": "gpt2"}', "adapter_config.json": b"{}"})
     words = ["reshard", str(saved("phi3")), "--max-shard-size", "1GB", "-o", DEST, "--overwrite", "--dry-run", "--json"]
     refused = CliRunner().invoke(app, words)
@@ -187,15 +207,19 @@ def test_weights_are_not_replaced_unasked(hub: Hub, split: surgery.Plan) -> None
     hub.log.clear()
     with pytest.raises(surgery.DestinationError) as caught:
         surgery.execute(split, DEST)
-    assert str(caught.value) == (
-        "the repository holds weights already\n"
-        "  --> org/model@main\n      model-00001-of-00099.safetensors\n      x.bin\n"
-        "help: replace them with --overwrite, the history keeps them; or propose it with --create-pr; or choose another name with -o\n"
-        "      in Python, --overwrite is overwrite=, --create-pr is create_pr="
+    assert (
+        str(caught.value)
+        == "the repository holds weights already\n  --> org/model@main\n      model-00001-of-00099.safetensors\n     "
+        " x.bin\nhelp: replace them with --overwrite, the history keeps them; or propose it with --create-pr; or"
+        " choose another name with -o\n      in Python, --overwrite is overwrite=, --create-pr is create_pr="
     )
     assert not hub.seen("^(POST|PUT)") and left() == []
     report = surgery.execute(split, DEST, overwrite=True)
-    assert report.commit and report.commit.deleted == ("model-00001-of-00099.safetensors",) and "notes.txt" in report.commit.kept
+    assert (
+        report.commit
+        and report.commit.deleted == ("model-00001-of-00099.safetensors",)
+        and "notes.txt" in report.commit.kept
+    )
     assert "the repository has other weights, too, which are left alone: x.bin" in report.notes
     assert len(hub.titles(REPO)) == 3
 
@@ -220,7 +244,10 @@ def test_a_pull_request_and_a_branch_replace_nothing(hub: Hub, split: surgery.Pl
 
 
 def test_a_place_that_is_no_repository(hub: Hub, split: surgery.Plan) -> None:
-    for dest, what in (("hf://org/model/folder", "a push goes to a repository"), ("hf://datasets/org/x", "only repositories of models")):
+    for dest, what in (
+        ("hf://org/model/folder", "a push goes to a repository"),
+        ("hf://datasets/org/x", "only repositories of models"),
+    ):
         with pytest.raises(surgery.SurgeryError, match=what) as caught:
             surgery.execute(split, dest)
         assert "hf://org/name" in str(caught.value.help)
@@ -241,12 +268,16 @@ def broken(hub: Hub, plan: surgery.Plan, done: int, dest: Any = DEST) -> None:
     with pytest.raises(surgery.NotAllowed) as caught:
         surgery.execute(plan, dest)
     assert fault.fired == 1 and hub.titles(REPO) == ["initial commit"]
-    assert caught.value.where[-1] == f"{done} of {len(plan.shards)} shards are sent; the same command goes on from there"
+    assert (
+        caught.value.where[-1] == f"{done} of {len(plan.shards)} shards are sent; the same command goes on from there"
+    )
     hub.log.clear()
 
 
 def test_only_what_is_missing_is_made_and_sent(hub: Hub, mode: str, split: surgery.Plan, tmp_path: Path) -> None:
-    """Three shards were sent, a fourth was finished: three are taken up, the fourth is sent as it is, the others are made."""
+    """Three shards were sent, a fourth was finished: three are taken up, the fourth is sent as it is, the others are
+    made.
+    """
     broken(hub, split, 3)
     (stage,) = left()
     assert [p.name for p in Path(stage).glob("*.safetensors")] == [shards(split)[3]]
@@ -275,7 +306,9 @@ def test_the_whole_repository_may_be_gone(hub: Hub, split: surgery.Plan, tmp_pat
 
 
 def test_a_header_that_stands_for_a_sent_shard_is_never_sent(hub: Hub, split: surgery.Plan, tmp_path: Path) -> None:
-    """A run that broke at the commit leaves files of zeros in the stage; where the Hub lost the true ones they are made, not found."""
+    """A run that broke at the commit leaves files of zeros in the stage; where the Hub lost the true ones they are
+    made, not found.
+    """
     fault = hub.fault(Status(403), "POST .*/commit/")
     with pytest.raises(surgery.NotAllowed):
         surgery.execute(split, DEST)
@@ -294,7 +327,10 @@ def test_a_client_that_cannot_take_up_says_so(hub: Hub, split: surgery.Plan, mon
         patched.setattr(huggingface_hub, "__version__", "3.0.0")
         report, steps = told(split)
     assert len(names(steps, "begun")) == len(split.shards) - 1
-    note = "3 files that a broken run sent are made again, since they cannot be taken up: huggingface_hub 3.0.0 has not been tested for it"
+    note = (
+        "3 files that a broken run sent are made again, since they cannot be taken up: huggingface_hub 3.0.0 has not"
+        " been tested for it"
+    )
     assert note in report.notes and len(hub.seen("PUT /upload/")) <= len(split.shards) - 3
 
 
@@ -323,7 +359,9 @@ def test_the_journal_tells_no_secret_and_no_path(hub: Hub, mode: str, split: sur
         surgery.execute(split, HubDestination(REPO, stage=str(stage)))
 
 
-def test_a_run_that_died_after_its_commit_is_done(hub: Hub, split: surgery.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_died_after_its_commit_is_done(
+    hub: Hub, split: surgery.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same command finds all of it there; another one's weights of that name are still not replaced."""
     with monkeypatch.context() as patched:
         patched.setattr("surgery.hub.stream.shutil.rmtree", _dies)
@@ -336,7 +374,9 @@ def test_a_run_that_died_after_its_commit_is_done(hub: Hub, split: surgery.Plan,
     assert hub.hashes(REPO) == before and len(hub.titles(REPO)) == 2 and left() == []
 
 
-def test_weights_that_came_after_a_dead_runs_commit_stay(hub: Hub, split: surgery.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_came_after_a_dead_runs_commit_stay(
+    hub: Hub, split: surgery.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("surgery.hub.stream.shutil.rmtree", _dies)
         with pytest.raises(KeyboardInterrupt):
@@ -394,8 +434,12 @@ PASSING = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "pattern", "times", "mode"), PASSING, indirect=["mode"], ids=lambda v: v if isinstance(v, str) else None)
-def test_what_passes_is_outlived(hub: Hub, mode: str, split: surgery.Plan, kind: Kind, pattern: str, times: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "pattern", "times", "mode"), PASSING, indirect=["mode"], ids=lambda v: v if isinstance(v, str) else None
+)
+def test_what_passes_is_outlived(
+    hub: Hub, mode: str, split: surgery.Plan, kind: Kind, pattern: str, times: int, tmp_path: Path
+) -> None:
     fault = hub.fault(kind, pattern, times=times)
     surgery.execute(split, DEST)
     assert fault.fired == times and len(hub.titles(REPO)) == 2 and left() == []
@@ -403,17 +447,62 @@ def test_what_passes_is_outlived(hub: Hub, mode: str, split: surgery.Plan, kind:
 
 
 REFUSED = [
-    (Status(401), "POST .*/preupload/", 0, surgery.NotAllowed, "cannot send model-00001-of-.*: the Hub does not accept the token", "lfs"),
-    (Status(503), "PUT /upload/", 1, surgery.HubUnreachable, "cannot send model-00002-of-.*: it answers 503, after all tries", "lfs"),
-    (Drop(after=10_000), "PUT /upload/", 1, surgery.HubUnreachable, "cannot send model-00002-of-.*: no answer from", "lfs"),
-    (Drop(after=10_000), "POST /v1/xorbs/", 1, surgery.HubUnreachable, "cannot send model-00002-of-.*: the connection failed", "xet"),
-    (Status(403), "GET .*/xet-write-token/", 1, surgery.NotAllowed, "cannot send model-00002-of-.*: the token does not permit it", "xet"),
-    (Status(503), "POST .*/commit/", 0, surgery.HubUnreachable, "cannot commit to main: it answers 503, after all tries", "lfs"),
+    (
+        Status(401),
+        "POST .*/preupload/",
+        0,
+        surgery.NotAllowed,
+        "cannot send model-00001-of-.*: the Hub does not accept the token",
+        "lfs",
+    ),
+    (
+        Status(503),
+        "PUT /upload/",
+        1,
+        surgery.HubUnreachable,
+        "cannot send model-00002-of-.*: it answers 503, after all tries",
+        "lfs",
+    ),
+    (
+        Drop(after=10_000),
+        "PUT /upload/",
+        1,
+        surgery.HubUnreachable,
+        "cannot send model-00002-of-.*: no answer from",
+        "lfs",
+    ),
+    (
+        Drop(after=10_000),
+        "POST /v1/xorbs/",
+        1,
+        surgery.HubUnreachable,
+        "cannot send model-00002-of-.*: the connection failed",
+        "xet",
+    ),
+    (
+        Status(403),
+        "GET .*/xet-write-token/",
+        1,
+        surgery.NotAllowed,
+        "cannot send model-00002-of-.*: the token does not permit it",
+        "xet",
+    ),
+    (
+        Status(503),
+        "POST .*/commit/",
+        0,
+        surgery.HubUnreachable,
+        "cannot commit to main: it answers 503, after all tries",
+        "lfs",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "pattern", "skip", "error", "what", "mode"), REFUSED, indirect=["mode"], ids=lambda v: v if isinstance(v, str) else None
+    ("kind", "pattern", "skip", "error", "what", "mode"),
+    REFUSED,
+    indirect=["mode"],
+    ids=lambda v: v if isinstance(v, str) else None,
 )
 def test_what_does_not_pass_is_said_and_gone_on_from(
     hub: Hub, mode: str, split: surgery.Plan, kind: Kind, pattern: str, skip: int, error: type[Exception], what: str
@@ -422,7 +511,12 @@ def test_what_does_not_pass_is_said_and_gone_on_from(
     fault = hub.fault(kind, pattern, times=1000, skip=skip)
     with pytest.raises(error, match=what) as caught:
         surgery.execute(split, DEST)
-    assert fault.fired and caught.value.__cause__ is not None and hub.titles(REPO) == ["initial commit"] and len(left()) == 1
+    assert (
+        fault.fired
+        and caught.value.__cause__ is not None
+        and hub.titles(REPO) == ["initial commit"]
+        and len(left()) == 1
+    )
     fault.times = fault.fired
     report, steps = told(split)
     assert report.resumed > 0 or not skip
@@ -457,7 +551,9 @@ def test_an_object_that_the_hub_denies_at_the_commit(hub: Hub, split: surgery.Pl
     hub.fault(Before(hub.repos[REPO].objects.clear), "POST .*/commit/")
     with pytest.raises(surgery.HubError, match="the Hub answers 400") as caught:
         surgery.execute(split, DEST)
-    assert caught.value.help == f"if the Hub has lost what an earlier run sent, begin anew: surgery clean {stage_of(DEST)}"
+    assert (
+        caught.value.help == f"if the Hub has lost what an earlier run sent, begin anew: surgery clean {stage_of(DEST)}"
+    )
     surgery.clean(DEST)
     surgery.execute(split, DEST)
 
@@ -487,7 +583,11 @@ def test_too_little_room_for_one_shard(hub: Hub, split: surgery.Plan, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need - 1))
     with pytest.raises(surgery.NoSpace, match=f"the output needs {need} bytes, and {need - 1} are free") as caught:
         surgery.execute(split, DEST)
-    assert caught.value.help == "make room, or put the stage on another disk with --stage" and REPO not in hub.repos and left() == []
+    assert (
+        caught.value.help == "make room, or put the stage on another disk with --stage"
+        and REPO not in hub.repos
+        and left() == []
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need))
     surgery.execute(split, DEST)
 
@@ -501,7 +601,11 @@ def test_a_dry_run_shows_both_plans(hub: Hub, saved: Callable[..., Path]) -> Non
     words = ["split-qkv", str(saved("phi3")), "--max-shard-size", "60KB", "-o", DEST, "--overwrite", "--dry-run"]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0 and result.stdout.startswith("dry run: nothing was written")
-    for row in ("repository  org/model, at ", "delete      model-00001-of-00099.safetensors (3 B)", "keep        notes.txt (4 B)"):
+    for row in (
+        "repository  org/model, at ",
+        "delete      model-00001-of-00099.safetensors (3 B)",
+        "keep        notes.txt (4 B)",
+    ):
         assert row in result.stdout
     assert "README.md, the model card, is written, or completed" in result.stdout
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
@@ -524,7 +628,10 @@ def test_the_command_says_where_it_went(hub: Hub, saved: Callable[..., Path]) ->
     words = ["split-qkv", str(saved("phi3")), "-o", DEST, "--create-pr"]
     hub.put(REPO, {"notes.txt": b"mine"})
     result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert f"output   {hub.endpoint}/{REPO}/commit/" in result.stdout and f"review   {hub.endpoint}/{REPO}/discussions/1" in result.stdout
+    assert (
+        f"output   {hub.endpoint}/{REPO}/commit/" in result.stdout
+        and f"review   {hub.endpoint}/{REPO}/discussions/1" in result.stdout
+    )
     report = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert report["commit"]["pull_request"].endswith("/discussions/2") and report["shards"] == 1
 
@@ -544,8 +651,21 @@ def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(hub: Hub, model: Path, home: Path, *words: str, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "surgery_cli", "reshard", str(model), "--max-shard-size", "8MB", "-o", DEST, *words]
-    return subprocess.Popen(command, env=environment(hub, home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "surgery_cli",
+        "reshard",
+        str(model),
+        "--max-shard-size",
+        "8MB",
+        "-o",
+        DEST,
+        *words,
+    ]
+    return subprocess.Popen(
+        command, env=environment(hub, home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -604,7 +724,9 @@ def test_ctrl_c_stops_an_upload(hub: Hub, bulky: Path, tmp_path: Path, disable_x
     assert time.monotonic() - begun < 15
     assert process.returncode == 130 and TOKEN not in out and "Traceback" not in out, out
     assert "interrupted: the repository shows all of the result, or nothing of it" in out
-    assert f"`surgery clean {DEST}` removes what is left here" in " ".join(out.split()) and hub.titles(REPO) == ["initial commit"]
+    assert f"`surgery clean {DEST}` removes what is left here" in " ".join(out.split()) and hub.titles(REPO) == [
+        "initial commit"
+    ]
 
 
 SECRET = "hf_" + "DistinctiveSecret" * 2
@@ -614,7 +736,9 @@ SECRET = "hf_" + "DistinctiveSecret" * 2
     ("kind", "pattern", "disable_xet"),
     [(Status(403), "POST /v1/xorbs/", "0"), (Status(400, {}, b"you sent Bearer " + SECRET.encode()), "/commit/", "1")],
 )
-def test_no_token_in_any_output_log_or_file(hub: Hub, bulky: Path, tmp_path: Path, kind: Kind, pattern: str, disable_xet: str) -> None:
+def test_no_token_in_any_output_log_or_file(
+    hub: Hub, bulky: Path, tmp_path: Path, kind: Kind, pattern: str, disable_xet: str
+) -> None:
     """Nor in the stage that is left, with --debug and the client's own log at its most talkative."""
     hub.token(SECRET, "someone", "org")
     fault = hub.fault(kind, pattern, times=1000, skip=int(pattern != "/commit/"))
@@ -649,7 +773,9 @@ def reversibly_merged(base: Path, adapter: Path) -> surgery.Plan:
     return surgery.plan(surgery.reversible(surgery.merge(opened, surgery.open_adapter(adapter)), opened))
 
 
-def test_a_merge_on_the_hub_is_undone_from_there(hub: Hub, mode: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_merge_on_the_hub_is_undone_from_there(
+    hub: Hub, mode: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     """Its record goes with it, and is read by ranges."""
     base = saved("phi3", shard="60KB")
     sizes = {"q_proj": (48, 48), "o_proj": (48, 48)}
@@ -668,7 +794,10 @@ def test_weights_that_became_infinite_end_the_run(hub: Hub, tmp_path: Path) -> N
     base = tmp_path / "base"
     base.mkdir()
     for i in range(3):
-        save_file({f"layers.{i}.weight": torch.full((64, 64), 6e4, dtype=torch.float16)}, base / f"model-{i + 1:05}-of-00003.safetensors")
+        save_file(
+            {f"layers.{i}.weight": torch.full((64, 64), 6e4, dtype=torch.float16)},
+            base / f"model-{i + 1:05}-of-00003.safetensors",
+        )
     (base / "config.json").write_text("{}")
     adapter = write_adapter(tmp_path / "adapter", {f"layers.{i}": (64, 64) for i in range(3)})
     made = surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter), scale=1e6)

@@ -20,7 +20,10 @@ def batch(hub: Hub, request: Request, repo: Repo) -> Answer:
     """Where each object is to be sent; no actions where it is here already."""
     asked = request.json()
     parts = hub.part_size and "multipart" in asked["transfers"]
-    objects = [_actions(hub, repo, o["oid"], o["size"], multipart=bool(parts and o["size"] > hub.part_size)) for o in asked["objects"]]
+    objects = [
+        _actions(hub, repo, o["oid"], o["size"], multipart=bool(parts and o["size"] > hub.part_size))
+        for o in asked["objects"]
+    ]
     return as_json({"transfer": "multipart" if parts else "basic", "objects": objects})
 
 
@@ -33,7 +36,10 @@ def _actions(hub: Hub, repo: Repo, oid: str, size: int, *, multipart: bool) -> d
     if multipart:
         count = ceil(size / hub.part_size)
         urls = {f"{i:05d}": f"{stem}?part={i}" for i in range(1, count + 1)}
-        upload = {"href": f"{hub.endpoint}/complete/{repo.name}/{oid}", "header": {"chunk_size": str(hub.part_size), **urls}}
+        upload = {
+            "href": f"{hub.endpoint}/complete/{repo.name}/{oid}",
+            "header": {"chunk_size": str(hub.part_size), **urls},
+        }
     return row | {"actions": {"upload": upload, "verify": {"href": f"{hub.endpoint}/verify/{repo.name}/{oid}"}}}
 
 
@@ -92,7 +98,11 @@ def resolve(hub: Hub, request: Request, repo: Repo, revision: str, path: str) ->
     blob = commit.files.get(path)
     if blob is None:
         message = "Entry not found"
-        return as_json({"error": message}, status=404, headers=headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": message})
+        return as_json(
+            {"error": message},
+            status=404,
+            headers=headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": message},
+        )
     headers["ETag"] = f'"{blob.etag}"'
     if blob.lfs:
         headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size)}
@@ -110,6 +120,8 @@ def fetch(hub: Hub, request: Request, repo: Repo, revision: str, path: str) -> A
     if request.query.get("signature") != hub.signature:
         return Answer(403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
     if request.token:
-        return Answer(400, b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>")
+        return Answer(
+            400, b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
+        )
     blob = repo.commits[revision].files[path]
     return Answer(200, blob, {"ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"})

@@ -132,7 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = {k: v[-1] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         seen = Seen(
-            self.server.origin, self.command, unquote(parts.path), query, self.headers.get("Range", ""), "Authorization" in self.headers
+            self.server.origin,
+            self.command,
+            unquote(parts.path),
+            query,
+            self.headers.get("Range", ""),
+            "Authorization" in self.headers,
         )
         self.server.log.append(seen)
         fault = self.server.faults.fires(seen.origin, f"{self.command} {self.path}")

@@ -1,8 +1,8 @@
 """Xet: the storage by chunks to which the client uploads unless that is switched off.
 
-A *xorb* is a row of chunks, each behind a header of eight bytes; a *shard* says which chunks of which xorbs make up which
-file. Read as published with xet-core, without compression, which the client is told not to use. Contents are put together
-when their shard arrives, and their sha256 is checked.
+A *xorb* is a row of chunks, each behind a header of eight bytes; a *shard* says which chunks of which xorbs make up
+which file. Read as published with xet-core, without compression, which the client is told not to use. Contents are
+put together when their shard arrives, and their sha256 is checked.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def put_xorb(hub: Hub, request: Request, hash: str) -> Answer:
 
 
 def _starts(path: Path) -> tuple[int, ...]:
-    """Chunk header: version 0, packed size (3 bytes), scheme, unpacked size (3 bytes). What follows the chunks is a footer."""
+    """Chunk header: version 0, packed size (3 bytes), scheme, unpacked size (3 bytes). What follows the chunks is a
+    footer.
+    """
     size, starts = path.stat().st_size, [0]
     with open(path, "rb") as stream:
         while starts[-1] + 8 <= size:
@@ -126,7 +128,11 @@ def _files(shard: bytes) -> Iterator[tuple[str, tuple[Term, ...], str]]:
         at += _ROW * (1 + count * (2 if flags & _VERIFIED else 1))
         if not flags & _METADATA:
             raise Refused(400, "a file without its sha256")
-        terms = tuple(Term(_hex(r), first, stop, size) for r in rows for _, size, first, stop in [struct.unpack_from("<IIII", r, 32)])
+        terms = tuple(
+            Term(_hex(r), first, stop, size)
+            for r in rows
+            for _, size, first, stop in [struct.unpack_from("<IIII", r, 32)]
+        )
         yield _hex(head), terms, _hex(shard[at : at + _ROW])
         at += _ROW
 

@@ -48,7 +48,9 @@ def defaults() -> dict[str, Any]:
 
 def test_tied_by_default_is_what_the_config_classes_say(defaults: dict[str, Any]) -> None:
     assert len(defaults) >= 0.98 * len(CONFIG_MAPPING_NAMES)
-    assert {kind for kind, config in defaults.items() if getattr(config, "tie_word_embeddings", False)} == TIED_BY_DEFAULT
+    assert {
+        kind for kind, config in defaults.items() if getattr(config, "tie_word_embeddings", False)
+    } == TIED_BY_DEFAULT
 
 
 def test_the_tied_are_types_that_transformers_knows() -> None:
@@ -72,7 +74,10 @@ def test_is_tied_agrees_with_saved_configs(defaults: dict[str, Any]) -> None:
         ({"model_type": "gpt2", "tie_word_embeddings": False}, False),
         ({"model_type": "unheard of", "tie_word_embeddings": True}, True),
         ({"model_type": "unheard of", "text_config": {"tie_word_embeddings": True}}, True),
-        ({"model_type": "unheard of", "tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, False),
+        (
+            {"model_type": "unheard of", "tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}},
+            False,
+        ),
     ],
 )
 def test_what_config_json_says_goes_first(config: dict[str, Any], tied: bool) -> None:
@@ -112,7 +117,9 @@ def test_ties_are_those_of_the_class_in_its_order(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(BODIES))
 def test_bodies_tie_nothing(name: str) -> None:
     assert tied_in(name) == {}
-    assert not is_tied({"architectures": [name], "model_type": getattr(tf, name).config_class.model_type, "tie_word_embeddings": True})
+    assert not is_tied(
+        {"architectures": [name], "model_type": getattr(tf, name).config_class.model_type, "tie_word_embeddings": True}
+    )
 
 
 def test_types_that_are_tied_where_the_text_model_says_so() -> None:
@@ -124,9 +131,13 @@ def test_types_that_are_tied_where_the_text_model_says_so() -> None:
 
 
 BUILDS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(hidden_size=12, num_hidden_layers=1, intermediate_size=8, num_attention_heads=2)),
+    "llama": lambda: tf.LlamaForCausalLM(
+        tf.LlamaConfig(hidden_size=12, num_hidden_layers=1, intermediate_size=8, num_attention_heads=2)
+    ),
     "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_layer=1, n_embd=12, n_head=2)),
-    "gpt_neox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2)),
+    "gpt_neox": lambda: tf.GPTNeoXForCausalLM(
+        tf.GPTNeoXConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2)
+    ),
     "bloom": lambda: tf.BloomForCausalLM(tf.BloomConfig(hidden_size=12, n_layer=1, n_head=2)),
     "opt": lambda: tf.OPTForCausalLM(
         tf.OPTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, word_embed_proj_dim=12)
@@ -155,7 +166,9 @@ WITH_CONV1D: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**TINY, add_cross_attention=True)),
     "openai-gpt": lambda: tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(**TINY)),
     "imagegpt": lambda: tf.ImageGPTModel(tf.ImageGPTConfig(**TINY)),
-    "decision_transformer": lambda: tf.DecisionTransformerModel(tf.DecisionTransformerConfig(n_layer=1, hidden_size=12, n_head=2)),
+    "decision_transformer": lambda: tf.DecisionTransformerModel(
+        tf.DecisionTransformerConfig(n_layer=1, hidden_size=12, n_head=2)
+    ),
     "clvp": lambda: tf.ClvpModelForConditionalGeneration(tf.ClvpConfig()),
     "clvp_decoder": lambda: tf.ClvpForCausalLM(tf.ClvpDecoderConfig()),
 }
@@ -187,7 +200,12 @@ def test_is_conv1d_of_every_module(kind: str) -> None:
 
 def test_conv1d_modules_are_theirs_and_what_splitting_makes_of_them() -> None:
     with torch.device("meta"):
-        real = {n.rpartition(".")[2] for build in WITH_CONV1D.values() for n, m in build().named_modules() if isinstance(m, Conv1D)}
+        real = {
+            n.rpartition(".")[2]
+            for build in WITH_CONV1D.values()
+            for n, m in build().named_modules()
+            if isinstance(m, Conv1D)
+        }
     rows = [row for row in TABLE if row.axis == 1 and set(row.model_types) <= CONV1D_TYPES]
     assert rows and real | {part for row in rows for part in row.parts.values()} == CONV1D_MODULES
 
@@ -204,7 +222,9 @@ def test_a_composite_with_a_conv1d_decoder(tmp_path: Path) -> None:
     """Square weights of a GPT-2 inside an encoder-decoder: merged as PEFT merges them, not the other way round."""
     torch.manual_seed(0)
     vision = tf.ViTModel(
-        tf.ViTConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8)
+        tf.ViTConfig(
+            hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8
+        )
     )
     decoder = tf.GPT2LMHeadModel(
         tf.GPT2Config(**TINY, vocab_size=50, n_positions=8, bos_token_id=1, eos_token_id=2, add_cross_attention=True)

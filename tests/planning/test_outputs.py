@@ -1,4 +1,6 @@
-"""Laws of outputs' names: a plan whose files would lie outside, on each other or in a folder that is believed is refused."""
+"""Laws of outputs' names: a plan whose files would lie outside, on each other or in a folder that is believed is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def test_a_path_is_a_file_or_a_folder(base: Checkpoint, shard: str, file: str) -
 
 def test_a_shard_beside_the_part_of_another(base: Checkpoint) -> None:
     """`a` beside `a.part`, and files with names that unfinished ones had once."""
-    surgery.plan(replace(renamed(base, "a", "a.part", "a.new"), files={**base.files, "scratch.part": b"", "scratch": b""}))
+    surgery.plan(
+        replace(renamed(base, "a", "a.part", "a.new"), files={**base.files, "scratch.part": b"", "scratch": b""})
+    )
 
 
 def test_an_index_is_nobody_elses_file(base: Checkpoint) -> None:

@@ -159,7 +159,9 @@ def adapter(tmp_path: Path) -> Path:
         tensors |= {f"{prefix}.lora_A.weight": torch.ones(2, 48), f"{prefix}.lora_B.weight": torch.ones(40, 2)}
     (tmp_path / "adapter").mkdir()
     save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4})
+    )
     return tmp_path / "adapter"
 
 
@@ -228,7 +230,10 @@ def test_long_runs_are_copied_and_short_ones_gathered() -> None:
     halves = {"a": narrow(fused, 0, 0, 32), "b": narrow(fused, 0, 32, 32)}
     (shard,) = surgery.plan(of(halves, {"w": fused})).shards
     assert list(shard.steps()) == [Copy(fused.file, 0, len(shard.header), fused.nbytes)]
-    every = {"even": narrow(reshape(fused, (32, 2, 4096)), 1, 0, 1), "odd": narrow(reshape(fused, (32, 2, 4096)), 1, 1, 1)}
+    every = {
+        "even": narrow(reshape(fused, (32, 2, 4096)), 1, 0, 1),
+        "odd": narrow(reshape(fused, (32, 2, 4096)), 1, 1, 1),
+    }
     (shard,) = surgery.plan(of(every, {"w": fused})).shards
     assert [(type(s), s.nbytes) for s in shard.steps() if isinstance(s, Copy)] == [(Copy, 16384)] * 64
     check_whole(shard)
@@ -306,7 +311,9 @@ def test_a_pickled_plan_is_the_same_plan(source: Path, adapter: Path, tmp_path: 
 
 def test_the_identity_is_stable(source: Path, adapter: Path) -> None:
     def identity() -> str:
-        return surgery.plan(surgery.merge(surgery.open_checkpoint(source), surgery.open_adapter(adapter)), "40KB").identity
+        return surgery.plan(
+            surgery.merge(surgery.open_checkpoint(source), surgery.open_adapter(adapter)), "40KB"
+        ).identity
 
     assert identity() == identity()
 
@@ -323,7 +330,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_the_identity_depends_on_options(source: Path, option: str) -> None:
     checkpoint = surgery.open_checkpoint(source)
     options: dict[str, Any] = {"max_shard_size": "40KB"}
-    assert surgery.plan(checkpoint, **options).identity != surgery.plan(checkpoint, **options | OPTIONS[option]).identity
+    assert (
+        surgery.plan(checkpoint, **options).identity != surgery.plan(checkpoint, **options | OPTIONS[option]).identity
+    )
 
 
 def edit(checkpoint: Checkpoint) -> Checkpoint:
@@ -347,7 +356,11 @@ SURGERIES: dict[str, Callable[[Checkpoint], Checkpoint]] = {
         },
     ),
     "rows reversed": lambda c: replace(
-        c, tensors={**c.tensors, "lm_head.weight": concat([narrow(c["lm_head.weight"], 0, i, 1) for i in reversed(range(97))], 0)}
+        c,
+        tensors={
+            **c.tensors,
+            "lm_head.weight": concat([narrow(c["lm_head.weight"], 0, i, 1) for i in reversed(range(97))], 0),
+        },
     ),
 }
 
@@ -400,7 +413,9 @@ def test_only_computed_plans_depend_on_torch(source: Path, adapter: Path, monkey
 def test_two_names_for_one_tensor_are_both_written(source: Path, tmp_path: Path) -> None:
     checkpoint = surgery.open_checkpoint(source)
     head = {"head.weight": checkpoint["lm_head.weight"]}
-    twice = replace(checkpoint, tensors={**checkpoint.tensors, **head}, weight_map={**checkpoint.weight_map, "head.weight": ONE})
+    twice = replace(
+        checkpoint, tensors={**checkpoint.tensors, **head}, weight_map={**checkpoint.weight_map, "head.weight": ONE}
+    )
     surgery.write(twice, tmp_path / "out", max_shard_size="1MB")
     weights = load_file(tmp_path / "out" / ONE)
     assert len(weights) == len(checkpoint.tensors) + 1

@@ -106,7 +106,27 @@ def test_sizes_by_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "٥GB", "GB", "5XB", "5 G B", "-5GB", "0", "0.0GB", "0.1B", "1e9", "5GB!", "5,5GB", "nan", "inf", True, None, -1, 0]
+    "text",
+    [
+        "",
+        "٥GB",
+        "GB",
+        "5XB",
+        "5 G B",
+        "-5GB",
+        "0",
+        "0.0GB",
+        "0.1B",
+        "1e9",
+        "5GB!",
+        "5,5GB",
+        "nan",
+        "inf",
+        True,
+        None,
+        -1,
+        0,
+    ],
 )
 def test_nonsense_is_no_size(text: object) -> None:
     with pytest.raises(SurgeryError) as caught:
@@ -149,7 +169,9 @@ def test_shards_are_those_of_the_hub(saved: Callable[..., Path], family: str, si
     assert json.loads(bytes(plan.files[INDEX]))["metadata"] == theirs.metadata  # type: ignore[arg-type]
 
 
-sizes = st.lists(st.integers(0, 40), min_size=1, max_size=10).map(lambda sizes: {f"w{i}": size for i, size in enumerate(sizes)})
+sizes = st.lists(st.integers(0, 40), min_size=1, max_size=10).map(
+    lambda sizes: {f"w{i}": size for i, size in enumerate(sizes)}
+)
 
 
 @settings(deadline=None)
@@ -212,7 +234,10 @@ def test_one_shard_has_no_number_and_no_index(stem: str) -> None:
     checkpoint = sized({"a": 5, "b": 5}, stem)
     assert set(assign(checkpoint, "1KB").values()) == {f"{stem}.safetensors"}
     assert surgery.plan(checkpoint, "1KB").files.keys() == {".surgery/manifest.json"}
-    assert list(assign(checkpoint, 5).values()) == [f"{stem}-00001-of-00002.safetensors", f"{stem}-00002-of-00002.safetensors"]
+    assert list(assign(checkpoint, 5).values()) == [
+        f"{stem}-00001-of-00002.safetensors",
+        f"{stem}-00002-of-00002.safetensors",
+    ]
     odd = replace(checkpoint, weight_map=dict.fromkeys("ab", f"{stem}-00001-of-00001.safetensors"))
     assert set(assign(odd).values()) == {f"{stem}.safetensors"}
 
@@ -257,7 +282,9 @@ def test_there_and_back(saved: Callable[..., Path], tmp_path: Path, family: str)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_shards_of_save_pretrained_join_to_its_one_file(saved: Callable[..., Path], tmp_path: Path, family: str) -> None:
+def test_shards_of_save_pretrained_join_to_its_one_file(
+    saved: Callable[..., Path], tmp_path: Path, family: str
+) -> None:
     surgery.write(surgery.open_checkpoint(saved(family, shard="20KB")), tmp_path / "out", max_shard_size="1GB")
     assert hashes(tmp_path / "out") == hashes(saved(family))
 
@@ -321,7 +348,9 @@ def written(checkpoint: Checkpoint, path: Path, drop: tuple[str, ...] = ()) -> d
         ([{"format": "pt", "a": "1"}, {"format": "pt", "b": "2"}], {"format": "pt", "a": "1", "b": "2"}),
     ],
 )
-def test_metadata_that_agrees_is_joined(tmp_path: Path, metadata: list[dict[str, str] | None], joined: dict[str, str]) -> None:
+def test_metadata_that_agrees_is_joined(
+    tmp_path: Path, metadata: list[dict[str, str] | None], joined: dict[str, str]
+) -> None:
     (tmp_path / "in").mkdir()
     assert written(shards_with(tmp_path / "in", *metadata), tmp_path / "out") == joined
 

@@ -34,7 +34,13 @@ from surgery.lazy.low_rank import LowRank
 from surgery.lazy.tensor import Shape, Stored, Sum, Tensor, add, concat, narrow, permute, reshape
 
 FAMILIES = ("phi3", "gpt2", "gpt_neox", "bloom", "sam")
-OTHERS = {"phi3": "o_proj", "gpt2": "c_proj", "gpt_neox": "dense", "bloom": "dense", "sam": "proj"}  # modules beside the fused ones
+OTHERS = {
+    "phi3": "o_proj",
+    "gpt2": "c_proj",
+    "gpt_neox": "dense",
+    "bloom": "dense",
+    "sam": "proj",
+}  # modules beside the fused ones
 
 
 def lora(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Path:
@@ -51,7 +57,9 @@ def lora(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tensor]]) ->
     return folder
 
 
-def factors(checkpoint: Checkpoint, family: str, leaves: tuple[str, ...], *, rank: int = 5) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def factors(
+    checkpoint: Checkpoint, family: str, leaves: tuple[str, ...], *, rank: int = 5
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Random A (r, in) and B (out, r) for each module of these last names."""
     generator = torch.Generator().manual_seed(11)
     found = {}
@@ -59,7 +67,10 @@ def factors(checkpoint: Checkpoint, family: str, leaves: tuple[str, ...], *, ran
         module = name.removesuffix(".weight")
         if name != module and module.rpartition(".")[2] in leaves and len(tensor.shape) == 2:
             rows, columns = reversed(tensor.shape) if family == "gpt2" else tensor.shape
-            found[module] = (torch.randn(rank, columns, generator=generator), 0.1 * torch.randn(rows, rank, generator=generator))
+            found[module] = (
+                torch.randn(rank, columns, generator=generator),
+                0.1 * torch.randn(rows, rank, generator=generator),
+            )
     assert found
     return found
 
@@ -75,7 +86,9 @@ def shards(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("size", [None, "9KB"])
 @pytest.mark.parametrize("shard", [None, "20KB"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_composed_is_one_by_one(family: str, shard: str | None, size: str | None, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_composed_is_one_by_one(
+    family: str, shard: str | None, size: str | None, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     """write(merge(split(x))) is split, write, open, merge, write: the same files, in any layout."""
     base = surgery.open_checkpoint(saved(family, shard=shard, dtype=torch.bfloat16))
     split = surgery.split_qkv(base)
@@ -84,14 +97,18 @@ def test_composed_is_one_by_one(family: str, shard: str | None, size: str | None
     surgery.write(surgery.merge(split, adapter), tmp_path / "once", size)
 
     surgery.write(split, tmp_path / "split")
-    report = surgery.write(surgery.merge(surgery.open_checkpoint(tmp_path / "split"), adapter), tmp_path / "twice", size)
+    report = surgery.write(
+        surgery.merge(surgery.open_checkpoint(tmp_path / "split"), adapter), tmp_path / "twice", size
+    )
     assert report.computed == len(adapter.lora)
     assert shards(tmp_path / "once") == shards(tmp_path / "twice")
     assert len(list((tmp_path / "once").glob("*.safetensors"))) > 1 or not (shard or size)
 
     if size:  # and with a reshard in between
         surgery.write(surgery.open_checkpoint(tmp_path / "split"), tmp_path / "thrice", "7KB")
-        surgery.write(surgery.merge(surgery.open_checkpoint(tmp_path / "thrice"), adapter), tmp_path / "resharded", size)
+        surgery.write(
+            surgery.merge(surgery.open_checkpoint(tmp_path / "thrice"), adapter), tmp_path / "resharded", size
+        )
         assert shards(tmp_path / "once") == shards(tmp_path / "resharded")
 
 
@@ -147,7 +164,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stored]:
 def leaf(pool: dict[str, Stored], dtype: str, shape: tuple[int, ...], at: int) -> Stored:
     """Elements of the pool, from `at` on, as a stored tensor of `shape`."""
     source = pool[dtype]
-    return Stored(source.dtype, shape, source.file, source.offset + at % (POOL - math.prod(shape)) * source.dtype.bits // 8)
+    return Stored(
+        source.dtype, shape, source.file, source.offset + at % (POOL - math.prod(shape)) * source.dtype.bits // 8
+    )
 
 
 RANKS = (1, 2, 7, 16, 64, 300)
@@ -222,7 +241,9 @@ def test_what_is_written_is_what_is_loaded(options: dict[str, Any], pool: dict[s
     }
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     checkpoint = surgery.open_checkpoint(tmp_path)
-    made = checkpoint.with_step({}, tensors=tensors, weight_map=dict.fromkeys(tensors, "model.safetensors"), dropped=checkpoint.tensors)
+    made = checkpoint.with_step(
+        {}, tensors=tensors, weight_map=dict.fromkeys(tensors, "model.safetensors"), dropped=checkpoint.tensors
+    )
     out = tmp_path.parent / f"{tmp_path.name}-out"
     surgery.write(made, out, **options)
     assert {n for n, t in tensors.items() if scratch_of(t)} == {"transposed", "interleaved", "regrouped", "wider"}
@@ -302,7 +323,9 @@ def large(pool: dict[str, Stored]) -> tuple[Sum, torch.Tensor]:
 @pytest.mark.parametrize(
     "options", [{"threads": n} for n in (1, 2, 5)] + [{"precision": p} for p in ("highest", "high", "medium")], ids=str
 )
-def test_the_callers_settings_change_nothing(options: dict[str, Any], large: tuple[Sum, torch.Tensor], tmp_path: Path) -> None:
+def test_the_callers_settings_change_nothing(
+    options: dict[str, Any], large: tuple[Sum, torch.Tensor], tmp_path: Path
+) -> None:
     """Neither what is computed, by `load` and by `write`, nor, afterwards, the settings."""
     total, value = large
     with torch_set(**options):

@@ -22,12 +22,16 @@ FAMILIES = ("phi3", "gpt2", "gpt_neox", "bloom", "sam")
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [None, "30KB"])
-def test_fuse_of_split_is_the_checkpoint_file_for_file(family: str, size: str | None, saved: Saved, tmp_path: Path) -> None:
+def test_fuse_of_split_is_the_checkpoint_file_for_file(
+    family: str, size: str | None, saved: Saved, tmp_path: Path
+) -> None:
     """Through files on disk, with the layout that it came in and with another one."""
     base = saved(family, shard="20KB", dtype=torch.bfloat16)
     surgery.write(surgery.open_checkpoint(base), tmp_path / "base", size)
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(base)), tmp_path / "split", size)
-    assert surgery.split_qkv(surgery.open_checkpoint(base)).tensors.keys() != surgery.open_checkpoint(base).tensors.keys()
+    assert (
+        surgery.split_qkv(surgery.open_checkpoint(base)).tensors.keys() != surgery.open_checkpoint(base).tensors.keys()
+    )
     surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused", size)
     assert hashes(tmp_path / "fused") == hashes(tmp_path / "base")
     if size is None:
@@ -79,7 +83,9 @@ def test_neighbouring_cuts_of_one_tensor_join_to_it(saved: Saved) -> None:
     assert concat([cuts[0], cuts[2]], 0).shape == (rows - 5, tensor.shape[1])
 
 
-def changed(saved: Saved, tmp_path: Path, family: str, change: Callable[[dict[str, torch.Tensor]], None]) -> surgery.Checkpoint:
+def changed(
+    saved: Saved, tmp_path: Path, family: str, change: Callable[[dict[str, torch.Tensor]], None]
+) -> surgery.Checkpoint:
     """The split checkpoint of a family, in one file, after `change`."""
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(saved(family))), tmp_path / "split")
     tensors = load_file(tmp_path / "split" / "model.safetensors")
@@ -152,7 +158,9 @@ def test_nothing_to_fuse_says_why(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize(("kind", "near"), [("falcom", "falcon"), ("gpt_neoxx", "gpt_neox"), ("nothing-like-it", "")])
-def test_an_unknown_type_gets_those_that_begin_like_it(kind: str, near: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_unknown_type_gets_those_that_begin_like_it(
+    kind: str, near: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     base = shutil.copytree(saved("llama"), tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "model_type": kind}))

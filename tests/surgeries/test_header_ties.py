@@ -1,6 +1,7 @@
 """Ties that only a header names, as `safetensors.torch.save_model` writes them: merged, moved and kept true.
 
-Judges: the live model that PEFT adapts, and `safetensors.torch.load_model` into a module that ties what the header ties, or that does not.
+Judges: the live model that PEFT adapts, and `safetensors.torch.load_model` into a module that ties what the header
+ties, or that does not.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ EMBED, HEAD, SECOND = "embed_tokens.weight", "lm_head.weight", "second.weight"
 
 
 class Toy(torch.nn.Module):
-    """An embedding, a layer, and two heads, each of which may be tied to the embedding; or tied to one another alone."""
+    """An embedding, a layer, and two heads, each of which may be tied to the embedding; or tied to one another
+    alone.
+    """
 
     def __init__(self, *ties: str) -> None:
         super().__init__()
@@ -140,7 +143,11 @@ def test_what_was_untied_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("saved", [False, True])
 def test_reversible(saved: bool, tmp_path: Path) -> None:
     base = made(tmp_path / "base", *BOTH)
-    options = {"modules_to_save": ["lm_head"], "target_modules": ["layer"]} if saved else {"target_modules": ["embed_tokens", "layer"]}
+    options = (
+        {"modules_to_save": ["lm_head"], "target_modules": ["layer"]}
+        if saved
+        else {"target_modules": ["embed_tokens", "layer"]}
+    )
     adapted(base, tmp_path / "adapter", BOTH, **options)
     surgery.write(surgery.reversible(merged(tmp_path), surgery.open_checkpoint(base)), tmp_path / "out")
     surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "out")), tmp_path / "back")
@@ -159,14 +166,20 @@ def test_a_merge_in_memory_left_them_tied(tmp_path: Path) -> None:
 
 
 def write_shards(folder: Path) -> Path:
-    """Two shards, each with a tie, and one with metadata that is no tie: its value is no tensor, or its key is stored."""
+    """Two shards, each with a tie, and one with metadata that is no tie: its value is no tensor, or its key is
+    stored.
+    """
     folder.mkdir()
     torch.manual_seed(0)
     first, second = {"a.weight": torch.randn(4, 8)}, {"b.weight": torch.randn(4, 8), "c.weight": torch.randn(2, 8)}
-    save_file(first, folder / "model-00001-of-00002.safetensors", metadata={"format": "pt", "a2.weight": "a.weight", "x": "y"})
+    save_file(
+        first, folder / "model-00001-of-00002.safetensors", metadata={"format": "pt", "a2.weight": "a.weight", "x": "y"}
+    )
     more = {"format": "pt", "b2.weight": "b.weight", "b3.weight": "b.weight", "c.weight": "b.weight"}
     save_file(second, folder / "model-00002-of-00002.safetensors", metadata=more)
-    weight_map = dict.fromkeys(first, "model-00001-of-00002.safetensors") | dict.fromkeys(second, "model-00002-of-00002.safetensors")
+    weight_map = dict.fromkeys(first, "model-00001-of-00002.safetensors") | dict.fromkeys(
+        second, "model-00002-of-00002.safetensors"
+    )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
@@ -190,8 +203,12 @@ def test_resharded_a_tie_stands_where_its_tensor_is(tmp_path: Path) -> None:
 
 def two_ways(folder: Path) -> Path:
     folder.mkdir()
-    save_file({"a.weight": torch.randn(4, 8)}, folder / "model-00001-of-00002.safetensors", metadata={"z.weight": "a.weight"})
-    save_file({"b.weight": torch.randn(4, 8)}, folder / "model-00002-of-00002.safetensors", metadata={"z.weight": "b.weight"})
+    save_file(
+        {"a.weight": torch.randn(4, 8)}, folder / "model-00001-of-00002.safetensors", metadata={"z.weight": "a.weight"}
+    )
+    save_file(
+        {"b.weight": torch.randn(4, 8)}, folder / "model-00002-of-00002.safetensors", metadata={"z.weight": "b.weight"}
+    )
     return folder
 
 
@@ -212,7 +229,12 @@ def test_renamed_it_loads_into_the_module_of_the_new_names(tmp_path: Path) -> No
     checkpoint = surgery.rename(surgery.open_checkpoint(tmp_path / "base"), [("^", "model."), (r"lm_head", "first")])
     surgery.write(checkpoint, tmp_path / "out")
     said = metadata(tmp_path / "out" / "model.safetensors")
-    assert said == {"format": "pt", "made": "here", "model.first.weight": f"model.{EMBED}", "model.second.weight": f"model.{EMBED}"}
+    assert said == {
+        "format": "pt",
+        "made": "here",
+        "model.first.weight": f"model.{EMBED}",
+        "model.second.weight": f"model.{EMBED}",
+    }
     outer = torch.nn.Module()
     outer.model = Toy(*BOTH)
     outer.model.first = outer.model.lm_head
@@ -260,7 +282,13 @@ def tied_layers(folder: Path) -> Path:
     torch.manual_seed(0)
     tensors = {QKV.format(0): torch.randn(32, 16), "model.layers.0.self_attn.o_proj.weight": torch.randn(16, 16)}
     save_file(tensors, folder / "model.safetensors", metadata={QKV.format(1): QKV.format(0)})
-    config = {"model_type": "phi3", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {
+        "model_type": "phi3",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -268,7 +296,9 @@ def tied_layers(folder: Path) -> Path:
 def test_split_and_fused_again(tmp_path: Path) -> None:
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(tied_layers(tmp_path / "base"))), tmp_path / "split")
     parts = [f"self_attn.{part}_proj.weight" for part in "qkv"]
-    assert metadata(tmp_path / "split" / "model.safetensors") == {f"model.layers.1.{p}": f"model.layers.0.{p}" for p in parts}
+    assert metadata(tmp_path / "split" / "model.safetensors") == {
+        f"model.layers.1.{p}": f"model.layers.0.{p}" for p in parts
+    }
     assert not any(name.startswith("model.layers.1") for name in load_file(tmp_path / "split" / "model.safetensors"))
     surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused")
     assert metadata(tmp_path / "fused" / "model.safetensors") == {QKV.format(1): QKV.format(0)}
@@ -303,9 +333,16 @@ def test_an_adapter_follows_a_module_that_only_the_header_names(tmp_path: Path) 
     )
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     adapter = surgery.open_adapter(tmp_path / "adapter")
-    assert {module.rpartition(".")[2] for module in surgery.split_qkv(adapter, base=base).lora} == {"q_proj", "k_proj", "v_proj"}
+    assert {module.rpartition(".")[2] for module in surgery.split_qkv(adapter, base=base).lora} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    }
     surgery.write(surgery.merge(surgery.split_qkv(base), adapter), tmp_path / "out")
-    found, delta = load_file(tmp_path / "out/model.safetensors"), load_file(tmp_path / "adapter/adapter_model.safetensors")
+    found, delta = (
+        load_file(tmp_path / "out/model.safetensors"),
+        load_file(tmp_path / "adapter/adapter_model.safetensors"),
+    )
     now = torch.cat([found[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv"])
     before = load_file(tmp_path / "base/model.safetensors")[QKV.format(0)]
     assert torch.allclose(now, before + 2 * delta[f"{key}lora_B.weight"] @ delta[f"{key}lora_A.weight"], atol=1e-6)
@@ -313,10 +350,17 @@ def test_an_adapter_follows_a_module_that_only_the_header_names(tmp_path: Path) 
     assert metadata(tmp_path / "out/model.safetensors") == {"format": "pt"}
 
 
-@pytest.mark.parametrize("said", [{"format": "layer.bias"}, {"step": "0"}, {"lm_head.weight": "gone.weight"}, {"layer.bias": EMBED}])
+@pytest.mark.parametrize(
+    "said", [{"format": "layer.bias"}, {"step": "0"}, {"lm_head.weight": "gone.weight"}, {"layer.bias": EMBED}]
+)
 def test_other_metadata_is_left_alone(said: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    tensors = {EMBED: torch.randn(24, 8), "layer.weight": torch.randn(8, 8), "layer.bias": torch.randn(8), "0": torch.randn(3)}
+    tensors = {
+        EMBED: torch.randn(24, 8),
+        "layer.weight": torch.randn(8, 8),
+        "layer.bias": torch.randn(8),
+        "0": torch.randn(3),
+    }
     save_file(tensors, tmp_path / "base" / "model.safetensors", metadata=said)
     checkpoint = surgery.rename(surgery.open_checkpoint(tmp_path / "base"), [(r"^layer\.", "l.")])
     surgery.write(checkpoint, tmp_path / "out")
@@ -326,15 +370,25 @@ def test_other_metadata_is_left_alone(said: dict[str, str], tmp_path: Path) -> N
 def test_inspected_and_injected(tmp_path: Path) -> None:
     made(tmp_path / "base", *BOTH)
     ties = surgery.inspect(tmp_path / "base").ties
-    assert ties == tuple(f"{name} is {EMBED}, as the header of model.safetensors says" for name in sorted([HEAD, SECOND]))
+    assert ties == tuple(
+        f"{name} is {EMBED}, as the header of model.safetensors says" for name in sorted([HEAD, SECOND])
+    )
     adapter = surgery.inject(surgery.open_checkpoint(tmp_path / "base"), ["lm_head"], rank=4)
     assert set(adapter.lora) == {"lm_head"}
 
 
 def test_a_header_that_says_what_the_class_says(tmp_path: Path) -> None:
-    """A tied Llama saved by `save_model`: both are stored, config.json says so, and the header no more that they are one."""
+    """A tied Llama saved by `save_model`: both are stored, config.json says so, and the header no more that they are
+    one.
+    """
     torch.manual_seed(0)
-    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = tf.LlamaForCausalLM(tf.LlamaConfig(**small, tie_word_embeddings=True))
     model.save_pretrained(tmp_path / "base")
     save_model(model, str(tmp_path / "base" / "model.safetensors"), metadata={"format": "pt"})
@@ -346,9 +400,15 @@ def test_a_header_that_says_what_the_class_says(tmp_path: Path) -> None:
     def computed(path: Path, adapter: Path | None = None) -> torch.Tensor:
         found: Any = tf.LlamaForCausalLM.from_pretrained(path)
         with torch.no_grad():
-            return (PeftModel.from_pretrained(found, str(adapter)) if adapter else found).eval()(torch.arange(20)[None]).logits
+            return (
+                (PeftModel.from_pretrained(found, str(adapter)) if adapter else found)
+                .eval()(torch.arange(20)[None])
+                .logits
+            )
 
-    peft: Any = get_peft_model(tf.LlamaForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=4, target_modules=["embed_tokens"]))
+    peft: Any = get_peft_model(
+        tf.LlamaForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=4, target_modules=["embed_tokens"])
+    )
     with torch.no_grad():
         for parameter in peft.parameters():
             if parameter.requires_grad:

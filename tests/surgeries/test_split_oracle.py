@@ -41,7 +41,12 @@ VARIANTS = {
     "phi3-wide": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**tiny_models._LLAMA, head_dim=10)),
     "gpt_neox-bare": lambda: tf.GPTNeoXForCausalLM(
         tf.GPTNeoXConfig(
-            **tiny_models.TEXT, hidden_size=36, intermediate_size=70, num_hidden_layers=2, num_attention_heads=3, attention_bias=False
+            **tiny_models.TEXT,
+            hidden_size=36,
+            intermediate_size=70,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            attention_bias=False,
         )
     ),
 }
@@ -49,7 +54,9 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A family as the oracle meets it: its modeling module, fused projections and parts, and two things the names do not tell."""
+    """A family as the oracle meets it: its modeling module, fused projections and parts, and two things the names do
+    not tell.
+    """
 
     modeling: str
     fused: str  # last name of the fused module
@@ -82,7 +89,9 @@ class Call:
 
 
 class Recorder(TorchFunctionMode):
-    """Records the operands of the attention arithmetic of modules that call no attention function: BLOOM's and SAM's."""
+    """Records the operands of the attention arithmetic of modules that call no attention function: BLOOM's and
+    SAM's.
+    """
 
     def __init__(self, calls: list[Call], heads: int) -> None:
         super().__init__()
@@ -115,13 +124,21 @@ def recorded(model: Any, case: Case) -> Iterator[list[Call]]:
     class Attention:
         @staticmethod
         def get_interface(*_: Any) -> Callable[..., Any]:
-            def record(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                calls[-1].states = calls[-1].states or [query, key, value]  # SAM's mask decoder calls it too, without a fused input
+            def record(
+                module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+            ) -> Any:
+                calls[-1].states = calls[-1].states or [
+                    query,
+                    key,
+                    value,
+                ]  # SAM's mask decoder calls it too, without a fused input
                 return modeling.eager_attention_forward(module, query, key, value, *args, **kwargs)
 
             return record
 
-    hooks = [m.register_forward_pre_hook(entered(n)) for n, m in model.named_modules() if n.rpartition(".")[2] == case.fused]
+    hooks = [
+        m.register_forward_pre_hook(entered(n)) for n, m in model.named_modules() if n.rpartition(".")[2] == case.fused
+    ]
     assert hooks
     try:
         with Recorder(calls, case.sizes[0]), patch.multiple(modeling, create=True, **_patches(modeling, Attention)):
@@ -138,7 +155,9 @@ def _patches(modeling: Any, attention: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, torch.Tensor], list[Call]]]:
+def oracle(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[Path, dict[str, torch.Tensor], list[Call]]]:
     """oracle(case) -> the checkpoint's folder, the tensors of its split as written, the model's attention calls."""
     made: dict[str, tuple[Path, dict[str, torch.Tensor], list[Call]]] = {}
 
@@ -175,7 +194,9 @@ def compare_states(call: Call, parts: list[tuple[torch.Tensor, torch.Tensor | No
 
 def named(call: Call, tensors: dict[str, torch.Tensor], case: Case) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """The written parts of a call's fused projection."""
-    stem = next(n for n in tensors if n.endswith(f"{call.module.rpartition('.')[0]}.{case.parts[0]}.weight")).rpartition(".")[0]
+    stem = next(
+        n for n in tensors if n.endswith(f"{call.module.rpartition('.')[0]}.{case.parts[0]}.weight")
+    ).rpartition(".")[0]
     stems = [f"{stem.rpartition('.')[0]}.{part}" for part in case.parts]
     return [(tensors[f"{s}.weight"], tensors.get(f"{s}.bias")) for s in stems]
 
@@ -227,7 +248,9 @@ WRONG: dict[str, list[tuple[str, Layout, tuple[int, int, int]]]] = {
     ("name", "layout", "order"),
     [pytest.param(n, layout, order, id=f"{n}: {what}") for n, rows in WRONG.items() for what, layout, order in rows],
 )
-def test_another_layout_fails_the_same_comparison(name: str, layout: Layout, order: tuple[int, ...], oracle: Callable[..., Any]) -> None:
+def test_another_layout_fails_the_same_comparison(
+    name: str, layout: Layout, order: tuple[int, ...], oracle: Callable[..., Any]
+) -> None:
     """The oracle tells layouts apart: none of these loads with an error, and each of them is wrong."""
     base, _, calls = oracle(name)
     case, checkpoint = CASES[name], surgery.open_checkpoint(base)
@@ -369,19 +392,35 @@ def test_refuses_unknown_model_types(saved: Callable[..., Path], tmp_path: Path)
 def test_refuses_without_config(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("phi3"), tmp_path / "base")
     (base / "config.json").unlink()
-    what = "without a model type in config.json the layout is not known, and more than one would fit what is called qkv_proj"
-    check_refused(base, LayoutError, what, "put the model's config.json beside the shards, or say which with --layout blocked or grouped")
+    what = (
+        "without a model type in config.json the layout is not known, and more than one would fit what is called"
+        " qkv_proj"
+    )
+    check_refused(
+        base,
+        LayoutError,
+        what,
+        "put the model's config.json beside the shards, or say which with --layout blocked or grouped",
+    )
 
 
 @pytest.mark.parametrize("name", ["phi3", "sam", "gpt2", "gpt_neox", "bloom"])
 def test_refuses_what_is_split(name: str, saved: Callable[..., Path], tmp_path: Path) -> None:
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(saved(name))), tmp_path / "base")
-    check_refused(tmp_path / "base", NothingMatched, "the checkpoint is already split", f"it has {', '.join(CASES[name].parts)}")
+    check_refused(
+        tmp_path / "base", NothingMatched, "the checkpoint is already split", f"it has {', '.join(CASES[name].parts)}"
+    )
 
 
 def test_refuses_a_family_without_its_projections(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base", config=lambda c: c.update(model_type="gpt_neox"))
-    check_refused(base, NothingMatched, "no fused qkv of model type `gpt_neox` is here", "its names would match", "query_key_value")
+    check_refused(
+        base,
+        NothingMatched,
+        "no fused qkv of model type `gpt_neox` is here",
+        "its names would match",
+        "query_key_value",
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,7 +443,13 @@ def test_refuses_missing_sizes(
 
     base = edited(saved(name), tmp_path / "base", config=without)
     kind = "sam_vision_model" if name == "sam" else name
-    check_refused(base, LayoutError, f"config.json has none of {', '.join(missing)}", f"model type '{kind}'", "complete config.json")
+    check_refused(
+        base,
+        LayoutError,
+        f"config.json has none of {', '.join(missing)}",
+        f"model type '{kind}'",
+        "complete config.json",
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,10 +460,14 @@ def test_refuses_missing_sizes(
         ("bloom", {"hidden_size": 39}, "(108, 36) along axis 0 is not 117"),
     ],
 )
-def test_refuses_rows_that_do_not_fit(name: str, change: dict[str, int], rows: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_refuses_rows_that_do_not_fit(
+    name: str, change: dict[str, int], rows: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     base = edited(saved(name), tmp_path / "base", config=lambda c: c.update(change))
     what = f"the fused qkv does not fit the layout of model type `{name}`"
-    check_refused(base, LayoutError, what, rows, "model.safetensors: ", f"{CASES[name].fused}.weight", "contradict each other")
+    check_refused(
+        base, LayoutError, what, rows, "model.safetensors: ", f"{CASES[name].fused}.weight", "contradict each other"
+    )
 
 
 def test_refuses_heads_that_do_not_divide(saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -429,11 +478,18 @@ def test_refuses_heads_that_do_not_divide(saved: Callable[..., Path], tmp_path: 
 def test_refuses_one_missing_bias(saved: Callable[..., Path], tmp_path: Path) -> None:
     name = "gpt_neox.layers.1.attention.query_key_value"
     base = edited(saved("gpt_neox"), tmp_path / "base", tensors=lambda t: t.pop(f"{name}.bias"))
-    check_refused(base, LayoutError, "some fused projections have a bias, and some have none", f"without: {name}", "fetch it again")
+    check_refused(
+        base,
+        LayoutError,
+        "some fused projections have a bias, and some have none",
+        f"without: {name}",
+        "fetch it again",
+    )
 
 
 @pytest.mark.parametrize(
-    ("suffix", "instead"), [("weight_scale", False), ("weight.absmax", False), ("qweight", True), ("weight_packed", True)]
+    ("suffix", "instead"),
+    [("weight_scale", False), ("weight.absmax", False), ("qweight", True), ("weight_packed", True)],
 )
 def test_refuses_quantised_companions(suffix: str, instead: bool, saved: Callable[..., Path], tmp_path: Path) -> None:
     """A scale beside the weight, or packed weights in its place: never cut one without the other."""
@@ -442,17 +498,26 @@ def test_refuses_quantised_companions(suffix: str, instead: bool, saved: Callabl
     def quantise(tensors: dict[str, torch.Tensor]) -> None:
         for layer in range(3):
             weight = tensors.pop(name.format(layer) + ".weight")
-            tensors |= {f"{name.format(layer)}.{suffix}": torch.ones(4)} | ({} if instead else {name.format(layer) + ".weight": weight})
+            tensors |= {f"{name.format(layer)}.{suffix}": torch.ones(4)} | (
+                {} if instead else {name.format(layer) + ".weight": weight}
+            )
 
     base = edited(saved("phi3"), tmp_path / "base", tensors=quantise)
     what = "3 tensors belong to fused projections, and are neither weight nor bias: are these quantised?"
-    check_refused(base, NotSupported, what, f"model.safetensors: {name.format(0)}.{suffix}", "take the unquantised checkpoint")
+    check_refused(
+        base, NotSupported, what, f"model.safetensors: {name.format(0)}.{suffix}", "take the unquantised checkpoint"
+    )
 
 
 def test_refuses_names_that_are_taken(saved: Callable[..., Path], tmp_path: Path) -> None:
     taken = "model.layers.2.self_attn.k_proj.weight"
     base = edited(saved("phi3"), tmp_path / "base", tensors=lambda t: t.update({taken: torch.ones(3)}))
-    check_refused(base, PlanError, "a part would take the name of another tensor", f"model.layers.2.self_attn.qkv_proj.weight -> {taken}")
+    check_refused(
+        base,
+        PlanError,
+        "a part would take the name of another tensor",
+        f"model.layers.2.self_attn.qkv_proj.weight -> {taken}",
+    )
 
 
 # Configs as they are found
@@ -464,7 +529,9 @@ def test_nested_configs_without_a_type(kind: str | None, saved: Callable[..., Pa
 
     def untyped(config: dict[str, Any]) -> None:
         for key in ("vision_config", "mask_decoder_config", "prompt_encoder_config"):
-            config[key] = {k: v for k, v in config[key].items() if k != "model_type"} | ({} if kind is None else {"model_type": kind})
+            config[key] = {k: v for k, v in config[key].items() if k != "model_type"} | (
+                {} if kind is None else {"model_type": kind}
+            )
 
     base = edited(saved("sam"), tmp_path / "base", config=untyped)
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(base)), tmp_path / "split")
@@ -483,5 +550,9 @@ def test_decoys_are_left_alone() -> None:
     modules = ["transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_attn", "transformer.h.0.attn.c_proj", "c_attn"]
     assert [site.module for site in detect(config, columns(modules, (36, 108)))] == ["transformer.h.0.attn.c_attn"]
     phi3 = {"model_type": "phi3", "num_attention_heads": 4, "hidden_size": 48}
-    decoys = ["model.vision.layers.0.attn.qkv", "xlayers.0.self_attn.qkv_proj", "model.layers.0.self_attn.qkv_proj.base"]
+    decoys = [
+        "model.vision.layers.0.attn.qkv",
+        "xlayers.0.self_attn.qkv_proj",
+        "model.layers.0.self_attn.qkv_proj.base",
+    ]
     assert not detect(phi3, columns(decoys, (144, 48)))

@@ -13,7 +13,9 @@ from .row import Site
 
 @dataclass(slots=True)
 class Change:
-    """What becomes of a site: the tensors that it makes, each with the one whose shard it takes; those it uses up, and drops."""
+    """What becomes of a site: the tensors that it makes, each with the one whose shard it takes; those it uses up,
+    and drops.
+    """
 
     made: dict[str, Tensor] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
@@ -65,6 +67,8 @@ def fuse_tensors(tensors: Mapping[str, Tensor], site: Site) -> Change:
 
 def described(sites: Sequence[Site]) -> list[dict[str, Any]]:
     """What a history says of these modules: one row for those that are alike."""
-    alike = Counter((s.row.kind, s.model_type, s.row.fused, tuple(s.row.parts.values()), str(s.layout), s.why) for s in sites)
+    alike = Counter(
+        (s.row.kind, s.model_type, s.row.fused, tuple(s.row.parts.values()), str(s.layout), s.why) for s in sites
+    )
     keys = ("kind", "model_type", "fused", "parts", "layout", "why")
     return [dict(zip(keys, row, strict=True)) | {"parts": list(row[3]), "count": count} for row, count in alike.items()]

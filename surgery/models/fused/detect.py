@@ -1,5 +1,5 @@
-"""Find the fused modules of a checkpoint: by the model types in config.json, else by names and shapes where these leave one
-layout. Never by a guess: a wrong layout loads without an error and computes nonsense.
+"""Find the fused modules of a checkpoint: by the model types in config.json, else by names and shapes where these
+leave one layout. Never by a guess: a wrong layout loads without an error and computes nonsense.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Tensors = Mapping[str, Tensor]
 Names = Mapping[str, str]
 NO_NAMES: Names = {}
 
-# Last names under which fused projections of attention are known, and the layouts that they have in one family or another.
+# Last names under which fused projections of attention are known, and the layouts that they have in one family or
+# another.
 STYLES: Mapping[str, tuple[str, ...]] = {
     "qkv": ("blocked", "interleaved", "grouped"),
     "qkv_proj": ("blocked", "grouped", "interleaved"),
@@ -40,7 +41,18 @@ STYLES: Mapping[str, tuple[str, ...]] = {
 # What ends the names of the tensors that quantised weights are stored in.
 QUANTISED = {"_blocks": "MXFP4", "_scales": "MXFP4", "_scale_inv": "FP8"}
 # Names of the projection that follows attention: as many columns as q has rows.
-_OUTPUTS = ("o_proj", "out_proj", "dense", "proj", "c_proj", "wo", "out", "linear_proj", "vision_expert_dense", "language_expert_dense")
+_OUTPUTS = (
+    "o_proj",
+    "out_proj",
+    "dense",
+    "proj",
+    "c_proj",
+    "wo",
+    "out",
+    "linear_proj",
+    "vision_expert_dense",
+    "language_expert_dense",
+)
 
 
 def detect(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, names: Names = NO_NAMES) -> list[Site]:
@@ -54,7 +66,9 @@ def detect(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, nam
         types = {section.get("model_type") for section in sections(config)}
         # the row says which of these are fused, and which are not
         known = {row.fused.rpartition(".")[2] for row in TABLE if types & set(row.model_types)}
-        looks = [(m, suffix) for m, suffix in looks_fused(tensors) if m not in found and m.rpartition(".")[2] not in known]
+        looks = [
+            (m, suffix) for m, suffix in looks_fused(tensors) if m not in found and m.rpartition(".")[2] not in known
+        ]
         named = {m: site for m, suffix in looks if (site := _by_name(config, tensors, m, suffix, names))}
         for row in {site.row.fused: site.row for site in named.values()}.values():
             _check_whole({m: {m: s} for m, s in _fused_modules(row, tensors).items() if m in named}, row.fused_suffixes)
@@ -62,8 +76,12 @@ def detect(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, nam
     return sorted(found.values(), key=lambda site: natural(site.module))
 
 
-def detect_split(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, names: Names = NO_NAMES) -> list[Site]:
-    """The places of fused modules whose parts are among `tensors`. Raises LayoutError where parts are missing or do not fit."""
+def detect_split(
+    config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, names: Names = NO_NAMES
+) -> list[Site]:
+    """The places of fused modules whose parts are among `tensors`. Raises LayoutError where parts are missing or do
+    not fit.
+    """
     every = set(KINDS) <= set(kinds)
     rows = [row for row in TABLE if row.kind in kinds and not (row.asked and every)]
     found = _by_type(config, rows, lambda row, section, why: split_sites(row.called(names), section, tensors, why))
@@ -85,7 +103,9 @@ def looks_fused(names: Iterable[str]) -> list[tuple[str, str]]:
 def known_types(kinds: Collection[str] = KINDS) -> list[str]:
     """The model types that the table has rows for."""
     every = set(KINDS) <= set(kinds)
-    return sorted({kind for row in TABLE if row.kind in kinds and not (row.asked and every) for kind in row.model_types})
+    return sorted(
+        {kind for row in TABLE if row.kind in kinds and not (row.asked and every) for kind in row.model_types}
+    )
 
 
 def fused_sites(row: Row, config: Config, tensors: Tensors, why: str) -> list[Site]:
@@ -117,12 +137,26 @@ def split_sites(row: Row, config: Config, tensors: Tensors, why: str) -> list[Si
             parts.setdefault(name.removesuffix(match["suffix"]), set()).add(match["suffix"])
     experts = {module: -(-len(parts) // len(row.parts)) if row.stacked else 0 for module, parts in found.items()}
     wanted = {module: Site(row, module, Layout(1, (1,), 1), experts[module], "", why).parts for module in found}
-    if strays := sorted({part for module, parts in found.items() for part in parts} - {p for w in wanted.values() for p in w}, key=natural):
-        raise LayoutError("the experts are not numbered from 0 without a gap", where=listed(strays), help="some of them are missing")
-    _check_whole({module: {part: found[module].get(part, set()) for part in wanted[module]} for module in found}, row.part_suffixes)
+    if strays := sorted(
+        {part for module, parts in found.items() for part in parts} - {p for w in wanted.values() for p in w},
+        key=natural,
+    ):
+        raise LayoutError(
+            "the experts are not numbered from 0 without a gap", where=listed(strays), help="some of them are missing"
+        )
+    _check_whole(
+        {module: {part: found[module].get(part, set()) for part in wanted[module]} for module in found},
+        row.part_suffixes,
+    )
     _check_counts(experts)
-    shapes = {module: [tensors[f"{part}{first}"].shape for part in parts[: len(row.parts)]] for module, parts in wanted.items()}
-    sites = [_site(row, config, module, _whole_shape(row, shapes[module], experts[module]), why, there=False) for module in found]
+    shapes = {
+        module: [tensors[f"{part}{first}"].shape for part in parts[: len(row.parts)]]
+        for module, parts in wanted.items()
+    }
+    sites = [
+        _site(row, config, module, _whole_shape(row, shapes[module], experts[module]), why, there=False)
+        for module in found
+    ]
     return [site for site in sites if site]
 
 
@@ -139,13 +173,15 @@ def _check_counts(experts: Mapping[str, int]) -> None:
 
 
 def _check_whole(modules: Mapping[str, Mapping[str, Collection[str]]], known: Sequence[str]) -> None:
-    """Whatever holds the tensors of a fused module has the first of the `known` suffixes and no unknown one; and what differs
-    by numbers only has the same ones.
+    """Whatever holds the tensors of a fused module has the first of the `known` suffixes and no unknown one; and
+    what differs by numbers only has the same ones.
 
     `modules`: fused module -> itself, or its parts -> suffixes that are there.
     """
     holders = {name: suffixes for parts in modules.values() for name, suffixes in parts.items()}
-    if others := sorted((f"{name}{s}" for name, suffixes in holders.items() for s in suffixes if s not in known), key=natural):
+    if others := sorted(
+        (f"{name}{s}" for name, suffixes in holders.items() for s in suffixes if s not in known), key=natural
+    ):
         kinds = sorted({kind for suffix, kind in QUANTISED.items() if any(name.endswith(suffix) for name in others)})
         raise NotSupported(
             f"{len(others)} tensors belong to fused projections, and are neither weight nor bias: "
@@ -157,7 +193,10 @@ def _check_whole(modules: Mapping[str, Mapping[str, Collection[str]]], known: Se
         raise LayoutError(
             f"{len(bare)} projections have no weight, though their siblings have one",
             where=listed(bare),
-            help="the checkpoint is incomplete, or quantised under other names; fetch it again, or take the unquantised one",
+            help=(
+                "the checkpoint is incomplete, or quantised under other names; fetch it again, or take the"
+                " unquantised one"
+            ),
         )
     siblings: dict[str, dict[str, Collection[str]]] = {}
     for module, parts in modules.items():
@@ -188,7 +227,8 @@ def _check_beside(row: Row, modules: Iterable[str], tensors: Tensors) -> None:
 def _by_type(config: Config, rows: Sequence[Row], find: Callable[[Row, Config, str], list[Site]]) -> dict[str, Site]:
     """What `find` finds for those of the rows that the model types have: module -> site.
 
-    A composite config names the type, and only one of its parts may have the sizes: an error counts when no section fits.
+    A composite config names the type, and only one of its parts may have the sizes: an error counts when no section
+    fits.
     """
     found: dict[str, Site] = {}
     for row in rows:
@@ -250,7 +290,9 @@ def candidates(config: Config, tensors: Tensors, module: str, suffix: str = ".we
 
 
 def choices(config: Config, tensors: Tensors, module: str, suffix: str = ".weight") -> list[str]:
-    """What `candidates` found, for a reader: `blocked 1 × [4096|1024|1024]`, or the bare style where sizes are not known."""
+    """What `candidates` found, for a reader: `blocked 1 × [4096|1024|1024]`, or the bare style where sizes are not
+    known.
+    """
     found = candidates(config, tensors, module, suffix)
     return [f"{style} {layout}" if layout else style for style, layout in found.items()]
 
@@ -266,7 +308,9 @@ def sizes_of(config: Config, tensors: Tensors, module: str, shape: Shape, axis: 
     None where config.json says that q has more heads than k and v, and these lengths do not.
     """
     parent, length, width = module.rpartition(".")[0], shape[axis], shape[1 - axis]
-    outputs = {t.shape[1 - axis] for leaf in _OUTPUTS if (t := tensors.get(f"{parent}.{leaf}.weight")) and len(t.shape) == 2}
+    outputs = {
+        t.shape[1 - axis] for leaf in _OUTPUTS if (t := tensors.get(f"{parent}.{leaf}.weight")) and len(t.shape) == 2
+    }
     q = outputs.pop() if (told := len(outputs) == 1) else width
     kv, rest = divmod(length - q, 2)
     if rest or not 0 < kv <= q or q % kv or (kv != q and not told):

@@ -24,10 +24,10 @@ Sizes = Callable[[Place], Sequence[int] | None]
 class Given:
     """How fused modules lie, as a user says it. What is not said follows from the style, the shapes and config.json.
 
-    `layout` is blocked, interleaved or grouped; `groups` and `slots` (units of each part in a group, in the order of the parts)
-    say it in numbers; `order` lists the parts as they lie; `axis` is the fused axis of the weight; `pattern` is a regular
-    expression for the whole names of the fused modules; `fused` is their last name, needed to fuse; `names` says what the parts
-    are called. Raises SurgeryError where they contradict each other.
+    `layout` is blocked, interleaved or grouped; `groups` and `slots` (units of each part in a group, in the order of
+    the parts) say it in numbers; `order` lists the parts as they lie; `axis` is the fused axis of the weight;
+    `pattern` is a regular expression for the whole names of the fused modules; `fused` is their last name, needed to
+    fuse; `names` says what the parts are called. Raises SurgeryError where they contradict each other.
     """
 
     layout: str = ""
@@ -46,23 +46,50 @@ class Given:
             or not isinstance(self.names, Mapping)
             or not isinstance(self.groups, int)
         ):
-            tip = "slots and order are tuples, names a mapping, groups a number: Given(slots=(8, 1, 1), names={'q': 'query'})"
+            tip = (
+                "slots and order are tuples, names a mapping, groups a number: Given(slots=(8, 1, 1), names={'q':"
+                " 'query'})"
+            )
             raise SurgeryError("a layout that is given has parts of the wrong type", help=tip)
         order, called = ",".join(self.order), list(self.names.values())
         rules: list[tuple[bool, str, str]] = [
-            (self.layout not in ("", *LAYOUTS), f"there is no layout `{self.layout}`", f"{', '.join(LAYOUTS)} are known"),
-            (self.groups < 0, f"there cannot be {self.groups} groups", "leave it out where config.json says the head counts"),
-            (any(n < 1 for n in self.slots), "each part has at least one slot in a group", "give them as in --slots 8,1,1"),
+            (
+                self.layout not in ("", *LAYOUTS),
+                f"there is no layout `{self.layout}`",
+                f"{', '.join(LAYOUTS)} are known",
+            ),
+            (
+                self.groups < 0,
+                f"there cannot be {self.groups} groups",
+                "leave it out where config.json says the head counts",
+            ),
+            (
+                any(n < 1 for n in self.slots),
+                "each part has at least one slot in a group",
+                "give them as in --slots 8,1,1",
+            ),
             ("" in self.order, f"a part in the order {order} has no name", "list the parts as they lie, such as q,k,v"),
-            (len(set(self.order)) < len(self.order), f"the order {order} names a part twice", "name each part once, such as q,k,v"),
+            (
+                len(set(self.order)) < len(self.order),
+                f"the order {order} names a part twice",
+                "name each part once, such as q,k,v",
+            ),
             (
                 bool(self.slots and self.order) and len(self.slots) != len(self.order),
                 f"{len(self.slots)} slots for the {len(self.order)} parts {order}",
                 "give one number for each part, in the order in which they lie",
             ),
-            (self.axis is not None and self.axis < 0, f"there is no axis {self.axis}", "axes count from 0: rows are 0, columns 1"),
+            (
+                self.axis is not None and self.axis < 0,
+                f"there is no axis {self.axis}",
+                "axes count from 0: rows are 0, columns 1",
+            ),
             ("" in called, "a part has no name", "say names as in --names q=query,k=key,v=value"),
-            (len(set(called)) < len(called), f"two parts would be called {series(called)}", "give each part a name of its own"),
+            (
+                len(set(called)) < len(called),
+                f"two parts would be called {series(called)}",
+                "give each part a name of its own",
+            ),
             (
                 self.layout == "blocked" and self.groups > 1,
                 f"blocked has one group, not {self.groups}",
@@ -103,8 +130,14 @@ def given_as(said: Any) -> Given:
     kinds: Mapping[str, type] = {**texts, **lists, "groups": int, "axis": int, "names": dict}
     fits = isinstance(said, Mapping) and all(type(value) is kinds.get(name) for name, value in said.items())
     inner = [*said.get("order", ()), *said.get("names", {}).values()] if fits else []
-    if not fits or not all(isinstance(one, str) for one in inner) or not all(type(one) is int for one in said.get("slots", ())):
-        raise FormatError(f"the history has a layout that makes no sense: {said!r}", help="say it again with --layout and its like")
+    if (
+        not fits
+        or not all(isinstance(one, str) for one in inner)
+        or not all(type(one) is int for one in said.get("slots", ()))
+    ):
+        raise FormatError(
+            f"the history has a layout that makes no sense: {said!r}", help="say it again with --layout and its like"
+        )
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     return Given(**values)
 
@@ -115,7 +148,9 @@ def chosen(given: Given | None, sites: list[Site]) -> list[Site]:
     if given and sites and not found:
         said = f"whole name matches `{given.pattern}`" if given.pattern else f"last name is {given.fused}"
         tip = f"those are such as {sites[0].module}; --layout says the layout of others"
-        raise NothingMatched(f"of the {len(sites)} fused modules whose layout is known, there is none whose {said}", help=tip)
+        raise NothingMatched(
+            f"of the {len(sites)} fused modules whose layout is known, there is none whose {said}", help=tip
+        )
     return found
 
 
@@ -126,7 +161,9 @@ def given_sites(given: Given, config: Config, tensors: Tensors, kinds: Collectio
     for (leaf, suffixes), modules in _meant(given, kind, tensors).items():
         shape = tensors[f"{modules[0]}{suffixes[0][0]}"].shape
         if given.axis is not None and given.axis >= len(shape):
-            raise LayoutError(f"there is no axis {given.axis}", where=[f"{modules[0]} is {shape}"], help="axes count from 0")
+            raise LayoutError(
+                f"there is no axis {given.axis}", where=[f"{modules[0]} is {shape}"], help="axes count from 0"
+            )
         axis = axis_of(leaf, shape) if len(shape) == 2 else 0
         row = _row(given, kind, leaf, suffixes, config, axis, lambda called, axis: _by_output(tensors, called, axis))
         rule = row.fused_rule()
@@ -139,19 +176,31 @@ def given_sites(given: Given, config: Config, tensors: Tensors, kinds: Collectio
 def given_split_sites(given: Given, config: Config, tensors: Tensors, kinds: Collection[str] = KINDS) -> list[Site]:
     """The places where the parts lie of modules that are to be fused as given. Raises NothingMatched, LayoutError."""
     if not given.fused:
-        raise SurgeryError("what is the fused module to be called?", help="say it with --fused NAME, such as --fused qkv_proj")
+        raise SurgeryError(
+            "what is the fused module to be called?", help="say it with --fused NAME, such as --fused qkv_proj"
+        )
     kind = _kind(given, kinds)
     axes = {row.axis for row in TABLE if row.kind == kind == "qkv" and row.fused == given.fused}
     if given.axis is None and not _of_type(kind, given.fused, config) and len(axes) > 1:
         tip = "--axis 0 is nn.Linear, whose weight is (out, in); --axis 1 is Conv1D, (in, out)"
         raise LayoutError(f"is {given.fused} fused along axis 0 or axis 1?", help=tip)
     suffixes = IN_PROJ if given.fused == "in_proj" else LINEAR
-    row = _row(given, kind, given.fused, suffixes, config, 0, lambda called, axis: _by_parts(tensors, given.fused, called, axis))
+    row = _row(
+        given,
+        kind,
+        given.fused,
+        suffixes,
+        config,
+        0,
+        lambda called, axis: _by_parts(tensors, given.fused, called, axis),
+    )
     rule = row.part_rule()
     mine = {n: t for n, t in tensors.items() if (m := rule.fullmatch(n)) and given.wants(f"{m['parent']}{given.fused}")}
     if not mine:
         parts, at = ", ".join(row.parts.values()), f" where `{given.pattern}` says" if given.pattern else ""
-        raise NothingMatched(f"no {parts} are here to be fused to {given.fused}{at}", help="say what the parts are called with --names")
+        raise NothingMatched(
+            f"no {parts} are here to be fused to {given.fused}{at}", help="say what the parts are called with --names"
+        )
     return split_sites(row, config, mine, "as given")
 
 
@@ -168,7 +217,9 @@ def _kind(given: Given, kinds: Collection[str]) -> str:
         raise SurgeryError("the layout of stacked experts cannot be given", help=tip)
     if not (given.layout or given.groups or given.slots):
         tip = "give --layout blocked, interleaved or grouped, or --groups and --slots"
-        raise LayoutError("the layout is not said", where=[f"the parts are {', '.join(given.order or KEYS[kind])}"], help=tip)
+        raise LayoutError(
+            "the layout is not said", where=[f"the parts are {', '.join(given.order or KEYS[kind])}"], help=tip
+        )
     return kind
 
 
@@ -192,12 +243,18 @@ def _meant(given: Given, kind: str, tensors: Tensors) -> dict[tuple[str, Suffixe
 
 
 def _modules(given: Given, kind: str, tensors: Tensors) -> list[tuple[str, Suffixes]]:
-    """All modules with a weight, where a name or a pattern chooses among them; else those that by their name are fused."""
+    """All modules with a weight, where a name or a pattern chooses among them; else those that by their name are
+    fused.
+    """
     if not (given.pattern or given.fused):
         if kind == "qkv":
             return [(module, IN_PROJ if suffix == "_weight" else LINEAR) for module, suffix in looks_fused(tensors)]
         leaves = {row.fused for row in TABLE if row.kind == kind}
-        return [(m, LINEAR) for n in tensors if n.endswith(".weight") and (m := n.removesuffix(".weight")).rpartition(".")[2] in leaves]
+        return [
+            (m, LINEAR)
+            for n in tensors
+            if n.endswith(".weight") and (m := n.removesuffix(".weight")).rpartition(".")[2] in leaves
+        ]
     found: list[tuple[str, Suffixes]] = []
     for name in tensors:
         if name.endswith(".weight"):
@@ -224,18 +281,24 @@ def _row(
     axis: int,
     sizes: Callable[[Mapping[str, str], int], Sizes],
 ) -> Row:
-    """A row that says what is given; `axis` is the fused one where neither the user nor the model type's row says it."""
+    """A row that says what is given; `axis` is the fused one where neither the user nor the model type's row says
+    it.
+    """
     mine = _of_type(kind, leaf, config)
     keys = given.order or KEYS[kind]
     if unknown := sorted(given.names.keys() - set(keys)):
-        raise SurgeryError(f"there is no part {', '.join(unknown)}", help=f"the parts are {series(keys)}; --order says others")
+        raise SurgeryError(
+            f"there is no part {', '.join(unknown)}", help=f"the parts are {series(keys)}; --order says others"
+        )
     if given.slots and len(given.slots) != len(keys):
         tip = "give one number for each part, in the order in which they lie; --order says which parts there are"
         raise SurgeryError(f"{len(given.slots)} slots for the {len(keys)} parts {series(keys)}", help=tip)
     known_as = mine.parts if mine else habit(kind, leaf)
     called = {key: given.names.get(key) or known_as.get(key) or f"{key}_proj" for key in keys}
     if len(set(called.values())) < len(called):
-        raise SurgeryError(f"two parts would be called {', '.join(called.values())}", help="name the others with --names, too")
+        raise SurgeryError(
+            f"two parts would be called {', '.join(called.values())}", help="name the others with --names, too"
+        )
     axis = given.axis if given.axis is not None else mine.axis if mine else axis
     around = sizes(called, axis)
     return Row(kind, (), "", leaf, called, lambda place: _layout(given, place, keys, around(place)), "", axis, suffixes)
@@ -255,7 +318,10 @@ def _layout(given: Given, place: Place, keys: Sequence[str], sizes: Sequence[int
         raise LayoutError(
             f"neither config.json nor the shapes tell how long {series(keys)} are",
             where=[place.module],
-            help=f"say it with --slots, one number for each of {series(keys, ',')}: how many heads of each there are in a group",
+            help=(
+                f"say it with --slots, one number for each of {series(keys, ',')}: how many heads of each there are in"
+                " a group"
+            ),
         )
     if sizes and not given.slots and any(n * sum(slots) != m * sum(sizes) for n, m in zip(sizes, slots, strict=True)):
         said, seen = (":".join(map(str, numbers)) for numbers in (slots, sizes))
@@ -294,7 +360,9 @@ def _slots(given: Given, place: Place, keys: Sequence[str], groups: int) -> tupl
     if given.layout == "grouped":
         if heads % groups or kv % groups:
             what = f"{heads} heads of q and {kv} of k and v do not lie in {groups} groups"
-            raise LayoutError(what, where=[place.module], help="leave --groups out where config.json is right, or say --slots, too")
+            raise LayoutError(
+                what, where=[place.module], help="leave --groups out where config.json is right, or say --slots, too"
+            )
         return tuple(heads // groups if key == "q" else kv // groups for key in keys)
     return tuple(heads if key == "q" else kv for key in keys) if given.layout == "blocked" else ()
 
@@ -304,7 +372,9 @@ def _said(place: Place, option: str, *fields: str) -> int:
     found = sorted({number(section, *fields) for section in sections(place.config) if has(section, *fields)})
     if len(found) != 1:
         what = f"says {' and '.join(map(str, found))}" if found else "has none"
-        raise LayoutError(f"config.json {what} for {series(fields)}", where=[place.module], help=f"say it with {option}")
+        raise LayoutError(
+            f"config.json {what} for {series(fields)}", where=[place.module], help=f"say it with {option}"
+        )
     return found[0]
 
 
@@ -312,7 +382,9 @@ def _by_output(tensors: Tensors, called: Mapping[str, str], axis: int) -> Sizes:
     """Lengths of q, k and v by the width of the output projection beside a fused weight."""
 
     def sizes(place: Place) -> Sequence[int] | None:
-        tensor = next((t for suffix in (".weight", "_weight", "") if (t := tensors.get(f"{place.module}{suffix}"))), None)
+        tensor = next(
+            (t for suffix in (".weight", "_weight", "") if (t := tensors.get(f"{place.module}{suffix}"))), None
+        )
         if tensor is None or {*called} != {*KEYS["qkv"]} or len(tensor.shape) != 2 or axis > 1:
             return None
         found = sizes_of(place.config, tensors, place.module, tensor.shape, axis)
@@ -334,7 +406,12 @@ def _by_parts(tensors: Tensors, leaf: str, called: Mapping[str, str], axis: int)
 def _check_alike(given: Given, sites: Sequence[Site]) -> None:
     """Head counts from config.json are one tower's: modules of other lengths are another's."""
     found = {site.layout.length: site.module for site in sites}
-    if given.layout in ("interleaved", "grouped") and not given.groups and {*sites[0].row.parts} <= {*KEYS["qkv"]} and len(found) > 1:
+    if (
+        given.layout in ("interleaved", "grouped")
+        and not given.groups
+        and {*sites[0].row.parts} <= {*KEYS["qkv"]}
+        and len(found) > 1
+    ):
         raise LayoutError(
             "the fused modules are of different lengths, and config.json has one head count",
             where=listed([f"{module}: {length}" for length, module in found.items()]),
@@ -347,7 +424,11 @@ def _nothing(given: Given, tensors: Tensors) -> NothingMatched:
     if not given.pattern:
         said = f"no module is called {given.fused}" if given.fused else "no module looks fused by its name"
         near = nearest(given.fused, {m.rpartition(".")[2] for m in modules}) if given.fused else []
-        tip = f"the nearest names are {', '.join(near)}" if near else "say which are with --pattern REGEX, such as '.*\\.attn\\.qkv'"
+        tip = (
+            f"the nearest names are {', '.join(near)}"
+            if near
+            else "say which are with --pattern REGEX, such as '.*\\.attn\\.qkv'"
+        )
         return NothingMatched(said, help=tip)
     rule = compiled(given.pattern)
     if any(rule.fullmatch(name) for name in tensors):

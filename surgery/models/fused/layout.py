@@ -2,8 +2,9 @@
 
     the fused axis = groups × (slots of each part, in the order of the parts) × unit
 
-blocked `[q|k|v]` is groups=1 with slots (Hq, Hkv, Hkv); interleaved per head is groups=H with slots (1, 1, 1); grouped is
-groups=Hkv with slots (Hq/Hkv, 1, 1); the unit is the head's dimension. Halves `[gate|up]` are groups=1 with slots (1, 1).
+blocked `[q|k|v]` is groups=1 with slots (Hq, Hkv, Hkv); interleaved per head is groups=H with slots (1, 1, 1);
+grouped is groups=Hkv with slots (Hq/Hkv, 1, 1); the unit is the head's dimension. Halves `[gate|up]` are groups=1
+with slots (1, 1).
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """All that a layout may follow from: the config that describes the module, its name, the length of its fused axis."""
+    """All that a layout may follow from: the config that describes the module, its name, the length of its fused
+    axis.
+    """
 
     config: Config
     module: str
@@ -67,7 +70,9 @@ def split_axis(tensor: Tensor, axis: int, layout: Layout) -> list[Tensor]:
     (…, groups * slots * unit, …) -> part i: (…, groups * slots[i] * unit, …). Raises LayoutError.
     """
     if tensor.shape[axis] != layout.length:
-        raise LayoutError(f"axis {axis} of {tensor.shape} has {tensor.shape[axis]} entries, not {layout.length} = {layout}")
+        raise LayoutError(
+            f"axis {axis} of {tensor.shape} has {tensor.shape[axis]} entries, not {layout.length} = {layout}"
+        )
     lead, tail = tensor.shape[:axis], tensor.shape[axis + 1 :]
     grouped = reshape(tensor, (*lead, layout.groups, sum(layout.slots), layout.unit, *tail))
     parts, begin = [], 0
@@ -105,7 +110,9 @@ def number(config: Config, *names: str) -> int:
             return value
     there = [f"{name} = {value!r}" for name in names if (value := config.get(name)) is not None]
     raise LayoutError(
-        f"config.json says {', '.join(there)}, which is no head count or width" if there else f"config.json has none of {series(names)}",
+        f"config.json says {', '.join(there)}, which is no head count or width"
+        if there
+        else f"config.json has none of {series(names)}",
         where=[f"config.json: model type {config.get('model_type', 'unknown')!r}"],
         help="complete config.json from the model's class: the layout of its fused tensors depends on it",
     )
@@ -157,15 +164,19 @@ def grouped_query(
     *,
     by_group: bool = False,
 ) -> Rule:
-    """q with `heads` heads, k and v with `kv_heads` (as many as q where the config has none): blocked, or one group after
-    another. `head_dim` names fields that win over width / heads, for classes that read them.
+    """q with `heads` heads, k and v with `kv_heads` (as many as q where the config has none): blocked, or one group
+    after another. `head_dim` names fields that win over width / heads, for classes that read them.
     """
 
     def layout(place: Place) -> Layout:
         config = place.config
         count = number(config, *heads)
         kv = number(config, *kv_heads, *heads)
-        dim = number(config, *head_dim) if head_dim and has(config, *head_dim) else divided(number(config, *width), count, "heads")
+        dim = (
+            number(config, *head_dim)
+            if head_dim and has(config, *head_dim)
+            else divided(number(config, *width), count, "heads")
+        )
         if by_group:
             return Layout(kv, (divided(count, kv, "groups"), 1, 1), dim)
         return Layout(1, (count, kv, kv), dim)
@@ -192,7 +203,11 @@ def in_groups(groups: int, *sizes: int) -> Layout:
 def divided(whole: int, count: int, what: str) -> int:
     """whole / count, which must be whole. Raises LayoutError."""
     if whole % count:
-        raise LayoutError(f"{whole} is not a multiple of {count} {what}", where=["config.json"], help="its numbers contradict each other")
+        raise LayoutError(
+            f"{whole} is not a multiple of {count} {what}",
+            where=["config.json"],
+            help="its numbers contradict each other",
+        )
     return whole // count
 
 
@@ -213,7 +228,8 @@ def sections(config: Config) -> list[Config]:
     return found
 
 
-# The families of timm whose qkv is its `Attention`, or BEiT's; among the others, and in EVA's variants, it is not always.
+# The families of timm whose qkv is its `Attention`, or BEiT's; among the others, and in EVA's variants, it is not
+# always.
 _TIMM = re.compile(r"(vit|deit3?|beit(?:v2)?|eva(?:02)?)_(?!.*(?:rope|dinov3))")
 _CLASSES = {"CogVLMForCausalLM": "cogvlm", "CogAgentForCausalLM": "cogagent"}
 

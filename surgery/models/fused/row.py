@@ -29,14 +29,17 @@ CONV1D = {"q": "q_attn", "k": "k_attn", "v": "v_attn"}  # q_attn as in GPT-2's o
 
 EXPERT = "{expert}"  # in the names of parts: the expert's number
 
-# Whether a row is meant, where two have the same names: by the config, the shape of the fused weight, and whether that is there
+# Whether a row is meant, where two have the same names: by the config, the shape of the fused weight, and whether
+# that is there
 # (or would be made of its parts). Raises LayoutError where that cannot be told.
 Condition = Callable[[Config, Shape, bool], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A tensor beside the fused module that belongs to one part, such as `q_bias`: (*ones, n) there, (n) in the part."""
+    """A tensor beside the fused module that belongs to one part, such as `q_bias`: (*ones, n) there, (n) in the
+    part.
+    """
 
     name: str  # beside the fused module
     part: str  # key of the part
@@ -63,7 +66,9 @@ class Row:
     stacked: bool = False  # axis 0 of the weight is experts, each of which gets tensors of its own
     transposed: bool = False  # stacked (in, out) matrices, of which the parts are (out, in)
     only: Condition | None = None  # where it applies; None: wherever its names are
-    asked: bool = False  # applies only where its kind is asked for, not where all are: files have the parts, the class fuses them
+    asked: bool = (
+        False  # applies only where its kind is asked for, not where all are: files have the parts, the class fuses them
+    )
     loads: bool = False  # whether the family's own class loads the parts under these names, which it has in memory
     config: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # config.json's fields: (fused, split)
 
@@ -154,7 +159,9 @@ class Site:
         return found
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `cut`, of parts by name, in the order of `parts`. Raises LayoutError, naming the part that does not fit."""
+        """The inverse of `cut`, of parts by name, in the order of `parts`. Raises LayoutError, naming the part that
+        does not fit.
+        """
         if not self.row.stacked:
             return self._joined(parts, self.row.axis)
         each, named = len(self.row.parts), list(parts.items())

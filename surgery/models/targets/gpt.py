@@ -5,9 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ..fused.layout import Config
-from .target import Target, common, one_of, partial_rotary, picked, reasons, rope_fields, transposed, zero_biases, zero_head_bias, zero_rows
+from .target import (
+    Target,
+    common,
+    one_of,
+    partial_rotary,
+    picked,
+    reasons,
+    rope_fields,
+    transposed,
+    zero_biases,
+    zero_head_bias,
+    zero_rows,
+)
 
-# GPT-2 and GPT: models/gpt2 GPT2Block, models/openai Block; models/opt OPTDecoderLayer, OPTLearnedPositionalEmbedding (offset 2)
+# GPT-2 and GPT: models/gpt2 GPT2Block, models/openai Block; models/opt OPTDecoderLayer,
+# OPTLearnedPositionalEmbedding (offset 2)
 
 OPT_EPSILON = 1e-5  # of nn.LayerNorm: OPT's config says none
 _OPENAI_ACTIVATIONS = {"gelu": "gelu_new", "swish": "silu"}  # models/openai ACT_FNS
@@ -43,13 +56,19 @@ def _unfit_gpt2(config: Config) -> list[str]:
     return reasons(
         _epsilon(config),
         (not config.get("scale_attn_weights", True), "scale_attn_weights is false: opt always scales"),
-        (config.get("scale_attn_by_inverse_layer_idx"), "scale_attn_by_inverse_layer_idx is true: opt scales every layer alike"),
+        (
+            config.get("scale_attn_by_inverse_layer_idx"),
+            "scale_attn_by_inverse_layer_idx is true: opt scales every layer alike",
+        ),
         (config.get("add_cross_attention"), "add_cross_attention is true: opt has none"),
     )
 
 
 def _opt_notes(_: Config) -> list[str]:
-    return ["where the input is padded on the left, opt counts positions from the first token; the source's class needs position_ids"]
+    return [
+        "where the input is padded on the left, opt counts positions from the first token; the source's class needs"
+        " position_ids"
+    ]
 
 
 _GPT_LAYER = (
@@ -90,7 +109,14 @@ def _falcon(config: Config) -> dict[str, Any]:
     grouped = config["num_kv_heads"] if config["new_decoder_architecture"] else 1 if config["multi_query"] else heads
     return {
         **common(config),
-        **picked(config, "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "initializer_range"),
+        **picked(
+            config,
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "initializer_range",
+        ),
         "intermediate_size": config["ffn_hidden_size"],
         "num_key_value_heads": grouped,
         "resid_pdrop": config["hidden_dropout"],
@@ -107,7 +133,10 @@ def _unfit_falcon(config: Config) -> list[str]:
     norms = config.get("num_ln_in_parallel_attn") or 2
     return reasons(
         (config.get("alibi"), "alibi is true: phi rotates positions instead"),
-        (config.get("new_decoder_architecture") and norms == 2, "it has two norms before its parallel attention and MLP: phi has one"),
+        (
+            config.get("new_decoder_architecture") and norms == 2,
+            "it has two norms before its parallel attention and MLP: phi has one",
+        ),
         (not config.get("parallel_attn", True), "parallel_attn is false: phi's attention and MLP are parallel"),
     )
 
@@ -139,7 +168,10 @@ def _gpt_neox(config: Config) -> dict[str, Any]:
 
 def _unfit_gpt_neox(config: Config) -> list[str]:
     share = partial_rotary(config, 0.25)
-    two = "use_parallel_residual is true: two norms before a parallel attention and MLP, which no class with q, k and v apart has"
+    two = (
+        "use_parallel_residual is true: two norms before a parallel attention and MLP, which no class with q, k and v"
+        " apart has"
+    )
     return reasons(
         (config.get("use_parallel_residual", True), two),
         (share != 1, f"rotary_pct is {share:g}: starcoder2 rotates whole heads"),

@@ -8,7 +8,14 @@ from ...errors import series
 from ..fused.layout import Config
 from .target import Target, common, first, one_of, partial_rotary, picked, reasons, rope_fields
 
-GATED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "initializer_range", "rms_norm_eps")
+GATED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "initializer_range",
+    "rms_norm_eps",
+)
 
 
 def _decoder(config: Config) -> dict[str, Any]:
@@ -85,8 +92,14 @@ def _phi3_notes(config: Config) -> list[str]:
     window = config.get("sliding_window")
     return reasons(
         (drops, f"{series(drops)} of the training have no place in the target's config"),
-        (rope.get("rope_type") == "longrope", "Phi-3's class computes its cache anew where generation passes the original length"),
-        (window and not _window(config), f"the sliding window of {window} is longer than any input, and left to mistral"),
+        (
+            rope.get("rope_type") == "longrope",
+            "Phi-3's class computes its cache anew where generation passes the original length",
+        ),
+        (
+            window and not _window(config),
+            f"the sliding window of {window} is longer than any input, and left to mistral",
+        ),
     )
 
 
@@ -104,7 +117,12 @@ def _unfit_phi3_glm4_moe(config: Config) -> list[str]:
     )
 
 
-PHI3 = {"source": "phi3", "classes": ("Phi3ForCausalLM",), "kinds": ("qkv", "gate_up"), "notes": _phi3_notes}
+PHI3: dict[str, Any] = {
+    "source": "phi3",
+    "classes": ("Phi3ForCausalLM",),
+    "kinds": ("qkv", "gate_up"),
+    "notes": _phi3_notes,
+}
 
 # InternLM2: InternLM/InternLM tools/convert2llama.py; modeling_internlm2.py InternLM2Attention, InternLM2MLP
 
@@ -136,7 +154,9 @@ def _internlm2(config: Config) -> dict[str, Any]:
 
 def _unfit_internlm2(config: Config) -> list[str]:
     kind = (config.get("rope_scaling") or {}).get("type", "dynamic")
-    return reasons((kind not in ("dynamic", "linear"), f"rope_scaling of type {kind} is not one that InternLM2's code knows"))
+    return reasons(
+        (kind not in ("dynamic", "linear"), f"rope_scaling of type {kind} is not one that InternLM2's code knows")
+    )
 
 
 _INTERNLM2_LAYER = (
@@ -149,7 +169,8 @@ _INTERNLM2_LAYER = (
     ("ffn_norm", "post_attention_layernorm"),
 )
 
-# Baichuan: baichuan-inc/Baichuan-7B models/modeling_baichuan.py; NormHead and ALiBi: Baichuan2-13B-Chat modeling_baichuan.py
+# Baichuan: baichuan-inc/Baichuan-7B models/modeling_baichuan.py; NormHead and ALiBi: Baichuan2-13B-Chat
+# modeling_baichuan.py
 
 BAICHUAN_DEFAULTS = {
     "hidden_act": "silu",
@@ -165,12 +186,19 @@ BAICHUAN_DEFAULTS = {
 def _unfit_baichuan(config: Config) -> list[str]:
     second = "z_loss_weight" in config or config.get("vocab_size") == 125696
     return reasons(
-        ("max_position_embeddings" not in config, "no max_position_embeddings: a 13B, whose attention has ALiBi, which llama has not"),
-        (second, "a Baichuan2, which normalises the rows of lm_head.weight when it runs (NormHead), which llama does not"),
+        (
+            "max_position_embeddings" not in config,
+            "no max_position_embeddings: a 13B, whose attention has ALiBi, which llama has not",
+        ),
+        (
+            second,
+            "a Baichuan2, which normalises the rows of lm_head.weight when it runs (NormHead), which llama does not",
+        ),
     )
 
 
-# Qwen-1: Qwen-7B-Chat modeling_qwen.py QWenAttention, QWenMLP; hiyouga/LLaMA-Factory scripts/convert_ckpt/llamafy_qwen.py
+# Qwen-1: Qwen-7B-Chat modeling_qwen.py QWenAttention, QWenMLP; hiyouga/LLaMA-Factory
+# scripts/convert_ckpt/llamafy_qwen.py
 
 QWEN_DEFAULTS = {
     "layer_norm_epsilon": 1e-6,
@@ -211,7 +239,10 @@ def _qwen(config: Config) -> dict[str, Any]:
 
 def _unfit_qwen(config: Config) -> list[str]:
     share = partial_rotary(config)
-    hidden, heads = config.get("hidden_size", config.get("n_embd")), config.get("num_attention_heads", config.get("n_head"))
+    hidden, heads = (
+        config.get("hidden_size", config.get("n_embd")),
+        config.get("num_attention_heads", config.get("n_head")),
+    )
     wide = hidden and heads and config.get("kv_channels", hidden // heads) * heads != hidden
     return reasons(
         (not config.get("no_bias", True), "no_bias is false: qwen2 has no bias in o_proj and the MLP"),
@@ -225,7 +256,15 @@ def _unfit_qwen(config: Config) -> list[str]:
 def _qwen_notes(config: Config) -> list[str]:
     more = [name for name in ("use_logn_attn", "use_dynamic_ntk") if config.get(name)]
     length = config.get("seq_length", first(config, "max_position_embeddings", "n_positions"))
-    return reasons((more, f"equal for inputs up to seq_length {length}; beyond it Qwen uses {series(more, ' and ')}, which qwen2 has not"))
+    return reasons(
+        (
+            more,
+            (
+                f"equal for inputs up to seq_length {length}; beyond it Qwen uses {series(more, ' and ')}, which qwen2"
+                " has not"
+            ),
+        )
+    )
 
 
 _QWEN_LAYER = (
@@ -280,16 +319,28 @@ def _unfit_chatglm(config: Config) -> list[str]:
     ratio = config.get("rope_ratio", 1)
     unclear = ratio != 1 and config.get("padded_vocab_size") != GLM4_VOCABULARY
     return reasons(
-        ("padded_vocab_size" not in config, "no padded_vocab_size: a ChatGLM-6B of the first generation, which is another model"),
+        (
+            "padded_vocab_size" not in config,
+            "no padded_vocab_size: a ChatGLM-6B of the first generation, which is another model",
+        ),
         (config.get("add_bias_linear"), "add_bias_linear is true: glm has no bias in o_proj and the MLP"),
         (not config.get("rmsnorm", True), "rmsnorm is false: glm has RMSNorm"),
-        (not config.get("post_layer_norm", True), "post_layer_norm is false: glm always has a norm after the last layer"),
+        (
+            not config.get("post_layer_norm", True),
+            "post_layer_norm is false: glm always has a norm after the last layer",
+        ),
         (
             config.get("apply_residual_connection_post_layernorm"),
             "apply_residual_connection_post_layernorm is true: glm adds what was there before the norm",
         ),
         (config.get("pre_seq_len"), f"pre_seq_len is {config.get('pre_seq_len')}: glm has no prefix encoder"),
-        (unclear, f"rope_ratio is {ratio}: ChatGLM2 divides positions by it, ChatGLM3 multiplies the base; only GLM-4's is certain"),
+        (
+            unclear,
+            (
+                f"rope_ratio is {ratio}: ChatGLM2 divides positions by it, ChatGLM3 multiplies the base; only GLM-4's"
+                " is certain"
+            ),
+        ),
     )
 
 
@@ -303,9 +354,15 @@ _CHATGLM_LAYER = (
 )
 
 LLAMA: tuple[Target, ...] = (
-    Target("llama", "LlamaForCausalLM", unfit=_unfit_phi3_llama, fields=lambda c: _llama(c, _phi3_rope(c)), **PHI3),  # type: ignore[arg-type]
-    Target("mistral", "MistralForCausalLM", unfit=lambda c: reasons(_partial(c, "mistral")), fields=_phi3_as_mistral, **PHI3),  # type: ignore[arg-type]
-    Target("glm4_moe", "Glm4MoeForCausalLM", unfit=_unfit_phi3_glm4_moe, fields=_phi3_as_glm4_moe, **PHI3),  # type: ignore[arg-type]
+    Target("llama", "LlamaForCausalLM", unfit=_unfit_phi3_llama, fields=lambda c: _llama(c, _phi3_rope(c)), **PHI3),
+    Target(
+        "mistral",
+        "MistralForCausalLM",
+        unfit=lambda c: reasons(_partial(c, "mistral")),
+        fields=_phi3_as_mistral,
+        **PHI3,
+    ),
+    Target("glm4_moe", "Glm4MoeForCausalLM", unfit=_unfit_phi3_glm4_moe, fields=_phi3_as_glm4_moe, **PHI3),
     Target(
         "llama",
         "LlamaForCausalLM",

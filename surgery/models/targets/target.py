@@ -1,8 +1,9 @@
-"""A target: a class of transformers that computes what another model type computes, once names, places and config are its own.
+"""A target: a class of transformers that computes what another model type computes, once names, places and config
+are its own.
 
-Everything is movement: tensors are split, renamed, transposed, joined with zeros, and never computed. What a target cannot
-express is a reason why it does not fit, and the conversion is refused: such a checkpoint would load without a warning, and
-compute something else.
+Everything is movement: tensors are split, renamed, transposed, joined with zeros, and never computed. What a target
+cannot express is a reason why it does not fit, and the conversion is refused: such a checkpoint would load without a
+warning, and compute something else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Move = Callable[[Tensors], Made]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One way from a model type to a class. The functions read the source's complete config; all patterns match whole names."""
+    """One way from a model type to a class. The functions read the source's complete config; all patterns match
+    whole names.
+    """
 
     name: str  # model type of the result
     model_class: str
@@ -31,12 +34,16 @@ class Target:
     classes: tuple[str, ...]  # the source's classes that are meant
     unfit: Callable[[Config], list[str]]  # why it would compute something else; reads incomplete configs too
     fields: Callable[[Config], dict[str, Any]]  # every field that the target's config class has of its own
-    rules: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) of names, after the split; each name meets one of them
+    rules: tuple[
+        tuple[str, str], ...
+    ] = ()  # (pattern, replacement) of names, after the split; each name meets one of them
     kinds: tuple[str, ...] = ("qkv",)  # what is split
     names: Mapping[str, str] = field(default_factory=lambda: QKV_PROJ)  # what the parts are called
     moves: tuple[Move, ...] = ()  # in turn, after the renaming
     buffers: str = ""  # what the class computes itself: left out, by the source's names
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # what remote code assumes; empty: transformers has the config class
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what remote code assumes; empty: transformers has the config class
     notes: Callable[[Config], list[str]] = lambda _: []
 
 
@@ -100,9 +107,13 @@ def common(config: Config) -> dict[str, Any]:
 def rope_fields(parameters: Config, partial: float = 1.0) -> dict[str, Any]:
     """How positions are rotated, as transformers 5 reads it, and under the names of before."""
     theta, kind = parameters["rope_theta"], parameters.get("rope_type") or parameters.get("type") or "default"
-    rest = {k: v for k, v in parameters.items() if k not in ("rope_theta", "rope_type", "type", "partial_rotary_factor")}
+    rest = {
+        k: v for k, v in parameters.items() if k not in ("rope_theta", "rope_type", "type", "partial_rotary_factor")
+    }
     said = {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": partial, **rest}
-    before = {"original_max_position_embeddings": rest["original_max_position_embeddings"]} if kind == "longrope" else {}
+    before = (
+        {"original_max_position_embeddings": rest["original_max_position_embeddings"]} if kind == "longrope" else {}
+    )
     old = {"rope_theta": theta, "partial_rotary_factor": partial, "rope_scaling": None if kind == "default" else said}
     return {"rope_parameters": said, **old, **before}
 
@@ -129,5 +140,7 @@ def first(config: Config, *names: str) -> Any:
 
 
 def one_of(patterns: Sequence[tuple[str, str]], stem: str, to: str) -> tuple[tuple[str, str], ...]:
-    """Rules for what is in a layer: (pattern, replacement) of what follows `stem` and the layer's number, and `to` and it."""
+    """Rules for what is in a layer: (pattern, replacement) of what follows `stem` and the layer's number, and `to`
+    and it.
+    """
     return tuple((rf"^{stem}(\d+)\.{pattern}\.", rf"{to}\1.{new}.") for pattern, new in patterns)

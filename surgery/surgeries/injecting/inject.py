@@ -31,14 +31,15 @@ INITS = ("uniform", "gaussian")
 
 # What PEFT 0.21 writes of a LoraConfig besides what is set here: null, unless said.
 _NULL = """
-    alora_invocation_tokens arrow_config auto_mapping corda_config eva_config kasa_config layer_replication lora_ga_config
-    megatron_config monteclora_config revision trainable_token_indices use_bdlora velora_config
+    alora_invocation_tokens arrow_config auto_mapping corda_config eva_config kasa_config layer_replication
+    lora_ga_config megatron_config monteclora_config revision trainable_token_indices use_bdlora velora_config
 """.split()
 _DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NULL) | {
     "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {}, "lora_dropout": 0.0,
     "megatron_core": "megatron.core", "peft_type": "LORA", "qalora_group_size": 16, "use_qalora": False,
 }  # fmt: skip
-# Ends of class names -> PEFT's task, and the heads that it then trains along, as peft_model.py adds them to modules_to_save.
+# Ends of class names -> PEFT's task, and the heads that it then trains along, as peft_model.py adds them to
+# modules_to_save.
 _TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ForCausalLM": ("CAUSAL_LM", ()),
     "LMHeadModel": ("CAUSAL_LM", ()),
@@ -70,18 +71,21 @@ def inject(
     alpha_pattern: Mapping[str, float] | None = None,
     check_class: bool = False,
 ) -> Adapter:
-    """A PEFT LoRA adapter for the base: A (r, in) random, B (out, r) zero, so that it changes nothing until it is trained.
+    """A PEFT LoRA adapter for the base: A (r, in) random, B (out, r) zero, so that it changes nothing until it is
+    trained.
 
         convolution  (out, in / groups, *kernel)  ->  A (r, in, *kernel), B (out, r / groups, 1, …)
         parameter    (experts, out, in)           ->  A (experts * r, in), B (out, r * experts)
 
-    Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the output head).
-    Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`. `target_parameters` are names of
-    parameters, such as `experts.gate_up_proj`, which holds all experts of a layer. What is a Linear, a Conv1D, an embedding or a
-    convolution follows from config.json, names and shapes, or, with `check_class`, from the class, which transformers builds on
-    the meta device. `init` is PEFT's own kaiming-uniform, or gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT
-    does. Numbers follow from `seed` and the tensor's name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from
-    the base, when it is written; `modules_to_save` are copied, with the heads that PEFT trains along for the class's task.
+    Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the
+    output head). Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`.
+    `target_parameters` are names of parameters, such as `experts.gate_up_proj`, which holds all experts of a layer.
+    What is a Linear, a Conv1D, an embedding or a convolution follows from config.json, names and shapes, or, with
+    `check_class`, from the class, which transformers builds on the meta device. `init` is PEFT's own
+    kaiming-uniform, or gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT does. Numbers follow
+    from `seed` and the tensor's name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from the
+    base, when it is written; `modules_to_save` are copied, with the heads that PEFT trains along for the class's
+    task.
 
     Raises NothingMatched for a target that is not in the base, NotSupported for one that LoRA cannot be put on.
     """
@@ -143,7 +147,10 @@ def _adapter(
     adapter = Adapter(base.path, config, lora, dict(saved), names, metadata={"format": "pt"}, history=(done,))
     adapter = _together(adapter, sites_held(adapter, in_memory_sites(base, parted), fused=False))
     source = str(base.config["architectures"][0]) if check_class else ""
-    return replace(adapter, notes=(*adapter.notes, *read, *clashes, *_known(modules, chosen, parameters, source), _counted(size, adapter)))
+    return replace(
+        adapter,
+        notes=(*adapter.notes, *read, *clashes, *_known(modules, chosen, parameters, source), _counted(size, adapter)),
+    )
 
 
 def _named(base: Checkpoint) -> dict[str, str | None]:
@@ -158,22 +165,32 @@ def _together(adapter: Adapter, sites: Sequence[Site]) -> Adapter:
         return adapter
     adapter = fuse_adapter(adapter, sites)
     ranks = f"; the ranks of their parts add up to {adapter.config['r']}"
-    note = f"{len(sites)} fused modules such as {sites[0].module} hold LoRA on some of their rows{ranks}, and all of B would train"
+    note = (
+        f"{len(sites)} fused modules such as {sites[0].module} hold LoRA on some of their rows{ranks}, and all of B"
+        " would train"
+    )
     return replace(adapter, notes=(*adapter.notes, note))
 
 
 def _check_options(config: Mapping[str, Any], init: str) -> None:
     """Raise SurgeryError for options that make no LoRA."""
     if config["use_dora"] and config["lora_bias"]:
-        raise SurgeryError("use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away")
+        raise SurgeryError(
+            "use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away"
+        )
     if not config["target_modules"] and not config["target_parameters"]:
-        raise SurgeryError("nothing is targeted", help="name modules with --target-modules, or parameters with --target-parameters")
+        raise SurgeryError(
+            "nothing is targeted", help="name modules with --target-modules, or parameters with --target-parameters"
+        )
     for given, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         for name in config[patterns]:
             compiled(name)
         _check_numbers(given, [config[given], *config[patterns].values()])
     if config["layers_pattern"] and config["layers_to_transform"] is None:
-        raise SurgeryError("layers_pattern says where the layers' numbers are, and no layers are given", help="add --layers-to-transform")
+        raise SurgeryError(
+            "layers_pattern says where the layers' numbers are, and no layers are given",
+            help="add --layers-to-transform",
+        )
     if config["target_parameters"] and (idle := [name for name in ("use_dora", "lora_bias") if config[name]]):
         tip = "make two adapters, or leave it away"
         raise SurgeryError(f"LoRA on parameters goes without {', '.join(idle)}: PEFT refuses it", help=tip)
@@ -194,9 +211,11 @@ def _check_numbers(given: str, values: Sequence[float]) -> None:
 
 
 def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None, list[str], dict[str, Tensor]]:
-    """PEFT's name for what the class does, the ends of names of modules that are copied, and their tensors. Raises NothingMatched.
+    """PEFT's name for what the class does, the ends of names of modules that are copied, and their tensors. Raises
+    NothingMatched.
 
-    No task where its head is not stored: PEFT would look for a trained one in the adapter. Of tied modules, each has a copy.
+    No task where its head is not stored: PEFT would look for a trained one in the adapter. Of tied modules, each has
+    a copy.
     """
     renames = renames_of(base.config)
     stored = {**base.tensors, **{name: base.tensors[holder] for name, holder in tied(base).items()}}
@@ -204,7 +223,9 @@ def _task(base: Checkpoint, modules_to_save: Sequence[str]) -> tuple[str | None,
     modules = list(dict.fromkeys(above for name in tensors for above in _around(name)))
     kind = str((base.config.get("architectures") or [""])[0])
     task, heads = next((found for end, found in _TASKS.items() if kind.endswith(end)), (None, ()))
-    if task == "SEQ_2_SEQ_LM" and (not base.config.get("is_encoder_decoder") or base.config.get("model_type") in NOT_FROM_TEXT):
+    if task == "SEQ_2_SEQ_LM" and (
+        not base.config.get("is_encoder_decoder") or base.config.get("model_type") in NOT_FROM_TEXT
+    ):
         task = None
     if heads and not any(module.endswith(heads) for module in modules):
         task, heads = None, ()
@@ -225,17 +246,23 @@ def _around(name: str) -> list[str]:
 
 
 def _is_copied(ends: Sequence[str], module: str) -> bool:
-    """Whether PEFT wraps it to be saved, or one that it is in: by the ends of names, so `classifier` takes a `pre_classifier`, too."""
+    """Whether PEFT wraps it to be saved, or one that it is in: by the ends of names, so `classifier` takes a
+    `pre_classifier`, too.
+    """
     return any(name.endswith(tuple(ends)) for name in (*_around(module), module)) if ends else False
 
 
 def _check_saved(base: Checkpoint, saved: Mapping[str, Tensor]) -> None:
-    """Raise NotSupported for experts that the class holds in other tensors than the files: a copy of theirs would not be loaded."""
+    """Raise NotSupported for experts that the class holds in other tensors than the files: a copy of theirs would
+    not be loaded.
+    """
     inside = ("one expert of a stack", "a stack of experts")
     found = [f"{name}.weight" for name, module in (told(base) if saved else {}).items() if module.what in inside]
     if odd := sorted(saved.keys() & set(found), key=natural):
         tip = "leave their module out of --modules-to-save; --target-parameters puts LoRA on experts"
-        raise NotSupported("cannot copy experts that the class holds in other tensors than the files", where=listed(odd), help=tip)
+        raise NotSupported(
+            "cannot copy experts that the class holds in other tensors than the files", where=listed(odd), help=tip
+        )
 
 
 def _chosen(config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[str]:
@@ -245,9 +272,11 @@ def _chosen(config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[st
 
 
 def _without_copied(config: Mapping[str, Any], chosen: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The targets but for those that PEFT saves whole by the end of their name, and a note. Raises NotSupported if they were named.
+    """The targets but for those that PEFT saves whole by the end of their name, and a note. Raises NotSupported if
+    they were named.
 
-    PEFT puts LoRA on such a module first, and then cannot load it: "all-linear" is written out without it, other targets would find it.
+    PEFT puts LoRA on such a module first, and then cannot load it: "all-linear" is written out without it, other
+    targets would find it.
     """
     ends = config["modules_to_save"] or ()
     both = [module for module in chosen if _is_copied(ends, module)]
@@ -257,7 +286,9 @@ def _without_copied(config: Mapping[str, Any], chosen: Sequence[str]) -> tuple[l
     if config["target_modules"] != ALL_LINEAR:
         tip = f"--exclude-modules {','.join(listed(both))}"
         raise NotSupported(f"a module cannot be a target and be saved whole: {said}", where=listed(both), help=tip)
-    return [module for module in chosen if module not in both], [f"{', '.join(listed(both))} copied, without LoRA: {said}"]
+    return [module for module in chosen if module not in both], [
+        f"{', '.join(listed(both))} copied, without LoRA: {said}"
+    ]
 
 
 def _is_saved(config: Mapping[str, Any], module: str) -> bool:
@@ -288,7 +319,9 @@ def _matches(wanted: str | Sequence[str] | None, module: str) -> bool:
 
 
 def _asked_apart(base: Checkpoint, config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[Site]:
-    """The fused modules of which some parts are asked for, and not the whole: by the target's names, or by what is excluded."""
+    """The fused modules of which some parts are asked for, and not the whole: by the target's names, or by what is
+    excluded.
+    """
     try:
         sites = [site for site in fused_in(base) if not site.row.stacked]
     except SurgeryError:  # a layout that is not known: its modules can be targeted as they are
@@ -304,7 +337,9 @@ def _asked_apart(base: Checkpoint, config: Mapping[str, Any], modules: Mapping[s
     return found
 
 
-def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Module]) -> None:
+def _check_targets(
+    base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str], modules: Mapping[str, Module]
+) -> None:
     wanted = config["target_modules"]
     targets = [wanted] if isinstance(wanted, str) else wanted
     found = [*chosen, *(module for module in modules if _is_saved(config, module))]
@@ -315,13 +350,22 @@ def _check_targets(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence
     _check_left(base, config, idle or targets, modules)
     leaves = sorted({module.rpartition(".")[2] for module in modules})
     near = [leaf for target in idle or targets for leaf in nearest(target, leaves)]
-    tip = f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else f"modules are called {series(listed(leaves, 12))}"
+    tip = (
+        f"the nearest names are {', '.join(dict.fromkeys(near))}"
+        if near
+        else f"modules are called {series(listed(leaves, 12))}"
+    )
     tip += "; a text is a regular expression for whole names" if near and isinstance(wanted, str) else ""
-    what = f"{len(idle or targets)} of {len(targets)} targets are in no module of the base: {', '.join(listed(idle or targets))}"
+    what = (
+        f"{len(idle or targets)} of {len(targets)} targets are in no module of the base:"
+        f" {', '.join(listed(idle or targets))}"
+    )
     raise NothingMatched(what, where=[base.path], help=tip)
 
 
-def _check_left(base: Checkpoint, config: Mapping[str, Any], idle: Sequence[str], modules: Mapping[str, Module]) -> None:
+def _check_left(
+    base: Checkpoint, config: Mapping[str, Any], idle: Sequence[str], modules: Mapping[str, Module]
+) -> None:
     """Raise NothingMatched where modules do have the targets' names, and other options leave none of them."""
     wanted = config["target_modules"]
     asked = {**config, "target_modules": wanted if isinstance(wanted, str) else list(idle), "layers_to_transform": None}
@@ -333,7 +377,9 @@ def _check_left(base: Checkpoint, config: Mapping[str, Any], idle: Sequence[str]
     rows = [f"{option} takes {len(names)} away: {series(listed(names))}" for option, names in options.items() if names]
     if rows:
         tip = "target other modules, or change these options"
-        raise NothingMatched(f"other options leave none of the targets {series(listed(idle))}", where=[base.path, *rows], help=tip)
+        raise NothingMatched(
+            f"other options leave none of the targets {series(listed(idle))}", where=[base.path, *rows], help=tip
+        )
 
 
 def _check_patterns(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str]) -> None:
@@ -343,7 +389,9 @@ def _check_patterns(base: Checkpoint, config: Mapping[str, Any], chosen: Sequenc
     if idle:
         leaves = sorted({name.rpartition(".")[2] for name in chosen})
         what = f"{len(idle)} of {len(given)} patterns match none of the targets"
-        raise NothingMatched(what, where=[base.path, *listed(idle)], help=f"the targets are called {series(listed(leaves, 12))}")
+        raise NothingMatched(
+            what, where=[base.path, *listed(idle)], help=f"the targets are called {series(listed(leaves, 12))}"
+        )
 
 
 def _check_biases(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[str]) -> None:
@@ -351,12 +399,17 @@ def _check_biases(base: Checkpoint, config: Mapping[str, Any], chosen: Sequence[
     renames = renames_of(base.config)
     stored = {in_memory(name, renames) for name in (*base.tensors, *tied(base))}
     if config["lora_bias"] and (bare := [name for name in chosen if f"{name}.bias" not in stored]):
-        what, tip = "lora_bias on modules without a bias could not be merged", "leave --lora-bias away, or target modules with a bias"
+        what, tip = (
+            "lora_bias on modules without a bias could not be merged",
+            "leave --lora-bias away, or target modules with a bias",
+        )
         raise NotSupported(f"{what}: PEFT refuses it", where=[base.path, *listed(bare)], help=tip)
 
 
 def _check_kinds(base: Checkpoint, config: Mapping[str, Any], chosen: Mapping[str, Module]) -> None:
-    """Raise NotSupported for modules that LoRA cannot be put on, or not with these options, or not from what is known."""
+    """Raise NotSupported for modules that LoRA cannot be put on, or not with these options, or not from what is
+    known.
+    """
 
     def refuse(found: Mapping[str, Module], what: str, tip: str) -> None:
         if found:
@@ -367,19 +420,35 @@ def _check_kinds(base: Checkpoint, config: Mapping[str, Any], chosen: Mapping[st
     named = ", ".join(dict.fromkeys(module.what for module in of[Kind.OTHER].values()))
     tip = "leave it out with --exclude-modules; --target-parameters takes parameters of experts and routers"
     refuse(of[Kind.OTHER], f"LoRA cannot be put on {named}", tip)
-    kinds = {name: base.tensors[module.weight].dtype for name, module in chosen.items() if module.weight in base.tensors}
+    kinds = {
+        name: base.tensors[module.weight].dtype for name, module in chosen.items() if module.weight in base.tensors
+    }
     odd = {name: chosen[name] for name, dtype in kinds.items() if dtype not in ARITHMETIC}
-    refuse(odd, f"cannot put LoRA on weights of {series(sorted({str(kinds[name]) for name in odd}))}", "dequantise the base first")
+    refuse(
+        odd,
+        f"cannot put LoRA on weights of {series(sorted({str(kinds[name]) for name in odd}))}",
+        "dequantise the base first",
+    )
     dark = {name: module for name, module in of[Kind.CONVOLUTION].items() if not module.groups}
     what = "whether these convolutions are grouped, shape and model type do not tell, and lora_A depends on it"
     refuse(dark, what, "ask the class: --check-class")
     uneven = {n: m for n, m in of[Kind.CONVOLUTION].items() if m.groups and _rank(config, n) % m.groups}
-    refuse(uneven, "the rank of a grouped convolution has to be a multiple of its groups", "choose another rank, or leave them out")
+    refuse(
+        uneven,
+        "the rank of a grouped convolution has to be a multiple of its groups",
+        "choose another rank, or leave them out",
+    )
     if config["lora_bias"]:
-        refuse(of[Kind.EMBEDDING], "an embedding goes without lora_bias: PEFT refuses it", "leave it away, or leave embeddings out")
+        refuse(
+            of[Kind.EMBEDDING],
+            "an embedding goes without lora_bias: PEFT refuses it",
+            "leave it away, or leave embeddings out",
+        )
     if config["use_dora"]:
         made = {name: module for name, module in chosen.items() if not module.weight}
-        refuse(made, "DoRA needs the norms of weights that the base does not store as they are", "leave these modules out")
+        refuse(
+            made, "DoRA needs the norms of weights that the base does not store as they are", "leave these modules out"
+        )
         grouped = {name: module for name, module in of[Kind.CONVOLUTION].items() if module.groups > 1}
         refuse(grouped, "DoRA on grouped convolutions is not supported", "PEFT cannot compute it: leave them out")
     if config["target_parameters"]:
@@ -396,7 +465,9 @@ def _factors(base: Checkpoint, name: str, module: Module, config: Mapping[str, A
     if module.kind is Kind.CONVOLUTION:
         return _on_convolution(base, module, rank, key, config)
     columns = module.kind in (Kind.EMBEDDING, Kind.CONV1D)
-    magnitude = {"lora_magnitude_vector": Norms(Sum(F32, base.tensors[module.weight]), columns)} if config["use_dora"] else {}
+    magnitude = (
+        {"lora_magnitude_vector": Norms(Sum(F32, base.tensors[module.weight]), columns)} if config["use_dora"] else {}
+    )
     if module.kind is Kind.EMBEDDING:
         b = Random((shape[1], rank), key, 1.0, normal=True)
         return {"lora_embedding_A": Zeros(F32, (rank, shape[0])), "lora_embedding_B": b, **magnitude}
@@ -406,8 +477,12 @@ def _factors(base: Checkpoint, name: str, module: Module, config: Mapping[str, A
     return {"lora_A.weight": a, "lora_B.weight": Zeros(F32, (out, rank)), **bias, **magnitude}
 
 
-def _on_convolution(base: Checkpoint, module: Module, rank: int, key: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A convolves with the kernel and is not grouped, B is pointwise and is (peft 0.21.2, tuners/lora/layer.py `_ConvNd`)."""
+def _on_convolution(
+    base: Checkpoint, module: Module, rank: int, key: str, config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """A convolves with the kernel and is not grouped, B is pointwise and is (peft 0.21.2, tuners/lora/layer.py
+    `_ConvNd`).
+    """
     out, into, *kernel = module.shape
     ones = (1,) * len(kernel)
     found: dict[str, Tensor] = {"lora_A.weight": _drawn((rank, into * module.groups, *kernel), rank, key, config)}
@@ -427,12 +502,16 @@ def _on_parameter(parameter: Parameter, config: Mapping[str, Any], seed: int) ->
 
 
 def _drawn(shape: tuple[int, ...], rank: int, key: str, config: Mapping[str, Any]) -> Tensor:
-    """lora_A as PEFT draws it: uniform within 1 / √(what one output sees), as nn.Linear, or normal with deviation 1 / rank."""
+    """lora_A as PEFT draws it: uniform within 1 / √(what one output sees), as nn.Linear, or normal with deviation 1
+    / rank.
+    """
     gaussian = config["init_lora_weights"] == "gaussian"
     return Random(shape, key, 1 / rank if gaussian else 1 / math.sqrt(math.prod(shape[1:])), normal=gaussian)
 
 
-def _known(modules: Mapping[str, Module], chosen: Sequence[str], parameters: Sequence[Parameter], source: str) -> list[str]:
+def _known(
+    modules: Mapping[str, Module], chosen: Sequence[str], parameters: Sequence[Parameter], source: str
+) -> list[str]:
     """What the adapter is on, and how that is known."""
     counts = Counter(kind.value for kind in Kind for name in chosen if modules[name].kind is kind)
     if parameters:
@@ -443,7 +522,9 @@ def _known(modules: Mapping[str, Module], chosen: Sequence[str], parameters: Seq
 
 
 def _counted(size: int, adapter: Adapter) -> str:
-    """As PEFT's `print_trainable_parameters` says it, of a base of `size` parameters; tied ones in one copied module count once."""
+    """As PEFT's `print_trainable_parameters` says it, of a base of `size` parameters; tied ones in one copied module
+    count once.
+    """
     ends = tuple(adapter.config["modules_to_save"] or ())
     copied = {(next(m for m in _around(name) if m.endswith(ends)), id(t)): t.size for name, t in adapter.whole.items()}
     mine = sum(tensor.size for parts in adapter.lora.values() for tensor in parts.values()) + sum(copied.values())

@@ -1,8 +1,9 @@
-"""What kind of module each weight of a base belongs to, under the names that the class has in memory, where PEFT meets them.
+"""What kind of module each weight of a base belongs to, under the names that the class has in memory, where PEFT
+meets them.
 
-Told from config.json, names and shapes (`told`): a weight of two axes is a Linear's, unless its last name is an embedding's or, in
-the types that have them, a Conv1D's or a router's; one of three to five axes is a convolution's. Or said by the class
-(`checked`), built by transformers on the meta device; what the files hold has to agree with it.
+Told from config.json, names and shapes (`told`): a weight of two axes is a Linear's, unless its last name is an
+embedding's or, in the types that have them, a Conv1D's or a router's; one of three to five axes is a convolution's.
+Or said by the class (`checked`), built by transformers on the meta device; what the files hold has to agree with it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def told(base: Checkpoint) -> dict[str, Module]:
 
 
 def checked(base: Checkpoint, modules: Mapping[str, Module], parted: Sequence[Site]) -> tuple[dict[str, Module], int]:
-    """The modules as the class has them, and its parameters' number; for those at `parted`, which are taken apart, their parts.
+    """The modules as the class has them, and its parameters' number; for those at `parted`, which are taken apart,
+    their parts.
 
     Raises PlanError where the class cannot be asked, or where its shapes are not the base's.
     """
@@ -105,14 +107,18 @@ def checked(base: Checkpoint, modules: Mapping[str, Module], parted: Sequence[Si
     if wrong:
         tip = "config.json is another model's: restore it"
         raise PlanError(f"{names[0]} and the files contradict each other", where=[base.path, *listed(wrong)], help=tip)
-    return dict(sorted(found.items(), key=lambda pair: natural(pair[0]))), sum(_size(shape) for shape in asked.parameters.values())
+    return dict(sorted(found.items(), key=lambda pair: natural(pair[0]))), sum(
+        _size(shape) for shape in asked.parameters.values()
+    )
 
 
 def parameters_in(base: Checkpoint) -> int:
     """How many parameters the base stores: what are buffers by their names is not counted."""
     kinds = _types(base.config)
     masks = [end for kind, end in CAUSAL_MASKS.items() if kind in kinds]
-    return sum(t.size for n, t in base.tensors.items() if n.rpartition(".")[2] not in BUFFERS and not is_called(n, masks))
+    return sum(
+        t.size for n, t in base.tensors.items() if n.rpartition(".")[2] not in BUFFERS and not is_called(n, masks)
+    )
 
 
 def tied(base: Checkpoint) -> dict[str, str]:
@@ -124,13 +130,17 @@ def tied(base: Checkpoint) -> dict[str, str]:
 
 
 def _in_stacks(base: Checkpoint) -> dict[str, str]:
-    """The weights that are a parameter's in memory, with all experts in it: each expert's own, or that of a stack with a module's name."""
+    """The weights that are a parameter's in memory, with all experts in it: each expert's own, or that of a stack
+    with a module's name.
+    """
     try:
         stored, apart = fused_in(base, ("experts",)), [site for site in split_in(base, ("experts",)) if site.row.asked]
     except SurgeryError:
         return {}
     single = {f"{part}.weight": "one expert of a stack" for site in apart for part in site.parts}
-    return single | {f"{site.module}{suffix}": "a stack of experts" for site in stored for suffix in site.row.fused_suffixes}
+    return single | {
+        f"{site.module}{suffix}": "a stack of experts" for site in stored for suffix in site.row.fused_suffixes
+    }
 
 
 def _kind(config: Mapping[str, Any], module: str, shape: Shape) -> tuple[Kind, str]:
@@ -147,7 +157,9 @@ def _kind(config: Mapping[str, Any], module: str, shape: Shape) -> tuple[Kind, s
 
 
 def _groups(config: Mapping[str, Any], shape: Shape) -> int:
-    """One channel a group may be as many groups as channels, or one group of one channel: a depthwise convolution, or a first one."""
+    """One channel a group may be as many groups as channels, or one group of one channel: a depthwise convolution,
+    or a first one.
+    """
     return 0 if len(shape) > 2 and (shape[1] == 1 or _types(config) & GROUPED_CONVOLUTIONS) else 1
 
 

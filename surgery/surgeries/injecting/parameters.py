@@ -1,4 +1,6 @@
-"""Parameters that LoRA can be put on by name, PEFT's `target_parameters`: those of all experts of a layer, and plain matrices."""
+"""Parameters that LoRA can be put on by name, PEFT's `target_parameters`: those of all experts of a layer, and plain
+matrices.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ EXPERTS = ("experts",)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter by its name in memory, and what PEFT's LoRA on it takes in and gives out, for each of so many experts."""
+    """A parameter by its name in memory, and what PEFT's LoRA on it takes in and gives out, for each of so many
+    experts.
+    """
 
     name: str
     experts: int
@@ -47,16 +51,29 @@ def targeted(base: Checkpoint, config: Mapping[str, Any], modules: Sequence[str]
     found = {**dict.fromkeys(_names(base)), **_matrices(base), **_stacked(base)}
     mine = {name: found[name] for name in sorted(found, key=natural) if is_called(name, wanted)}
     if idle := [end for end in wanted if not any(is_called(name, [end]) for name in mine)]:
-        near = [".".join(name.split(".")[-2:]) for end in idle for name in nearest(end, {".".join(n.split(".")[-2:]) for n in found})]
-        tip = f"the nearest names are {', '.join(dict.fromkeys(near))}" if near else "they end such as experts.gate_up_proj"
+        near = [
+            ".".join(name.split(".")[-2:])
+            for end in idle
+            for name in nearest(end, {".".join(n.split(".")[-2:]) for n in found})
+        ]
+        tip = (
+            f"the nearest names are {', '.join(dict.fromkeys(near))}"
+            if near
+            else "they end such as experts.gate_up_proj"
+        )
         what = f"{len(idle)} of {len(wanted)} target parameters are nowhere in the base: {', '.join(listed(idle))}"
         raise NothingMatched(what, where=[base.path], help=tip)
     if dark := [name for name, parameter in mine.items() if parameter is None]:
         what = "these are neither experts in a layout that is known nor matrices of numbers"
-        raise NotSupported(f"cannot put LoRA on parameters: {what}", where=[base.path, *listed(dark)], help="name others")
+        raise NotSupported(
+            f"cannot put LoRA on parameters: {what}", where=[base.path, *listed(dark)], help="name others"
+        )
     taken = {parameter.module for parameter in mine.values() if parameter} & set(modules)
     if taken:
-        what, tip = "PEFT puts LoRA on a module or on its parameter, not on both", "name each in one of the two lists of targets"
+        what, tip = (
+            "PEFT puts LoRA on a module or on its parameter, not on both",
+            "name each in one of the two lists of targets",
+        )
         raise NotSupported(what, where=listed(sorted(taken, key=natural)), help=tip)
     return [parameter for parameter in mine.values() if parameter]
 
@@ -64,21 +81,33 @@ def targeted(base: Checkpoint, config: Mapping[str, Any], modules: Sequence[str]
 def as_peft_reads(base: Checkpoint, config: dict[str, Any], modules: Mapping[str, Module]) -> list[str]:
     """Turn targets that the class holds in parameters into these, in `config`, as PEFT does for some types; says so.
 
-    The files and older classes have modules such as `gate_proj` for each expert; PEFT takes that name for all experts' `gate_up_proj`,
-    with twice the rank, and for no other module, a shared expert's included (peft 0.21.2, utils/transformers_weight_conversion.py).
-    Raises NotSupported for one half of a fused pair.
+    The files and older classes have modules such as `gate_proj` for each expert; PEFT takes that name for all
+    experts' `gate_up_proj`, with twice the rank, and for no other module, a shared expert's included (peft 0.21.2,
+    utils/transformers_weight_conversion.py). Raises NotSupported for one half of a fused pair.
     """
     table, wanted = EXPERT_TARGETS.get(str(base.config.get("model_type")), {}), config["target_modules"]
     if not table:
         return []
     stacked, every = _stacked(base), wanted == "all-linear"
     if every:
-        linear = {name.rpartition(".")[2] for name, module in modules.items() if module.kind is Kind.LINEAR and not module.head}
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in modules.items()
+            if module.kind is Kind.LINEAR and not module.head
+        }
         targets = linear | table.keys()
     elif isinstance(wanted, str):
         rule = compiled(wanted)
-        probed = {f"{name.rpartition('.')[0]}.{old}": old for name in stacked for old, new in table.items() if is_called(name, [new])}
-        keys = {name: name.rpartition(".")[2] for name in (*modules, *(n for n, m in modules.items() if m.kind is Kind.OTHER))} | probed
+        probed = {
+            f"{name.rpartition('.')[0]}.{old}": old
+            for name in stacked
+            for old, new in table.items()
+            if is_called(name, [new])
+        }
+        keys = {
+            name: name.rpartition(".")[2]
+            for name in (*modules, *(n for n, m in modules.items() if m.kind is Kind.OTHER))
+        } | probed
         targets = {leaf for name, leaf in keys.items() if rule.fullmatch(name)}
         if not targets & table.keys():
             return []
@@ -104,7 +133,9 @@ def _check_pairs(found: Collection[str], table: Mapping[str, str], base: Checkpo
     pair = [old for old, new in table.items() if new == "gate_up_proj"]
     if 0 < len(set(found) & set(pair)) < len(pair):
         what = f"{' and '.join(pair)} are one parameter of all experts in the class: LoRA is on both, or on none"
-        raise NotSupported(what, where=[base.path], help=f"target {' and '.join(pair)}, or --target-parameters experts.gate_up_proj")
+        raise NotSupported(
+            what, where=[base.path], help=f"target {' and '.join(pair)}, or --target-parameters experts.gate_up_proj"
+        )
 
 
 def keys_of(parameters: Sequence[Parameter]) -> dict[str, Parameter]:
@@ -114,7 +145,10 @@ def keys_of(parameters: Sequence[Parameter]) -> dict[str, Parameter]:
         mine = [parameter for parameter in parameters if parameter.module == module]
         leaves = [parameter.name.rpartition(".")[2] for parameter in mine]
         if len(mine) > 1 and (unknown := [leaf for leaf in leaves if leaf not in ORDER]):
-            what = f"which of the parameters of {module} is registered first follows from the class alone: {', '.join(unknown)}"
+            what = (
+                f"which of the parameters of {module} is registered first follows from the class alone:"
+                f" {', '.join(unknown)}"
+            )
             raise NotSupported(what, where=[parameter.name for parameter in mine], help="target one of them")
         order = sorted(mine, key=lambda one: ORDER.index(one.name.rpartition(".")[2]) if len(mine) > 1 else 0)
         keys |= {f"{module}{LEVEL * (len(order) - 1 - at)}": parameter for at, parameter in enumerate(order)}
@@ -142,7 +176,11 @@ def _sizes(base: Checkpoint, site: Site, stored: bool) -> tuple[int, int, int]:
 
 def _matrices(base: Checkpoint) -> dict[str, Parameter | None]:
     renames = renames_of(base.config)
-    flat = {in_memory(name, renames): t.shape for name, t in base.tensors.items() if len(t.shape) == 2 and t.dtype in ARITHMETIC}
+    flat = {
+        in_memory(name, renames): t.shape
+        for name, t in base.tensors.items()
+        if len(t.shape) == 2 and t.dtype in ARITHMETIC
+    }
     return {name: Parameter(name, 1, shape[1], shape[0]) for name, shape in flat.items()}
 
 

@@ -1,6 +1,8 @@
-"""What adapter_config.json says was trained whole, and the adapter's file does not hold: a merge without it would be another model.
+"""What adapter_config.json says was trained whole, and the adapter's file does not hold: a merge without it would be
+another model.
 
-PEFT fails on such an adapter, too: with a KeyError for what it saved, in silence for a head that no modules_to_save names.
+PEFT fails on such an adapter, too: with a KeyError for what it saved, in silence for a head that no modules_to_save
+names.
 """
 
 from __future__ import annotations
@@ -44,8 +46,16 @@ def check_head(checkpoint: Checkpoint, adapter: Adapter) -> None:
     if not any(is_called(module_of(key), tails) for key in adapter.whole):
         raise AdapterError(
             f"the adapter was trained in a {chosen.name}, and its file has no head of one",
-            where=[adapter.path, f"task_type = {task}", *listed(sorted(chosen.head)), f"{checkpoint.path}: config.json says {current}"],
-            help=f"{_RESTORE}: a head that was not saved was random; --architecture, in Python architecture=, keeps another class",
+            where=[
+                adapter.path,
+                f"task_type = {task}",
+                *listed(sorted(chosen.head)),
+                f"{checkpoint.path}: config.json says {current}",
+            ],
+            help=(
+                f"{_RESTORE}: a head that was not saved was random; --architecture, in Python architecture=, keeps"
+                " another class"
+            ),
         )
 
 

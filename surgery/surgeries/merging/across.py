@@ -23,11 +23,16 @@ EXPERTS = ("experts",)
 AS_GIVEN = "as given"  # why a site lies as it does
 _PARTS = {part.rpartition(".")[2] for row in TABLE for part in row.parts.values()}
 # Last names of fused modules that no part has, and the layouts that they may have.
-_FUSED = {n: s for n, s in ({row.fused: LAYOUTS for row in TABLE if row.kind in KEYS} | dict(STYLES)).items() if n not in _PARTS}
+_FUSED = {
+    n: s
+    for n, s in ({row.fused: LAYOUTS for row in TABLE if row.kind in KEYS} | dict(STYLES)).items()
+    if n not in _PARTS
+}
 
 
 def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site], str]:
-    """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on fused.
+    """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on
+    fused.
 
     (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
     """
@@ -35,21 +40,29 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
     if wanted <= checkpoint.tensors.keys():
         return adapter, [], ""
     if held := sites_held(adapter, apart_here(checkpoint, given), fused=True):
-        note = f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
+        note = (
+            f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
+        )
         return split_adapter(adapter, held), [], note + _as_given(held)
     if held := sites_held(adapter, fused_here(checkpoint, given), fused=False) or sites_held(
         adapter, fused_in(checkpoint, EXPERTS), fused=False
     ):
-        parts = [part for site in held for part in site.parts if part in adapter.lora or f"{part}.weight" in adapter.whole]
+        parts = [
+            part for site in held for part in site.parts if part in adapter.lora or f"{part}.weight" in adapter.whole
+        ]
         leaves = ", ".join(dict.fromkeys(part.rpartition(".")[2] for part in parts))
         _check_rows(adapter, held)
-        note = f"the adapter was trained on {leaves}, which the base stores as {held[0].row.fused}: merged into its rows"
+        note = (
+            f"the adapter was trained on {leaves}, which the base stores as {held[0].row.fused}: merged into its rows"
+        )
         return adapter, held, note + _as_given(held)
     return adapter, [], ""
 
 
 def fused_here(checkpoint: Checkpoint, given: Given | None) -> list[Site]:
-    """The fused modules of the base. Raises LayoutError, NotSupported, and NothingMatched where nothing is what is given."""
+    """The fused modules of the base. Raises LayoutError, NotSupported, and NothingMatched where nothing is what is
+    given.
+    """
     mine, _ = _meant(checkpoint, given)
     gone = {f"{site.module}{suffix}" for site in mine for suffix in site.row.fused_suffixes}
     return mine + fused_in(_without(checkpoint, gone))
@@ -65,27 +78,39 @@ def apart_here(checkpoint: Checkpoint, given: Given | None) -> list[Site]:
 def check_given(given: Given | None) -> None:
     """Raise SurgeryError for a choice of modules of which nothing is said."""
     if given and not given.says_layout and not given.names:
-        tip = "say how they lie with --layout, --groups, --slots, or what their parts are called with --names; in Python given=Given(…)"
+        tip = (
+            "say how they lie with --layout, --groups, --slots, or what their parts are called with --names; in Python"
+            " given=Given(…)"
+        )
         raise SurgeryError("of the fused modules that are chosen nothing is said", help=tip)
 
 
 def check_crossed(checkpoint: Checkpoint, given: Given | None, notes: Sequence[str]) -> None:
-    """Raise NothingMatched where a layout was given, and no adapter is across a fusion: what is said would count for nothing."""
+    """Raise NothingMatched where a layout was given, and no adapter is across a fusion: what is said would count for
+    nothing.
+    """
     if given and not any(notes):
         tip = "leave --layout and its like out (in Python given=): the adapters are on modules as the base stores them"
         raise NothingMatched("a layout was given, and no adapter needs one", where=[checkpoint.path], help=tip)
 
 
 def how_to_say(checkpoint: Checkpoint, lost: Sequence[str]) -> str:
-    """The options that would place these modules, where by their names they are parts of a fused one, or fused; else nothing."""
+    """The options that would place these modules, where by their names they are parts of a fused one, or fused; else
+    nothing.
+    """
     here = sorted({name.rpartition(".")[0] for name in checkpoint.tensors}, key=natural)
     parents, names = {module.rpartition(".")[0] for module in lost}, {module.rpartition(".")[2] for module in lost}
     fused = next((m for m in here if m.rpartition(".")[0] in parents and m.rpartition(".")[2] in _FUSED), "")
     leaf = fused.rpartition(".")[2] or next(iter(sorted(names & _FUSED.keys())), "")
     if not leaf:
         return ""
-    options = f"--fused {leaf} --layout {' or '.join(_FUSED[leaf])} (and --groups, --slots where head counts are missing)"
-    python = "in Python given=Given(…), as the modeling code has it; a wrong layout merges without an error and computes nonsense"
+    options = (
+        f"--fused {leaf} --layout {' or '.join(_FUSED[leaf])} (and --groups, --slots where head counts are missing)"
+    )
+    python = (
+        "in Python given=Given(…), as the modeling code has it; a wrong layout merges without an error and computes"
+        " nonsense"
+    )
     if fused:
         return f"if the base stores them fused, in {fused}, say how that lies: {options}, {python}"
     return f"if the base stores the parts of {leaf}, say how they lie in it: {options}, and their --names; {python}"
@@ -102,7 +127,9 @@ def _meant(checkpoint: Checkpoint, given: Given | None) -> tuple[list[Site], lis
     except NothingMatched as error:
         none = error
     else:
-        none = NothingMatched("nothing is fused here whose layout is known", help="say how it lies with --fused NAME and --layout")
+        none = NothingMatched(
+            "nothing is fused here whose layout is known", help="say how it lies with --fused NAME and --layout"
+        )
     if given.says_layout and not given.fused:
         tip = f"{none.help}; where the base stores the parts of a fused module, say with --fused what that is called"
         raise NothingMatched(none.what, where=[checkpoint.path, *none.where], help=tip)
@@ -110,7 +137,9 @@ def _meant(checkpoint: Checkpoint, given: Given | None) -> tuple[list[Site], lis
         if found := split_in(checkpoint, kinds, given):
             return [], found
     except NothingMatched as error:
-        raise NothingMatched(none.what, where=[checkpoint.path, error.what], help=f"{none.help}; {error.help}") from error
+        raise NothingMatched(
+            none.what, where=[checkpoint.path, error.what], help=f"{none.help}; {error.help}"
+        ) from error
     raise NothingMatched(none.what, where=[checkpoint.path], help=none.help)
 
 
@@ -129,8 +158,12 @@ def _check_rows(adapter: Adapter, sites: Sequence[Site]) -> None:
             factor = adapter.lora.get(part, {}).get("lora_B.weight")
             if factor and factor.shape[0] != length:
                 raise LayoutError(
-                    f"the layout that was given makes {part} {length} rows long, and the adapter has {factor.shape[0]} of it",
-                    where=[f"{adapter.path}: {adapter.names[f'{part}.lora_B.weight']}", f"{site.module} = {site.layout}"],
+                    f"the layout that was given makes {part} {length} rows long, and the adapter has {factor.shape[0]}"
+                    " of it",
+                    where=[
+                        f"{adapter.path}: {adapter.names[f'{part}.lora_B.weight']}",
+                        f"{site.module} = {site.layout}",
+                    ],
                     help="other --groups, --slots or --order are this module's, if the adapter is this base's",
                 )
 
@@ -142,4 +175,8 @@ def _as_given(sites: Sequence[Site]) -> str:
 
 def _without(checkpoint: Checkpoint, names: set[str]) -> Checkpoint:
     """The checkpoint without tensors that the tables are not asked about."""
-    return replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if n not in names}) if names else checkpoint
+    return (
+        replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if n not in names})
+        if names
+        else checkpoint
+    )

@@ -1,4 +1,6 @@
-"""Which tensors that an adapter holds whole may be new: those of a head that a class of the model's type has, and what is asked for."""
+"""Which tensors that an adapter holds whole may be new: those of a head that a class of the model's type has, and
+what is asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ May = Callable[[Adapter, str], bool]
 
 
 def may_be_new(checkpoint: Checkpoint, pattern: str | None) -> May:
-    """Whether a tensor of an adapter may be added under a name that the base has not: where PEFT saved its module and a class of the
-    base's model type has it beside its body (a `score`, a `classifier`, `qa_outputs`), or where `pattern` matches the whole name.
+    """Whether a tensor of an adapter may be added under a name that the base has not: where PEFT saved its module
+    and a class of the base's model type has it beside its body (a `score`, a `classifier`, `qa_outputs`), or where
+    `pattern` matches the whole name.
     """
     rule = compiled(pattern) if pattern is not None else None
     modules = {name.rpartition(".")[0] for name in checkpoint.tensors}
@@ -27,7 +30,11 @@ def may_be_new(checkpoint: Checkpoint, pattern: str | None) -> May:
         module = name.rpartition(".")[0]
         there = any(one == module or one.startswith(f"{module}.") for one in modules)
         saved = adapter.config.get("modules_to_save") or []
-        return not there and (bool(adapter.beside) or is_within(module, saved)) and bool(classes_with(checkpoint.config, name))
+        return (
+            not there
+            and (bool(adapter.beside) or is_within(module, saved))
+            and bool(classes_with(checkpoint.config, name))
+        )
 
     return may
 
@@ -38,7 +45,9 @@ def check_added(pattern: str | None, added: Mapping[str, Tensor], adapters: Sequ
         return
     whole = sorted({name for one in adapters for name in one.whole})
     held = f"held whole are {', '.join(listed(whole, 3))}" if whole else "the adapters hold no tensor whole"
-    raise NothingMatched(f"`{pattern}` adds no tensor: no name of one without a place matches it as a whole", help=f"{held}; --add")
+    raise NothingMatched(
+        f"`{pattern}` adds no tensor: no name of one without a place matches it as a whole", help=f"{held}; --add"
+    )
 
 
 def is_within(module: str, saved: Sequence[str]) -> bool:

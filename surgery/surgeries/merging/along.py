@@ -1,6 +1,8 @@
-"""Weights of the base that an adapter's own file brings along: a state dict that was saved whole, as under FSDP or DeepSpeed.
+"""Weights of the base that an adapter's own file brings along: a state dict that was saved whole, as under FSDP or
+DeepSpeed.
 
-PEFT loads them over the base's, so they take their place here, too; what was not trained is then the same, or another base's.
+PEFT loads them over the base's, so they take their place here, too; what was not trained is then the same, or
+another base's.
 """
 
 from __future__ import annotations
@@ -34,14 +36,16 @@ def brought_along(adapter: Adapter) -> list[str]:
 
 
 def notes_along(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
-    """Notes on adapters that bring weights of the base along. Raises AdapterError for such that are no floats, where the base's are."""
+    """Notes on adapters that bring weights of the base along. Raises AdapterError for such that are no floats, where
+    the base's are.
+    """
     notes = []
     for one in adapters:
         if found := brought_along(one):
             _check_floats(checkpoint, one, found)
             notes.append(
-                f"the file of {one.path} holds {len(found)} weights of the base, such as {found[0]}: they take the place of those here, "
-                "as PEFT loads them"
+                f"the file of {one.path} holds {len(found)} weights of the base, such as {found[0]}: they take the"
+                " place of those here, as PEFT loads them"
             )
     return notes
 
@@ -54,10 +58,17 @@ def _is_saved(module: str, saved: Sequence[str]) -> bool:
 
 def _check_floats(checkpoint: Checkpoint, adapter: Adapter, names: Sequence[str]) -> None:
     bases = {name: checkpoint.tensors[name].dtype for name in names if name in checkpoint.tensors}
-    if wrong := [name for name, dtype in bases.items() if dtype.kind is Kind.FLOAT and adapter.whole[name].dtype.kind is not Kind.FLOAT]:
+    if wrong := [
+        name
+        for name, dtype in bases.items()
+        if dtype.kind is Kind.FLOAT and adapter.whole[name].dtype.kind is not Kind.FLOAT
+    ]:
         rows = [f"{adapter.names[name]}: {adapter.whole[name].dtype}, the base's is {bases[name]}" for name in wrong]
         raise AdapterError(
             "the adapter's file holds weights of the base that are quantised, and these are not",
             where=[adapter.path, *listed(rows)],
-            help="save the adapter with PEFT's save_pretrained, which leaves the base's weights out; or leave them out with --except",
+            help=(
+                "save the adapter with PEFT's save_pretrained, which leaves the base's weights out; or leave them out"
+                " with --except"
+            ),
         )

@@ -1,4 +1,6 @@
-"""Where an adapter's modules and parameters lie in a base: under other names, and in experts that are stored in another way."""
+"""Where an adapter's modules and parameters lie in a base: under other names, and in experts that are stored in
+another way.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,12 @@ from .across import EXPERTS, apart_here, fused_here
 
 
 def with_names(adapter: Adapter, new: Mapping[str, str]) -> Adapter:
-    """The adapter with other names for its modules, parameters and whole tensors; ranks and alphas stay what they are."""
-    parts = {f"{new[key]}.{part}": adapter.names[f"{key}.{part}"] for key, parts in adapter.lora.items() for part in parts}
+    """The adapter with other names for its modules, parameters and whole tensors; ranks and alphas stay what they
+    are.
+    """
+    parts = {
+        f"{new[key]}.{part}": adapter.names[f"{key}.{part}"] for key, parts in adapter.lora.items() for part in parts
+    }
     return replace(
         adapter,
         config=config_under(adapter, new),
@@ -33,7 +39,8 @@ def with_names(adapter: Adapter, new: Mapping[str, str]) -> Adapter:
 
 
 def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | None = None) -> tuple[Adapter, str]:
-    """The adapter under the base's names, where it has those of the class in memory or of an older one; and a note on it.
+    """The adapter under the base's names, where it has those of the class in memory or of an older one; and a note
+    on it.
 
     Raises NotPlaced where that would place only some of it, or where it could be placed in more than one way.
     """
@@ -43,14 +50,18 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | No
     offered = set(checkpoint.tensors)
     if offered >= asked:
         return adapter, ""
-    offered |= _offered(checkpoint, given, experts=bool(adapter.parameters) or any(".experts." in key for key in adapter.lora))
+    offered |= _offered(
+        checkpoint, given, experts=bool(adapter.parameters) or any(".experts." in key for key in adapter.lora)
+    )
     if offered >= asked:
         return adapter, ""
     here = {name for name in wanted.values() if name in offered}
     placed = len(here) == len(wanted)
     readings = places([*wanted.values(), *whole.values()], offered, checkpoint.config)
     if placed:  # what is saved whole may be called otherwise; what is in its place stays there
-        readings = [one for one in readings if one.places.keys() > here and all(one.places[name] == name for name in here)]
+        readings = [
+            one for one in readings if one.places.keys() > here and all(one.places[name] == name for name in here)
+        ]
     full = [one for one in readings if one.places.keys() >= set(wanted.values())]
     full = [one for one in full if len(one.places) == len(full[0].places)]
     if len(full) > 1:
@@ -60,7 +71,9 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | No
             raise _partly(adapter, readings[0], wanted)
         return adapter, ""
     found = full[0].places
-    new = {key: found[name].removesuffix("" if key in adapter.parameters else ".weight") for key, name in wanted.items()}
+    new = {
+        key: found[name].removesuffix("" if key in adapter.parameters else ".weight") for key, name in wanted.items()
+    }
     for name, tensor in whole.items():
         tail = name.removeprefix(tensor.removesuffix(".weight")) if name != tensor else ""
         place = found.get(tensor, tensor)
@@ -69,7 +82,8 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | No
 
 
 def on_parameters(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, list[Site], str]:
-    """The adapter with deltas in the place of its LoRA on parameters; the sites to be taken apart for them; and a note on it.
+    """The adapter with deltas in the place of its LoRA on parameters; the sites to be taken apart for them; and a
+    note on it.
 
     Raises NotPlaced, AdapterError, NotSupported.
     """
@@ -97,8 +111,8 @@ def on_parameters(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, li
             deltas[parameter] = on_matrix(one, parameter, tensor.shape)
         elif tensor is not None:
             raise NotSupported(
-                f"LoRA on a parameter of {tensor.shape} of model type `{checkpoint.config.get('model_type')}`, whose experts surgery "
-                "does not know, is not supported",
+                f"LoRA on a parameter of {tensor.shape} of model type `{checkpoint.config.get('model_type')}`, whose"
+                " experts surgery does not know, is not supported",
                 where=[one.file, f"base: {parameter}"],
                 help="merge it with PEFT",
             )
@@ -112,7 +126,11 @@ def on_parameters(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, li
             help=f"the nearest names are {', '.join(near)}" if near else "the adapter belongs to another architecture",
         )
     lora = {key: parts for key, parts in adapter.lora.items() if key not in adapter.parameters}
-    note = f"the adapter was trained on {', '.join(single)} of all experts at once: merged into each expert's own" if single else ""
+    note = (
+        f"the adapter was trained on {', '.join(single)} of all experts at once: merged into each expert's own"
+        if single
+        else ""
+    )
     return replace(adapter, lora=lora, deltas={**adapter.deltas, **deltas}), apart, note
 
 
@@ -135,11 +153,16 @@ def _experts(checkpoint: Checkpoint) -> list[tuple[Site, bool]]:
 
 
 def _offered(checkpoint: Checkpoint, given: Given | None, *, experts: bool) -> set[str]:
-    """Names of tensors that are not stored, but can be merged into: parts of what is fused, what could be fused, parameters.
+    """Names of tensors that are not stored, but can be merged into: parts of what is fused, what could be fused,
+    parameters.
 
-    Experts are looked at only where they are meant: those that are quantised, or incomplete, are no other adapter's concern.
+    Experts are looked at only where they are meant: those that are quantised, or incomplete, are no other adapter's
+    concern.
     """
-    sites = {site.module: site for site in [*fused_here(checkpoint, given), *(fused_in(checkpoint, EXPERTS) if experts else [])]}
+    sites = {
+        site.module: site
+        for site in [*fused_here(checkpoint, given), *(fused_in(checkpoint, EXPERTS) if experts else [])]
+    }
     parts = {f"{part}{suffix}" for site in sites.values() for part in site.parts for suffix in site.row.part_suffixes}
     wholes = {f"{site.module}{suffix}" for site in apart_here(checkpoint, given) for suffix in site.row.fused_suffixes}
     return parts | wholes | ({name for site, _ in _experts(checkpoint) for name in called(site)} if experts else set())
@@ -150,7 +173,11 @@ def _either(adapter: Adapter, readings: list[Reading]) -> NotPlaced:
     name = next(name for name in first.places if first.places[name] != second.places.get(name))
     return NotPlaced(
         "the adapter's modules could be placed in more than one way",
-        where=[adapter.path, f"{name} -> {first.places[name]}: {first.how}", f"{name} -> {second.places[name]}: {second.how}"],
+        where=[
+            adapter.path,
+            f"{name} -> {first.places[name]}: {first.how}",
+            f"{name} -> {second.places[name]}: {second.how}",
+        ],
         help="say which with --map REGEX=REPLACEMENT",
     )
 
@@ -158,7 +185,8 @@ def _either(adapter: Adapter, readings: list[Reading]) -> NotPlaced:
 def _partly(adapter: Adapter, reading: Reading, wanted: Mapping[str, str]) -> NotPlaced:
     lost = sorted((key for key, name in wanted.items() if name not in reading.places), key=natural)
     return NotPlaced(
-        f"{len(lost)} of the adapter's {len(wanted)} modules have no place in the base, by its own names or by those of transformers",
+        f"{len(lost)} of the adapter's {len(wanted)} modules have no place in the base, by its own names or by those of"
+        " transformers",
         where=[adapter.path, *listed(lost)],
         help=f"the others would have one: {reading}; --map REGEX=REPLACEMENT places the rest",
     )

@@ -1,4 +1,6 @@
-"""What adapters do to a base, found before anything is changed: deltas, tensors in the place of others, tensors that are new."""
+"""What adapters do to a base, found before anything is changed: deltas, tensors in the place of others, tensors that
+are new.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Placed:
     gains: dict[str, Change] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
-    under: dict[str, Tensor] = field(default_factory=dict)  # what adapters hold whole and replace rows of, by name in the file
+    under: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # what adapters hold whole and replace rows of, by name in the file
     dropped: dict[str, Tensor] = field(default_factory=dict)  # second copies of what is placed already
 
 

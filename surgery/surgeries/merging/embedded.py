@@ -1,10 +1,11 @@
 """LoRA of a checkpoint's own: put into it, beside the base's tensors, and taken out again.
 
-    module.weight  ->  module.weight, module.lora_A.weight, module.lora_B.weight        adapter_config.json beside config.json
+    module.weight  ->  module.weight, module.lora_A.weight, module.lora_B.weight        adapter_config.json beside
+    config.json
 
-Its tensors lie in a shard of their own, whose name is the one under which transformers looks for an adapter in a model's folder. The
-law: `own_adapter(inject_into(base, adapter))` is base and adapter again, and merging the one into the other gives the same bytes
-as merging the adapter from a folder of its own.
+Its tensors lie in a shard of their own, whose name is the one under which transformers looks for an adapter in a
+model's folder. The law: `own_adapter(inject_into(base, adapter))` is base and adapter again, and merging the one
+into the other gives the same bytes as merging the adapter from a folder of its own.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from ...opened import takes_opened
 from ..header_ties import along
 from ..split import names_of
 
-SAVED = "modules_to_save.default"  # stands before the last name of a tensor that takes the place of the base's, as in memory
+# stands before the last name of a tensor that takes the place of the base's, as in memory
+SAVED = "modules_to_save.default"
 _LORA = re.compile(
     r"(?P<module>.+?)(?P<tail>(?:\.base_layer)*\.lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector|ranknum)(?:\.[^.]+)*)"
 )
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.default)?\.(?P<leaf>[^.]+)")
-_INSIDE = re.compile(r"(?P<module>.+)\.base_layer\.(?P<leaf>[^.]+)")  # what was trained of a module that has LoRA, too: its bias
+_INSIDE = re.compile(
+    r"(?P<module>.+)\.base_layer\.(?P<leaf>[^.]+)"
+)  # what was trained of a module that has LoRA, too: its bias
 _LIVE = re.compile(r"\.(?:base_layer|original_module)(?=\.)")  # around the base's own tensors, in memory
 _CHUNK = 1 << 20
 
@@ -45,27 +49,37 @@ def own_names(checkpoint: Checkpoint) -> list[str]:
     """The names of the checkpoint's own LoRA, by what they are called; none where it has no adapter_config.json."""
     if CONFIG not in checkpoint.files:
         return []
-    return [name for name in checkpoint.tensors if any(rule.fullmatch(name) for rule in (_LORA, _SAVED, _INSIDE, TOKENS))]
+    return [
+        name for name in checkpoint.tensors if any(rule.fullmatch(name) for rule in (_LORA, _SAVED, _INSIDE, TOKENS))
+    ]
 
 
 @takes_opened
 def inject_into(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The checkpoint with the adapter's tensors beside its own, and adapter_config.json; what it holds stays as it is.
+    """The checkpoint with the adapter's tensors beside its own, and adapter_config.json; what it holds stays as it
+    is.
 
-    LoRA lies under the base's own names, in a shard of its own; a module to save has `.modules_to_save` before its last name. Raises
-    PlanError where the checkpoint has LoRA already, NotPlaced where the adapter is on what is not in it.
+    LoRA lies under the base's own names, in a shard of its own; a module to save has `.modules_to_save` before its
+    last name. Raises PlanError where the checkpoint has LoRA already, NotPlaced where the adapter is on what is not
+    in it.
     """
     if CONFIG in checkpoint.files or WEIGHTS in checkpoint.weight_map.values():
         tip = "merge it first: surgery merge CHECKPOINT -o OUT"
-        raise PlanError("the checkpoint has an adapter of its own already", where=[f"{checkpoint.path}: {CONFIG}"], help=tip)
+        raise PlanError(
+            "the checkpoint has an adapter of its own already", where=[f"{checkpoint.path}: {CONFIG}"], help=tip
+        )
     check_unwrapped(adapter, names_of(checkpoint))
     files = _files_of(checkpoint)
     _check_placed(checkpoint, adapter, files)
     parts = {(module, part): tensor for module, parts in adapter.lora.items() for part, tensor in parts.items()}
-    tensors: dict[str, Tensor] = {f"{files.get(module, module)}.{part}": tensor for (module, part), tensor in parts.items()}
+    tensors: dict[str, Tensor] = {
+        f"{files.get(module, module)}.{part}": tensor for (module, part), tensor in parts.items()
+    }
     tensors |= {_saved(adapter, name, files): tensor for name, tensor in adapter.whole.items()}
     if taken := sorted(tensors.keys() & checkpoint.tensors.keys(), key=natural):
-        raise PlanError(f"{len(taken)} tensors of the adapter have names of the base's", where=[checkpoint.path, *listed(taken)])
+        raise PlanError(
+            f"{len(taken)} tensors of the adapter have names of the base's", where=[checkpoint.path, *listed(taken)]
+        )
     config, notes = _without_path(adapter)
     return replace(
         checkpoint,
@@ -81,7 +95,8 @@ def inject_into(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
 
 
 def _without_path(adapter: Adapter) -> tuple[Mapping[str, Any], list[str]]:
-    """The config for a place beside the base, where loaders ask for no other; and a note where it names a path of this machine.
+    """The config for a place beside the base, where loaders ask for no other; and a note where it names a path of
+    this machine.
 
     That of a new adapter names none. One that was read stays as it is: its digest says whether it is merged already.
     """
@@ -90,7 +105,10 @@ def _without_path(adapter: Adapter) -> tuple[Mapping[str, Any], list[str]]:
         return adapter.config, []
     if not adapter.inputs:
         return {**adapter.config, "base_model_name_or_path": None}, []
-    tip = "write the repository's own name there before it goes to the Hub, from where transformers takes the base that it names"
+    tip = (
+        "write the repository's own name there before it goes to the Hub, from where transformers takes the base that"
+        " it names"
+    )
     return adapter.config, [f"{CONFIG}: base_model_name_or_path is a path of this machine, {named}: {tip}"]
 
 
@@ -98,8 +116,8 @@ def _without_path(adapter: Adapter) -> tuple[Mapping[str, Any], list[str]]:
 def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
     """The checkpoint without its own LoRA, and that LoRA as an adapter, under the names that PEFT gives it.
 
-    Reads the LoRA's tensors, for the adapter's digest, which is that of the file that PEFT would write. Raises AdapterError where
-    the checkpoint has none.
+    Reads the LoRA's tensors, for the adapter's digest, which is that of the file that PEFT would write. Raises
+    AdapterError where the checkpoint has none.
     """
     given, checkpoint = checkpoint, along(checkpoint, _at_rest)
     names = own_names(checkpoint)
@@ -111,7 +129,10 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
         if saved := _SAVED.fullmatch(name):
             return in_memory(f"{saved['module']}.{saved['leaf']}", renames)
         if inside := _INSIDE.fullmatch(name):
-            return in_memory(f"{inside['module']}.weight", renames).removesuffix(".weight") + f".base_layer.{inside['leaf']}"
+            return (
+                in_memory(f"{inside['module']}.weight", renames).removesuffix(".weight")
+                + f".base_layer.{inside['leaf']}"
+            )
         if lora := _LORA.fullmatch(name):
             return in_memory(f"{lora['module']}.weight", renames).removesuffix(".weight") + lora["tail"]
         return name
@@ -141,7 +162,9 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
 def is_live(checkpoint: Checkpoint) -> bool:
     """Whether these are the tensors of a live PEFT model, in which the base's own lie inside PEFT's layers."""
     return any(
-        _LIVE.search(name) and _LIVE.sub("", name) not in checkpoint.tensors for name in checkpoint.tensors if name.endswith(".weight")
+        _LIVE.search(name) and _LIVE.sub("", name) not in checkpoint.tensors
+        for name in checkpoint.tensors
+        if name.endswith(".weight")
     )
 
 
@@ -153,12 +176,20 @@ def _at_rest(checkpoint: Checkpoint) -> Checkpoint:
     new = {name: name.removeprefix(front) for name in checkpoint.tensors}
     for name, bare in new.items():
         base = _LIVE.sub("", bare)
-        if not any(rule.fullmatch(bare) for rule in (_LORA, _SAVED, TOKENS)) and f"{front}{base}" not in checkpoint.tensors:
+        if (
+            not any(rule.fullmatch(bare) for rule in (_LORA, _SAVED, TOKENS))
+            and f"{front}{base}" not in checkpoint.tensors
+        ):
             new[name] = base
     if len(set(new.values())) < len(new):
         twice = sorted(bare for bare in new.values() if list(new.values()).count(bare) > 1)
-        raise FormatError("two tensors of a live PEFT model would get one name", where=[checkpoint.path, *listed(twice)])
-    note = "the checkpoint is the state dict of a live PEFT model: base_layer and original_module were taken off the base's names"
+        raise FormatError(
+            "two tensors of a live PEFT model would get one name", where=[checkpoint.path, *listed(twice)]
+        )
+    note = (
+        "the checkpoint is the state dict of a live PEFT model: base_layer and original_module were taken off the"
+        " base's names"
+    )
     return replace(
         checkpoint,
         tensors={new[name]: tensor for name, tensor in checkpoint.tensors.items()},
@@ -170,7 +201,9 @@ def _at_rest(checkpoint: Checkpoint) -> Checkpoint:
 def _files_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Module in memory -> module in the files, where they have another name."""
     renames = renames_of(checkpoint.config)
-    pairs = {name.removesuffix(".weight"): in_memory(name, renames).removesuffix(".weight") for name in checkpoint.tensors}
+    pairs = {
+        name.removesuffix(".weight"): in_memory(name, renames).removesuffix(".weight") for name in checkpoint.tensors
+    }
     return {loaded: file for file, loaded in pairs.items() if file != loaded}
 
 
@@ -192,7 +225,9 @@ def _check_placed(checkpoint: Checkpoint, adapter: Adapter, files: Mapping[str, 
     lost = [key for key, module in modules.items() if not {module, module.rpartition(".")[0]} & parents]
     if lost:
         tip = "the adapter belongs to another base; surgery merge says more, and takes --map"
-        raise NotPlaced(f"{len(lost)} of {len(adapter.lora)} modules have no place in the base", where=listed(lost), help=tip)
+        raise NotPlaced(
+            f"{len(lost)} of {len(adapter.lora)} modules have no place in the base", where=listed(lost), help=tip
+        )
 
 
 def _without(checkpoint: Checkpoint) -> AdapterError:
@@ -202,13 +237,18 @@ def _without(checkpoint: Checkpoint) -> AdapterError:
         what = "is the state dict of a live PEFT model, and has" if is_live(checkpoint) else "has LoRA tensors, but"
         return AdapterError(f"the checkpoint {what} no {CONFIG}", where=[checkpoint.path, *listed(looks)], help=tip)
     if CONFIG in checkpoint.files:
-        tip = "if the folder holds an adapter that its index does not name, pass it as one: surgery merge CHECKPOINT CHECKPOINT -o OUT"
+        tip = (
+            "if the folder holds an adapter that its index does not name, pass it as one: surgery merge CHECKPOINT"
+            " CHECKPOINT -o OUT"
+        )
         return AdapterError(f"the checkpoint has an {CONFIG}, but no LoRA tensors", where=[checkpoint.path], help=tip)
     tip = "name the adapter: surgery merge BASE ADAPTER -o OUT"
     return AdapterError("the checkpoint has no LoRA of its own to merge", where=[checkpoint.path], help=tip)
 
 
-def _parted(checkpoint: Checkpoint, adapter: Adapter, names: Collection[str]) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
+def _parted(
+    checkpoint: Checkpoint, adapter: Adapter, names: Collection[str]
+) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
     """The inputs without the adapter's tensors, and these as an input of their own."""
     bases, mine, files = list[Input](), dict[str, Stored](), dict[str, File]()
     places = {_place(tensor) for name in names if isinstance(tensor := checkpoint.tensors[name], Stored)}
@@ -223,7 +263,9 @@ def _parted(checkpoint: Checkpoint, adapter: Adapter, names: Collection[str]) ->
         mine |= own
         files |= {tensor.file.path: replace(tensor.file, digest="") for tensor in own.values()}
     config = checkpoint.files[CONFIG]
-    if len(mine) < len(names) or not isinstance(config, File):  # made in this pass: what they are made of is accounted for
+    if len(mine) < len(names) or not isinstance(
+        config, File
+    ):  # made in this pass: what they are made of is accounted for
         return checkpoint.inputs, ()
     first, *more = files.values()
     described = replace(config, digest=sha256(config))
@@ -241,7 +283,11 @@ def _digest(adapter: Adapter) -> str:
 
     tensors = adapter.tensors
     shapes: dict[str, tuple[Dtype, Shape]] = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    digest, reader, buffer = hashlib.sha256(encode_header(shapes, adapter.metadata)), Reader(), memoryview(bytearray(_CHUNK))
+    digest, reader, buffer = (
+        hashlib.sha256(encode_header(shapes, adapter.metadata)),
+        Reader(),
+        memoryview(bytearray(_CHUNK)),
+    )
     try:
         for name in in_file_order(shapes):
             tensor = tensors[name]

@@ -1,6 +1,8 @@
-"""Whether an adapter belongs to the base that it is merged into: what it says of its base, against what is known of the one given.
+"""Whether an adapter belongs to the base that it is merged into: what it says of its base, against what is known of
+the one given.
 
-Shapes fit a base and its Instruct model alike, and Mistral and Qwen of a size; only names and digests tell them apart.
+Shapes fit a base and its Instruct model alike, and Mistral and Qwen of a size; only names and digests tell them
+apart.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _SAID_DIGEST = "sha256 of the whole file"
 
 
 def check_base(base: Checkpoint, adapters: Sequence[Adapter], *, any_base: bool) -> list[str]:
-    """Notes on adapters that say that their base is another one. Raises AdapterError for one of another model type, unless `any_base`."""
+    """Notes on adapters that say that their base is another one. Raises AdapterError for one of another model type,
+    unless `any_base`.
+    """
     names, made_of, commit = _names(base)
     notes = []
     for one in (adapter for adapter in adapters if adapter.inputs and adapter.path != base.path):
@@ -57,7 +61,9 @@ def _check_type(base: Checkpoint, adapter: Adapter) -> None:
 
 
 def _type_of(adapter: Adapter) -> str:
-    """The model type of the adapter's own base: from the class that PEFT noted, or from the base itself where it is here."""
+    """The model type of the adapter's own base: from the class that PEFT noted, or from the base itself where it is
+    here.
+    """
     mapping = adapter.config.get("auto_mapping")
     parent = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
     if isinstance(parent, str) and (found := _PARENT.fullmatch(parent)):
@@ -89,7 +95,9 @@ def _other_class(base: Checkpoint, adapter: Adapter) -> list[str]:
 
 
 def _akin(one: str, other: str) -> bool:
-    """Whether two model types are one, or parts of one: `gemma3_text` is a part of `gemma3`, `xlm-roberta` lies in `xlm_roberta`."""
+    """Whether two model types are one, or parts of one: `gemma3_text` is a part of `gemma3`, `xlm-roberta` lies in
+    `xlm_roberta`.
+    """
     a, b = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (one, other))
     return a.startswith(b) or b.startswith(a)
 
@@ -114,9 +122,13 @@ def _names(base: Checkpoint) -> tuple[set[str], set[str], str]:
 
 
 def _manifest_names(base: Checkpoint) -> tuple[set[str], set[str]]:
-    """The names of the model in the manifest, as the base's own, or as that which it was made of by more than movement."""
+    """The names of the model in the manifest, as the base's own, or as that which it was made of by more than
+    movement.
+    """
     manifest = _manifest(base.path)
-    names = {str(entry.get("name")) for entry in manifest.inputs if entry.get("role") == "base"} if manifest else set[str]()
+    names = (
+        {str(entry.get("name")) for entry in manifest.inputs if entry.get("role") == "base"} if manifest else set[str]()
+    )
     same = all(step.get("surgery") in _SAME for step in base.history)
     return (names, set()) if same else (set(), names)
 
@@ -155,7 +167,10 @@ def _other_name(base: Checkpoint, adapter: Adapter, names: set[str], made_of: se
         return [f"{adapter.path} was trained on {said}, which this base was made of, and is not: {base.path}"]
     known = sorted(name for name in names if "/" not in name or not os.path.isabs(name))
     is_called = f", which is called {' or '.join(known)}" if known else ""
-    return [f"{adapter.path} says that it was trained on {said}; that the base given is the same is taken on trust: {base.path}{is_called}"]
+    return [
+        f"{adapter.path} says that it was trained on {said}; that the base given is the same is taken on trust:"
+        f" {base.path}{is_called}"
+    ]
 
 
 def _other_commit(adapter: Adapter, commit: str) -> list[str]:
@@ -163,24 +178,42 @@ def _other_commit(adapter: Adapter, commit: str) -> list[str]:
     said = adapter.config.get("revision")
     if not isinstance(said, str) or not commit or not re.fullmatch(r"[0-9a-f]{40}", said) or said == commit:
         return []
-    return [f"{adapter.path} was trained on commit {said} of {_named(adapter)}, and the base given is of commit {commit}"]
+    return [
+        f"{adapter.path} was trained on commit {said} of {_named(adapter)}, and the base given is of commit {commit}"
+    ]
 
 
 def _other_digests(base: Checkpoint, adapter: Adapter) -> list[str]:
     """A note where the adapter's manifest holds digests of the base's files, and they are others."""
     manifest = _manifest(adapter.path)
     said = _digests(manifest.inputs) if manifest else {}
-    ours = {_leaf(file.path): file.digest for source in base.inputs if source.role == "base" for file in source.files if _whole(file)}
+    ours = {
+        _leaf(file.path): file.digest
+        for source in base.inputs
+        if source.role == "base"
+        for file in source.files
+        if _whole(file)
+    }
     both = sorted(said.keys() & ours.keys())
     other = [name for name in both if said[name] != ours[name]]
-    return [f"the manifest of {adapter.path} has other digests of {', '.join(other)} than this base: {base.path}"] if other else []
+    return (
+        [f"the manifest of {adapter.path} has other digests of {', '.join(other)} than this base: {base.path}"]
+        if other
+        else []
+    )
 
 
 def as_trained(base: Checkpoint, adapter: Adapter) -> bool:
     """Whether the adapter's manifest has the digests of the base's files: then it was trained on just these weights."""
     manifest = _manifest(adapter.path)
     said = _digests(manifest.inputs) if manifest else {}
-    ours = {_leaf(file.path): file.digest for source in base.inputs if source.role == "base" for file in source.files if _whole(file)}
+    ours = {
+        _leaf(file.path): file.digest
+        for source in base.inputs
+        if source.role == "base"
+        for file in source.files
+        if _whole(file)
+    }
     weights = {name for name in ours if name.endswith(".safetensors")}
     return bool(weights) and all(said.get(name) == ours[name] for name in weights)
 
@@ -188,7 +221,8 @@ def as_trained(base: Checkpoint, adapter: Adapter) -> bool:
 def on_changed(base: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
     """Notes on adapters that are merged into a base which their initialisation changed."""
     return [
-        f"{one.path} was initialised by {init}, which changes its base: that {base.path} is the base as it was then is taken as said"
+        f"{one.path} was initialised by {init}, which changes its base: that {base.path} is the base as it was then is"
+        " taken as said"
         for one in adapters
         if (init := changes_base(one)) and not as_trained(base, one)
     ]
@@ -201,5 +235,10 @@ def _whole(file: File) -> bool:
 def _digests(inputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """SHA-256 by file, of the inputs whose files were hashed whole."""
     bases = [entry for entry in inputs if entry.get("role") == "base" and entry.get("digest") == _SAID_DIGEST]
-    files = [(name, about) for entry in bases for name, about in dict(entry.get("files") or {}).items() if isinstance(about, Mapping)]
+    files = [
+        (name, about)
+        for entry in bases
+        for name, about in dict(entry.get("files") or {}).items()
+        if isinstance(about, Mapping)
+    ]
     return {name: str(about["sha256"]) for name, about in files if about.get("sha256")}

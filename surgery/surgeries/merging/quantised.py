@@ -10,23 +10,32 @@ from ...files.peft import Adapter
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor
 
-# Schemes in which a model is quantised while it is loaded, so that adapters are trained on what lies in 16 bit on the Hub.
+# Schemes in which a model is quantised while it is loaded, so that adapters are trained on what lies in 16 bit on
+# the Hub.
 ON_LOADING = frozenset({"bitsandbytes", "hqq", "eetq", "quanto", "torchao", "bitnet"})
 _READ = "F16, BF16, F32 and F64 are computed"
 
 
 def check_computed(checkpoint: Checkpoint, adapter: Adapter, module: str, now: Tensor) -> None:
-    """Raise NotSupported where the module's weight, or what takes its place `now`, is in a dtype that is not computed."""
+    """Raise NotSupported where the module's weight, or what takes its place `now`, is in a dtype that is not
+    computed.
+    """
     name = f"{module}.weight"
     for dtype in (checkpoint.tensors[name].dtype, now.dtype):
         if dtype not in ARITHMETIC:
             where = [f"{adapter.path}: {module}", f"base: {name}", *_said(checkpoint)]
-            raise NotSupported(f"cannot compute on {dtype} tensors", where=where, help=f"{_instead(checkpoint, adapter)}; {_READ}")
+            raise NotSupported(
+                f"cannot compute on {dtype} tensors", where=where, help=f"{_instead(checkpoint, adapter)}; {_READ}"
+            )
 
 
 def check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> None:
-    """Raise NotSupported where modules without a weight have other tensors in a quantised base: then it is no other one's."""
-    here = [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _said(checkpoint) else []
+    """Raise NotSupported where modules without a weight have other tensors in a quantised base: then it is no other
+    one's.
+    """
+    here = (
+        [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _said(checkpoint) else []
+    )
     if here:
         names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
         raise NotSupported(

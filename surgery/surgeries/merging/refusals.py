@@ -1,4 +1,6 @@
-"""The error for adapter modules that have no place in the base: which, what is near, and the rule that would mend it."""
+"""The error for adapter modules that have no place in the base: which, what is near, and the rule that would mend
+it.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,34 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
     near = nearest(modules[lost[0]], bases)
     rule = _mending(modules, lost, bases)
     rows = [_row(adapter, key) for key in lost]
-    new = [key for key in lost if key in adapter.whole and not TOKENS.fullmatch(key)] if len(lost) < len(modules) else []
-    tips = [f"--map '{rule[0]}={rule[1]}' would place them" if rule else "", f"the nearest names are {', '.join(near)}" if near else ""]
+    new = (
+        [key for key in lost if key in adapter.whole and not TOKENS.fullmatch(key)] if len(lost) < len(modules) else []
+    )
+    tips = [
+        f"--map '{rule[0]}={rule[1]}' would place them" if rule else "",
+        f"the nearest names are {', '.join(near)}" if near else "",
+    ]
     tips += [why_not(checkpoint, new)] if new else []
     tips += _head_less(checkpoint, [modules[key] for key in lost]) if not rule else []
     if said := how_to_say(checkpoint, [modules[key] for key in lost]):
         tips.append(said)
     if is_live(checkpoint):
-        tips.append("the base is the state dict of a live PEFT model: fold its own adapter in first, by surgery merge BASE -o OUT")
+        tips.append(
+            "the base is the state dict of a live PEFT model: fold its own adapter in first, by surgery merge BASE"
+            " -o OUT"
+        )
     if not checkpoint.config.get("model_type"):
         said = "has no config.json" if "config.json" not in checkpoint.files else "has no model_type in its config.json"
-        tips.append(f"the base {said}, without which neither fused modules nor older names are known: put the model's own beside it")
+        tips.append(
+            f"the base {said}, without which neither fused modules nor older names are known: put the model's own"
+            " beside it"
+        )
     return NotPlaced(
-        f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in the base",
+        f"{len({modules[key] for key in lost})} of the adapter's {len(set(modules.values()))} modules have no place in"
+        " the base",
         where=[adapter.path, *listed(rows)],
-        help="; ".join(t for t in tips if t) or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
+        help="; ".join(t for t in tips if t)
+        or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
     )
 
 
@@ -49,23 +64,39 @@ def check_read(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
 
     Those of a model are none where the adapter lies in the folder of the base that is given.
     """
-    here = [(one, name) for one in adapters for name in one.unread if not (is_model(name) and _same(one.path, checkpoint.path))]
+    here = [
+        (one, name)
+        for one in adapters
+        for name in one.unread
+        if not (is_model(name) and _same(one.path, checkpoint.path))
+    ]
     unread = [f"{one.path}/{name}" for one, name in here]
     if not unread:
         return
     if models := [one for one, name in here if is_model(name)]:
-        tip = f"if it is the base that the adapter was trained on, give it as BASE: surgery merge {models[0].path} {models[0].path} -o OUT"
+        tip = (
+            f"if it is the base that the adapter was trained on, give it as BASE: surgery merge {models[0].path}"
+            f" {models[0].path} -o OUT"
+        )
         tip += "; --with none leaves it out, in Python open_adapter(…, beside=[])"
-        raise NotSupported("a model lies beside the adapter, and another base was given", where=listed(unread), help=tip)
+        raise NotSupported(
+            "a model lies beside the adapter, and another base was given", where=listed(unread), help=tip
+        )
     ours = [name for name in unread if name.endswith(".safetensors")]
-    tips = [f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"]
+    tips = [
+        f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"
+    ]
     tips += ["--with none leaves it out, where it is no part of the training"]
-    raise NotSupported("weights lie beside the adapter that a merge would pass over", where=listed(unread), help="; ".join(tips))
+    raise NotSupported(
+        "weights lie beside the adapter that a merge would pass over", where=listed(unread), help="; ".join(tips)
+    )
 
 
 def _same(one: str, other: str) -> bool:
     """Whether two paths are of one folder."""
-    return one == other or (not (has_scheme(one) or has_scheme(other)) and os.path.realpath(one) == os.path.realpath(other))
+    return one == other or (
+        not (has_scheme(one) or has_scheme(other)) and os.path.realpath(one) == os.path.realpath(other)
+    )
 
 
 def _head_less(checkpoint: Checkpoint, lost: Sequence[str]) -> list[str]:
@@ -77,13 +108,18 @@ def _head_less(checkpoint: Checkpoint, lost: Sequence[str]) -> list[str]:
     first = min(names)
     classes = ", ".join(listed(classes_with(checkpoint.config, first), 3))
     leave = first.removesuffix(".weight").replace(".", "\\.")
-    return [f"these files are a body without its head, which {classes} has: merge into those, or leave it out with --except '{leave}'"]
+    return [
+        f"these files are a body without its head, which {classes} has: merge into those, or leave it out with --except"
+        f" '{leave}'"
+    ]
 
 
 def _across(checkpoint: Checkpoint) -> set[str]:
     """The modules that could be placed by splitting or fusing; none where the layouts are not known."""
     try:
-        return {part for site in fused_in(checkpoint) for part in site.parts} | {site.module for site in split_in(checkpoint)}
+        return {part for site in fused_in(checkpoint) for part in site.parts} | {
+            site.module for site in split_in(checkpoint)
+        }
     except SurgeryError:
         return set()
 

@@ -19,15 +19,18 @@ from ...lazy.tensor import Tensor
 
 _LAYER = re.compile(r"(?P<stack>(?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h))\.(?P<index>\d+)\.(?P<rest>.+)")
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-# Settings that say of layers by their place what they are, other than by one entry for each: another place, another layer.
+# Settings that say of layers by their place what they are, other than by one entry for each: another place, another
+# layer.
 _BY_PLACE = """
-    attn_layer_period cross_attention_layers decoder_sparse_step expert_layer_period first_k_dense_replace full_attention_interval
-    hybrid_layer_ids interleave_moe_layer_step mlp_only_layers moe_layer_freq moe_layer_frequency moe_layers num_kv_shared_layers
+    attn_layer_period cross_attention_layers decoder_sparse_step expert_layer_period first_k_dense_replace
+    full_attention_interval hybrid_layer_ids interleave_moe_layer_step mlp_only_layers moe_layer_freq
+    moe_layer_frequency moe_layers num_kv_shared_layers
 """.split()
 
 
 def replicated(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
-    """The checkpoint with the layers that the adapters were trained on, and config.json with their number; as it is without any.
+    """The checkpoint with the layers that the adapters were trained on, and config.json with their number; as it is
+    without any.
 
     Moves no value. Layers that are not used are dropped by name. Raises NotSupported, AdapterError.
     """
@@ -36,7 +39,9 @@ def replicated(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoin
         return checkpoint
     if any(one != asked[0] for one in asked):
         where = [f"{one.path}: layer_replication = {said!r}" for one, said in zip(adapters, asked, strict=True)]
-        raise NotSupported("the adapters were trained on different replications of layers", where=where, help="merge one of them")
+        raise NotSupported(
+            "the adapters were trained on different replications of layers", where=where, help="merge one of them"
+        )
     found = {name: layer for name in checkpoint.tensors if (layer := _LAYER.fullmatch(name))}
     order = _order(asked[0], adapters[0], checkpoint, found)
     tensors, weight_map = dict[str, Tensor](), dict[str, str]()
@@ -60,13 +65,20 @@ def _order(said: Any, adapter: Adapter, checkpoint: Checkpoint, found: Mapping[s
     where = [f"{adapter.path}/adapter_config.json", f"layer_replication = {said!r}"]
     stacks = sorted({layer["stack"] for layer in found.values()})
     if len(stacks) != 1:
-        what = f"which layers are to be replicated is not known: the base has {', '.join(stacks) or 'none that PEFT would replicate'}"
+        what = (
+            "which layers are to be replicated is not known: the base has"
+            f" {', '.join(stacks) or 'none that PEFT would replicate'}"
+        )
         raise NotSupported(what, where=[*where, checkpoint.path], help="merge it with PEFT")
     count = 1 + max(int(layer["index"]) for layer in found.values())
-    pairs = [pair for pair in said if isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int for n in pair)]
+    pairs = [
+        pair for pair in said if isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int for n in pair)
+    ]
     if pairs != said or not all(0 <= start < stop <= count for start, stop in pairs):
         what = f"layer_replication is no list of [start, end) of the base's {count} layers"
-        raise AdapterError(what, where=[*where, checkpoint.path], help="the adapter belongs to another base, or its file is damaged")
+        raise AdapterError(
+            what, where=[*where, checkpoint.path], help="the adapter belongs to another base, or its file is damaged"
+        )
     return [layer for start, stop in pairs for layer in range(start, stop)]
 
 
@@ -80,8 +92,12 @@ def _with_layers(checkpoint: Checkpoint, before: int, order: Sequence[int]) -> d
             continue
         if fixed := sorted(key for key in _BY_PLACE if section.get(key) not in (None, 0, 1, False, [])):
             where = [f"config.json: {key} = {section[key]!r}" for key in fixed]
-            raise NotSupported("config.json says of layers by their place what they are: copies would be others", where=where)
-        lists = [key for key, value in section.items() if "layer" in key and isinstance(value, list) and len(value) == before]
+            raise NotSupported(
+                "config.json says of layers by their place what they are: copies would be others", where=where
+            )
+        lists = [
+            key for key, value in section.items() if "layer" in key and isinstance(value, list) and len(value) == before
+        ]
         section |= dict.fromkeys(counts, len(order)) | {key: [section[key][old] for old in order] for key in lists}
         return section if place is None else config | {place: section}
     tip = "its config.json is another model's, or the model has layers of its own kind"

@@ -1,4 +1,6 @@
-"""What adapters hold whole: trained biases, modules to save, rows of embeddings; and what follows where their tensors are tied."""
+"""What adapters hold whole: trained biases, modules to save, rows of embeddings; and what follows where their
+tensors are tied.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ def place_whole(
             continue
         if f"{module_of(name)}.bias" in checkpoint.tensors:
             where = [f"{adapter.path}: {adapter.names[key]}", f"base: {module_of(name)}.bias"]
-            tip = "PEFT computes such a head without its bias, in training too: no checkpoint holds that; leave it out with --except"
+            tip = (
+                "PEFT computes such a head without its bias, in training too: no checkpoint holds that; leave it out"
+                " with --except"
+            )
             raise NotSupported("the adapter trained tokens in a head that has a bias", where=where, help=tip)
         _check_weight(adapter, key, weight)
         base = placed.whole.get(name, checkpoint.tensors[name])
@@ -96,7 +101,10 @@ def check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
     if (is_head(name.rpartition(".")[0]) or looks) and is_tied(config) and ties(config) is None:
         raise NotSupported(
             "the adapter changes a tied tensor, and how its class keeps tied tensors apart is not known",
-            where=[f"{adapter.path}: {name}", f"config.json: architectures is {checkpoint.config.get('architectures')!r}"],
+            where=[
+                f"{adapter.path}: {name}",
+                f"config.json: architectures is {checkpoint.config.get('architectures')!r}",
+            ],
             help="untie the base first: store both tensors and set tie_word_embeddings to false",
         )
 
@@ -111,7 +119,9 @@ def _share(adapter: Adapter, placed: Placed, keys: Mapping[str, str], names: Seq
 
 
 def _share_rows(adapter: Adapter, placed: Placed, rows: dict[str, str], embedding: str, names: Sequence[str]) -> None:
-    """Let tokens trained in the input embedding be those of all that is tied to it, unless others were trained there."""
+    """Let tokens trained in the input embedding be those of all that is tied to it, unless others were trained
+    there.
+    """
     first = rows.get(embedding) if embedding in names else None
     if first is None:
         return
@@ -145,11 +155,18 @@ def _tokens(adapter: Adapter, key: str) -> list[int]:
     said, module = adapter.config.get("trainable_token_indices"), module_of(key)
     if isinstance(said, Mapping):
         said = next((rows for name, rows in said.items() if is_called(module, [name])), None)
-    rows = [row for row in said if isinstance(row, int) and not isinstance(row, bool) and row >= 0] if isinstance(said, list) else []
+    rows = (
+        [row for row in said if isinstance(row, int) and not isinstance(row, bool) and row >= 0]
+        if isinstance(said, list)
+        else []
+    )
     if rows != said or len(set(rows)) != len(rows):
         raise AdapterError(
             f"adapter_config.json does not say which tokens were trained in {module}",
-            where=[f"{adapter.path}: {adapter.names[key]}", f"trainable_token_indices = {adapter.config.get('trainable_token_indices')!r}"],
+            where=[
+                f"{adapter.path}: {adapter.names[key]}",
+                f"trainable_token_indices = {adapter.config.get('trainable_token_indices')!r}",
+            ],
             help="restore the file from the training",
         )
     return rows

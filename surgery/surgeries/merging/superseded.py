@@ -9,7 +9,9 @@ from ...lazy.tensor import Tensor, stored
 
 
 def both(before: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All of `before` and `more`: where a name stands for another tensor already, the later one has its file before its name."""
+    """All of `before` and `more`: where a name stands for another tensor already, the later one has its file before
+    its name.
+    """
     found = dict(before)
     for name, tensor in more.items():
         found[next(key for key in _keys(name, tensor) if found.get(key, tensor) == tensor)] = tensor
@@ -19,7 +21,9 @@ def both(before: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, 
 def replacements(
     before: Mapping[str, Tensor], dropped: Mapping[str, Tensor], now: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(replaced, dropped) once the tensors `now` have others in their places: what was put there by an earlier merge is dropped."""
+    """(replaced, dropped) once the tensors `now` have others in their places: what was put there by an earlier merge
+    is dropped.
+    """
     again = {name: tensor for name, tensor in now.items() if before.get(name, tensor) != tensor}
     return {**now, **before}, both(dropped, again)
 

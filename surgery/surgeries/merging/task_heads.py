@@ -1,11 +1,13 @@
-"""The base as the class that an adapter was trained in: a causal, masked or bare model that became a classifier, or the bare model of it.
+"""The base as the class that an adapter was trained in: a causal, masked or bare model that became a classifier, or
+the bare model of it.
 
-    LlamaForCausalLM, two labels         + SEQ_CLS, score of 5 rows    ->  LlamaForSequenceClassification, five labels, no lm_head
-    BertModel (encoder.layer…)           + TOKEN_CLS                   ->  BertForTokenClassification (bert.encoder.layer…), no pooler
-    BertForSequenceClassification of 2   + SEQ_CLS of 5                ->  five labels, and the adapter's classifier
+    LlamaForCausalLM, two labels         + SEQ_CLS, score of 5 rows    ->  LlamaForSequenceClassification, five
+    labels, no lm_head BertModel (encoder.layer…)           + TOKEN_CLS                   ->
+    BertForTokenClassification (bert.encoder.layer…), no pooler BertForSequenceClassification of 2   + SEQ_CLS of 5
+                 ->  five labels, and the adapter's classifier
 
-PEFT's Auto classes make this change before training, and an adapter does not hold it: the task type, the type's classes and the
-head's rows tell what it was. What they leave open is refused with the option that decides.
+PEFT's Auto classes make this change before training, and an adapter does not hold it: the task type, the type's
+classes and the head's rows tell what it was. What they leave open is refused with the option that decides.
 """
 
 from __future__ import annotations
@@ -58,12 +60,18 @@ class _Made:
 
 
 def as_its_class(
-    checkpoint: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], selection: Selection, architecture: str | None
+    checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    selection: Selection,
+    architecture: str | None,
 ) -> Checkpoint:
-    """The base as the class that the adapters were trained in, without the heads that they replace; as it is where that is its own.
+    """The base as the class that the adapters were trained in, without the heads that they replace; as it is where
+    that is its own.
 
-    Raises AdapterError where the class cannot be told, or would have tensors that nothing holds, unless `architecture` names it;
-    PlanError for adapters of two classes; SurgeryError for an `architecture` that the model type has not.
+    Raises AdapterError where the class cannot be told, or would have tensors that nothing holds, unless
+    `architecture` names it; PlanError for adapters of two classes; SurgeryError for an `architecture` that the model
+    type has not.
     """
     held = [_held(checkpoint, one, selection) for one in adapters]
     if architecture is not None:
@@ -73,7 +81,9 @@ def as_its_class(
         found = {one.name: one for one in told if one}
     if len(found) > 1:
         rows = [f"{one.path}: {kind.name}" for one, kind in zip(adapters, told, strict=True) if kind]
-        raise PlanError("the adapters were trained in different classes", where=rows, help=f"merge them apart; {DECIDES}")
+        raise PlanError(
+            "the adapters were trained in different classes", where=rows, help=f"merge them apart; {DECIDES}"
+        )
     kind = next(iter(found.values()), None)
     if kind is None:
         return checkpoint
@@ -156,13 +166,17 @@ def _is_of_bare(checkpoint: Checkpoint, adapter: Adapter) -> bool:
 
 
 def _is_other(checkpoint: Checkpoint, known: Mapping[str, TaskClass], held: Mapping[str, Tensor]) -> bool:
-    """Whether the base is of a class beside the type's task classes that has these heads, such as one for multiple choice."""
+    """Whether the base is of a class beside the type's task classes that has these heads, such as one for multiple
+    choice.
+    """
     return _current(checkpoint) not in {one.name for one in known.values()} and _has(checkpoint, held)
 
 
 def _has(checkpoint: Checkpoint, held: Mapping[str, Tensor]) -> bool:
     """Whether the base stores all these heads, each in its shape."""
-    return all(name in checkpoint.tensors and checkpoint.tensors[name].shape == tensor.shape for name, tensor in held.items())
+    return all(
+        name in checkpoint.tensors and checkpoint.tensors[name].shape == tensor.shape for name, tensor in held.items()
+    )
 
 
 def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
@@ -174,14 +188,22 @@ def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
 
 def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], names: Sequence[str]) -> AdapterError:
     return AdapterError(
-        f"the adapter holds a head that {_current(checkpoint) or 'the base'} has not, and which class it is of is not clear",
-        where=[adapter.path, *listed(sorted(held)), f"task_type = {adapter.config.get('task_type')!r}", f"could be {series(names)}"],
+        f"the adapter holds a head that {_current(checkpoint) or 'the base'} has not, and which class it is of is not"
+        " clear",
+        where=[
+            adapter.path,
+            *listed(sorted(held)),
+            f"task_type = {adapter.config.get('task_type')!r}",
+            f"could be {series(names)}",
+        ],
         help=DECIDES,
     )
 
 
 def _made(checkpoint: Checkpoint, kind: TaskClass, held: Mapping[str, Tensor]) -> _Made:
-    """The base's tensors as the class has them: heads of other classes dropped, the adapter's left out of it, the body under its prefix."""
+    """The base's tensors as the class has them: heads of other classes dropped, the adapter's left out of it, the
+    body under its prefix.
+    """
     others = HEAD_BUFFERS.union(*heads_of(checkpoint.config).values())
     renames, fronts = renames_of(checkpoint.config), _fronts(checkpoint, kind)
     as_it_is = any(in_memory(name, renames) != name for name in checkpoint.tensors)
@@ -236,28 +258,42 @@ def _missing(checkpoint: Checkpoint, kind: TaskClass, made: _Made, held: Mapping
 
 
 def _check_reached(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: TaskClass) -> None:
-    """Raise AdapterError where the class holds the body under a name from which transformers does not load this base's."""
+    """Raise AdapterError where the class holds the body under a name from which transformers does not load this
+    base's.
+    """
     old, new = _fronts(checkpoint, kind)
     if old and new and old != new:
         raise AdapterError(
-            f"{kind.name} holds its body under {new}, and transformers loads nothing into it from under {old}: the training began "
-            "with random weights",
+            f"{kind.name} holds its body under {new}, and transformers loads nothing into it from under {old}: the"
+            " training began with random weights",
             where=[*(one.path for one in adapters), f"base: {checkpoint.path}"],
             help=f"if it was trained on these weights nevertheless: --architecture {kind.name}",
         )
 
 
-def _incomplete(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: TaskClass, missing: Sequence[str]) -> AdapterError:
+def _incomplete(
+    checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: TaskClass, missing: Sequence[str]
+) -> AdapterError:
     modules = list(dict.fromkeys(re.sub(r"\.(?:weight|bias)$", "", name) for name in missing))
-    where = [*(one.path for one in adapters), f"base: {checkpoint.path}: {_current(checkpoint) or 'no class'}", *listed(modules)]
+    where = [
+        *(one.path for one in adapters),
+        f"base: {checkpoint.path}: {_current(checkpoint) or 'no class'}",
+        *listed(modules),
+    ]
     return AdapterError(
-        f"{kind.name} has {len(modules)} modules that neither the base nor the adapter holds: the training began with random ones",
+        f"{kind.name} has {len(modules)} modules that neither the base nor the adapter holds: the training began with"
+        " random ones",
         where=where,
-        help=f"train it again with them in modules_to_save; or let every loading draw them anew: --architecture {kind.name}",
+        help=(
+            "train it again with them in modules_to_save; or let every loading draw them anew: --architecture"
+            f" {kind.name}"
+        ),
     )
 
 
-def _check_weights(adapters: Sequence[Adapter], weights: Sequence[float], held: Sequence[Mapping[str, Tensor]], made: _Made) -> None:
+def _check_weights(
+    adapters: Sequence[Adapter], weights: Sequence[float], held: Sequence[Mapping[str, Tensor]], made: _Made
+) -> None:
     for one, weight, heads in zip(adapters, weights, held, strict=True):
         if weight != 1 and (names := sorted(heads.keys() & made.replaced.keys())):
             raise NotSupported(
@@ -282,12 +318,18 @@ def _labels(kind: TaskClass, held: Mapping[str, Tensor]) -> int | None:
 
 
 def _config(config: Mapping[str, Any], kind: TaskClass, held: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config of the class, with as many labels as the head has rows: their names where they are as many as before."""
+    """The config of the class, with as many labels as the head has rows: their names where they are as many as
+    before.
+    """
     new, count = {**config, "architectures": [kind.name]}, _labels(kind, held)
     if count is None or (count == labels_of(config) and kind.name in (config.get("architectures") or [])):
         return new
     if count != labels_of(config):
-        new = {key: value for key, value in new.items() if key not in ("id2label", "label2id", "num_labels", "problem_type")}
+        new = {
+            key: value
+            for key, value in new.items()
+            if key not in ("id2label", "label2id", "num_labels", "problem_type")
+        }
         if count != 2:  # two is what transformers takes where nothing is said, and what it leaves out
             new["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
             new["label2id"] = {f"LABEL_{i}": i for i in range(count)}
@@ -299,12 +341,19 @@ def _config(config: Mapping[str, Any], kind: TaskClass, held: Mapping[str, Tenso
 def _notes(checkpoint: Checkpoint, kind: TaskClass, held: Mapping[str, Tensor], made: _Made) -> list[str]:
     count, current = _labels(kind, held), _current(checkpoint)
     labels = f", with {count} labels" if count is not None else ""
-    named = f"config.json names {kind.name}{labels}" + (f", no more {current}" if current and current != kind.name else "")
+    named = f"config.json names {kind.name}{labels}" + (
+        f", no more {current}" if current and current != kind.name else ""
+    )
     if count is not None and count != labels_of(checkpoint.config):
-        named += f"; the base had {labels_of(checkpoint.config)}, and their names are not in the adapter: id2label in config.json"
+        named += (
+            f"; the base had {labels_of(checkpoint.config)}, and their names are not in the adapter: id2label in"
+            " config.json"
+        )
     notes = [f"{named}: the class that the adapter was trained in"]
     if made.dropped:
-        notes.append(f"left out, since {kind.name} has no place for them: {', '.join(listed(sorted(made.dropped, key=natural)))}")
+        notes.append(
+            f"left out, since {kind.name} has no place for them: {', '.join(listed(sorted(made.dropped, key=natural)))}"
+        )
     if made.renamed:
         how = f"are under {kind.prefix}. now" if kind.prefix else f"are without {prefix_of(checkpoint.config)}. now"
         notes.append(f"{made.renamed} tensors {how}, as {kind.name} has them")

@@ -1,7 +1,7 @@
 """Tied tensors: one in the file, under several names in the model.
 
-While adapters are merged, each has a name of its own (`widened`): what an adapter does to one of them is then what it does
-to that one alone, as in the live model. Afterwards those that are still equal are one again (`narrowed`).
+While adapters are merged, each has a name of its own (`widened`): what an adapter does to one of them is then what
+it does to that one alone, as in the live model. Afterwards those that are still equal are one again (`narrowed`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NAMED = "the header says no more that they are one: load them into a module tha
 class Group:
     """Names that the class ties, the source first, then in the order in which one is looked for that is stored.
 
-    `holder`: under which the base stores what is one tensor in it. `apart`: those that are others in this base, which PEFT takes for
-    tied all the same where it sees to ties itself, if the `embedding`, the input embedding, is one with the source. `named`: it is the
-    header alone that ties them, to the holder.
+    `holder`: under which the base stores what is one tensor in it. `apart`: those that are others in this base,
+    which PEFT takes for tied all the same where it sees to ties itself, if the `embedding`, the input embedding, is
+    one with the source. `named`: it is the header alone that ties them, to the holder.
     """
 
     family: tuple[str, ...]
@@ -51,7 +51,9 @@ class Group:
 
 
 def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
-    """The tensors that the model ties, as far as the base does. Reads two that are both stored, to see whether they are equal."""
+    """The tensors that the model ties, as far as the base does. Reads two that are both stored, to see whether they
+    are equal.
+    """
     from ...evaluation.compare import same
 
     tensors, found = checkpoint.tensors, list[Group]()
@@ -72,12 +74,18 @@ def widened(checkpoint: Checkpoint, groups: tuple[Group, ...]) -> Checkpoint:
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, **{name: checkpoint.tensors[holder] for name, holder in missing.items()}},
-        weight_map={**checkpoint.weight_map, **{name: checkpoint.weight_map[holder] for name, holder in missing.items()}},
+        weight_map={
+            **checkpoint.weight_map,
+            **{name: checkpoint.weight_map[holder] for name, holder in missing.items()},
+        },
     )
 
 
-def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ...], tied: str) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint without the tied tensors that loading makes of the others, and what config.json has to say of those that differ.
+def narrowed(
+    checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ...], tied: str
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint without the tied tensors that loading makes of the others, and what config.json has to say of
+    those that differ.
 
     `tied` is "untie", or "error": then NotSupported where tensors have come to differ.
     """
@@ -111,5 +119,7 @@ def narrowed(checkpoint: Checkpoint, before: Checkpoint, groups: tuple[Group, ..
     weight_map = {name: shard for name, shard in checkpoint.weight_map.items() if name in tensors}
     mine = {name for group in groups for name in group.names} - before.tensors.keys()
     replaced = {name: tensor for name, tensor in checkpoint.replaced.items() if name not in mine}
-    made = replace(checkpoint, tensors=tensors, weight_map=weight_map, replaced=replaced, notes=(*checkpoint.notes, *notes))
+    made = replace(
+        checkpoint, tensors=tensors, weight_map=weight_map, replaced=replaced, notes=(*checkpoint.notes, *notes)
+    )
     return retied(made, before, {name: holder for name, holder in held.items() if name not in tensors}), edits

@@ -1,6 +1,7 @@
 """The tokenizer and the chat template of a merge: the adapter's, since the merged weights were trained with them.
 
-Trainers save both beside the adapter, resized vocabulary or not: a base model becomes a chat model by its adapter's template.
+Trainers save both beside the adapter, resized vocabulary or not: a base model becomes a chat model by its adapter's
+template.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ...files.peft import Adapter
 from ...lazy.tensor import File
 
 WORDS = frozenset(  # what a token is: of two vocabularies, the files of one say nothing of the other
-    "tokenizer.json added_tokens.json special_tokens_map.json vocab.json merges.txt vocab.txt spiece.model tokenizer.model "
-    "sentencepiece.bpe.model source.spm target.spm tekken.json".split()
+    "tokenizer.json added_tokens.json special_tokens_map.json vocab.json merges.txt vocab.txt spiece.model"
+    " tokenizer.model sentencepiece.bpe.model source.spm target.spm tekken.json".split()
 )
 SETTINGS = "tokenizer_config.json"
 TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
@@ -29,10 +30,11 @@ WHERE = "--tokenizer base keeps the base's, in Python tokenizer='base'"
 
 
 def with_tokenizer(checkpoint: Checkpoint, adapters: Sequence[Adapter], choice: str | None) -> Checkpoint:
-    """The checkpoint with the tokenizer that was chosen: "base", "adapter", or that in a folder; None: the adapters', if they have one.
+    """The checkpoint with the tokenizer that was chosen: "base", "adapter", or that in a folder; None: the
+    adapters', if they have one.
 
-    A note names every file that is not the base's any more. Raises AdapterError where adapters bring different ones, or where
-    the chosen one is not there.
+    A note names every file that is not the base's any more. Raises AdapterError where adapters bring different ones,
+    or where the chosen one is not there.
     """
     if choice == "base":
         return checkpoint
@@ -53,7 +55,11 @@ def _chosen(adapters: Sequence[Adapter], choice: str | None) -> dict[str, File]:
     if choice not in (None, "adapter"):
         if found := _tokenizer_in(folder_at(choice)):
             return found
-        raise NotACheckpoint("no tokenizer is there", where=[choice], help="--tokenizer takes adapter, base, or a folder with a tokenizer")
+        raise NotACheckpoint(
+            "no tokenizer is there",
+            where=[choice],
+            help="--tokenizer takes adapter, base, or a folder with a tokenizer",
+        )
     every = {one.path: files for one in adapters if one.inputs and (files := _tokenizer_in(folder_at(one.path)))}
     if not every and choice == "adapter":
         where = [one.path for one in adapters]
@@ -97,7 +103,9 @@ def _settings(file: File) -> Mapping[str, Any]:
 
 
 def _beyond(checkpoint: Checkpoint, chosen: Mapping[str, File]) -> list[str]:
-    """A note on tokens that the embedding has no row for: a pad token that was added, and the vocabulary not resized."""
+    """A note on tokens that the embedding has no row for: a pad token that was added, and the vocabulary not
+    resized.
+    """
     size = checkpoint.config.get("vocab_size")
     added = _settings(chosen["tokenizer.json"]).get("added_tokens") if "tokenizer.json" in chosen else None
     if not isinstance(size, int) or not isinstance(added, list):

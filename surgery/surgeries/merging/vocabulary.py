@@ -19,7 +19,11 @@ def with_vocabulary(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     if not resized:
         return checkpoint
     before = {base.tensors[name].shape[0] for name in resized}
-    left = [n for n, t in checkpoint.tensors.items() if is_vocabulary(n) and t.shape[:1] not in {(size,) for size in resized.values()}]
+    left = [
+        n
+        for n, t in checkpoint.tensors.items()
+        if is_vocabulary(n) and t.shape[:1] not in {(size,) for size in resized.values()}
+    ]
     left = [n for n in left if checkpoint.tensors[n].shape[0] in before]
     if left or len({*resized.values()}) > 1:
         raise AdapterError(
@@ -37,7 +41,9 @@ def _resized(config: Mapping[str, Any], size: int) -> dict[str, Any]:
     """config.json with another vocab_size, wherever it says one of the text model."""
     text = config.get("text_config")
     nested = isinstance(text, Mapping) and "vocab_size" in text
-    made = dict(config) | ({"text_config": {**text, "vocab_size": size}} if nested and isinstance(text, Mapping) else {})
+    made = dict(config) | (
+        {"text_config": {**text, "vocab_size": size}} if nested and isinstance(text, Mapping) else {}
+    )
     return made | ({"vocab_size": size} if "vocab_size" in config or not nested else {})
 
 

@@ -1,8 +1,10 @@
-"""The oracle of fused attention: the parts of a split checkpoint are the operands of the model's own attention arithmetic.
+"""The oracle of fused attention: the parts of a split checkpoint are the operands of the model's own attention
+arithmetic.
 
-It knows no layout. It records what reaches the model's matrix products after the fused projection was entered, with rotary
-embeddings and norms of q and k made the identity, and compares that with what the parts in the written files compute from
-the same input. Every case has its controls: other layouts of as many rows, which must fail the same comparison.
+It knows no layout. It records what reaches the model's matrix products after the fused projection was entered, with
+rotary embeddings and norms of q and k made the identity, and compares that with what the parts in the written files
+compute from the same input. Every case has its controls: other layouts of as many rows, which must fail the same
+comparison.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Wrong = tuple[Rows, tuple[int, ...]]  # another layout, and which of its parts i
 
 @dataclass
 class Call:
-    """One forward pass of a fused module: its name, its input, and since then the operands of the products, and what reached
-    the functions and modules that the case records.
+    """One forward pass of a fused module: its name, its input, and since then the operands of the products, and what
+    reached the functions and modules that the case records.
     """
 
     module: str
@@ -70,7 +72,9 @@ class Case:
     axis: int = 0
     identity: tuple[str, ...] = ()  # last names of modules made the identity, such as norms of q and k
     patches: Mapping[str, Any] = field(default_factory=dict)  # in the modeling module
-    records: tuple[str, ...] = ()  # functions of the modeling module, and last names of modules, whose first tensors `states` needs
+    records: tuple[
+        str, ...
+    ] = ()  # functions of the modeling module, and last names of modules, whose first tensors `states` needs
     settle: Callable[[Any], Any] = lambda model: None  # what is set in the model after its parameters were made random
     states: States = attention
     scales: tuple[float, ...] = ()  # by which the module multiplies its states before the product
@@ -116,7 +120,9 @@ def evidence(case: Case, folder: Path) -> Evidence:
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(folder / "base")), folder / "split")
     with torch.no_grad(), recorded(model, case) as calls:
         model(**case.inputs())
-    return Evidence(case, folder / "base", folder / "split", tensors_in(folder / "base"), tensors_in(folder / "split"), calls)
+    return Evidence(
+        case, folder / "base", folder / "split", tensors_in(folder / "base"), tensors_in(folder / "split"), calls
+    )
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -198,13 +204,19 @@ def _noting(calls: list[Call], function: Any, name: str) -> Any:
 
 def modeling(case: Case, model: Any) -> list[Any]:
     """The modeling modules whose functions the model calls."""
-    names = case.source.split() or sorted({type(m).__module__ for m in model.modules() if ".modeling_" in type(m).__module__})
+    names = case.source.split() or sorted(
+        {type(m).__module__ for m in model.modules() if ".modeling_" in type(m).__module__}
+    )
     return [importlib.import_module(name) for name in names]
 
 
 def _rotary(module: Any) -> dict[str, Any]:
     """The modeling module's functions of rotary embeddings, made the identity."""
-    found = {n: f for n, f in vars(module).items() if re.match(r"apply_(multimodal_)?(rotary|rope)", n) and inspect.isfunction(f)}
+    found = {
+        n: f
+        for n, f in vars(module).items()
+        if re.match(r"apply_(multimodal_)?(rotary|rope)", n) and inspect.isfunction(f)
+    }
     return {n: _identity(f) for n, f in found.items()}
 
 
@@ -227,7 +239,9 @@ def compare(call: Call, parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]
         state = state if state.dim() == 4 else state.unflatten(0, (-1, heads))
         hidden = call.hidden.reshape(state.shape[0], -1, call.hidden.shape[-1])
         made = torch.nn.functional.linear(hidden, weight.T if case.axis else weight, bias)
-        made = made.unflatten(-1, (heads, -1)).transpose(1, 2).repeat_interleave(state.shape[1] // heads, 1)  # shared by queries
+        made = (
+            made.unflatten(-1, (heads, -1)).transpose(1, 2).repeat_interleave(state.shape[1] // heads, 1)
+        )  # shared by queries
         assert made.shape == state.shape
         assert (made * (case.scales[i] if case.scales else 1.0) - state).abs().max() < 1e-5
 
@@ -254,7 +268,9 @@ def check_controls(run: Evidence) -> None:
     told = 0
     for rows, order in others(weight.shape[case.axis], [part.shape[case.axis] for part, _ in parts], case):
         weights = _cut(weight, rows, case.axis, order)
-        biases = [b for _, b in parts] if bias is None else _cut(bias, rows, case.axis, order)  # these belong to the parts
+        biases = (
+            [b for _, b in parts] if bias is None else _cut(bias, rows, case.axis, order)
+        )  # these belong to the parts
         made = list(zip(weights, biases, strict=True))
         if all(torch.equal(one, part) for one, (part, _) in zip(weights, parts, strict=True)):
             compare(call, made, case)  # the right one under another name
@@ -274,14 +290,16 @@ def check_round_trip(run: Evidence) -> None:
 
 
 def others(length: int, lengths: Sequence[int], case: Case) -> list[Wrong]:
-    """Layouts that a fused axis of this length could have, with parts of these lengths: blocked, one group or head after
-    another, one entry after another; and the parts taken for each other.
+    """Layouts that a fused axis of this length could have, with parts of these lengths: blocked, one group or head
+    after another, one entry after another; and the parts taken for each other.
     """
     order = case.order or tuple(range(len(case.parts)))
     heads = [case.heads[order.index(i)] for i in range(len(order))]
     inside = [lengths[order.index(i)] for i in range(len(order))]
     groups = sorted({1, 2, min(heads), max(heads), min(inside)})
-    found: list[Wrong] = [((g, tuple(n // g for n in inside), 1), order) for g in groups if not any(n % g for n in inside)]
+    found: list[Wrong] = [
+        ((g, tuple(n // g for n in inside), 1), order) for g in groups if not any(n % g for n in inside)
+    ]
     for rows, _ in list(found):
         for i in range(len(order) - 1):
             swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]

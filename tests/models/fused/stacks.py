@@ -1,4 +1,6 @@
-"""Tiny models with experts, and what a layer of experts computes, one expert after another, from weights that lie apart."""
+"""Tiny models with experts, and what a layer of experts computes, one expert after another, from weights that lie
+apart.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 EXPERTS, WIDTH, TOP = 4, 16, 2
 SIZES: Mapping[str, Any] = {
-    **tiny_models.TEXT, "hidden_size": WIDTH, "intermediate_size": 20, "moe_intermediate_size": 12, "num_hidden_layers": 2,
+    **tiny_models.TEXT, "hidden_size": WIDTH, "intermediate_size": 20, "moe_intermediate_size": 12,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
     "num_experts": EXPERTS, "num_local_experts": EXPERTS, "n_routed_experts": EXPERTS, "num_experts_per_tok": TOP,
 }  # fmt: skip
@@ -85,7 +88,9 @@ class Case:
     norm: str = ""  # of the module: what follows down_proj
 
 
-def reference(case: Case, module: Any, experts: list[Weights], hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+def reference(
+    case: Case, module: Any, experts: list[Weights], hidden: Tensor, index: Tensor, weights: Tensor
+) -> Tensor:
     """What the experts compute, one token and one expert after another."""
     linear = torch.nn.functional.linear
     out = torch.zeros_like(hidden)
@@ -150,7 +155,15 @@ SAVED: tuple[Case, ...] = (
     Case(
         "mistral4",
         "layers.1.mlp.experts",
-        {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1, "topk_group": 1},
+        {
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_group": 1,
+            "topk_group": 1,
+        },
     ),
     Case("hy_v4", "model.layers.1.mlp.experts", {}, clamped_silu),
     Case("muse_spark_text", "layers.1.mlp.experts", {"moe_hidden_size": WIDTH}, norm="post_expert_norm"),
@@ -158,7 +171,12 @@ SAVED: tuple[Case, ...] = (
     Case(
         "gemma4_text",
         "model.layers.1.experts",
-        {"enable_moe_block": True, "top_k_experts": TOP, "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 4},
+        {
+            "enable_moe_block": True,
+            "top_k_experts": TOP,
+            "vocab_size_per_layer_input": 97,
+            "hidden_size_per_layer_input": 4,
+        },
     ),
     Case("granitemoe", "model.layers.1.block_sparse_moe.experts"),
     Case("granitemoeshared", "model.layers.1.block_sparse_moe.experts", {"shared_intermediate_size": 8}),

@@ -60,7 +60,9 @@ class Lists(Sizes):
 
 
 def layouts(row: Row) -> Iterator[Layout]:
-    """The layouts that a row's rule gives for 4, 2 or 1 heads of k and v, and for fused axes of the lengths that go with these."""
+    """The layouts that a row's rule gives for 4, 2 or 1 heads of k and v, and for fused axes of the lengths that go
+    with these.
+    """
     for answers in (Sizes, Lists):
         for kv in (4, 2, 1):
             for flags in (True, False):
@@ -78,7 +80,10 @@ def leaf_of(row: Row) -> str:
 ATTENTION = [
     row
     for row in TABLE
-    if row.kind == "qkv" and {*row.parts} == {*"qkv"} and leaf_of(row) in STYLES and (leaf_of(row) == "in_proj") == (row.tensors == IN_PROJ)
+    if row.kind == "qkv"
+    and {*row.parts} == {*"qkv"}
+    and leaf_of(row) in STYLES
+    and (leaf_of(row) == "in_proj") == (row.tensors == IN_PROJ)
 ]
 
 
@@ -109,9 +114,12 @@ def test_names_with_one_layout_have_no_other_in_the_table() -> None:
     [
         pytest.param({}, weights(W_pack=(24, 8)), (8, 8, 8), id="as wide as the input"),
         pytest.param({}, weights(Wqkv=(48, 8), o_proj=(8, 32)), (32, 8, 8), id="by the output projection"),
-        pytest.param({"model_type": "new"}, weights(Wqkv=(48, 8), out_proj=(8, 32)), (32, 8, 8), id="of an unknown type"),
-        pytest.param({"n_head": 4}, weights(qkv_proj=(48, 8), o_proj=(8, 32)), (32, 8, 8), id="multi-query: grouped is blocked"),
-        pytest.param({"n_head": 1}, weights(query_key_value=(24, 8), dense=(8, 8)), (8, 8, 8), id="one head: interleaved is blocked"),
+        pytest.param({"model_type": "new"}, weights(Wqkv=(48, 8), out_proj=(8, 32)), (32, 8, 8),
+        id="of an unknown type"),
+        pytest.param({"n_head": 4}, weights(qkv_proj=(48, 8), o_proj=(8, 32)), (32, 8, 8),
+        id="multi-query: grouped is blocked"),
+        pytest.param({"n_head": 1}, weights(query_key_value=(24, 8), dense=(8, 8)), (8, 8, 8),
+        id="one head: interleaved is blocked"),
     ],
 )  # fmt: skip
 def test_one_layout_is_taken(config: Mapping[str, Any], tensors: dict[str, Tensor], lengths: tuple[int, ...]) -> None:
@@ -134,7 +142,9 @@ def test_a_conv1d_is_taken_by_its_shape(tmp_path: Path) -> None:
     parts = load_file(tmp_path / "out" / "model.safetensors")
     x = torch.randn(3, 8)
     for name, want in zip("qkv", conv(x).split(8, dim=-1), strict=True):
-        stem = next(n.removesuffix(".weight") for n in parts if n.endswith(".weight") and n.split(".")[-2].startswith(name))
+        stem = next(
+            n.removesuffix(".weight") for n in parts if n.endswith(".weight") and n.split(".")[-2].startswith(name)
+        )
         assert torch.allclose(x @ parts[f"{stem}.weight"] + parts[f"{stem}.bias"], want, atol=1e-6)
     assert len(parts) == 6
     assert not detect({}, weights(c_attn=(24, 8)))
@@ -143,7 +153,13 @@ def test_a_conv1d_is_taken_by_its_shape(tmp_path: Path) -> None:
 def test_what_the_type_says_is_not_fused_stays(tmp_path: Path) -> None:
     """A name that rows of the model type have, elsewhere than where they say: the row knows better than the name."""
     phi3 = {"model_type": "phi3", "num_attention_heads": 4, "hidden_size": 8}
-    assert detect(phi3, {"vision.0.attn.qkv_proj.weight": Zeros(F32, (24, 8)), "vision.0.attn.o_proj.weight": Zeros(F32, (8, 8))}) == []
+    assert (
+        detect(
+            phi3,
+            {"vision.0.attn.qkv_proj.weight": Zeros(F32, (24, 8)), "vision.0.attn.o_proj.weight": Zeros(F32, (8, 8))},
+        )
+        == []
+    )
 
 
 # What is refused
@@ -156,7 +172,8 @@ def test_what_the_type_says_is_not_fused_stays(tmp_path: Path) -> None:
             {"num_attention_heads": 8}, weights(qkv_proj=(96, 8), o_proj=(8, 64)), "qkv_proj",
             ["blocked 1 × [64|16|16]", "grouped 2 × [32|8|8]"], id="two of known sizes",
         ),
-        pytest.param({}, weights(wqkv=(96, 8), wo=(8, 64)), "wqkv", ["grouped", "blocked 1 × [64|16|16]"], id="head counts missing"),
+        pytest.param({}, weights(wqkv=(96, 8), wo=(8, 64)), "wqkv", ["grouped", "blocked 1 × [64|16|16]"],
+        id="head counts missing"),
         pytest.param(
             {"num_heads": 2}, weights(query_key_value=(24, 8)), "query_key_value",
             ["interleaved 2 × [4|4|4]", "blocked 1 × [8|8|8]"], id="as many heads of each",
@@ -166,7 +183,8 @@ def test_what_the_type_says_is_not_fused_stays(tmp_path: Path) -> None:
         pytest.param({}, weights(Wqkv=(48, 8), o_proj=(8, 32), dense=(8, 16)), "Wqkv", ["blocked"], id="two outputs"),
         pytest.param({}, weights(Wqkv=(41, 8), o_proj=(8, 32)), "Wqkv", ["blocked"], id="an odd rest"),
         pytest.param(
-            {"num_attention_heads": 4, "num_key_value_heads": 2}, weights(Wqkv=(24, 8)), "Wqkv", ["blocked"], id="other heads than thirds"
+            {"num_attention_heads": 4, "num_key_value_heads": 2}, weights(Wqkv=(24, 8)), "Wqkv", ["blocked"],
+            id="other heads than thirds"
         ),
         pytest.param(
             {"text_config": {"num_heads": 2}, "vision_config": {"num_heads": 4}}, weights(qkv=(24, 8)), "qkv",
@@ -188,7 +206,9 @@ def test_more_than_one_layout_is_refused_with_the_candidates(
     error = caught.value
     assert error.what.startswith("no layout is known for model type `nobody_knows`, and ")
     assert error.what.endswith(
-        f"more than one would fit what is called {leaf}" if len(found) > 1 else f"the shapes do not tell the sizes of what is called {leaf}"
+        f"more than one would fit what is called {leaf}"
+        if len(found) > 1
+        else f"the shapes do not tell the sizes of what is called {leaf}"
     )
     assert error.where[:2] == (str(tmp_path), f"h.0.attn.{leaf}")
     assert error.where[2:] == ((f"{leaf} could be {' or '.join(found)}",) if found else ())
@@ -212,11 +232,21 @@ def test_the_candidates_are_the_layouts_that_the_options_give(tmp_path: Path) ->
 
 
 def test_inspect_names_what_was_taken_and_why(tmp_path: Path) -> None:
-    tensors = {f"h.{i}.attn.{leaf}": shape for i in range(3) for leaf, shape in (("Wqkv.weight", (24, 8)), ("out_proj.weight", (8, 8)))}
-    save_file({n: torch.zeros(s) for n, s in {**tensors, "vision.0.attn.qkv.weight": (24, 8)}.items()}, tmp_path / "model.safetensors")
+    tensors = {
+        f"h.{i}.attn.{leaf}": shape
+        for i in range(3)
+        for leaf, shape in (("Wqkv.weight", (24, 8)), ("out_proj.weight", (8, 8)))
+    }
+    save_file(
+        {n: torch.zeros(s) for n, s in {**tensors, "vision.0.attn.qkv.weight": (24, 8)}.items()},
+        tmp_path / "model.safetensors",
+    )
     assert surgery.inspect(tmp_path).fused == (
         "3 × Wqkv -> q_proj, k_proj, v_proj: 1 × [8|8|8] (by its name and shape, which leave one layout)",
-        "1 modules such as vision.0.attn.qkv: by their name, but in a layout that is not known: blocked 1 × [8|8|8] or interleaved",
+        (
+            "1 modules such as vision.0.attn.qkv: by their name, but in a layout that is not known: blocked 1 × [8|8|8]"
+            " or interleaved"
+        ),
     )
 
 
@@ -224,7 +254,11 @@ def test_inspect_names_what_was_taken_and_why(tmp_path: Path) -> None:
     ("more", "kind", "what"),
     [
         ({"h.0.attn.Wqkv.bias": (24,)}, LayoutError, "some fused projections have a bias, and some have none"),
-        ({"h.0.attn.Wqkv.weight_scale": (1,)}, NotSupported, "1 tensors belong to fused projections, and are neither weight nor bias"),
+        (
+            {"h.0.attn.Wqkv.weight_scale": (1,)},
+            NotSupported,
+            "1 tensors belong to fused projections, and are neither weight nor bias",
+        ),
     ],
 )
 def test_what_is_taken_by_name_is_whole(more: dict[str, tuple[int, ...]], kind: type[SurgeryError], what: str) -> None:
@@ -238,7 +272,9 @@ def test_fused_and_split_of_one_family_are_told_apart(tmp_path: Path) -> None:
     """A checkpoint of which one layer is split: that layer is fused, the others split, each by its command."""
     config = {"model_type": "phi3", "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
     tensors: dict[str, Tensor] = {"model.layers.0.self_attn.qkv_proj.weight": Zeros(F32, (32, 16))}
-    tensors |= {f"model.layers.1.self_attn.{p}_proj.weight": Zeros(F32, (n, 16)) for p, n in (("q", 16), ("k", 8), ("v", 8))}
+    tensors |= {
+        f"model.layers.1.self_attn.{p}_proj.weight": Zeros(F32, (n, 16)) for p, n in (("q", 16), ("k", 8), ("v", 8))
+    }
     assert [site.module for site in detect(config, tensors)] == ["model.layers.0.self_attn.qkv_proj"]
     assert [site.module for site in detect_split(config, tensors)] == ["model.layers.1.self_attn.qkv_proj"]
     save_file({name: torch.randn(t.shape) for name, t in tensors.items()}, tmp_path / "model.safetensors")

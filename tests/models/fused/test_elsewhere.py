@@ -1,4 +1,5 @@
-"""Rows of remote code and other frameworks, judged by the forward passes of their sources, written down here in a few lines.
+"""Rows of remote code and other frameworks, judged by the forward passes of their sources, written down here in a
+few lines.
 
 torch.nn.MultiheadAttention judges itself.
 """
@@ -44,7 +45,9 @@ Cut = Callable[[torch.Tensor, dict[str, Any]], Heads]
 
 
 class Attention(nn.Module):
-    """A fused projection of `rows`, and the lines of a source that make heads of its output: (batch, length, heads, head_dim)."""
+    """A fused projection of `rows`, and the lines of a source that make heads of its output: (batch, length, heads,
+    head_dim).
+    """
 
     def __init__(self, leaf: str, width: int, rows: int, cut: Cut, config: dict[str, Any], bias: bool) -> None:
         super().__init__()
@@ -54,14 +57,21 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (states.transpose(1, 2) for states in self.cut(self.projected(x), self.config))
         shared = q.shape[1] // k.shape[1]
-        return x + functional.scaled_dot_product_attention(q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)).mean()
+        return (
+            x
+            + functional.scaled_dot_product_attention(
+                q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+            ).mean()
+        )
 
     def projected(self, x: torch.Tensor) -> torch.Tensor:
         return getattr(self, self.leaf)(x)
 
 
 class BiasedBeside(Attention):
-    """timm/models/eva.py EvaAttention.forward with qkv_bias_separate: qkv = self.qkv(x); qkv += cat((q_bias, k_bias, v_bias))"""
+    """timm/models/eva.py EvaAttention.forward with qkv_bias_separate: qkv = self.qkv(x); qkv += cat((q_bias, k_bias,
+    v_bias))
+    """
 
     def __init__(self, leaf: str, width: int, rows: int, cut: Cut, config: dict[str, Any], bias: bool) -> None:
         super().__init__(leaf, width, rows, cut, config, bias=False)
@@ -102,8 +112,12 @@ def w_pack(proj: torch.Tensor, c: dict[str, Any]) -> Heads:
 
 
 def qwen(mixed: torch.Tensor, c: dict[str, Any]) -> Heads:
-    """Qwen/Qwen-7B-Chat modeling_qwen.py QWenAttention.forward: mixed_x_layer.split(self.split_size, dim=2), _split_heads"""
-    return tuple(part.view(*part.shape[:-1], c["num_attention_heads"], -1) for part in mixed.split(c["hidden_size"], dim=2))  # type: ignore[return-value]
+    """Qwen/Qwen-7B-Chat modeling_qwen.py QWenAttention.forward: mixed_x_layer.split(self.split_size, dim=2),
+    _split_heads
+    """
+    return tuple(
+        part.view(*part.shape[:-1], c["num_attention_heads"], -1) for part in mixed.split(c["hidden_size"], dim=2)
+    )  # type: ignore[return-value]
 
 
 def internlm2(qkv: torch.Tensor, c: dict[str, Any]) -> Heads:
@@ -123,13 +137,17 @@ def chatglm(mixed: torch.Tensor, c: dict[str, Any]) -> Heads:
 
 
 def chatglm1(mixed: torch.Tensor, c: dict[str, Any]) -> Heads:
-    """THUDM/chatglm-6b modeling_chatglm.py SelfAttention.forward: view (heads, 3 * head_dim), split_tensor_along_last_dim 3"""
+    """THUDM/chatglm-6b modeling_chatglm.py SelfAttention.forward: view (heads, 3 * head_dim),
+    split_tensor_along_last_dim 3
+    """
     mixed = mixed.view(*mixed.shape[:-1], c["num_attention_heads"], -1)
     return mixed.split(mixed.shape[-1] // 3, dim=-1)  # type: ignore[return-value]
 
 
 def three_h_d(qkv: torch.Tensor, c: dict[str, Any]) -> Heads:
-    """reshape(B, L, 3, heads, -1), in visual.py of THUDM/glm-4v-9b, timm/layers/attention.py Attention.forward and others"""
+    """reshape(B, L, 3, heads, -1), in visual.py of THUDM/glm-4v-9b, timm/layers/attention.py Attention.forward and
+    others
+    """
     q, k, v = qkv.reshape(*qkv.shape[:2], 3, c.get("num_attention_heads", 3), -1).permute(2, 0, 3, 1, 4).unbind(0)
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
@@ -235,19 +253,23 @@ def openelm_case(layer: int, heads: tuple[int, int, int]) -> Case:
 
 
 CASES = {
-    "baichuan": case("model.layers.{}.self_attn.W_pack", {"model_type": "baichuan", **MHA}, w_pack, (3, 3, 3), bias=False),
+    "baichuan": case("model.layers.{}.self_attn.W_pack", {"model_type": "baichuan", **MHA}, w_pack, (3, 3, 3),
+    bias=False),
     "qwen": case("transformer.h.{}.attn.c_attn", {"model_type": "qwen", **MHA, "kv_channels": 12}, qwen, (3, 3, 3)),
-    "internlm2": case("model.layers.{}.attention.wqkv", {"model_type": "internlm2", **GQA}, internlm2, (4, 2, 2), bias=False),
+    "internlm2": case("model.layers.{}.attention.wqkv", {"model_type": "internlm2", **GQA}, internlm2, (4, 2, 2),
+    bias=False),
     "internvl": case(
         "language_model.model.layers.{}.attention.wqkv",
-        {"model_type": "internvl_chat", "llm_config": {"model_type": "internlm2", **GQA}, "vision_config": {"model_type": "intern_vit_6b"}},
+        {"model_type": "internvl_chat", "llm_config": {"model_type": "internlm2", **GQA},
+        "vision_config": {"model_type": "intern_vit_6b"}},
         lambda qkv, c: internlm2(qkv, c["llm_config"]),
         (4, 2, 2),
     ),
     "intern_vit_6b": case("encoder.layers.{}.attn.qkv", {"model_type": "intern_vit_6b", **MHA}, three_h_d, (3, 3, 3)),
     "chatglm-groups": case(
         "transformer.encoder.layers.{}.self_attention.query_key_value",
-        {"model_type": "chatglm", "num_attention_heads": 4, "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 12},
+        {"model_type": "chatglm", "num_attention_heads": 4, "multi_query_attention": True, "multi_query_group_num": 2,
+        "kv_channels": 12},
         chatglm,
         (4, 2, 2),
     ),
@@ -257,7 +279,8 @@ CASES = {
         chatglm,
         (3, 3, 3),
     ),
-    "chatglm-6b": case("transformer.layers.{}.attention.query_key_value", {"model_type": "chatglm", **MHA}, chatglm1, (3, 3, 3)),
+    "chatglm-6b": case("transformer.layers.{}.attention.query_key_value", {"model_type": "chatglm", **MHA}, chatglm1,
+    (3, 3, 3)),
     "glm-4v": case(
         "transformer.vision.transformer.layers.{}.attention.query_key_value",
         {"model_type": "chatglm", "num_attention_heads": 3, "hidden_size": 48},  # the text model's width
@@ -265,16 +288,20 @@ CASES = {
         (3, 3, 3),
     ),
     "phi-1": case(
-        "layers.{}.mixer.Wqkv", {"model_type": "mixformer-sequential", "n_embd": 36, "n_head": 3, "n_head_kv": None}, mixformer, (3, 3, 3)
+        "layers.{}.mixer.Wqkv", {"model_type": "mixformer-sequential", "n_embd": 36, "n_head": 3, "n_head_kv": None},
+        mixformer, (3, 3, 3)
     ),
     "phi-1-groups": case(
-        "layers.{}.mixer.Wqkv", {"model_type": "mixformer-sequential", "n_embd": 48, "n_head": 4, "n_head_kv": 2}, mixformer, (4, 2, 2)
+        "layers.{}.mixer.Wqkv", {"model_type": "mixformer-sequential", "n_embd": 48, "n_head": 4, "n_head_kv": 2},
+        mixformer, (4, 2, 2)
     ),
-    "phi3small": case("model.layers.{}.self_attn.query_key_value", {"model_type": "phi3small", **GQA}, phi3small, (4, 2, 2)),
+    "phi3small": case("model.layers.{}.self_attn.query_key_value", {"model_type": "phi3small", **GQA}, phi3small, (4,
+    2, 2)),
     "openelm-0": openelm_case(0, (4, 2, 2)),
     "openelm-1": openelm_case(1, (6, 3, 3)),
     "codeshell": case(
-        "transformer.h.{}.attn.c_attn", {"model_type": "codeshell", "n_embd": 48, "n_head": 4, "num_query_groups": 2}, codeshell, (4, 2, 2)
+        "transformer.h.{}.attn.c_attn", {"model_type": "codeshell", "n_embd": 48, "n_head": 4, "num_query_groups": 2},
+        codeshell, (4, 2, 2)
     ),
     "moss": case(
         "transformer.h.{}.attn.qkv_proj",
@@ -294,9 +321,11 @@ CASES = {
         bias=False,
     ),
     "mosaic-bert": case(
-        "bert.encoder.layer.{}.attention.self.Wqkv", {"model_type": "bert", **MHA}, three_h_d, (3, 3, 3), parts=("Wq", "Wk", "Wv")
+        "bert.encoder.layer.{}.attention.self.Wqkv", {"model_type": "bert", **MHA}, three_h_d, (3, 3, 3), parts=("Wq",
+        "Wk", "Wv")
     ),
-    "timm": case("blocks.{}.attn.qkv", {"architecture": "vit_base_patch16_224", "num_features": 36}, three_h_d, (3, 3, 3)),
+    "timm": case("blocks.{}.attn.qkv", {"architecture": "vit_base_patch16_224", "num_features": 36}, three_h_d, (3, 3,
+    3)),
     "timm-beit": case(
         "blocks.{}.attn.qkv", {"architecture": "beitv2_base_patch16_224"}, three_h_d, (3, 3, 3), attention=BiasedBeside
     ),
@@ -340,7 +369,9 @@ class SelfAttention(nn.MultiheadAttention):
 def test_in_proj_of_torch(bias: bool, tmp_path: Path) -> None:
     """By its name alone; three heads keep torch from its fused kernel, which would hide the operands."""
     made = Case(
-        lambda: Tiny({f"visual.resblocks.{i}.attn": SelfAttention(36, 3, bias=bias, batch_first=True) for i in range(2)}),
+        lambda: Tiny(
+            {f"visual.resblocks.{i}.attn": SelfAttention(36, 3, bias=bias, batch_first=True) for i in range(2)}
+        ),
         lambda: inputs(36),
         "attn",
         QKV,
@@ -360,7 +391,9 @@ def test_in_proj_of_torch(bias: bool, tmp_path: Path) -> None:
 
 def test_in_proj_of_other_modules_is_left_alone() -> None:
     """A module called in_proj is Mamba's, not torch's parameter; and kdim, vdim have projections of their own."""
-    tensors = {name: Zeros(F32, (108, 36)) for name in ("mixer.in_proj.weight", "attn.q_proj_weight", "attn.in_proj_bias")}
+    tensors = {
+        name: Zeros(F32, (108, 36)) for name in ("mixer.in_proj.weight", "attn.q_proj_weight", "attn.in_proj_bias")
+    }
     assert detect({}, tensors) == []
 
 
@@ -372,7 +405,12 @@ def columns(modules: Mapping[str, tuple[int, ...]]) -> dict[str, Zeros]:
 
 
 def test_cogvlm_has_two_fused_modules_in_one_place() -> None:
-    config = {"architectures": ["CogVLMForCausalLM"], "hidden_size": 64, "num_attention_heads": 8, "num_multi_query_heads": 2}
+    config = {
+        "architectures": ["CogVLMForCausalLM"],
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_multi_query_heads": 2,
+    }
     attn = "model.layers.3.self_attn"
     tensors = columns({f"{attn}.{expert}_expert_query_key_value": (96, 64) for expert in ("vision", "language")})
     tensors |= columns({"model.vision.transformer.layers.0.attention.query_key_value": (36, 12)})
@@ -386,11 +424,19 @@ def test_cogvlm_has_two_fused_modules_in_one_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "architecture", ["vit_base_patch16_rope_224", "vit_small_patch16_dinov3", "levit_128", "maxvit_tiny_tf_224", "tiny_vit_5m"]
+    "architecture",
+    ["vit_base_patch16_rope_224", "vit_small_patch16_dinov3", "levit_128", "maxvit_tiny_tf_224", "tiny_vit_5m"],
 )
 def test_timm_families_with_other_attention_are_not_known(architecture: str) -> None:
-    """LeViT and TinyViT cut per head, MaxViT by an option of its class, EVA's variants with biases beside: none of them by a guess."""
-    assert detect({"architecture": architecture}, columns({"blocks.0.attn.qkv": (108, 36), "blocks.0.attn.proj": (36, 36)})) == []
+    """LeViT and TinyViT cut per head, MaxViT by an option of its class, EVA's variants with biases beside: none of
+    them by a guess.
+    """
+    assert (
+        detect(
+            {"architecture": architecture}, columns({"blocks.0.attn.qkv": (108, 36), "blocks.0.attn.proj": (36, 36)})
+        )
+        == []
+    )
 
 
 def test_openelm_needs_the_heads_of_each_layer() -> None:
@@ -404,7 +450,9 @@ def test_openelm_needs_the_heads_of_each_layer() -> None:
 
 @pytest.mark.parametrize("missing", ["q_bias", "v_bias"])
 def test_biases_beside_belong_together(missing: str) -> None:
-    tensors = {"blocks.0.attn.qkv.weight": Zeros(F32, (108, 36))} | {f"blocks.0.attn.{b}": Zeros(F32, (36,)) for b in ("q_bias", "v_bias")}
+    tensors = {"blocks.0.attn.qkv.weight": Zeros(F32, (108, 36))} | {
+        f"blocks.0.attn.{b}": Zeros(F32, (36,)) for b in ("q_bias", "v_bias")
+    }
     del tensors[f"blocks.0.attn.{missing}"]
     with pytest.raises(LayoutError, match=f"without {missing}"):
         detect({"architecture": "beit_base_patch16_224"}, tensors)

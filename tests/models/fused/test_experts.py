@@ -1,4 +1,6 @@
-"""Rows of experts against the models: split parts compute what the class's experts compute; fused files load into the class."""
+"""Rows of experts against the models: split parts compute what the class's experts compute; fused files load into
+the class.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ import surgery
 from surgery.models.fused.detect import detect
 from surgery.models.fused.tables.experts import EXPERTS as ROWS
 
-MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4}
+MLA = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "head_dim": 4,
+}
 DEEPSEEK = {**MLA, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
 GLM = {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "num_shared_experts": 1}
 INDEX = {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 4}
@@ -49,13 +58,31 @@ LOADED: Mapping[str, Mapping[str, Any]] = {
     "glm_moe_dsa": DEEPSEEK | INDEX,
     "hunyuan_v1_moe": {"moe_topk": 2},
     "hy_v3": GLM,
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 1, "expert_layer_offset": 0, "mamba_d_state": 4},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 1,
+        "expert_layer_offset": 0,
+        "mamba_d_state": 4,
+    },
     "kolibri1": SHARED,
     "laguna": SHARED,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "longcat_flash": {**MLA, "num_layers": 2, "ffn_hidden_size": 20, "expert_ffn_hidden_size": 12, "moe_topk": 2, "zero_expert_num": 2},
+    "longcat_flash": {
+        **MLA,
+        "num_layers": 2,
+        "ffn_hidden_size": 20,
+        "expert_ffn_hidden_size": 12,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+    },
     "mellum": {},
-    "nemotron_h": {"layers_block_type": ["moe", "attention"], "moe_shared_expert_intermediate_size": 8, "n_group": 1, "topk_group": 1},
+    "nemotron_h": {
+        "layers_block_type": ["moe", "attention"],
+        "moe_shared_expert_intermediate_size": 8,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "minimax": {},
     "minimax_m2": {},
     "mixtral": {},
@@ -68,9 +95,11 @@ LOADED: Mapping[str, Mapping[str, Any]] = {
     "solar_open": GLM,
 }
 
-# Types of which rows were read in the modeling code, but are not computed with here: composites of types that are, and others.
+# Types of which rows were read in the modeling code, but are not computed with here: composites of types that are,
+# and others.
 READ = {
-    "aria", "gemma4", "llama4", "muse_spark", "diffusion_gemma", "diffusion_gemma_text", "inkling2", "inkling2_text", "inkling_mm_model",
+    "aria", "gemma4", "llama4", "muse_spark", "diffusion_gemma", "diffusion_gemma_text", "inkling2", "inkling2_text",
+    "inkling_mm_model",
     "step3p7", "beam", "flint", "glm4v_moe", "kimi_linear", "mimo_v2_flash", "unlimited_ocr",
 }  # fmt: skip
 
@@ -107,7 +136,12 @@ def test_split_experts_compute_what_the_class_computes(case: Case, tmp_path: Pat
         expected = case.call(module, hidden, index, weights)
         found, *wrong = (
             reference(case, module, each, hidden, index, weights)
-            for each in (experts, swapped(experts), recut(experts, interleaved=case.interleaved), experts[1:] + experts[:1])
+            for each in (
+                experts,
+                swapped(experts),
+                recut(experts, interleaved=case.interleaved),
+                experts[1:] + experts[:1],
+            )
         )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for other in wrong:
@@ -125,7 +159,10 @@ def test_split_experts_of_jetmoe_compute_what_the_class_computes(tmp_path: Path)
         expected = module(hidden[None])[0]
         top, index = module.router.layer(hidden).topk(stacks.TOP)
         case = Case("jetmoe", "", gate=lambda module, gate, up: module.activation(gate) * up)
-        found, wrong = (reference(case, module, each, hidden, index, top.softmax(-1)) + module.bias for each in (experts, swapped(experts)))
+        found, wrong = (
+            reference(case, module, each, hidden, index, top.softmax(-1)) + module.bias
+            for each in (experts, swapped(experts))
+        )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (wrong - expected).abs().max() > 1e-2
     surgery.write(surgery.fuse_experts(surgery.open_checkpoint(tmp_path / "apart")), tmp_path / "again")
@@ -170,7 +207,9 @@ QWEN = {"text_config": {**stacks.SIZES, "model_type": "qwen3_vl_moe_text"}, "vis
 def rewritten(folder: Path, out: Path, change: Callable[[str, torch.Tensor], torch.Tensor], **fields: Any) -> Path:
     """The checkpoint of one file with its tensors changed, and fields of its config.json."""
     shutil.copytree(folder, out)
-    tensors = {name: change(name, tensor).contiguous() for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name: change(name, tensor).contiguous() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | fields))
@@ -184,7 +223,9 @@ def turn(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["experts", "gate_up"])
 def test_qwen3_vl_moe_has_both_orders_of_axes(kind: str, tmp_path: Path):
-    """Files of transformers 4 and 5 have other bytes under the same names; the class loads both, and so does the split one."""
+    """Files of transformers 4 and 5 have other bytes under the same names; the class loads both, and so does the
+    split one.
+    """
     model = stacks.random(tf.Qwen3VLMoeForConditionalGeneration(tf.Qwen3VLMoeConfig(**QWEN)))
     model.save_pretrained(tmp_path / "new")
     old = rewritten(tmp_path / "new", tmp_path / "old", turn, transformers_version="4.57.0")
@@ -221,7 +262,9 @@ def test_experts_that_contradict_the_config_are_refused(tmp_path: Path):
 def test_mxfp4_is_refused_by_name(tmp_path: Path):
     saved("gpt_oss", tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "model.safetensors")
-    for name in [name for name in tensors if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")]:
+    for name in [
+        name for name in tensors if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")
+    ]:
         packed = tensors.pop(name)
         tensors[f"{name}_blocks"] = torch.zeros(EXPERTS, packed.shape[2], 1, 16, dtype=torch.uint8)
         tensors[f"{name}_scales"] = torch.zeros(EXPERTS, packed.shape[2], 1, dtype=torch.uint8)
@@ -247,7 +290,11 @@ def test_experts_in_many_shards(kind: str, tmp_path: Path):
     """Parts of one layer lie in several shards; the fused tensor takes the shard of its first part."""
     model = stacks.build(kind, **SHARED_MLP)
     model.save_pretrained(tmp_path / "a", max_shard_size="3KB")
-    change, back = (surgery.fuse_experts, surgery.split_experts) if kind == "mixtral" else (surgery.split_experts, surgery.fuse_experts)
+    change, back = (
+        (surgery.fuse_experts, surgery.split_experts)
+        if kind == "mixtral"
+        else (surgery.split_experts, surgery.fuse_experts)
+    )
     before = surgery.open_checkpoint(tmp_path / "a")
     changed = change(before)
     surgery.write(changed, tmp_path / "b", max_shard_size="2KB")
@@ -271,7 +318,9 @@ def test_of_two_rows_for_a_tensor_experts_hold(tmp_path: Path):
     saved("granitemoeshared", tmp_path / "a", **SHARED_MLP)
     checkpoint = surgery.open_checkpoint(tmp_path / "a")
     kinds = {
-        site.module.rpartition("1.")[2]: site.row.kind for site in detect(checkpoint.config, checkpoint.tensors) if ".1." in site.module
+        site.module.rpartition("1.")[2]: site.row.kind
+        for site in detect(checkpoint.config, checkpoint.tensors)
+        if ".1." in site.module
     }
     assert kinds == {
         "block_sparse_moe.input_linear": "experts",
@@ -319,7 +368,9 @@ def test_what_a_file_holds_stacked_is_split_whatever_its_type_is_used_to(kind: s
     """The class loads the parts, and fuse gives the file back."""
     model = stacks.build(kind)
     model.config.save_pretrained(tmp_path / "a")
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    state = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys
+    }
     save_file(state, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
     assert any("experts" in row for row in surgery.inspect(tmp_path / "a").fused)
     base = surgery.open_checkpoint(tmp_path / "a")

@@ -46,9 +46,17 @@ SMALL = {
 
 def dia() -> Any:
     """Encoder and decoder have the same MLP."""
-    sizes = {**SMALL, "head_dim": 8, "cross_num_attention_heads": 2, "cross_head_dim": 8, "cross_num_key_value_heads": 2}
+    sizes = {
+        **SMALL,
+        "head_dim": 8,
+        "cross_num_attention_heads": 2,
+        "cross_head_dim": 8,
+        "cross_num_key_value_heads": 2,
+    }
     decoder = {**sizes, "cross_hidden_size": 16, "num_channels": 3}
-    return tf.DiaModel(tf.DiaConfig(encoder_config={**SMALL, "head_dim": 8}, decoder_config=decoder, delay_pattern=[0, 1, 2]))
+    return tf.DiaModel(
+        tf.DiaConfig(encoder_config={**SMALL, "head_dim": 8}, decoder_config=decoder, delay_pattern=[0, 1, 2])
+    )
 
 
 def clvp() -> Any:
@@ -63,7 +71,9 @@ def clvp() -> Any:
         "num_attention_heads": 2,
         "vocab_size": 97,
     }
-    config = tf.ClvpConfig(text_config=encoder, speech_config=encoder, decoder_config={**decoder, "feature_size": 8}, projection_dim=8)
+    config = tf.ClvpConfig(
+        text_config=encoder, speech_config=encoder, decoder_config={**decoder, "feature_size": 8}, projection_dim=8
+    )
     return tf.ClvpModelForConditionalGeneration(config)
 
 
@@ -130,7 +140,13 @@ CASES: tuple[Case, ...] = (
         beside="gate_up_proj_adapter_list.0",
     ),
     Case("dia", "encoder.layers.0.mlp.gate_up_proj", act="activation_fn", make=dia),
-    Case("clvp", "text_encoder_model.layers.0.mlp.fc1.proj", "text_encoder_model.layers.0.mlp", act="fc1.activation_fn", make=clvp),
+    Case(
+        "clvp",
+        "text_encoder_model.layers.0.mlp.fc1.proj",
+        "text_encoder_model.layers.0.mlp",
+        act="fc1.activation_fn",
+        make=clvp,
+    ),
     Case("phi4_multimodal", "model.layers.0.mlp.gate_up_proj", act="activation_fn", make=phi4_multimodal),
     Case(
         "phi4_multimodal_audio",
@@ -142,10 +158,13 @@ CASES: tuple[Case, ...] = (
 # Rows that were read in the modeling code, but are not computed with here.
 READ = {
     "esmfold2 gate_up_proj 0", "xlstm proj_up_gate_z 0", "aya_vision linear_1 0", "cohere2_vision linear_1 0",
-    "dots3_note_audio_encoder fc1 0", "chatglm dense_h_to_4h 0", "openelm proj_1 0", "phi3small up_proj 0", "jetmoe input_linear 1",
+    "dots3_note_audio_encoder fc1 0", "chatglm dense_h_to_4h 0", "openelm proj_1 0", "phi3small up_proj 0",
+    "jetmoe input_linear 1",
 }  # fmt: skip
 # Tensors of all experts of layer 1, after split_gate_up.
-STACK = re.compile(r"layers\.1\.(?!.*(?:shared|layer\.)).*\.(gate_proj|up_proj|down_proj|fc2|output_linear)(_bias|)(?:\.weight)?$")
+STACK = re.compile(
+    r"layers\.1\.(?!.*(?:shared|layer\.)).*\.(gate_proj|up_proj|down_proj|fc2|output_linear)(_bias|)(?:\.weight)?$"
+)
 
 
 def saved(case: Case, folder: Path) -> Any:
@@ -253,7 +272,11 @@ def test_moshi_has_one_gated_mlp_for_each_codebook(tmp_path: Path):
 def test_inkling_lies_as_transformers_takes_it_apart(tmp_path: Path):
     """Its files alternate gate and up; the judge is the operation that transformers loads them with."""
     module = "model.llm.layers.0.mlp"
-    shapes = {"w13_dn.weight": (12, 5), "experts.w13_weight": (3, 12, 5), "shared_experts.shared_w13_weight": (2, 12, 5)}
+    shapes = {
+        "w13_dn.weight": (12, 5),
+        "experts.w13_weight": (3, 12, 5),
+        "shared_experts.shared_w13_weight": (2, 12, 5),
+    }
     tensors = {f"{module}.{name}": torch.randn(shape) for name, shape in shapes.items()}
     (tmp_path / "whole").mkdir()
     save_file(tensors, tmp_path / "whole" / "model.safetensors")
@@ -267,11 +290,16 @@ def test_inkling_lies_as_transformers_takes_it_apart(tmp_path: Path):
             assert torch.equal(checkpoint.load(f"{parent}.{leaf}{suffix}"), half)
         assert not torch.equal(whole, tensor)
     surgery.write(surgery.fuse_gate_up(checkpoint), tmp_path / "again")
-    assert torch.equal(load_file(tmp_path / "again" / "model.safetensors")[f"{module}.w13_dn.weight"], tensors[f"{module}.w13_dn.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "again" / "model.safetensors")[f"{module}.w13_dn.weight"],
+        tensors[f"{module}.w13_dn.weight"],
+    )
 
 
 def test_fully_connected_layers_without_a_gate_stay(tmp_path: Path):
-    """Of the same names in the same models: Moonshine's encoder, CLVP's decoder, Mimi inside Moshi, the first ChatGLM, OpenELM."""
+    """Of the same names in the same models: Moonshine's encoder, CLVP's decoder, Mimi inside Moshi, the first
+    ChatGLM, OpenELM.
+    """
     names = {
         "moonshine": ("encoder.layers.0.mlp.fc1", {}),
         "clvp": ("conditioning_encoder.mel_conv", {}),
@@ -302,7 +330,11 @@ def key(row: Row) -> str:
 def test_every_row_is_computed_with_or_only_read():
     done = {"moshi_depth fc1 1", *(key(row) for row in ROWS if "inkling_mm_model" in row.model_types)}
     for case in CASES:
-        done.add(next(key(r) for r in ROWS if case.kind in r.model_types and r.fused_rule().fullmatch(f"{case.fused}.weight")))
+        done.add(
+            next(
+                key(r) for r in ROWS if case.kind in r.model_types and r.fused_rule().fullmatch(f"{case.fused}.weight")
+            )
+        )
     done |= {key(row) for row in STACKS for case in stacks.SAVED if case.kind in row.model_types}
     assert not done & READ
     assert done | READ == {key(row) for row in ROWS}

@@ -1,4 +1,6 @@
-"""Layouts that the user gives: every option in both directions against torch's own views, and what each refusal teaches."""
+"""Layouts that the user gives: every option in both directions against torch's own views, and what each refusal
+teaches.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def made(folder: Path, shapes: Shapes, config: Mapping[str, Any] | None = None) 
     """A checkpoint of random tensors, as safetensors writes it."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: torch.randn(shape) for name, shape in shapes.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -42,7 +48,9 @@ def made(folder: Path, shapes: Shapes, config: Mapping[str, Any] | None = None) 
 
 @dataclass(frozen=True)
 class Way:
-    """A fused tensor, the words that split it, and torch's cut of it; `fuse` are the words that fuse, where more are needed."""
+    """A fused tensor, the words that split it, and torch's cut of it; `fuse` are the words that fuse, where more are
+    needed.
+    """
 
     module: str
     shape: tuple[int, ...]
@@ -70,20 +78,24 @@ def rows(*lengths: int, axis: int = 0) -> Callable[[torch.Tensor], Parts]:
 QKV = ("q_proj", "k_proj", "v_proj")
 WAYS = {
     "megatron": Way(
-        "decoder.layers.0.self_attention.linear_qkv", (48, 8), "--layout grouped --groups 4 --slots 2,1,1", QKV, grouped(4, 2, 1, 1),
+        "decoder.layers.0.self_attention.linear_qkv", (48, 8), "--layout grouped --groups 4 --slots 2,1,1", QKV,
+        grouped(4, 2, 1, 1),
         fuse="--layout grouped --groups 4 --fused linear_qkv",
     ),
     "groups and slots alone": Way(
         "h.0.attn.qkv", (48, 8), "--groups 4 --slots 2,1,1", QKV, grouped(4, 2, 1, 1), fuse="--groups 4 --fused qkv",
     ),
     "head counts of config.json": Way(
-        "h.0.attn.qkv", (48, 8), "--layout grouped", QKV, grouped(2, 2, 1, 1), "--layout grouped --fused qkv", config=HEADS,
+        "h.0.attn.qkv", (48, 8), "--layout grouped", QKV, grouped(2, 2, 1, 1), "--layout grouped --fused qkv",
+        config=HEADS,
     ),
     "head counts of a section": Way(
-        "h.0.attn.qkv", (48, 8), "--layout grouped", QKV, grouped(2, 2, 1, 1), "--layout grouped --fused qkv", config={"text_config": HEADS}
+        "h.0.attn.qkv", (48, 8), "--layout grouped", QKV, grouped(2, 2, 1, 1), "--layout grouped --fused qkv",
+        config={"text_config": HEADS}
     ),
     "blocked by config.json": Way(
-        "h.0.attn.qkv", (48, 8), "--layout blocked", QKV, rows(24, 12, 12), "--layout blocked --fused qkv", config=HEADS,
+        "h.0.attn.qkv", (48, 8), "--layout blocked", QKV, rows(24, 12, 12), "--layout blocked --fused qkv",
+        config=HEADS,
     ),
     "blocked by the output projection": Way(
         "h.0.attn.qkv", (48, 8), "--layout blocked", QKV, rows(32, 8, 8), "--layout blocked --fused qkv",
@@ -92,36 +104,45 @@ WAYS = {
     "config.json before the input": Way(
         "h.0.attn.qkv", (24, 8), "--layout blocked", QKV, rows(12, 6, 6), "--layout blocked --fused qkv", config=HEADS,
     ),
-    "blocked by the input": Way("h.0.attn.qkv", (24, 8), "--layout blocked", QKV, rows(8, 8, 8), "--layout blocked --fused qkv"),
-    "blocked by slots": Way("h.0.attn.qkv", (48, 8), "--slots 4,1,1", QKV, rows(32, 8, 8), "--layout blocked --fused qkv"),
+    "blocked by the input": Way("h.0.attn.qkv", (24, 8), "--layout blocked", QKV, rows(8, 8, 8),
+    "--layout blocked --fused qkv"),
+    "blocked by slots": Way("h.0.attn.qkv", (48, 8), "--slots 4,1,1", QKV, rows(32, 8, 8),
+    "--layout blocked --fused qkv"),
     "another order": Way(
         "h.0.attn.qkv", (48, 8), "--layout blocked --order v,q,k", ("v_proj", "q_proj", "k_proj"), rows(12, 24, 12),
         fuse="--layout blocked --order v,q,k --fused qkv", config=HEADS,
     ),
     "per head": Way(
-        "h.0.attn.qkv", (24, 8), "--layout interleaved --groups 2", QKV, grouped(2, 1, 1, 1), "--layout interleaved --groups 2 --fused qkv",
+        "h.0.attn.qkv", (24, 8), "--layout interleaved --groups 2", QKV, grouped(2, 1, 1, 1),
+        "--layout interleaved --groups 2 --fused qkv",
     ),
     "levit": Way(
         "stages.0.blocks.0.attn.qkv.linear", (48, 8), "--layout grouped --groups 3 --slots 4,4,8 --fused qkv.linear",
         ("q_proj", "k_proj", "v_proj"), grouped(3, 1, 1, 2), fuse="--layout grouped --groups 3 --fused qkv.linear",
     ),
     "four parts": Way(
-        "layers.0.linear_attn.in_proj_all", (48, 8), "--groups 2 --slots 1,1,2,2 --order q,k,v,z --pattern .*\\.in_proj_all",
-        ("q_proj", "k_proj", "v_proj", "z_proj"), grouped(2, 1, 1, 2, 2), fuse="--groups 2 --order q,k,v,z --fused in_proj_all",
+        "layers.0.linear_attn.in_proj_all", (48, 8),
+        "--groups 2 --slots 1,1,2,2 --order q,k,v,z --pattern .*\\.in_proj_all",
+        ("q_proj", "k_proj", "v_proj", "z_proj"), grouped(2, 1, 1, 2, 2),
+        fuse="--groups 2 --order q,k,v,z --fused in_proj_all",
     ),
     "k and v": Way(
-        "h.0.crossattention.Wkv", (24, 8), "--layout blocked --order k,v --pattern .*\\.Wkv", ("k_proj", "v_proj"), rows(12, 12),
+        "h.0.crossattention.Wkv", (24, 8), "--layout blocked --order k,v --pattern .*\\.Wkv", ("k_proj", "v_proj"),
+        rows(12, 12),
         fuse="--layout blocked --order k,v --fused Wkv",
     ),
     "columns": Way(
-        "h.0.attn.c_attn", (8, 24), "--layout blocked", QKV, rows(8, 8, 8, axis=1), "--layout blocked --fused c_attn --axis 1"
+        "h.0.attn.c_attn", (8, 24), "--layout blocked", QKV, rows(8, 8, 8, axis=1),
+        "--layout blocked --fused c_attn --axis 1"
     ),
     "columns by axis": Way(
-        "h.0.attn.qkv", (8, 48), "--layout blocked --axis 1", QKV, rows(24, 12, 12, axis=1), "--layout blocked --fused qkv --axis 1",
+        "h.0.attn.qkv", (8, 48), "--layout blocked --axis 1", QKV, rows(24, 12, 12, axis=1),
+        "--layout blocked --fused qkv --axis 1",
         config=HEADS
     ),
     "names": Way(
-        "h.0.attn.qkv", (24, 8), "--layout blocked --names q=query,k=key,v=value", ("query", "key", "value"), rows(8, 8, 8),
+        "h.0.attn.qkv", (24, 8), "--layout blocked --names q=query,k=key,v=value", ("query", "key", "value"), rows(8,
+        8, 8),
         fuse="--layout blocked --fused qkv --names q=query,k=key,v=value",
     ),
     "at the top": Way("qkv", (24, 8), "--layout blocked", QKV, rows(8, 8, 8), "--layout blocked --fused qkv"),
@@ -129,7 +150,8 @@ WAYS = {
         "h.0.attn.kernel", (24, 8), "--layout blocked --pattern .*kernel", (), rows(8, 8, 8), bias=False,
     ),
     "gate and up": Way(
-        "h.0.mlp.fc1", (24, 8), "--layout blocked --order up,gate --pattern .*fc1", ("up_proj", "gate_proj"), rows(12, 12),
+        "h.0.mlp.fc1", (24, 8), "--layout blocked --order up,gate --pattern .*fc1", ("up_proj", "gate_proj"), rows(12,
+        12),
         fuse="--layout blocked --order up,gate --fused fc1", kind="gate-up",
     ),
     "gate and up in turn": Way(
@@ -169,7 +191,9 @@ def test_another_layout_is_another_split(tmp_path: Path) -> None:
     base = made(tmp_path / "base", {"h.0.attn.qkv.weight": (48, 8)}, {"model_type": "nobody_knows", **HEADS})
     fused = load_file(base / "model.safetensors")["h.0.attn.qkv.weight"]
     written = set()
-    for i, words in enumerate(("--layout blocked", "--layout grouped", "--slots 1,1,1", "--layout blocked --order q,v,k")):
+    for i, words in enumerate(
+        ("--layout blocked", "--layout grouped", "--slots 1,1,1", "--layout blocked --order q,v,k")
+    ):
         assert surge("split-qkv", base, "-o", tmp_path / str(i), *words.split()).exit_code == 0
         parts = load_file(tmp_path / str(i) / "model.safetensors")
         written.add(hashes(tmp_path / str(i))["model.safetensors"])
@@ -184,7 +208,9 @@ def test_a_given_layout_overrules_the_model_type(tmp_path: Path) -> None:
         assert surge("split-qkv", base, "-o", tmp_path / f"out{len(words)}", *words).exit_code == 0
     known, given = (load_file(tmp_path / f"out{n}" / "model.safetensors") for n in (0, 2))
     assert known.keys() == given.keys()
-    assert not torch.equal(known["model.layers.0.self_attn.k_proj.weight"], given["model.layers.0.self_attn.k_proj.weight"])
+    assert not torch.equal(
+        known["model.layers.0.self_attn.k_proj.weight"], given["model.layers.0.self_attn.k_proj.weight"]
+    )
     history = surgery.open_checkpoint(tmp_path / "out2").history
     assert [step["modules"][0]["why"] for step in history] == ["as given"]
 
@@ -219,7 +245,11 @@ def test_names_alone_change_only_the_names(tmp_path: Path) -> None:
 
 def test_only_what_is_meant_is_looked_at(tmp_path: Path) -> None:
     """Modules of the same name that the pattern leaves out need not fit the layout."""
-    shapes = {"text.h.0.attn.qkv.weight": (48, 8), "vision.h.0.attn.qkv.weight": (25, 8), "vision.h.0.attn.qkv.weight_scale": (1,)}
+    shapes = {
+        "text.h.0.attn.qkv.weight": (48, 8),
+        "vision.h.0.attn.qkv.weight": (25, 8),
+        "vision.h.0.attn.qkv.weight_scale": (1,),
+    }
     base = made(tmp_path / "base", shapes)
     words = ["--groups", "4", "--slots", "2,1,1", "--pattern", r"text\..*qkv"]
     assert surge("split-qkv", base, "-o", tmp_path / "out", *words).exit_code == 0
@@ -246,11 +276,17 @@ def test_gate_and_up_of_all_experts_at_once(tmp_path: Path) -> None:
 
 # Refusals
 
-SPLIT: Shapes = {f"h.{i}.attn.{part}.weight": (rows, 8) for i in range(2) for part, rows in (("q_proj", 16), ("k_proj", 8), ("v_proj", 8))}
+SPLIT: Shapes = {
+    f"h.{i}.attn.{part}.weight": (rows, 8)
+    for i in range(2)
+    for part, rows in (("q_proj", 16), ("k_proj", 8), ("v_proj", 8))
+}
 FUSED: Shapes = {f"h.{i}.attn.qkv.weight": (48, 8) for i in range(2)}
 
 
-def check_refused(command: str, words: str, shapes: Shapes, tmp_path: Path, config: Mapping[str, Any] | None, *said: str) -> None:
+def check_refused(
+    command: str, words: str, shapes: Shapes, tmp_path: Path, config: Mapping[str, Any] | None, *said: str
+) -> None:
     """The command exits with 1, says all that, and writes nothing."""
     base = made(tmp_path / "base", shapes, config)
     before = hashes(tmp_path)
@@ -264,13 +300,15 @@ def check_refused(command: str, words: str, shapes: Shapes, tmp_path: Path, conf
 
 REFUSALS: dict[str, tuple[str, str, Shapes, Mapping[str, Any] | None, tuple[str, ...]]] = {
     "only an order": (
-        "split-qkv", "--order q,v,k", FUSED, None, ("the layout is not said", "the parts are q, v, k", "--groups and --slots"),
+        "split-qkv", "--order q,v,k", FUSED, None, ("the layout is not said", "the parts are q, v, k",
+        "--groups and --slots"),
     ),
     "rows that do not divide": (
         "split-qkv", "--groups 5 --slots 2,1,1", FUSED, None,
         ("48 entries are not a multiple of 5 groups × 4 slots", "h.0.attn.qkv", "another --axis"),
     ),
-    "too few slots": ("split-qkv", "--groups 4 --slots 2,1", FUSED, None, ("2 slots for the 3 parts q, k, v", "--order says which parts")),
+    "too few slots": ("split-qkv", "--groups 4 --slots 2,1", FUSED, None, ("2 slots for the 3 parts q, k, v",
+    "--order says which parts")),
     "no head counts": (
         "split-qkv", "--layout grouped", FUSED, {},
         ("config.json has none for num_key_value_heads", "h.0.attn.qkv", "say it with --groups"),
@@ -293,42 +331,52 @@ REFUSALS: dict[str, tuple[str, str, Shapes, Mapping[str, Any] | None, tuple[str,
     ),
     "two names": (
         "split-qkv", "--layout blocked", {**FUSED, "v.0.wqkv.weight": (24, 8)}, None,
-        ("modules of more than one name look fused", "2 × qkv, such as h.0.attn.qkv", "1 × wqkv, such as v.0.wqkv", "--fused NAME"),
+        ("modules of more than one name look fused", "2 × qkv, such as h.0.attn.qkv", "1 × wqkv, such as v.0.wqkv",
+        "--fused NAME"),
     ),
     "the output projection contradicts": (
         "split-qkv", "--layout blocked", {**FUSED, "h.0.attn.o_proj.weight": (8, 32)}, HEADS,
         ("this layout makes q, k, v as long as 4:2:2, but by the projections around it they are 32:8:8", "--slots"),
     ),
     "equal parts are not what the output projection says": (
-        "split-qkv", "--layout interleaved", {**FUSED, "h.0.attn.o_proj.weight": (8, 32)}, HEADS, ("as long as 1:1:1, but", "32:8:8"),
+        "split-qkv", "--layout interleaved", {**FUSED, "h.0.attn.o_proj.weight": (8, 32)}, HEADS,
+        ("as long as 1:1:1, but", "32:8:8"),
     ),
     "pattern of tensors": (
-        "split-qkv", r"--layout blocked --pattern .*\.qkv\.weight", FUSED, None, (r"matches `.*\.qkv\.weight`", r"leave `\.weight` out"),
+        "split-qkv", r"--layout blocked --pattern .*\.qkv\.weight", FUSED, None, (r"matches `.*\.qkv\.weight`",
+        r"leave `\.weight` out"),
     ),
     "pattern of a part of the name": (
-        "split-qkv", "--layout blocked --pattern attn", FUSED, None, ("no module's whole name matches `attn`", "h.0.attn.qkv"),
+        "split-qkv", "--layout blocked --pattern attn", FUSED, None, ("no module's whole name matches `attn`",
+        "h.0.attn.qkv"),
     ),
     "pattern of nothing": (
         "split-qkv", "--layout blocked --pattern zzz", FUSED, None,
         ("no module's whole name matches `zzz`", "modules are such as h.0.attn.qkv"),
     ),
     "a name that is not there": (
-        "split-qkv", "--layout blocked --fused qkvv", FUSED, None, ("no module is called qkvv", "the nearest names are qkv"),
+        "split-qkv", "--layout blocked --fused qkvv", FUSED, None, ("no module is called qkvv",
+        "the nearest names are qkv"),
     ),
-    "nothing looks fused": ("split-qkv", "--layout blocked", SPLIT, None, ("no module looks fused by its name", "--pattern REGEX")),
+    "nothing looks fused": ("split-qkv", "--layout blocked", SPLIT, None, ("no module looks fused by its name",
+    "--pattern REGEX")),
     "names of no part": (
-        "split-qkv", "--layout blocked --names z=a", FUSED, None, ("there is no part z", "the parts are q, k, v; --order says others"),
+        "split-qkv", "--layout blocked --names z=a", FUSED, None, ("there is no part z",
+        "the parts are q, k, v; --order says others"),
     ),
     "names of no part, of a known type": ("split", "--names zz=a", FUSED, None, ("there is no part zz", "parts are ")),
     "a name given twice": (
-        "split-qkv", "--slots 2,1,1 --names q=k_proj", FUSED, None, ("two parts would be called k_proj, k_proj, v_proj", "--names"),
+        "split-qkv", "--slots 2,1,1 --names q=k_proj", FUSED, None,
+        ("two parts would be called k_proj, k_proj, v_proj", "--names"),
     ),
     "a name that is taken": (
         "split-qkv", "--slots 2,1,1", {**FUSED, "h.1.attn.k_proj.weight": (3,)}, None,
-        ("a part would take the name of another tensor", "h.1.attn.qkv.weight -> h.1.attn.k_proj.weight", "rename or drop"),
+        ("a part would take the name of another tensor", "h.1.attn.qkv.weight -> h.1.attn.k_proj.weight",
+        "rename or drop"),
     ),
     "one bias missing": (
-        "split-qkv", "--slots 2,1,1", {**FUSED, "h.0.attn.qkv.bias": (48,)}, None, ("some have none", "without: h.1.attn.qkv", "incomplete")
+        "split-qkv", "--slots 2,1,1", {**FUSED, "h.0.attn.qkv.bias": (48,)}, None, ("some have none",
+        "without: h.1.attn.qkv", "incomplete")
     ),
     "quantised": (
         "split-qkv", "--slots 2,1,1", {**FUSED, "h.0.attn.qkv.weight_scale": (1,)}, None,
@@ -338,28 +386,36 @@ REFUSALS: dict[str, tuple[str, str, Shapes, Mapping[str, Any] | None, tuple[str,
         "split-qkv", "--slots 2,1,1", {"h.0.attn.qkv.weight": (48, 8), "h.0.attn.qkv.bias": (47,)}, None,
         ("the fused qkv does not fit the layout that was given", "(47,) along axis 0 is not 48 = 1 × [24|12|12]"),
     ),
-    "an axis that is not there": ("split-qkv", "--slots 2,1,1 --axis 3", FUSED, None, ("there is no axis 3", "axes count from 0")),
-    "experts": ("split-experts", "--layout blocked", FUSED, None, ("the layout of stacked experts cannot be given", "--axis")),
+    "an axis that is not there": ("split-qkv", "--slots 2,1,1 --axis 3", FUSED, None, ("there is no axis 3",
+    "axes count from 0")),
+    "experts": ("split-experts", "--layout blocked", FUSED, None, ("the layout of stacked experts cannot be given",
+    "--axis")),
     "a layout for all kinds": ("split", "--layout blocked", FUSED, None, ("is of one kind of modules", "--kinds qkv")),
-    "fuse to what": ("fuse-qkv", "--layout blocked", SPLIT, None, ("what is the fused module to be called?", "--fused NAME")),
+    "fuse to what": ("fuse-qkv", "--layout blocked", SPLIT, None, ("what is the fused module to be called?",
+    "--fused NAME")),
     "fuse what is not there": (
-        "fuse-qkv", "--layout blocked --fused qkv", FUSED, None, ("no q_proj, k_proj, v_proj are here to be fused to qkv", "--names"),
+        "fuse-qkv", "--layout blocked --fused qkv", FUSED, None,
+        ("no q_proj, k_proj, v_proj are here to be fused to qkv", "--names"),
     ),
     "fuse where nothing is": (
-        "fuse-qkv", "--layout blocked --fused qkv --pattern zz", SPLIT, None, ("are here to be fused to qkv where `zz` says", "--names"),
+        "fuse-qkv", "--layout blocked --fused qkv --pattern zz", SPLIT, None,
+        ("are here to be fused to qkv where `zz` says", "--names"),
     ),
     "fuse with a part missing": (
-        "fuse-qkv", "--layout blocked --fused qkv", {n: s for n, s in SPLIT.items() if n != "h.1.attn.v_proj.weight"}, None,
+        "fuse-qkv", "--layout blocked --fused qkv", {n: s for n, s in SPLIT.items() if n != "h.1.attn.v_proj.weight"},
+        None,
         ("1 projections have no weight", "h.1.attn.v_proj"),
     ),
     "fuse along which axis": (
-        "fuse-qkv", "--layout blocked --fused c_attn", SPLIT, None, ("is c_attn fused along axis 0 or axis 1?", "Conv1D"),
+        "fuse-qkv", "--layout blocked --fused c_attn", SPLIT, None, ("is c_attn fused along axis 0 or axis 1?",
+        "Conv1D"),
     ),
     "fuse in groups that do not divide": (
         "fuse-qkv", "--layout grouped --groups 3 --fused qkv", SPLIT, None, ("16 is not a multiple of 3 groups",),
     ),
     "fuse unequal parts in turn": (
-        "fuse-qkv", "--layout interleaved --groups 2 --fused qkv", SPLIT, None, ("as long as 1:1:1, but", "they are 16:8:8"),
+        "fuse-qkv", "--layout interleaved --groups 2 --fused qkv", SPLIT, None, ("as long as 1:1:1, but",
+        "they are 16:8:8"),
     ),
     "fuse with other slots": (
         "fuse-qkv", "--groups 2 --slots 1,1,2 --fused qkv", SPLIT, None,
@@ -435,7 +491,10 @@ def test_each_kind_has_its_command_with_the_options(verb: str, kind: str) -> Non
     """`split --kinds KIND` and `split-KIND` say the same of a model that has nothing of the kind."""
     for command in (verb, f"{verb}-{kind}"):
         text = surge(command, "--help").stdout
-        assert all(option in text for option in ("--layout", "--groups", "--slots", "--order", "--axis", "--pattern", "--fused", "--names"))
+        assert all(
+            option in text
+            for option in ("--layout", "--groups", "--slots", "--order", "--axis", "--pattern", "--fused", "--names")
+        )
 
 
 def test_kinds_choose(tmp_path: Path) -> None:

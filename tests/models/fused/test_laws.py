@@ -1,4 +1,6 @@
-"""Laws of splitting and fusing, for any groups, slots, order, axis, dtype and stacking, against plain indexing by torch."""
+"""Laws of splitting and fusing, for any groups, slots, order, axis, dtype and stacking, against plain indexing by
+torch.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,11 @@ class Fused:
 
 @st.composite
 def fused(draw: st.DrawFn, *, lead: int = 2, tail: int = 2) -> Fused:
-    layout = Layout(draw(st.integers(1, 5)), tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))), draw(st.integers(1, 4)))
+    layout = Layout(
+        draw(st.integers(1, 5)),
+        tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))),
+        draw(st.integers(1, 4)),
+    )
     before = draw(st.lists(st.integers(1, 4), max_size=lead))
     after = draw(st.lists(st.integers(1, 4), max_size=tail))
     return Fused(layout, (*before, layout.length, *after), len(before), draw(st.sampled_from(DTYPES)))
@@ -92,7 +98,9 @@ def test_parts_are_the_entries_that_counting_gives_and_join_to_the_whole(pool: P
     real = example.real()
     whole = stored(pool, x=real)["x"]
     keys = KEYS[: len(example.layout.slots)]
-    row = Row("qkv", (), "", "x", dict(zip(keys, keys, strict=True)), lambda _: example.layout, "", example.axis, PARAMETER)
+    row = Row(
+        "qkv", (), "", "x", dict(zip(keys, keys, strict=True)), lambda _: example.layout, "", example.axis, PARAMETER
+    )
     site = Site(row, "x", example.layout, 0, "", "")
     parts = dict(zip(site.parts, site.cut("x", whole), strict=True))
     for part, entries in zip(parts.values(), example.entries(), strict=True):
@@ -104,10 +112,17 @@ def test_parts_are_the_entries_that_counting_gives_and_join_to_the_whole(pool: P
 
 @settings(max_examples=100, deadline=None)
 @given(example=fused(lead=0, tail=0), experts=st.integers(1, 4), width=st.integers(1, 5), transposed=st.booleans())
-def test_stacked_parts_are_each_experts_own(pool: Path, example: Fused, experts: int, width: int, transposed: bool) -> None:
+def test_stacked_parts_are_each_experts_own(
+    pool: Path, example: Fused, experts: int, width: int, transposed: bool
+) -> None:
     """(experts, in, out) and (experts, out, in) give (out, in) for each expert; a bias (experts, out) gives (out)."""
     n = example.layout.length
-    weight = Fused(example.layout, (experts, width, n) if transposed else (experts, n, width), 2 if transposed else 1, example.dtype).real()
+    weight = Fused(
+        example.layout,
+        (experts, width, n) if transposed else (experts, n, width),
+        2 if transposed else 1,
+        example.dtype,
+    ).real()
     bias = Fused(example.layout, (experts, n), 1, example.dtype).real()
     checkpoint = stored(pool, x=weight, x_bias=bias)
     keys = KEYS[: len(example.layout.slots)]
@@ -134,7 +149,12 @@ def test_given_in_numbers_means_what_it_says(pool: Path, example: Fused, data: s
     real = example.real()
     checkpoint = stored(pool, **{"a.x.weight": real, "a.y.weight": torch.ones(2)})
     how = Given(
-        groups=example.layout.groups, slots=example.layout.slots, order=order, axis=example.axis, fused="x", names={order[0]: "first"}
+        groups=example.layout.groups,
+        slots=example.layout.slots,
+        order=order,
+        axis=example.axis,
+        fused="x",
+        names={order[0]: "first"},
     )
     split = surgery.split(checkpoint, ("qkv",), given=how)
     names = [f"a.{'first' if i == 0 else f'{key}_proj'}.weight" for i, key in enumerate(order)]
@@ -171,11 +191,18 @@ def test_styles_are_special_cases_of_groups_and_slots(heads: Path, groups: int, 
 
 
 @settings(max_examples=12, deadline=None)
-@given(example=fused(lead=0, tail=1), layers=st.integers(1, 3), size=st.sampled_from(["60B", "200B", "1KB", "1GB"]), bias=st.booleans())
+@given(
+    example=fused(lead=0, tail=1),
+    layers=st.integers(1, 3),
+    size=st.sampled_from(["60B", "200B", "1KB", "1GB"]),
+    bias=st.booleans(),
+)
 def test_files_come_back_byte_for_byte_whatever_the_shards(
     tmp_path_factory: pytest.TempPathFactory, example: Fused, layers: int, size: str, bias: bool
 ) -> None:
-    """split, write in other shards, fuse, write: the files of the base in those shards; and resharding before is resharding after."""
+    """split, write in other shards, fuse, write: the files of the base in those shards; and resharding before is
+    resharding after.
+    """
     folder = tmp_path_factory.mktemp("files")
     (folder / "base").mkdir()
     tensors = {f"h.{i}.attn.x.weight": example.real() for i in range(layers)} | {"norm.weight": torch.randn(3)}
@@ -184,14 +211,18 @@ def test_files_come_back_byte_for_byte_whatever_the_shards(
         tensors |= {f"h.{i}.attn.x.bias": flat.real() for i in range(layers)}
     save_file(tensors, folder / "base" / "model.safetensors", metadata={"format": "pt"})
     base = surgery.open_checkpoint(folder / "base")
-    how = Given(groups=example.layout.groups, slots=example.layout.slots, order=KEYS[: len(example.layout.slots)], fused="x")
+    how = Given(
+        groups=example.layout.groups, slots=example.layout.slots, order=KEYS[: len(example.layout.slots)], fused="x"
+    )
 
     def split(checkpoint: surgery.Checkpoint) -> surgery.Checkpoint:
         return surgery.split(checkpoint, ("qkv",), given=how)
 
     surgery.write(base, folder / "resharded", size)
     surgery.execute(surgery.plan(split(base), max_shard_size=size), folder / "split")
-    surgery.execute(surgery.plan(split(surgery.open_checkpoint(folder / "resharded")), max_shard_size=size), folder / "split2")
+    surgery.execute(
+        surgery.plan(split(surgery.open_checkpoint(folder / "resharded")), max_shard_size=size), folder / "split2"
+    )
     assert hashes(folder / "split") == hashes(folder / "split2")
     fuse = surgery.fuse(surgery.open_checkpoint(folder / "split"), ("qkv",), given=how)
     surgery.execute(surgery.plan(fuse, max_shard_size=size), folder / "fused")

@@ -1,4 +1,6 @@
-"""Rows of text models against the models: split parts are what reaches their attention, and fuse back to the same files."""
+"""Rows of text models against the models: split parts are what reaches their attention, and fuse back to the same
+files.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,13 @@ CONV = ("q_attn", "k_attn", "v_attn")
 W = ("Wq", "Wk", "Wv")
 TO_KV = ("to_k", "to_v")
 
-SMALL = {**tiny_models.TEXT, "hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 2, "num_attention_heads": 3}
+SMALL = {
+    **tiny_models.TEXT,
+    "hidden_size": 36,
+    "intermediate_size": 50,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+}
 GROUPED = {**SMALL, "num_attention_heads": 6, "num_key_value_heads": 2}
 GPT = {**tiny_models.TEXT, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 32}
 
@@ -69,12 +77,23 @@ NEOX = Case(of("GPTNeoXForCausalLM", "GPTNeoXConfig", **SMALL), IDS, "query_key_
 
 def falcon(heads: Sequence[int], **fields: Any) -> Case:
     """A variant of Falcon, with biases."""
-    config = {**tiny_models.TEXT, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": heads[0], "bias": True, **fields}
+    config = {
+        **tiny_models.TEXT,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads[0],
+        "bias": True,
+        **fields,
+    }
     return Case(of("FalconForCausalLM", "FalconConfig", **config), IDS, "query_key_value", QUERY, tuple(heads))
 
 
-def module(path: str, prefix: str, config: Any, fused: str, parts: Sequence[str], heads: Sequence[int], **rest: Any) -> Case:
-    """A module alone, `path` as models.modeling.Class, saved under the name that it has in the checkpoint of `config`."""
+def module(
+    path: str, prefix: str, config: Any, fused: str, parts: Sequence[str], heads: Sequence[int], **rest: Any
+) -> Case:
+    """A module alone, `path` as models.modeling.Class, saved under the name that it has in the checkpoint of
+    `config`.
+    """
     make, inputs = rest.pop("make", lambda cls: cls(config)), rest.pop("inputs", {})
     source = f"transformers.models.{path.rpartition('.')[0]}"
 
@@ -100,7 +119,12 @@ def hidden(width: int, length: int = 12) -> Callable[[], torch.Tensor]:
 
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10}
 DELTA_LAYERS = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
-EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+EXPERTS = {
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 DENSE = {"mlp_only_layers": [0, 1], "num_experts": 2, "num_experts_per_tok": 1}
 
 
@@ -155,13 +179,16 @@ def delta(model: Callable[[], Any], fused: str, parts: Sequence[str], heads: Seq
 
 QWEN3_NEXT = of("Qwen3NextForCausalLM", "Qwen3NextConfig", **GROUPED, **DELTA, **DELTA_LAYERS, **DENSE)
 QWEN3_5_MOE = of("Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextConfig", **GROUPED, **DELTA, **DELTA_LAYERS, **EXPERTS)
-QWEN4 = {"ngram_vocab_size_base": 50, "split_ngram_parts": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1,
+QWEN4 = {"ngram_vocab_size_base": 50, "split_ngram_parts": 2, "hc_lowrank": 8, "indexer_n_heads": 2,
+"indexer_kv_heads": 1,
          "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 1}  # fmt: skip
 QWEN3_5 = of("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", **GROUPED, **DELTA, **DELTA_LAYERS)
 
 XLSTM = tf.xLSTMConfig(
-    vocab_size=97, hidden_size=48, num_blocks=2, num_heads=3, weight_mode="fused", use_bias=True, qk_dim_factor=0.75, v_dim_factor=1.0,
-    chunkwise_kernel="chunkwise--native_autograd", sequence_kernel="native_sequence__native", step_kernel="native", chunk_size=16,
+    vocab_size=97, hidden_size=48, num_blocks=2, num_heads=3, weight_mode="fused", use_bias=True, qk_dim_factor=0.75,
+    v_dim_factor=1.0,
+    chunkwise_kernel="chunkwise--native_autograd", sequence_kernel="native_sequence__native", step_kernel="native",
+    chunk_size=16,
     pad_token_id=0, bos_token_id=1, eos_token_id=2, ffn_round_up_to_multiple_of=4, mlstm_round_up_to_multiple_of=4,
 )  # fmt: skip
 
@@ -182,12 +209,20 @@ def xlstm_gates(call: Call) -> list[torch.Tensor]:
     return [x.unsqueeze(-1) for x in call.recorded["mlstm_backend"][3:5]]
 
 
-TOWER = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+TOWER = {
+    "hidden_size": 12,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 
 
 def phi4_multimodal() -> Any:
     """With its towers, whose q_proj, k_proj and v_proj are their own."""
-    audio = {"hidden_size": 12, "intermediate_size": 16, "num_blocks": 2, "num_attention_heads": 2, "ext_pw_out_channel": 12,
+    audio = {"hidden_size": 12, "intermediate_size": 16, "num_blocks": 2, "num_attention_heads": 2,
+    "ext_pw_out_channel": 12,
              "nemo_conv_channels": 12, "depthwise_separable_out_channel": 12, "input_size": 16}  # fmt: skip
     return tf.Phi4MultimodalForCausalLM(tf.Phi4MultimodalConfig(**GROUPED, vision_config=TOWER, audio_config=audio))
 
@@ -195,7 +230,13 @@ def phi4_multimodal() -> Any:
 def molmo2() -> Any:
     """With its tower."""
     heads = {"num_key_value_heads": 2, "head_dim": 6}
-    adapter = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 16, "text_hidden_size": 36, "vision_feature_layer": [0, 1]}
+    adapter = {
+        "hidden_size": 12,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "text_hidden_size": 36,
+        "vision_feature_layer": [0, 1],
+    }
     config = tf.Molmo2Config(
         text_config={**GROUPED, "head_dim": 8},
         vision_config={**TOWER, **heads, "image_size": [8, 8]},
@@ -208,15 +249,26 @@ DEBERTA = tf.DebertaConfig(**SMALL, type_vocab_size=0)
 LAYOUTLM = {**SMALL, "has_relative_attention_bias": False, "has_spatial_attention_bias": False}
 LAYOUTLMV2 = tf.LayoutLMv2Config(**LAYOUTLM, fast_qkv=True)
 ESM = tf.EsmConfig(
-    vocab_size=33, is_folding_model=True, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+    vocab_size=33, is_folding_model=True, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=24,
     esmfold_config={
         "trunk": {
-            "sequence_state_dim": 36, "sequence_head_width": 12, "pairwise_state_dim": 16, "pairwise_head_width": 8, "num_blocks": 1,
-            "structure_module": {"sequence_dim": 20, "pairwise_dim": 16, "ipa_dim": 6, "num_heads_ipa": 3, "num_qk_points": 2},
+            "sequence_state_dim": 36, "sequence_head_width": 12, "pairwise_state_dim": 16, "pairwise_head_width": 8,
+            "num_blocks": 1,
+            "structure_module": {"sequence_dim": 20, "pairwise_dim": 16, "ipa_dim": 6, "num_heads_ipa": 3,
+            "num_qk_points": 2},
         }
     },
 )  # fmt: skip
-BARK = {"hidden_size": 36, "num_layers": 2, "num_heads": 3, "block_size": 32, "input_vocab_size": 97, "output_vocab_size": 97, "bias": True}
+BARK = {
+    "hidden_size": 36,
+    "num_layers": 2,
+    "num_heads": 3,
+    "block_size": 32,
+    "input_vocab_size": 97,
+    "output_vocab_size": 97,
+    "bias": True,
+}
 
 
 def identity_rigid(batch: int, length: int) -> Any:
@@ -247,7 +299,9 @@ def seen(width: int = 36) -> Callable[[], Mapping[str, Any]]:
 
 def granite(folder: str, name: str) -> Case:
     """The conformer's attention, in blocks of four frames."""
-    config = getattr(tf, f"{name}EncoderConfig")(hidden_dim=28, num_heads=3, dim_head=6, context_size=4, max_pos_emb=8, num_layers=1)
+    config = getattr(tf, f"{name}EncoderConfig")(
+        hidden_dim=28, num_heads=3, dim_head=6, context_size=4, max_pos_emb=8, num_layers=1
+    )
     return module(
         f"{folder}.modeling_{folder}.{name}ConformerAttention",
         "encoder.layers.0.attn.",
@@ -261,7 +315,9 @@ def granite(folder: str, name: str) -> Case:
 
 
 CASES: dict[str, Case] = {
-    "gpt2 cross": Case(decoder_of(True), seen(), "crossattention.c_attn", ("k_attn", "v_attn"), (3, 3), axis=1, states=keys_and_values),
+    "gpt2 cross": Case(
+        decoder_of(True), seen(), "crossattention.c_attn", ("k_attn", "v_attn"), (3, 3), axis=1, states=keys_and_values
+    ),
     "gpt2 in an encoder-decoder": Case(
         encoder_decoder,
         lambda: {**IDS(), "decoder_input_ids": IDS()["input_ids"]},
@@ -273,7 +329,9 @@ CASES: dict[str, Case] = {
     ),
     "decision_transformer": Case(
         lambda: tf.DecisionTransformerModel(
-            tf.DecisionTransformerConfig(state_dim=5, act_dim=2, hidden_size=36, n_layer=2, n_head=3, max_ep_len=16, n_positions=64)
+            tf.DecisionTransformerConfig(
+                state_dim=5, act_dim=2, hidden_size=36, n_layer=2, n_head=3, max_ep_len=16, n_positions=64
+            )
         ),
         lambda: {
             "states": torch.ones(1, 4, 5),
@@ -291,7 +349,9 @@ CASES: dict[str, Case] = {
     "phi4_multimodal": Case(phi4_multimodal, IDS, "qkv_proj", QKV, (6, 2, 2)),
     "fuyu": Case(
         lambda: tf.FuyuForCausalLM(
-            tf.FuyuConfig(**SMALL, text_config={**SMALL, "model_type": "persimmon"}, patch_size=4, image_size=16, num_channels=3)
+            tf.FuyuConfig(
+                **SMALL, text_config={**SMALL, "model_type": "persimmon"}, patch_size=4, image_size=16, num_channels=3
+            )
         ),
         IDS,
         "query_key_value",
@@ -315,7 +375,9 @@ CASES: dict[str, Case] = {
         QUERY,
         (6, 6, 6),
         identity=("act_fn",),
-        states=lambda call: attention(replace(call, products=call.products[:2])),  # the next layer's attention is not meant
+        states=lambda call: attention(
+            replace(call, products=call.products[:2])
+        ),  # the next layer's attention is not meant
     ),
     "deberta": module(
         "deberta.modeling_deberta.DisentangledSelfAttention",
@@ -341,14 +403,23 @@ CASES: dict[str, Case] = {
     "bark coarse": Case(of("BarkCoarseModel", "BarkCoarseConfig", **BARK), IDS, "att_proj", QKV, (3, 3, 3)),
     "bark fine": Case(
         of("BarkFineModel", "BarkFineConfig", **BARK, n_codes_total=3, n_codes_given=1),
-        lambda: {"codebook_idx": 1, "input_ids": torch.randint(3, 97, (2, 11, 3), generator=torch.Generator().manual_seed(7))},
+        lambda: {
+            "codebook_idx": 1,
+            "input_ids": torch.randint(3, 97, (2, 11, 3), generator=torch.Generator().manual_seed(7)),
+        },
         "att_proj",
         QKV,
         (3, 3, 3),
     ),
     "qwen3_next": delta(QWEN3_NEXT, "in_proj_qkvz", [f"in_proj_{key}" for key in "qkvz"], (2, 2, 4, 4)),
     "qwen3_next gates": delta(QWEN3_NEXT, "in_proj_ba", ("in_proj_b", "in_proj_a"), (4, 4), states=delta_gates),
-    "qwen3_5": delta(QWEN3_5, "in_proj_qkv", [f"in_proj_{key}" for key in "qkv"], (2, 2, 4), states=lambda call: delta_states(call)[:3]),
+    "qwen3_5": delta(
+        QWEN3_5,
+        "in_proj_qkv",
+        [f"in_proj_{key}" for key in "qkv"],
+        (2, 2, 4),
+        states=lambda call: delta_states(call)[:3],
+    ),
     "qwen3_5_moe": delta(
         QWEN3_5_MOE,
         "in_proj_qkv",
@@ -357,7 +428,11 @@ CASES: dict[str, Case] = {
         states=lambda call: delta_states(call)[:3],
     ),
     "qwen4_exp": delta(
-        qwen4_exp, "in_proj_qkv", [f"in_proj_{key}" for key in "qkv"], (2, 2, 4), states=lambda call: delta_states(call)[:3]
+        qwen4_exp,
+        "in_proj_qkv",
+        [f"in_proj_{key}" for key in "qkv"],
+        (2, 2, 4),
+        states=lambda call: delta_states(call)[:3],
     ),
     "qwen4_exp indexer": Case(
         qwen4_exp,
@@ -450,7 +525,9 @@ CASES: dict[str, Case] = {
     "imagegpt": Case(of("ImageGPTModel", "ImageGPTConfig", **GPT), IDS, "c_attn", CONV, (3, 3, 3), axis=1),
     "gpt_neox": NEOX,
     "gpt_neox_japanese": replace(
-        NEOX, model=of("GPTNeoXJapaneseForCausalLM", "GPTNeoXJapaneseConfig", **SMALL, intermediate_multiple_size=2), shard=""
+        NEOX,
+        model=of("GPTNeoXJapaneseForCausalLM", "GPTNeoXJapaneseConfig", **SMALL, intermediate_multiple_size=2),
+        shard="",
     ),
     "bloom": Case(
         of("BloomForCausalLM", "BloomConfig", **tiny_models.TEXT, hidden_size=36, n_layer=2, n_head=3),
@@ -464,7 +541,16 @@ CASES: dict[str, Case] = {
     "falcon multi_query": falcon((6, 1, 1), multi_query=True, new_decoder_architecture=False, num_kv_heads=3),
     "falcon per head": falcon((6, 6, 6), multi_query=False, new_decoder_architecture=False, alibi=True),
     "codegen": Case(
-        of("CodeGenForCausalLM", "CodeGenConfig", **tiny_models.TEXT, n_embd=48, n_layer=2, n_head=8, n_positions=32, rotary_dim=4),
+        of(
+            "CodeGenForCausalLM",
+            "CodeGenConfig",
+            **tiny_models.TEXT,
+            n_embd=48,
+            n_layer=2,
+            n_head=8,
+            n_positions=32,
+            rotary_dim=4,
+        ),
         IDS,
         "qkv_proj",
         QKV,
@@ -472,7 +558,9 @@ CASES: dict[str, Case] = {
         order=(0, 2, 1),
     ),
     "gpt_bigcode": Case(of("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **GPT), IDS, "c_attn", CONV, (3, 1, 1)),
-    "gpt_bigcode per head": Case(of("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **GPT, multi_query=False), IDS, "c_attn", CONV, (3, 3, 3)),
+    "gpt_bigcode per head": Case(
+        of("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **GPT, multi_query=False), IDS, "c_attn", CONV, (3, 3, 3)
+    ),
     "persimmon": Case(
         of("PersimmonForCausalLM", "PersimmonConfig", **SMALL),
         IDS,
@@ -502,7 +590,11 @@ CASES: dict[str, Case] = {
         (3, 3, 3),
     ),
     "mpt": Case(
-        of("MptForCausalLM", "MptConfig", vocab_size=97, d_model=36, n_heads=3, n_layers=2, max_seq_len=32), IDS, "Wqkv", W, (3, 3, 3)
+        of("MptForCausalLM", "MptConfig", vocab_size=97, d_model=36, n_heads=3, n_layers=2, max_seq_len=32),
+        IDS,
+        "Wqkv",
+        W,
+        (3, 3, 3),
     ),
     "dbrx": Case(
         of(
@@ -546,7 +638,8 @@ def test_fusing_what_was_split_gives_the_same_files(name: str, run: Callable[[st
 
 
 @pytest.mark.parametrize(
-    "name", ["falcon new", "gpt_bigcode", "phi3", "codegen", "deberta", "layoutlmv2", "qwen3_next", "gpt2 cross", "xlstm"]
+    "name",
+    ["falcon new", "gpt_bigcode", "phi3", "codegen", "deberta", "layoutlmv2", "qwen3_next", "gpt2 cross", "xlstm"],
 )
 def test_parts_lie_in_other_shards(name: str, tmp_path: Path) -> None:
     """Weights and biases of one module in different shards, whichever they are."""
@@ -594,7 +687,9 @@ def test_convolutions_are_blocked(name: str, tmp_path: Path) -> None:
 def convolved(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Causal, each channel with its own kernel, and SiLU."""
     channels = torch.nn.functional.pad(states.transpose(1, 2), (weight.shape[-1] - 1, 0))
-    return torch.nn.functional.silu(torch.nn.functional.conv1d(channels, weight, groups=weight.shape[0])).transpose(1, 2)
+    return torch.nn.functional.silu(torch.nn.functional.conv1d(channels, weight, groups=weight.shape[0])).transpose(
+        1, 2
+    )
 
 
 # Classes that load what is split
@@ -611,14 +706,18 @@ IN_FILES: dict[str, tuple[Callable[[], Any], Callable[[], Mapping[str, Any]]]] =
 
 @pytest.mark.parametrize("name", IN_FILES)
 def test_fused_in_files_only(name: str, tmp_path: Path) -> None:
-    """The parts are the class's own tensors: it loads them, computes the same, and what is fused again is the same file."""
+    """The parts are the class's own tensors: it loads them, computes the same, and what is fused again is the same
+    file.
+    """
     model, inputs = IN_FILES[name]
     built = build(Case(model, inputs, "", (), ()))
     built.save_pretrained(tmp_path / "base")
     surgery.write(surgery.split_qkv(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
     before, after = tensors_in(tmp_path / "base"), tensors_in(tmp_path / "split")
     made = {n: t for n, t in after.items() if n not in before}
-    assert len(before) < len(after) and {t.shape for t in made.values()} != {t.shape for n, t in before.items() if n not in after}
+    assert len(before) < len(after) and {t.shape for t in made.values()} != {
+        t.shape for n, t in before.items() if n not in after
+    }
     compare_loaded(built, tmp_path / "split", inputs, same=True)
     surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused")
     assert hashes(tmp_path / "fused") == hashes(tmp_path / "base")
@@ -672,7 +771,11 @@ DECOYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mamba": ("MambaForCausalLM", {"num_hidden_layers": 1}, "mixer.in_proj.weight"),
     "mamba2": ("Mamba2ForCausalLM", {"num_hidden_layers": 1}, "mixer.in_proj.weight"),
     "bamba": ("BambaForCausalLM", {"num_hidden_layers": 2, "attn_layer_indices": [1]}, "mamba.in_proj.weight"),
-    "lfm2": ("Lfm2ForCausalLM", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "conv.in_proj.weight"),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+        "conv.in_proj.weight",
+    ),
     "zaya": ("ZayaForCausalLM", {"num_hidden_layers": 2}, "qkv_proj.q_proj.weight"),
     "deepseek_v3": ("DeepseekV3ForCausalLM", {"num_hidden_layers": 1}, "kv_b_proj.weight"),
     "deepseek_v4": ("DeepseekV4ForCausalLM", {"num_hidden_layers": 2}, "kv_proj.weight"),
@@ -779,7 +882,12 @@ def test_the_listed_are_what_is_checked(run: Callable[[str], Evidence]) -> None:
         made = run(name)
         checkpoint = surgery.open_checkpoint(made.base)
         sites = {site.module: site for site in detect(checkpoint.config, checkpoint.tensors, ("qkv", "kv"))}
-        called = [site for site in sites.values() for call in made.calls if site.module.endswith(made.case.module(call.module))]
+        called = [
+            site
+            for site in sites.values()
+            for call in made.calls
+            if site.module.endswith(made.case.module(call.module))
+        ]
         assert called
         assert {(site.row.kind, site.row.fused) for site in called} == {(kind, fused)}
         assert all(model_type in site.row.model_types for site in called)

@@ -1,5 +1,5 @@
-"""Rows of vision, audio and multimodal models against the models: split parts are what reaches their attention, and fuse back to
-the same files; classes that keep q, k and v apart in memory load them.
+"""Rows of vision, audio and multimodal models against the models: split parts are what reaches their attention, and
+fuse back to the same files; classes that keep q, k and v apart in memory load them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,14 @@ QKV = ("q_proj", "k_proj", "v_proj")
 HEADS = (3, 3, 3)
 SMALL = {"hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 2, "num_attention_heads": 3}
 SAM = {
-    **{"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64, "patch_size": 16, "window_size": 2},
+    **{
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "image_size": 64,
+        "patch_size": 16,
+        "window_size": 2,
+    },
     **{"global_attn_indexes": [1], "mlp_dim": 40, "output_channels": 12},
 }
 # hidden_size of Qwen2-VL's tower is its output's
@@ -88,7 +95,9 @@ def whole(call: Call) -> list[torch.Tensor]:
 
 
 def unscaled(call: Call) -> list[torch.Tensor]:
-    """q, k, v of a module that multiplies q by 1 / √head_dim before the product, whatever it adds to it before the next one."""
+    """q, k, v of a module that multiplies q by 1 / √head_dim before the product, whatever it adds to it before the
+    next one.
+    """
     q, k = call.products[0]
     v = next(o[1] for o in call.products[1:] if o[0].shape == (*q.shape[:-1], k.shape[-1]))
     return [q * math.sqrt(q.shape[-1]), k.transpose(-1, -2), v]
@@ -127,14 +136,20 @@ CASES: dict[str, Case] = {
     "sam": Case(tiny_models._sam, image(1, 3, 64, 64), "attn.qkv", Q_K_V, HEADS),
     "sam_hq": sam_like("sam_hq", "SamHQVisionModel", "SamHQVisionConfig", num_pos_feats=6),
     "got_ocr2": sam_like("got_ocr2", "GotOcr2VisionEncoder", "GotOcr2VisionConfig", states=unscaled),
-    "deepseek_ocr2": sam_like("deepseek_ocr2", "DeepseekOcr2SamVisionEncoder", "DeepseekOcr2SamVisionConfig", downsample_channels=[12, 12]),
+    "deepseek_ocr2": sam_like(
+        "deepseek_ocr2", "DeepseekOcr2SamVisionEncoder", "DeepseekOcr2SamVisionConfig", downsample_channels=[12, 12]
+    ),
     "sam2": Case(
         of(
             "sam2",
             "Sam2HieraDetModel",
             "Sam2HieraDetConfig",
             **{"hidden_size": 24, "image_size": [32, 32], "blocks_per_stage": [1, 2], "embed_dim_per_stage": [24, 48]},
-            **{"num_attention_heads_per_stage": [2, 2], "window_size_per_stage": [4, 2], "global_attention_blocks": [2]},
+            **{
+                "num_attention_heads_per_stage": [2, 2],
+                "window_size_per_stage": [4, 2],
+                "global_attention_blocks": [2],
+            },
             **{"num_query_pool_stages": 1, "window_positional_embedding_background_size": [4, 4]},
         ),
         image(32, 32),
@@ -149,7 +164,12 @@ CASES: dict[str, Case] = {
             "HieraModel",
             "HieraConfig",
             **{"embed_dim": 24, "image_size": [32, 32], "patch_stride": [4, 4], "depths": [1, 1], "num_heads": [3, 3]},
-            **{"num_query_pool": 1, "query_stride": [1, 1], "masked_unit_size": [2, 2], "masked_unit_attention": [True, False]},
+            **{
+                "num_query_pool": 1,
+                "query_stride": [1, 1],
+                "masked_unit_size": [2, 2],
+                "masked_unit_attention": [True, False],
+            },
         ),
         image(32, 32),
         "attn.qkv",
@@ -207,26 +227,50 @@ CASES: dict[str, Case] = {
         96,
         **{"num_position_embeddings": 16, "out_hidden_size": 20, "deepstack_visual_indexes": [0]},
     ),
-    "qwen3_5": grid("qwen3_5", "Qwen3_5VisionModel", "Qwen3_5VisionConfig", 96, num_position_embeddings=16, out_hidden_size=20),
-    "glm4v": grid("glm4v", "Glm4vVisionModel", "Glm4vVisionConfig", 96, attention_bias=True, image_size=16, out_hidden_size=48),
-    "ernie4_5_vl_moe": grid("ernie4_5_vl_moe", "Ernie4_5_VLMoeVisionTransformerPretrainedModel", "Ernie4_5_VLMoeVisionConfig", 48),
+    "qwen3_5": grid(
+        "qwen3_5", "Qwen3_5VisionModel", "Qwen3_5VisionConfig", 96, num_position_embeddings=16, out_hidden_size=20
+    ),
+    "glm4v": grid(
+        "glm4v", "Glm4vVisionModel", "Glm4vVisionConfig", 96, attention_bias=True, image_size=16, out_hidden_size=48
+    ),
+    "ernie4_5_vl_moe": grid(
+        "ernie4_5_vl_moe", "Ernie4_5_VLMoeVisionTransformerPretrainedModel", "Ernie4_5_VLMoeVisionConfig", 48
+    ),
     "exaone4_5": grid(
         "exaone4_5",
         "Exaone4_5_VisionModel",
         "Exaone4_5_VisionConfig",
         96,
         (4, 2, 2),
-        **{"num_heads": 4, "num_key_value_heads": 2, "window_size": 8, "fullatt_block_indexes": [1], "out_hidden_size": 20},
+        **{
+            "num_heads": 4,
+            "num_key_value_heads": 2,
+            "window_size": 8,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 20,
+        },
     ),
     "florence2 windows": Case(
-        of("florence2", "Florence2VisionBackbone", "Florence2VisionConfig", **{**STAGES, "num_heads": [3, 3]}, window_size=4),
+        of(
+            "florence2",
+            "Florence2VisionBackbone",
+            "Florence2VisionConfig",
+            **{**STAGES, "num_heads": [3, 3]},
+            window_size=4,
+        ),
         lambda: {"hidden_states": noise(1, 3, 32, 32)},
         "window_attn.qkv",
         Q_K_V,
         HEADS,
     ),
     "florence2 channels": Case(
-        of("florence2", "Florence2VisionBackbone", "Florence2VisionConfig", **{**STAGES, "num_groups": [3, 3]}, window_size=4),
+        of(
+            "florence2",
+            "Florence2VisionBackbone",
+            "Florence2VisionConfig",
+            **{**STAGES, "num_groups": [3, 3]},
+            window_size=4,
+        ),
         lambda: {"hidden_states": noise(1, 3, 32, 32)},
         "channel_attn.qkv",
         Q_K_V,
@@ -256,7 +300,9 @@ CASES: dict[str, Case] = {
         HEADS,
     ),
     "instructblip": Case(
-        of("instructblip", "InstructBlipVisionModel", "InstructBlipVisionConfig", **SMALL, image_size=32, patch_size=16),
+        of(
+            "instructblip", "InstructBlipVisionModel", "InstructBlipVisionConfig", **SMALL, image_size=32, patch_size=16
+        ),
         image(32, 32),
         "self_attn.qkv",
         Q_K_V,
@@ -321,7 +367,14 @@ class Pooled:
 
 
 SWIN = {
-    **{"model_type": "swin", "image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [1] * 4, "num_heads": [2] * 4},
+    **{
+        "model_type": "swin",
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 12,
+        "depths": [1] * 4,
+        "num_heads": [2] * 4,
+    },
     **{"window_size": 2, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
 }
 MASKS = {
@@ -337,7 +390,9 @@ def aria(folder: str = "") -> Any:
 
 POOLED: dict[str, Pooled] = {
     "siglip": Pooled(
-        of("siglip", "SiglipVisionModel", "SiglipVisionConfig", **SMALL, image_size=32, patch_size=16), image(32, 32), "head.attention"
+        of("siglip", "SiglipVisionModel", "SiglipVisionConfig", **SMALL, image_size=32, patch_size=16),
+        image(32, 32),
+        "head.attention",
     ),
     "siglip2": Pooled(
         of("siglip2", "Siglip2VisionModel", "Siglip2VisionConfig", **SMALL, patch_size=4, num_patches=16),
@@ -354,7 +409,9 @@ POOLED: dict[str, Pooled] = {
         "cross_attn.multihead_attn",
         saves_as("multi_modal_projector.", aria()),
     ),
-    "mask2former": Pooled(of("mask2former", "Mask2FormerModel", "Mask2FormerConfig", **MASKS), image(32, 32), "cross_attn"),
+    "mask2former": Pooled(
+        of("mask2former", "Mask2FormerModel", "Mask2FormerConfig", **MASKS), image(32, 32), "cross_attn"
+    ),
     "oneformer": Pooled(
         of(
             "oneformer",
@@ -370,9 +427,18 @@ POOLED: dict[str, Pooled] = {
                 "query_dec_layers": 1,
                 "is_training": True,
             },
-            **{"text_encoder_width": 64, "text_encoder_context_length": 7, "text_encoder_num_layers": 1, "text_encoder_vocab_size": 50},
+            **{
+                "text_encoder_width": 64,
+                "text_encoder_context_length": 7,
+                "text_encoder_num_layers": 1,
+                "text_encoder_vocab_size": 50,
+            },
         ),
-        lambda: {**image(32, 32)(), "task_inputs": torch.ones(2, 7), "text_inputs": torch.ones(2, 3, 7, dtype=torch.long)},
+        lambda: {
+            **image(32, 32)(),
+            "task_inputs": torch.ones(2, 7),
+            "text_inputs": torch.ones(2, 3, 7, dtype=torch.long),
+        },
         "attn",
     ),
     "bridgetower": Pooled(
@@ -388,12 +454,15 @@ POOLED: dict[str, Pooled] = {
 }
 
 
-def separately(module: Any, given: Mapping[str, Any], parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def separately(
+    module: Any, given: Mapping[str, Any], parts: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
     """What the module computes, with projections of q, k and v of their own."""
     states = [given[name].transpose(0, 1) if module.batch_first else given[name] for name in ("query", "key", "value")]
     q, k, v = (weight for weight, _ in parts)
     made, _ = F.multi_head_attention_forward(
-        *states, module.embed_dim, module.num_heads, None, torch.cat([bias for _, bias in parts]), None, None, False, 0.0,
+        *states, module.embed_dim, module.num_heads, None, torch.cat([bias for _, bias in parts]), None, None, False,
+        0.0,
         module.out_proj.weight, module.out_proj.bias, training=False, key_padding_mask=given.get("key_padding_mask"),
         attn_mask=given.get("attn_mask"), need_weights=False,
         use_separate_proj_weight=True, q_proj_weight=q, k_proj_weight=k, v_proj_weight=v,
@@ -411,7 +480,11 @@ def seen_by(model: Any, case: Pooled) -> list[tuple[str, Any, dict[str, Any], to
 
         return record
 
-    found = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.MultiheadAttention) and n.endswith(case.attention)}
+    found = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.MultiheadAttention) and n.endswith(case.attention)
+    }
     for name, module in found.items():
         module.register_forward_hook(hook(name), with_kwargs=True)
     with torch.no_grad():
@@ -435,7 +508,11 @@ def test_in_proj_is_three_projections(name: str, tmp_path: Path) -> None:
         assert (separately(attend, given, parts) - output).abs().max() < 1e-5
         shuffled = [(w.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1), b) for w, b in parts]
         biases = [parts[i][1] for i in (0, 2, 1)]
-        for wrong in ([parts[i] for i in (0, 2, 1)], shuffled, [(w, b) for (w, _), b in zip(parts, biases, strict=True)]):
+        for wrong in (
+            [parts[i] for i in (0, 2, 1)],
+            shuffled,
+            [(w, b) for (w, _), b in zip(parts, biases, strict=True)],
+        ):
             assert (separately(attend, given, wrong) - output).abs().max() > 1e-4
 
 
@@ -451,7 +528,13 @@ def ending(tensors: Mapping[str, torch.Tensor], end: str) -> torch.Tensor:
 def levit() -> Any:
     """A LeViT whose stages differ in heads, key_dim and ratio, with statistics in its norms."""
     config = tf.LevitConfig(
-        **{"image_size": 32, "patch_size": 16, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]},
+        **{
+            "image_size": 32,
+            "patch_size": 16,
+            "hidden_sizes": [16, 32, 48],
+            "num_attention_heads": [2, 3, 4],
+            "depths": [1, 1, 1],
+        },
         **{"key_dim": [4, 6, 8], "attention_ratio": [2, 3, 1]},
     )
     model = tf.LevitModel(config)
@@ -514,7 +597,9 @@ class Operands(TorchFunctionMode):
 
 
 def test_mobilevitv2(tmp_path: Path) -> None:
-    config = tf.MobileViTV2Config(image_size=64, base_attn_unit_dims=[8, 12, 16], n_attn_blocks=[1, 2, 1], width_multiplier=0.25)
+    config = tf.MobileViTV2Config(
+        image_size=64, base_attn_unit_dims=[8, 12, 16], n_attn_blocks=[1, 2, 1], width_multiplier=0.25
+    )
     case = Case(lambda: tf.MobileViTV2Model(config), image(64, 64), "", (), ())
     model = build(case)
     model.save_pretrained(tmp_path / "base")
@@ -564,7 +649,13 @@ LOADED: dict[str, Loaded] = {
         tuple(f".attention.{part}.weight" for part in QKV),
     ),
     "radio": Loaded(
-        of("radio", "RadioModel", "RadioConfig", **{k: v for k, v in VIT.items() if k != "intermediate_size"}, max_img_size=64),
+        of(
+            "radio",
+            "RadioModel",
+            "RadioConfig",
+            **{k: v for k, v in VIT.items() if k != "intermediate_size"},
+            max_img_size=64,
+        ),
         image(32, 32),
         ".attn.qkv.weight",
         tuple(f".attention.{part}.weight" for part in QKV),
@@ -593,11 +684,22 @@ LOADED: dict[str, Loaded] = {
             "rf_detr",
             "RfDetrModel",
             "RfDetrConfig",
-            **{"d_model": 24, "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2, "decoder_layers": 2},
+            **{
+                "d_model": 24,
+                "decoder_self_attention_heads": 2,
+                "decoder_cross_attention_heads": 2,
+                "decoder_layers": 2,
+            },
             **{"num_queries": 4, "group_detr": 2, "decoder_ffn_dim": 20},
             backbone_config={
                 **{"model_type": "rf_detr_dinov2", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
-                **{"image_size": 56, "patch_size": 14, "num_windows": 1, "out_indices": [2], "window_block_indexes": []},
+                **{
+                    "image_size": 56,
+                    "patch_size": 14,
+                    "num_windows": 1,
+                    "out_indices": [2],
+                    "window_block_indexes": [],
+                },
             },
         ),
         image(1, 3, 56, 56),
@@ -623,7 +725,9 @@ def test_classes_that_are_split_load_it(name: str, tmp_path: Path) -> None:
     q, k, _ = case.parts
     swapped = {n.replace(q, k) if q in n else n.replace(k, q): t.contiguous() for n, t in parts.items()}
     save_file(swapped, tmp_path / "wrong/model.safetensors", metadata={"format": "pt"})
-    right, split, wrong = (loaded(type(model), tmp_path / folder, case.inputs()) for folder in ("base", "split", "wrong"))
+    right, split, wrong = (
+        loaded(type(model), tmp_path / folder, case.inputs()) for folder in ("base", "split", "wrong")
+    )
     assert torch.equal(right, split) and torch.equal(right, first(model, case.inputs()))
     assert (right - wrong).abs().max() > 1e-6
 
@@ -654,15 +758,20 @@ class SamVisionAttentionSplit(modeling_sam.SamVisionAttention):
         for part in Q_K_V:
             setattr(self, part, torch.nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias))
 
-    def forward(self, hidden_states: torch.Tensor, output_attentions: bool | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         batch, height, width, _ = hidden_states.shape
         heads = self.num_attention_heads
         query, key, value = (
-            getattr(self, part)(hidden_states).reshape(batch, height * width, heads, -1).transpose(1, 2).flatten(0, 1) for part in Q_K_V
+            getattr(self, part)(hidden_states).reshape(batch, height * width, heads, -1).transpose(1, 2).flatten(0, 1)
+            for part in Q_K_V
         )
         scores = (query * self.scale) @ key.transpose(-2, -1)
         if self.use_rel_pos:
-            decomposed = self.get_decomposed_rel_pos(query, self.rel_pos_h, self.rel_pos_w, (height, width), (height, width))
+            decomposed = self.get_decomposed_rel_pos(
+                query, self.rel_pos_h, self.rel_pos_w, (height, width), (height, width)
+            )
             scores = scores + decomposed.reshape_as(scores)
         weights = F.softmax(scores, dtype=torch.float32, dim=-1).to(query.dtype)
         made = (weights @ value).unflatten(0, (batch, heads)).unflatten(2, (height, width))
@@ -698,7 +807,10 @@ def test_the_guides_sam_loads_it(sam: tuple[Path, Path], tmp_path: Path) -> None
     base, split = sam
     model = eager(SamSplit, split)
     windows = [layer.window_size for layer in model.vision_encoder.layers]
-    assert windows == [layer.window_size for layer in eager(tf.SamModel, base).vision_encoder.layers] and len(set(windows)) == 2
+    assert (
+        windows == [layer.window_size for layer in eager(tf.SamModel, base).vision_encoder.layers]
+        and len(set(windows)) == 2
+    )
     right = tiny_models.output(eager(tf.SamModel, base), "sam")
     assert away(tiny_models.output(model, "sam"), right) < 1e-5
     wrong, told = SamSplit.from_pretrained(base, attn_implementation="eager", output_loading_info=True)
@@ -732,20 +844,55 @@ def test_train_on_q_and_v_merge_and_fuse(sam: tuple[Path, Path], tmp_path: Path)
     merged = surgery.merge(surgery.open_checkpoint(split), surgery.open_adapter(tmp_path / "adapter"))
     surgery.write(surgery.fuse_qkv(merged), tmp_path / "fused")
     fused = tiny_models.output(eager(tf.SamModel, tmp_path / "fused"), "sam")
-    adapted, before = tiny_models.output(live.base_model.model, "sam"), tiny_models.output(eager(tf.SamModel, base), "sam")
+    adapted, before = (
+        tiny_models.output(live.base_model.model, "sam"),
+        tiny_models.output(eager(tf.SamModel, base), "sam"),
+    )
     assert away(adapted, before) > 1e-2
     assert away(fused, adapted) < 1e-5
 
 
 # The rows, their types and their places
 
-# Model types of the rows that the tests above check with the models' own arithmetic, and of those whose code was only read.
+# Model types of the rows that the tests above check with the models' own arithmetic, and of those whose code was
+# only read.
 CHECKED = (
-    *("sam_vision_model", "sam_hq_vision_model", "got_ocr2_vision", "deepseek_ocr2_sam_vision_model", "sam2_hiera_det_model", "hiera"),
-    *("vitdet", "seggpt", "timesformer", "qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision", "glm4v_vision", "exaone4_5_vision"),
-    *("florence_vision", "mgp-str", "blip_vision_model", "blip_2_vision_model", "pp_ocrv5_server_rec", "mobilevitv2", "levit"),
+    *(
+        "sam_vision_model",
+        "sam_hq_vision_model",
+        "got_ocr2_vision",
+        "deepseek_ocr2_sam_vision_model",
+        "sam2_hiera_det_model",
+        "hiera",
+    ),
+    *(
+        "vitdet",
+        "seggpt",
+        "timesformer",
+        "qwen2_vl_vision",
+        "qwen2_5_vl_vision",
+        "qwen3_vl_vision",
+        "glm4v_vision",
+        "exaone4_5_vision",
+    ),
+    *(
+        "florence_vision",
+        "mgp-str",
+        "blip_vision_model",
+        "blip_2_vision_model",
+        "pp_ocrv5_server_rec",
+        "mobilevitv2",
+        "levit",
+    ),
     *("siglip_vision_model", "aria", "mask2former", "oneformer", "bridgetower_vision_model"),
-    *("rf_detr", "tipsv2_text_model", "tipsv2_vision_model", "radio", "qianfan_ocr_vision", "unlimited_ocr_vision_encoder"),
+    *(
+        "rf_detr",
+        "tipsv2_text_model",
+        "tipsv2_vision_model",
+        "radio",
+        "qianfan_ocr_vision",
+        "unlimited_ocr_vision_encoder",
+    ),
 )
 READ = ("kimi_k25_vision", "step3p5_vision", "gradium_phonon_tts")
 
@@ -760,7 +907,9 @@ def test_checked_types_are_those_of_the_cases(run: Callable[[str], Evidence]) ->
     """Each row of `CHECKED` has a case: its modeling module, or the type that the case's config.json says."""
     kinds = {json.loads((run(name).base / "config.json").read_text())["model_type"] for name in CASES}
     others = {"levit", "mobilevitv2", *POOLED, *LOADED}
-    told = {kind for kind in CHECKED if kind in kinds or any(kind.startswith(name.replace(" ", "_")) for name in others)}
+    told = {
+        kind for kind in CHECKED if kind in kinds or any(kind.startswith(name.replace(" ", "_")) for name in others)
+    }
     assert set(CHECKED) - told == {"sam_vision_model"} and "sam" in kinds  # a model, of which the row has the tower
 
 
@@ -768,24 +917,46 @@ def test_checked_types_are_those_of_the_cases(run: Callable[[str], Evidence]) ->
 PLACES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"model_type": "sam", "vision_config": {"hidden_size": 8}}, "vision_encoder.layers.0.attn.qkv"),
     (
-        {"model_type": "deepseek_vl_hybrid", "high_res_vision_config": {"model_type": "sam_vision_model", "hidden_size": 8}},
+        {
+            "model_type": "deepseek_vl_hybrid",
+            "high_res_vision_config": {"model_type": "sam_vision_model", "hidden_size": 8},
+        },
         "model.high_res_vision_model.vision_encoder.layers.0.attn.qkv",
     ),
-    ({"model_type": "got_ocr2", "vision_config": {"model_type": "got_ocr2_vision", "hidden_size": 8}}, "vision_tower.layers.0.attn.qkv"),
+    (
+        {"model_type": "got_ocr2", "vision_config": {"model_type": "got_ocr2_vision", "hidden_size": 8}},
+        "vision_tower.layers.0.attn.qkv",
+    ),
     ({"model_type": "pp_formulanet", "vision_config": {"hidden_size": 8}}, "model.encoder.layers.0.attn.qkv"),
-    ({"model_type": "slanext", "vision_config": {"hidden_size": 8}, "hidden_size": 5}, "backbone.vision_tower.layers.0.attn.qkv"),
-    ({"model_type": "sam2_video", "vision_config": {"backbone_config": {}}}, "vision_encoder.backbone.blocks.0.attn.qkv"),
+    (
+        {"model_type": "slanext", "vision_config": {"hidden_size": 8}, "hidden_size": 5},
+        "backbone.vision_tower.layers.0.attn.qkv",
+    ),
+    (
+        {"model_type": "sam2_video", "vision_config": {"backbone_config": {}}},
+        "vision_encoder.backbone.blocks.0.attn.qkv",
+    ),
     ({"model_type": "vitmatte", "backbone_config": {"model_type": "vitdet"}}, "backbone.encoder.layer.0.attention.qkv"),
     ({"model_type": "timesformer"}, "timesformer.encoder.layer.0.temporal_attention.attention.qkv"),
-    # transformers 4: a flat config of the text, whose width is not the tower's, and a tower without a type or with the model's
-    ({"model_type": "qwen2_vl", "hidden_size": 5, "vision_config": {"embed_dim": 8, "hidden_size": 5}}, "visual.blocks.0.attn.qkv"),
+    # transformers 4: a flat config of the text, whose width is not the tower's, and a tower without a type or with
+    # the model's
+    (
+        {"model_type": "qwen2_vl", "hidden_size": 5, "vision_config": {"embed_dim": 8, "hidden_size": 5}},
+        "visual.blocks.0.attn.qkv",
+    ),
     ({"model_type": "qwen2_5_vl", "hidden_size": 5, "vision_config": {"hidden_size": 8}}, "visual.blocks.0.attn.qkv"),
     (
         {"model_type": "qwen2_5_vl", "hidden_size": 5, "vision_config": {"model_type": "qwen2_5_vl", "hidden_size": 8}},
         "visual.blocks.0.attn.qkv",
     ),
-    ({"model_type": "qwen2_5_vl", "vision_config": {"model_type": "qwen2_5_vl_vision"}}, "model.visual.blocks.0.attn.qkv"),
-    ({"model_type": "colqwen2", "vlm_config": {"model_type": "qwen2_vl", "vision_config": {}}}, "vlm.visual.blocks.0.attn.qkv"),
+    (
+        {"model_type": "qwen2_5_vl", "vision_config": {"model_type": "qwen2_5_vl_vision"}},
+        "model.visual.blocks.0.attn.qkv",
+    ),
+    (
+        {"model_type": "colqwen2", "vlm_config": {"model_type": "qwen2_vl", "vision_config": {}}},
+        "vlm.visual.blocks.0.attn.qkv",
+    ),
     (
         {"model_type": "hyperclovax_vision_v2", "vision_config": {"model_type": "qwen2_5_vl_vision"}},
         "model.vision_model.blocks.0.attn.qkv",
@@ -793,40 +964,71 @@ PLACES: tuple[tuple[dict[str, Any], str], ...] = (
     (
         {
             "model_type": "qwen3_omni_moe",
-            "thinker_config": {"model_type": "qwen3_omni_moe_thinker", "vision_config": {"model_type": "qwen3_omni_moe_vision_encoder"}},
+            "thinker_config": {
+                "model_type": "qwen3_omni_moe_thinker",
+                "vision_config": {"model_type": "qwen3_omni_moe_vision_encoder"},
+            },
         },
         "thinker.visual.blocks.0.attn.qkv",
     ),
-    ({"model_type": "cosmos3_omni", "vision_config": {"model_type": "qwen3_vl_vision", "hidden_size": 8}}, "blocks.0.attn.qkv"),
-    ({"model_type": "dots3_note", "vision_config": {"model_type": "dots3_note_vision_encoder"}}, "vision_encoder.blocks.0.attn.qkv"),
+    (
+        {"model_type": "cosmos3_omni", "vision_config": {"model_type": "qwen3_vl_vision", "hidden_size": 8}},
+        "blocks.0.attn.qkv",
+    ),
+    (
+        {"model_type": "dots3_note", "vision_config": {"model_type": "dots3_note_vision_encoder"}},
+        "vision_encoder.blocks.0.attn.qkv",
+    ),
     ({"model_type": "florence2", "vision_config": {}}, "model.vision_tower.blocks.0.1.channel_block.channel_attn.qkv"),
     ({"model_type": "blip-2", "vision_config": {"hidden_size": 8}}, "vision_model.encoder.layers.0.self_attn.qkv"),
     ({"model_type": "pp_ocrv6_small_rec", "hidden_size": 8}, "head.encoder.svtr_block.0.self_attn.qkv"),
-    ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, "vision_model.head.attention.in_proj"),
-    ({"model_type": "gemma3", "vision_config": {"model_type": "siglip_vision_model"}}, "vision_tower.head.attention.in_proj"),
+    (
+        {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}},
+        "vision_model.head.attention.in_proj",
+    ),
+    (
+        {"model_type": "gemma3", "vision_config": {"model_type": "siglip_vision_model"}},
+        "vision_tower.head.attention.in_proj",
+    ),
     (
         {"model_type": "phi4_multimodal", "vision_config": {"model_type": "phi4_multimodal_vision"}},
         "model.embed_tokens_extend.image_embed.img_processor.head.attention.in_proj",
     ),
     ({"model_type": "bridgetower"}, "bridgetower.vision_model.visual.transformer.resblocks.0.attn.in_proj"),
     ({"model_type": "tipsv2"}, "text_encoder.transformer.resblocks.0.attn.in_proj"),
-    ({"model_type": "nemotron_h_omni", "vision_config": {"model_type": "radio"}}, "vision_model.radio_model.model.blocks.0.attn.qkv"),
     (
-        {"model_type": "unlimited_ocr", "vision_config": {"sam_config": {"model_type": "unlimited_ocr_sam_vision_model"}}},
+        {"model_type": "nemotron_h_omni", "vision_config": {"model_type": "radio"}},
+        "vision_model.radio_model.model.blocks.0.attn.qkv",
+    ),
+    (
+        {
+            "model_type": "unlimited_ocr",
+            "vision_config": {"sam_config": {"model_type": "unlimited_ocr_sam_vision_model"}},
+        },
         "model.sam_model.blocks.0.attn.qkv",
     ),
     ({"model_type": "kimi_k25", "vision_config": {"hidden_size": 8}}, "vision_tower.encoder.blocks.0.wqkv"),
-    ({"model_type": "step3p7", "vision_config": {"model_type": "step3p5_vision"}}, "vision_model.transformer.resblocks.0.attn.in_proj"),
+    (
+        {"model_type": "step3p7", "vision_config": {"model_type": "step3p5_vision"}},
+        "vision_model.transformer.resblocks.0.attn.in_proj",
+    ),
     ({"model_type": "gradium_phonon_tts", "hidden_size": 8}, "flow_lm.transformer.layers.0.self_attn.in_proj"),
 )
 
 
-@pytest.mark.parametrize(("config", "module"), PLACES, ids=lambda value: value if isinstance(value, str) else value["model_type"])
+@pytest.mark.parametrize(
+    ("config", "module"), PLACES, ids=lambda value: value if isinstance(value, str) else value["model_type"]
+)
 def test_places(config: dict[str, Any], module: str) -> None:
     separator = "_" if module.endswith("in_proj") and "flow_lm" not in module else "."
-    tensors: dict[str, Tensor] = {f"{module}{separator}weight": Zeros(F32, (24, 8)), f"{module}{separator}bias": Zeros(F32, (24,))}
+    tensors: dict[str, Tensor] = {
+        f"{module}{separator}weight": Zeros(F32, (24, 8)),
+        f"{module}{separator}bias": Zeros(F32, (24,)),
+    }
     (site,) = detect(config, tensors)
-    assert site.module == module and site.layout.lengths == (8, 8, 8) and site.row.source in {row.source for row in VISION}
+    assert (
+        site.module == module and site.layout.lengths == (8, 8, 8) and site.row.source in {row.source for row in VISION}
+    )
     parts: dict[str, Tensor] = {f"{part}.weight": Zeros(F32, (8, 8)) for part in site.parts}
     (place,) = detect_split(config, parts)
     assert place.module == module and place.layout == site.layout
@@ -844,9 +1046,17 @@ def test_a_width_that_is_not_the_towers_is_refused() -> None:
 
 
 DECOYS = {
-    "qwen2_5_vl": ("decoder.blocks.0.attn.qkv", "visual.blocks.0.mlp.qkv", "visual.blocks.x.attn.qkv", "visual.merger.qkv"),
+    "qwen2_5_vl": (
+        "decoder.blocks.0.attn.qkv",
+        "visual.blocks.0.mlp.qkv",
+        "visual.blocks.x.attn.qkv",
+        "visual.merger.qkv",
+    ),
     "sam": ("mask_decoder.layers.0.attn.qkv", "vision_encoder.layers.0.attn.qkv.base"),
-    "oneformer": ("model.transformer_module.decoder.layers.0.self_attn.self_attn.qkv", "decoder.layers.0.self_attn.qkv"),
+    "oneformer": (
+        "model.transformer_module.decoder.layers.0.self_attn.self_attn.qkv",
+        "decoder.layers.0.self_attn.qkv",
+    ),
     "aria": ("multi_modal_projector.cross_attn.in_proj", "language_model.in_proj"),
     "levit": ("levit.encoder.stages.0.keys_values", "stages.0.layers.1.queries_keys_values"),
     "mobilevitv2": ("encoder.layer.0.conv_1x1.convolution",),
@@ -858,13 +1068,20 @@ DECOYS = {
 @pytest.mark.parametrize("kind", DECOYS)
 def test_decoys_are_left_alone(kind: str) -> None:
     """Modules that only look fused, and projections that are apart in the class itself."""
-    natural = ("self_attn.self_attn.q_proj", "cross_attn.q_proj", "text_model.encoder.layers.0.self_attn.q", "x.attention.q_proj")
+    natural = (
+        "self_attn.self_attn.q_proj",
+        "cross_attn.q_proj",
+        "text_model.encoder.layers.0.self_attn.q",
+        "x.attention.q_proj",
+    )
     tensors: dict[str, Tensor] = {f"{module}.weight": Zeros(F32, (24, 8)) for module in (*DECOYS[kind], *natural)}
     assert not detect({"model_type": kind}, tensors) and not detect_split({"model_type": kind}, tensors)
 
 
 def test_levit_without_its_numbers_is_refused() -> None:
-    tensors: dict[str, Tensor] = {"levit.encoder.stages.1.layers.0.module.queries_keys_values.linear.weight": Zeros(F32, (24, 8))}
+    tensors: dict[str, Tensor] = {
+        "levit.encoder.stages.1.layers.0.module.queries_keys_values.linear.weight": Zeros(F32, (24, 8))
+    }
     config = {"model_type": "levit", "key_dim": [4], "num_attention_heads": [2, 2], "attention_ratio": [2, 2]}
     with pytest.raises(LayoutError, match=r"config\.json has none of key_dim"):
         detect(config, tensors)

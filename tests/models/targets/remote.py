@@ -1,5 +1,5 @@
-"""Models of remote code, re-implemented from their published forward passes: random weights under the names of the original
-checkpoints, config.json as it is published, and what the model computes.
+"""Models of remote code, re-implemented from their published forward passes: random weights under the names of the
+original checkpoints, config.json as it is published, and what the model computes.
 
 Prefill only, in float32. Each function says the repository and file whose forward pass it follows.
 """
@@ -43,7 +43,11 @@ class Remote:
         names = list(weights := weights or self.weights())
         half = len(names) // 2
         for number, part in enumerate((names[:half], names[half:]), 1):
-            save_file({n: weights[n].contiguous() for n in part}, folder / f"model-{number:05}-of-00002.safetensors", {"format": "pt"})
+            save_file(
+                {n: weights[n].contiguous() for n in part},
+                folder / f"model-{number:05}-of-00002.safetensors",
+                {"format": "pt"},
+            )
         config = {k: v for k, v in {**self.config, **fields}.items() if v is not None}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "modeling_remote.py").write_text("raise RuntimeError('remote code was run')\n")
@@ -77,13 +81,19 @@ def internlm2(w: Weights, c: Config, ids: torch.Tensor) -> torch.Tensor:
     x = embedding(ids, w["model.tok_embeddings.weight"])
     groups = c["num_attention_heads"] // c["num_key_value_heads"]
     base = c["rope_theta"]
-    if (scaling := c.get("rope_scaling")) and scaling["type"] == "dynamic" and ids.shape[1] > c["max_position_embeddings"]:
+    if (
+        (scaling := c.get("rope_scaling"))
+        and scaling["type"] == "dynamic"
+        and ids.shape[1] > c["max_position_embeddings"]
+    ):
         grown = scaling["factor"] * ids.shape[1] / c["max_position_embeddings"] - (scaling["factor"] - 1)
         base = base * grown ** (DIM / (DIM - 2))
     for i in range(LAYERS):
         at = f"model.layers.{i}."
         h = rms(x, w[f"{at}attention_norm.weight"], c["rms_norm_eps"])
-        packed = linear(h, w[f"{at}attention.wqkv.weight"], w.get(f"{at}attention.wqkv.bias")).unflatten(-1, (-1, groups + 2, DIM))
+        packed = linear(h, w[f"{at}attention.wqkv.weight"], w.get(f"{at}attention.wqkv.bias")).unflatten(
+            -1, (-1, groups + 2, DIM)
+        )
         q, k, v = packed[..., :groups, :].flatten(2, 3), packed[..., -2, :], packed[..., -1, :]
         out = attend(rotate_halves(q, base), rotate_halves(k, base), v)
         x = x + linear(out, w[f"{at}attention.wo.weight"], w.get(f"{at}attention.wo.bias"))
@@ -100,7 +110,9 @@ def baichuan(w: Weights, c: Config, ids: torch.Tensor) -> torch.Tensor:
         at = f"model.layers.{i}."
         h = rms(x, w[f"{at}input_layernorm.weight"], c["rms_norm_eps"])
         q, k, v = linear(h, w[f"{at}self_attn.W_pack.weight"]).unflatten(-1, (3, HEADS, DIM)).unbind(2)
-        x = x + linear(attend(rotate_halves(q, 10000.0), rotate_halves(k, 10000.0), v), w[f"{at}self_attn.o_proj.weight"])
+        x = x + linear(
+            attend(rotate_halves(q, 10000.0), rotate_halves(k, 10000.0), v), w[f"{at}self_attn.o_proj.weight"]
+        )
         h = rms(x, w[f"{at}post_attention_layernorm.weight"], c["rms_norm_eps"])
         gate = silu(linear(h, w[f"{at}mlp.gate_proj.weight"]))
         x = x + linear(gate * linear(h, w[f"{at}mlp.up_proj.weight"]), w[f"{at}mlp.down_proj.weight"])
@@ -141,16 +153,23 @@ def chatglm(w: Weights, c: Config, ids: torch.Tensor) -> torch.Tensor:
     for i in range(LAYERS):
         at = f"transformer.encoder.layers.{i}."
         h = rms(x, w[f"{at}input_layernorm.weight"], c["layernorm_epsilon"])
-        packed = linear(h, w[f"{at}self_attention.query_key_value.weight"], w.get(f"{at}self_attention.query_key_value.bias"))
+        packed = linear(
+            h, w[f"{at}self_attention.query_key_value.weight"], w.get(f"{at}self_attention.query_key_value.bias")
+        )
         if many:
             q, k, v = (p.unflatten(-1, (-1, dim)) for p in packed.split([HEADS * dim, groups * dim, groups * dim], -1))
         else:
             q, k, v = packed.unflatten(-1, (HEADS, 3 * dim)).split(dim, -1)
-        x = x + linear(attend(rotate_pairs(q, 10000.0), rotate_pairs(k, 10000.0), v), w[f"{at}self_attention.dense.weight"])
+        x = x + linear(
+            attend(rotate_pairs(q, 10000.0), rotate_pairs(k, 10000.0), v), w[f"{at}self_attention.dense.weight"]
+        )
         h = rms(x, w[f"{at}post_attention_layernorm.weight"], c["layernorm_epsilon"])
         gate, up = linear(h, w[f"{at}mlp.dense_h_to_4h.weight"]).chunk(2, -1)
         x = x + linear(silu(gate) * up, w[f"{at}mlp.dense_4h_to_h.weight"])
-    return linear(rms(x, w["transformer.encoder.final_layernorm.weight"], c["layernorm_epsilon"]), w["transformer.output_layer.weight"])
+    return linear(
+        rms(x, w["transformer.encoder.final_layernorm.weight"], c["layernorm_epsilon"]),
+        w["transformer.output_layer.weight"],
+    )
 
 
 def _layers(stem: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -158,16 +177,24 @@ def _layers(stem: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
 
 
 def _remote(model: str, kind: str) -> Config:
-    return {"model_type": kind, "architectures": [model], "auto_map": {"AutoModelForCausalLM": f"modeling_remote.{model}"}}
+    return {
+        "model_type": kind,
+        "architectures": [model],
+        "auto_map": {"AutoModelForCausalLM": f"modeling_remote.{model}"},
+    }
 
 
 INTERNLM2 = Remote(
     _remote("InternLM2ForCausalLM", "internlm2")
     | {
-        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-        "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "bias": False,
-        "rope_theta": 1000000.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bos_token_id": 1, "eos_token_id": 2,
-        "pad_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "attn_implementation": "eager",
+        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "bias": False,
+        "rope_theta": 1000000.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+        "attn_implementation": "eager",
     },
     {
         "model.tok_embeddings.weight": (VOCAB, HIDDEN),
@@ -192,7 +219,8 @@ INTERNLM2_BIASED = Remote(
 BAICHUAN = Remote(
     _remote("BaiChuanForCausalLM", "baichuan")
     | {
-        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
         "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
         "pad_token_id": 0, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True,
     },
@@ -204,7 +232,8 @@ BAICHUAN = Remote(
                 "self_attn.W_pack.weight": (3 * HIDDEN, HIDDEN), "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
                 "self_attn.rotary_emb.inv_freq": (DIM // 2,),
                 "input_layernorm.weight": (HIDDEN,), "post_attention_layernorm.weight": (HIDDEN,),
-                "mlp.gate_proj.weight": (INNER, HIDDEN), "mlp.up_proj.weight": (INNER, HIDDEN), "mlp.down_proj.weight": (HIDDEN, INNER),
+                "mlp.gate_proj.weight": (INNER, HIDDEN), "mlp.up_proj.weight": (INNER, HIDDEN),
+                "mlp.down_proj.weight": (HIDDEN, INNER),
             },
         ),
         "model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN),
@@ -215,9 +244,11 @@ QWEN = Remote(
     _remote("QWenLMHeadModel", "qwen")
     | {
         "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 2 * INNER, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "kv_channels": DIM, "layer_norm_epsilon": 1e-6, "max_position_embeddings": 64, "seq_length": 32,
+        "num_attention_heads": HEADS, "kv_channels": DIM, "layer_norm_epsilon": 1e-6, "max_position_embeddings": 64,
+        "seq_length": 32,
         "no_bias": True, "rotary_emb_base": 20000, "rotary_pct": 1.0, "use_dynamic_ntk": True, "use_logn_attn": True,
-        "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0, "scale_attn_weights": True, "tie_word_embeddings": False, "bf16": True,
+        "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0, "scale_attn_weights": True, "tie_word_embeddings": False,
+        "bf16": True,
     },
     {
         "transformer.wte.weight": (VOCAB, HIDDEN),
@@ -225,8 +256,10 @@ QWEN = Remote(
             "transformer.h",
             {
                 "ln_1.weight": (HIDDEN,), "ln_2.weight": (HIDDEN,),
-                "attn.c_attn.weight": (3 * HIDDEN, HIDDEN), "attn.c_attn.bias": (3 * HIDDEN,), "attn.c_proj.weight": (HIDDEN, HIDDEN),
-                "mlp.w1.weight": (INNER, HIDDEN), "mlp.w2.weight": (INNER, HIDDEN), "mlp.c_proj.weight": (HIDDEN, INNER),
+                "attn.c_attn.weight": (3 * HIDDEN, HIDDEN), "attn.c_attn.bias": (3 * HIDDEN,),
+                "attn.c_proj.weight": (HIDDEN, HIDDEN),
+                "mlp.w1.weight": (INNER, HIDDEN), "mlp.w2.weight": (INNER, HIDDEN), "mlp.c_proj.weight": (HIDDEN,
+                INNER),
             },
         ),
         "transformer.ln_f.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN),
@@ -245,7 +278,9 @@ def _glm_shapes(groups: int, *, biased: bool) -> dict[str, tuple[int, ...]]:
     return {
         "transformer.embedding.word_embeddings.weight": (VOCAB, HIDDEN),
         "transformer.rotary_pos_emb.inv_freq": (DIM // 4,),
-        **_layers("transformer.encoder.layers", layer | ({"self_attention.query_key_value.bias": (rows,)} if biased else {})),
+        **_layers(
+            "transformer.encoder.layers", layer | ({"self_attention.query_key_value.bias": (rows,)} if biased else {})
+        ),
         "transformer.encoder.final_layernorm.weight": (HIDDEN,),
         "transformer.output_layer.weight": (VOCAB, HIDDEN),
     }
@@ -254,10 +289,13 @@ def _glm_shapes(groups: int, *, biased: bool) -> dict[str, tuple[int, ...]]:
 CHATGLM = Remote(
     _remote("ChatGLMModel", "chatglm")
     | {
-        "padded_vocab_size": VOCAB, "hidden_size": HIDDEN, "ffn_hidden_size": INNER, "num_layers": LAYERS, "num_attention_heads": HEADS,
-        "kv_channels": DIM, "layernorm_epsilon": 1e-5, "multi_query_attention": True, "multi_query_group_num": 2, "seq_length": 64,
+        "padded_vocab_size": VOCAB, "hidden_size": HIDDEN, "ffn_hidden_size": INNER, "num_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "kv_channels": DIM, "layernorm_epsilon": 1e-5, "multi_query_attention": True, "multi_query_group_num": 2,
+        "seq_length": 64,
         "add_bias_linear": False, "add_qkv_bias": True, "rmsnorm": True, "post_layer_norm": True, "original_rope": True,
-        "apply_query_key_layer_scaling": True, "apply_residual_connection_post_layernorm": False, "attention_softmax_in_fp32": True,
+        "apply_query_key_layer_scaling": True, "apply_residual_connection_post_layernorm": False,
+        "attention_softmax_in_fp32": True,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "fp32_residual_connection": False, "bias_dropout_fusion": True,
         "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True,
     },

@@ -40,7 +40,9 @@ def test_dry_run_and_refusals(saved: Saved, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert surge("convert", saved("phi3"), "-o", tmp_path / "out").exit_code == 2
     assert surge("split", saved("phi3"), "--as", "llama", "--kinds", "qkv", "-o", tmp_path / "out").exit_code == 2
-    assert surge("split-qkv", saved("phi3"), "--as", "llama", "--layout", "blocked", "-o", tmp_path / "out").exit_code == 2
+    assert (
+        surge("split-qkv", saved("phi3"), "--as", "llama", "--layout", "blocked", "-o", tmp_path / "out").exit_code == 2
+    )
 
 
 def test_split_reports_the_way_on(saved: Saved, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Targets: what is converted loads whole in the target's class, and computes what the source computes.
 
-The judges are transformers' own classes, and for remote code its published forward pass (`remote.py`). For each target, what
-the comparison would notice is shown by controls: a config field or a layout that is not the source's fails it.
+The judges are transformers' own classes, and for remote code its published forward pass (`remote.py`). For each
+target, what the comparison would notice is shown by controls: a config field or a layout that is not the source's
+fails it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ NEOX = {
     "use_parallel_residual": False,
     "rotary_pct": 1.0,
 }
-FALCON = {**tiny_models.TEXT, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+FALCON = {
+    **tiny_models.TEXT,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 GROUPED = {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
 PHI3 = {**tiny_models._LLAMA, "num_hidden_layers": 2, "rms_norm_eps": 3e-5, "max_position_embeddings": 64}
 
@@ -73,10 +80,16 @@ CASES: dict[str, Case] = {
     "phi3-mistral": Case("mistral", phi3(), {**LLAMA_WRONG, "sliding_window": 5}),
     "phi3-mistral-window": Case("mistral", phi3(sliding_window=5), {"sliding_window": None}),
     "phi3-glm4_moe": Case("glm4_moe", phi3(partial_rotary_factor=0.5), {"partial_rotary_factor": 1.0, **LLAMA_WRONG}),
-    "phi3-glm4_moe-longrope": Case("glm4_moe", phi3(**longrope(3, partial_rotary_factor=0.5)), {"rope_theta": 77.0}, generates=False),
+    "phi3-glm4_moe-longrope": Case(
+        "glm4_moe", phi3(**longrope(3, partial_rotary_factor=0.5)), {"rope_theta": 77.0}, generates=False
+    ),
     "gpt2-opt": Case("opt", lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT)), OPT_WRONG),
-    "gpt2-opt-inner": Case("opt", lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT, n_inner=70, tie_word_embeddings=False)), OPT_WRONG),
-    "openai-gpt-opt": Case("opt", lambda: tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(**GPT)), OPT_WRONG, generates=False),
+    "gpt2-opt-inner": Case(
+        "opt", lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT, n_inner=70, tie_word_embeddings=False)), OPT_WRONG
+    ),
+    "openai-gpt-opt": Case(
+        "opt", lambda: tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(**GPT)), OPT_WRONG, generates=False
+    ),
     "codegen-gptj": Case(
         "gptj",
         lambda: tf.CodeGenForCausalLM(tf.CodeGenConfig(**GPT, rotary_dim=8)),
@@ -84,9 +97,13 @@ CASES: dict[str, Case] = {
     ),
     "falcon-phi": Case("phi", lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON)), PHI_WRONG),
     "falcon-phi-grouped": Case(
-        "phi", lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, **GROUPED, bias=True, tie_word_embeddings=False)), PHI_WRONG
+        "phi",
+        lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, **GROUPED, bias=True, tie_word_embeddings=False)),
+        PHI_WRONG,
     ),
-    "falcon-phi-per-head": Case("phi", lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, multi_query=False)), PHI_WRONG),
+    "falcon-phi-per-head": Case(
+        "phi", lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, multi_query=False)), PHI_WRONG
+    ),
     "gpt_neox-starcoder2": Case("starcoder2", lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**NEOX)), STARCODER_WRONG),
     "gpt_neox-starcoder2-bare": Case(
         "starcoder2", lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**NEOX, attention_bias=False)), STARCODER_WRONG
@@ -114,7 +131,9 @@ def built(case: Case) -> tf.PreTrainedModel:
 
 @dataclass
 class Converted:
-    """A case, done: the source's folder and logits, the result's folder, and the model that transformers loads from it."""
+    """A case, done: the source's folder and logits, the result's folder, and the model that transformers loads from
+    it.
+    """
 
     source: Path
     result: Path
@@ -146,7 +165,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Conve
                     logits = remote.forward(remote.weights(), remote.config, IDS)
             checkpoint = surgery.convert(surgery.open_checkpoint(folder / "source"), case.to)
             report = surgery.write(checkpoint, folder / "result", max_shard_size="40KB")
-            model, info = tf.AutoModelForCausalLM.from_pretrained(folder / "result", output_loading_info=True, dtype=torch.float32)
+            model, info = tf.AutoModelForCausalLM.from_pretrained(
+                folder / "result", output_loading_info=True, dtype=torch.float32
+            )
             made[name] = Converted(folder / "source", folder / "result", logits, model.eval(), info, tokens, report)
         return made[name]
 
@@ -189,9 +210,12 @@ def test_the_target_computes_the_same(name: str, converted: Callable[[str], Conv
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "value"), [pytest.param(n, f, v, id=f"{n}: {f}") for n, case in CASES.items() for f, v in case.wrong.items()]
+    ("name", "wrong", "value"),
+    [pytest.param(n, f, v, id=f"{n}: {f}") for n, case in CASES.items() for f, v in case.wrong.items()],
 )
-def test_a_wrong_field_fails_the_same_comparison(name: str, wrong: str, value: Any, converted: Callable[[str], Converted]) -> None:
+def test_a_wrong_field_fails_the_same_comparison(
+    name: str, wrong: str, value: Any, converted: Callable[[str], Converted]
+) -> None:
     """The same weights with one field of config.json changed still load, and compute something else."""
     done, config = converted(name), config_of(converted(name).result)
     assert config[wrong] != value
@@ -252,7 +276,11 @@ def test_every_own_field_is_said_by_the_row(name: str, converted: Callable[[str]
     """The rows say all of them, from the source: none is filled in by the target's class."""
     source = surgery.open_checkpoint(converted(name).source).config
     target = next(t for t in targets_of(source) if t.name == CASES[name].to)
-    complete = {**target.defaults, **source} if target.defaults else CONFIG_MAPPING[target.source].from_dict(dict(source)).to_dict()
+    complete = (
+        {**target.defaults, **source}
+        if target.defaults
+        else CONFIG_MAPPING[target.source].from_dict(dict(source)).to_dict()
+    )
     said = set(target.fields(complete))
     aliases = CONFIG_MAPPING[target.name].attribute_map
     assert {aliases.get(n, n) for n in own_fields(target.name)} <= {aliases.get(n, n) for n in said}
@@ -263,12 +291,16 @@ MOVED = ("phi3-mistral", "gpt2-opt", "openai-gpt-opt", "codegen-gptj", "falcon-p
 
 @pytest.mark.parametrize("name", MOVED)
 def test_bfloat16_is_moved_byte_for_byte(name: str, tmp_path: Path) -> None:
-    """Converting the checkpoint in bfloat16 gives the bytes of converting its exact copy in float32, which is what computes."""
+    """Converting the checkpoint in bfloat16 gives the bytes of converting its exact copy in float32, which is what
+    computes.
+    """
     model = built(CASES[name]).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "bf16")
     model.to(torch.float32).save_pretrained(tmp_path / "f32")
     for kind in ("bf16", "f32"):
-        surgery.write(surgery.convert(surgery.open_checkpoint(tmp_path / kind), CASES[name].to), tmp_path / f"{kind}-result")
+        surgery.write(
+            surgery.convert(surgery.open_checkpoint(tmp_path / kind), CASES[name].to), tmp_path / f"{kind}-result"
+        )
     got, want = tensors_in(tmp_path / "bf16-result"), tensors_in(tmp_path / "f32-result")
     assert got.keys() == want.keys()
     for n, tensor in got.items():
@@ -299,21 +331,36 @@ def check_refused(folder: Path, to: str, kind: type[SurgeryError], what: str, *m
 
 SILENT = "it would load in silence and compute something else"
 UNFIT: dict[str, tuple[str, Callable[[], tf.PreTrainedModel] | Remote, dict[str, Any], tuple[str, ...]]] = {
-    "phi3 with a window": ("llama", phi3(sliding_window=5), {}, ("sliding_window is 5: llama attends", "help: mistral would")),
+    "phi3 with a window": (
+        "llama",
+        phi3(sliding_window=5),
+        {},
+        ("sliding_window is 5: llama attends", "help: mistral would"),
+    ),
     "phi3 in part, llama": (
         "llama",
         phi3(partial_rotary_factor=0.5),
         {},
         ("partial_rotary_factor is 0.5: llama rotates whole heads", "help: glm4_moe would compute the same"),
     ),
-    "phi3 in part, mistral": ("mistral", phi3(partial_rotary_factor=0.5), {}, ("partial_rotary_factor is 0.5", "glm4_moe")),
+    "phi3 in part, mistral": (
+        "mistral",
+        phi3(partial_rotary_factor=0.5),
+        {},
+        ("partial_rotary_factor is 0.5", "glm4_moe"),
+    ),
     "phi3 in part with a window": (
         "glm4_moe",
         phi3(partial_rotary_factor=0.5, sliding_window=5),
         {},
         ("sliding_window is 5: glm4_moe", "no other class is known"),
     ),
-    "whole phi3 as glm4_moe": ("glm4_moe", phi3(), {}, ("whole heads are rotated", "llama or mistral would compute the same")),
+    "whole phi3 as glm4_moe": (
+        "glm4_moe",
+        phi3(),
+        {},
+        ("whole heads are rotated", "llama or mistral would compute the same"),
+    ),
     "gpt2 of another epsilon": (
         "opt",
         lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT, layer_norm_epsilon=1e-6)),
@@ -322,7 +369,9 @@ UNFIT: dict[str, tuple[str, Callable[[], tf.PreTrainedModel] | Remote, dict[str,
     ),
     "gpt2 unscaled": (
         "opt",
-        lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True)),
+        lambda: tf.GPT2LMHeadModel(
+            tf.GPT2Config(**GPT, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True)
+        ),
         {},
         ("scale_attn_weights is false", "scale_attn_by_inverse_layer_idx is true"),
     ),
@@ -350,15 +399,35 @@ UNFIT: dict[str, tuple[str, Callable[[], tf.PreTrainedModel] | Remote, dict[str,
         {"rope_scaling": {"type": "su", "factor": 2.0}},
         ("rope_scaling of type su",),
     ),
-    "baichuan 13b": ("llama", REMOTE["baichuan"], {"max_position_embeddings": None, "model_max_length": 4096}, ("ALiBi",)),
+    "baichuan 13b": (
+        "llama",
+        REMOTE["baichuan"],
+        {"max_position_embeddings": None, "model_max_length": 4096},
+        ("ALiBi",),
+    ),
     "baichuan2": ("llama", REMOTE["baichuan"], {"z_loss_weight": 0}, ("normalises the rows of lm_head.weight",)),
-    "qwen with biases": ("qwen2", REMOTE["qwen"], {"no_bias": False, "rotary_pct": 0.5}, ("no_bias is false", "rotary_pct is 0.5")),
+    "qwen with biases": (
+        "qwen2",
+        REMOTE["qwen"],
+        {"no_bias": False, "rotary_pct": 0.5},
+        ("no_bias is false", "rotary_pct is 0.5"),
+    ),
     "chatglm of long context": ("glm", REMOTE["chatglm"], {"rope_ratio": 50}, ("rope_ratio is 50: ChatGLM2 divides",)),
     "chatglm unlike glm": (
         "glm",
         REMOTE["chatglm"],
-        {"add_bias_linear": True, "rmsnorm": False, "post_layer_norm": False, "apply_residual_connection_post_layernorm": True},
-        ("add_bias_linear is true", "rmsnorm is false", "post_layer_norm is false", "apply_residual_connection_post_layernorm is true"),
+        {
+            "add_bias_linear": True,
+            "rmsnorm": False,
+            "post_layer_norm": False,
+            "apply_residual_connection_post_layernorm": True,
+        },
+        (
+            "add_bias_linear is true",
+            "rmsnorm is false",
+            "post_layer_norm is false",
+            "apply_residual_connection_post_layernorm is true",
+        ),
     ),
     "another class": (
         "llama",
@@ -366,7 +435,12 @@ UNFIT: dict[str, tuple[str, Callable[[], tf.PreTrainedModel] | Remote, dict[str,
         {"architectures": ["Phi3ForSequenceClassification"]},
         ("its class is Phi3ForSequenceClassification: what is known is Phi3ForCausalLM", "no other class is known"),
     ),
-    "quantised": ("llama", phi3(), {"quantization_config": {"quant_method": "fp8"}}, ("quantization_config: the weights are quantised",)),
+    "quantised": (
+        "llama",
+        phi3(),
+        {"quantization_config": {"quant_method": "fp8"}},
+        ("quantization_config: the weights are quantised",),
+    ),
 }
 
 
@@ -398,7 +472,11 @@ def test_refuses_unknown_pairs(saved: Callable[..., Path]) -> None:
     check_refused(saved("phi3"), "opt", NothingMatched, "no way is known from model type `phi3` to `opt`", known)
     what = "no way is known from model type `bloom` to `llama`"
     check_refused(
-        saved("bloom"), "llama", NothingMatched, what, "no target is known for model type `bloom`; types with one are baichuan, chatglm"
+        saved("bloom"),
+        "llama",
+        NothingMatched,
+        what,
+        "no target is known for model type `bloom`; types with one are baichuan, chatglm",
     )
 
 
@@ -435,7 +513,9 @@ def test_the_class_is_asked_before_anything_is_written(saved: Callable[..., Path
 
 def test_an_untied_head_may_not_be_missing(saved: Callable[..., Path], tmp_path: Path) -> None:
     folder = edited(saved("phi3"), tmp_path / "a", lambda tensors: tensors.pop("lm_head.weight"))
-    check_refused(folder, "llama", PlanError, "LlamaForCausalLM would not load the result whole", "missing: lm_head.weight")
+    check_refused(
+        folder, "llama", PlanError, "LlamaForCausalLM would not load the result whole", "missing: lm_head.weight"
+    )
 
 
 def test_refuses_incomplete_configs(tmp_path: Path) -> None:
@@ -446,9 +526,17 @@ def test_refuses_incomplete_configs(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="the config class of model type `phi3` refuses the config"):
         surgery.convert(surgery.open_checkpoint(folder), "llama")
     folder = REMOTE["internlm2"].save(tmp_path / "c", rope_scaling="dynamic")
-    check_refused(folder, "llama", PlanError, f"this internlm2 is no llama: {SILENT}", "config.json makes no sense: 'str' object has")
+    check_refused(
+        folder,
+        "llama",
+        PlanError,
+        f"this internlm2 is no llama: {SILENT}",
+        "config.json makes no sense: 'str' object has",
+    )
     folder = REMOTE["internlm2"].save(tmp_path / "d", num_attention_heads=0, head_dim=None)
-    check_refused(folder, "llama", LayoutError, "config.json says num_attention_heads = 0, which is no head count or width")
+    check_refused(
+        folder, "llama", LayoutError, "config.json says num_attention_heads = 0, which is no head count or width"
+    )
     folder = REMOTE["baichuan"].save(tmp_path / "e", hidden_size=None)
     check_refused(folder, "llama", LayoutError, "config.json has none of hidden_size")
     folder = REMOTE["chatglm"].save(tmp_path / "f", layernorm_epsilon=None, ffn_hidden_size=None)
@@ -464,7 +552,13 @@ def test_refuses_without_config(tmp_path: Path) -> None:
 
 def test_sizes_that_contradict_the_config(tmp_path: Path) -> None:
     folder = source(tmp_path / "a", phi3(), num_key_value_heads=4)
-    check_refused(folder, "llama", LayoutError, "the fused qkv does not fit the layout of model type `phi3`", "contradict each other")
+    check_refused(
+        folder,
+        "llama",
+        LayoutError,
+        "the fused qkv does not fit the layout of model type `phi3`",
+        "contradict each other",
+    )
 
 
 # Files as they are found
@@ -545,26 +639,38 @@ def test_rope_ratio_of_glm4() -> None:
     target = next(t for t in TARGETS if t.source == "chatglm")
     config = {**target.defaults, **REMOTE["chatglm"].config, "padded_vocab_size": 151552, "rope_ratio": 500}
     assert target.unfit(config) == []
-    assert target.fields(config)["rope_parameters"] == {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.5}
+    assert target.fields(config)["rope_parameters"] == {
+        "rope_type": "default",
+        "rope_theta": 5000000.0,
+        "partial_rotary_factor": 0.5,
+    }
 
 
 # Composition
 
 
 @pytest.mark.parametrize(("name", "to"), [("phi3", "llama"), ("gpt2", "opt")])
-def test_what_was_split_before_converts_the_same(name: str, to: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_was_split_before_converts_the_same(
+    name: str, to: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     """Also where only the attention was split, and the rest is fused still."""
     whole = surgery.open_checkpoint(saved(name))
     surgery.write(surgery.convert(whole, to), tmp_path / "direct")
     for way, checkpoint in {"all": surgery.split(whole), "qkv": surgery.split_qkv(whole)}.items():
         surgery.write(surgery.convert(checkpoint, to), tmp_path / way)
-        assert (tmp_path / way / "model.safetensors").read_bytes() == (tmp_path / "direct/model.safetensors").read_bytes()
+        assert (tmp_path / way / "model.safetensors").read_bytes() == (
+            tmp_path / "direct/model.safetensors"
+        ).read_bytes()
         assert config_of(tmp_path / way) == config_of(tmp_path / "direct")
 
 
 def test_merged_and_converted_in_one_pass(saved: Callable[..., Path], tmp_path: Path) -> None:
     """Movement of sums, transposed ones included: the same bytes as merging first and converting the result."""
-    modules = {f"transformer.h.{i}.{m}": s for i in range(3) for m, s in {"attn.c_attn": (36, 108), "mlp.c_fc": (36, 144)}.items()}
+    modules = {
+        f"transformer.h.{i}.{m}": s
+        for i in range(3)
+        for m, s in {"attn.c_attn": (36, 108), "mlp.c_fc": (36, 144)}.items()
+    }
     tensors = {}
     for module, (inner, outer) in modules.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(3, inner)
@@ -588,7 +694,11 @@ def test_split_says_what_loads_its_result(saved: Callable[..., Path], tmp_path: 
     whole = surgery.open_checkpoint(saved("phi3"))
     ways = "surgery convert --as llama or surgery convert --as mistral writes a checkpoint that one does"
     split = surgery.split_qkv(whole)
-    assert [n for n in split.notes if n.endswith(ways)] == [n for n in split.notes if "does not load these names" in n] != []
+    assert (
+        [n for n in split.notes if n.endswith(ways)]
+        == [n for n in split.notes if "does not load these names" in n]
+        != []
+    )
     assert surgery.fuse_qkv(split).notes == whole.notes
     assert not [n for n in surgery.convert(split, "llama").notes if "does not load these names" in n]
     (note,) = surgery.split_qkv(surgery.open_checkpoint(saved("bloom"))).notes
@@ -605,7 +715,9 @@ def test_notes(tmp_path: Path, converted: Callable[[str], Converted]) -> None:
     assert config_of(converted("baichuan").result)["dtype"] == "float16"  # as torch_dtype said
     dropped = surgery.convert(surgery.open_checkpoint(converted("baichuan").source), "llama").dropped
     assert sorted(dropped) == [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
-    assert "the sliding window of 64 is longer than any input" in "\n".join(converted("phi3-llama-window-never-met").report.notes)
+    assert "the sliding window of 64 is longer than any input" in "\n".join(
+        converted("phi3-llama-window-never-met").report.notes
+    )
     assert "computes its cache anew" in "\n".join(converted("phi3-llama-longrope").report.notes)
 
 
@@ -635,7 +747,10 @@ def test_the_table() -> None:
     """One row per way; its classes exist, and every row is tried here."""
     ways = [(t.source, t.name) for t in TARGETS]
     assert len(set(ways)) == len(ways)
-    tried = {(name.partition("-")[0] if case.make is None else case.make().config.model_type, case.to) for name, case in CASES.items()}
+    tried = {
+        (name.partition("-")[0] if case.make is None else case.make().config.model_type, case.to)
+        for name, case in CASES.items()
+    }
     assert set(ways) == tried
     for target in TARGETS:
         assert getattr(tf, target.model_class).config_class is CONFIG_MAPPING[target.name]

@@ -45,8 +45,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "alpha_pattern": {"q_proj": 3},
         },
     ),
-    "llama layers": ("llama", {"target_modules": ["q_proj"], "rank": 4, "layers_to_transform": [0, 2], "layers_pattern": ["layers"]}),
-    "llama without": ("llama", {"target_modules": ["q_proj", "v_proj"], "rank": 4, "exclude_modules": r".*layers\.1\..*"}),
+    "llama layers": (
+        "llama",
+        {"target_modules": ["q_proj"], "rank": 4, "layers_to_transform": [0, 2], "layers_pattern": ["layers"]},
+    ),
+    "llama without": (
+        "llama",
+        {"target_modules": ["q_proj", "v_proj"], "rank": 4, "exclude_modules": r".*layers\.1\..*"},
+    ),
     "llama embeddings": ("llama", {"target_modules": ["embed_tokens", "lm_head"], "rank": 4}),
     "gpt2": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "rank": 4}),
     "gpt2 all": ("gpt2", {"target_modules": "all-linear", "rank": 2}),
@@ -69,8 +75,13 @@ def test_peft_loads_it_whole_and_nothing_changes(case: str, saved: Saved, tmp_pa
     before = tiny_models.output(model, family)
     live = peft.PeftModel.from_pretrained(model, tmp_path / "adapter", is_trainable=True).eval()
     state, stored = peft.get_peft_model_state_dict(live), load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    embeddings = {f"base_model.model.{m}.base_layer.weight" for m in ("model.embed_tokens", "lm_head")}  # PEFT saves these along with LoRA
-    assert state.keys() - stored.keys() <= (embeddings if case == "llama embeddings" else set()) and stored.keys() <= state.keys()
+    embeddings = {
+        f"base_model.model.{m}.base_layer.weight" for m in ("model.embed_tokens", "lm_head")
+    }  # PEFT saves these along with LoRA
+    assert (
+        state.keys() - stored.keys() <= (embeddings if case == "llama embeddings" else set())
+        and stored.keys() <= state.keys()
+    )
     assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
     after = tiny_models.output(live, family)
     if options.get("use_dora"):  # PEFT divides the magnitudes by norms that it computes anew
@@ -78,7 +89,10 @@ def test_peft_loads_it_whole_and_nothing_changes(case: str, saved: Saved, tmp_pa
     else:
         assert torch.equal(after, before)
     trainable, every = live.get_nb_trainable_parameters()
-    assert f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}" == report.notes[-1]
+    assert (
+        f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"
+        == report.notes[-1]
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,14 +105,20 @@ def test_peft_would_choose_the_same_modules_ranks_and_alphas(case: str, saved: S
     kind = {"task_type": "QUESTION_ANS"} if family == "bert" else {}
     config = peft.LoraConfig(r=options["rank"], lora_alpha=options.get("alpha", options["rank"]), **given, **kind)
     live = peft.get_peft_model(tiny_models.build(family), config)
-    theirs = {n: t for n, t in peft.get_peft_model_state_dict(live).items() if "lora_" in n or case != "llama embeddings"}
+    theirs = {
+        n: t for n, t in peft.get_peft_model_state_dict(live).items() if "lora_" in n or case != "llama embeddings"
+    }
     assert {n: t.shape for n, t in adapter.tensors.items()} == {n: tuple(t.shape) for n, t in theirs.items()}
     for name, tensor in adapter.tensors.items():
         if "magnitude" in name or "lora_" not in name:
             assert torch.allclose(load(tensor), theirs[name], rtol=1e-6), name
     from surgery.adapters.lora import strength
 
-    scales = {n.removeprefix("base_model.model."): m.scaling["default"] for n, m in live.named_modules() if isinstance(m, LoraLayer)}
+    scales = {
+        n.removeprefix("base_model.model."): m.scaling["default"]
+        for n, m in live.named_modules()
+        if isinstance(m, LoraLayer)
+    }
     assert {module: strength(adapter.config, module)[2] for module in adapter.lora} == pytest.approx(scales)
 
 
@@ -160,7 +180,12 @@ def test_any_part_is_the_part_of_the_whole(data: st.DataObject) -> None:
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gpt2", "sam"])
 def test_parts_of_fused_modules_can_be_targeted(family: str, saved: Saved, tmp_path: Path) -> None:
     """LoRA on q and v only of a model that stores q, k and v as one: PEFT itself says that it cannot."""
-    names = {"phi3": ["q_proj", "v_proj"], "gpt_neox": ["query", "value"], "gpt2": ["q_attn", "v_attn"], "sam": ["q", "v"]}[family]
+    names = {
+        "phi3": ["q_proj", "v_proj"],
+        "gpt_neox": ["query", "value"],
+        "gpt2": ["q_attn", "v_attn"],
+        "sam": ["q", "v"],
+    }[family]
     base = opened(saved, family)
     adapter = surgery.inject(base, names, rank=3)
     surgery.write(adapter, tmp_path / "adapter")
@@ -191,9 +216,13 @@ def test_it_merges_into_the_base_as_nothing(saved: Saved, tmp_path: Path) -> Non
     base = opened(saved, "phi3")
     surgery.write(surgery.inject(base, ["qkv_proj", "o_proj"]), tmp_path / "adapter")
     surgery.write(surgery.merge(base, surgery.open_adapter(tmp_path / "adapter")), tmp_path / "merged")
-    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (saved("phi3") / "model.safetensors").read_bytes()
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (
+        saved("phi3") / "model.safetensors"
+    ).read_bytes()
     surgery.write(surgery.merge(base, surgery.inject(base, ["qkv_proj", "o_proj"])), tmp_path / "at once")
-    assert (tmp_path / "at once" / "model.safetensors").read_bytes() == (saved("phi3") / "model.safetensors").read_bytes()
+    assert (tmp_path / "at once" / "model.safetensors").read_bytes() == (
+        saved("phi3") / "model.safetensors"
+    ).read_bytes()
 
 
 # Refusals
@@ -202,22 +231,57 @@ def test_it_merges_into_the_base_as_nothing(saved: Saved, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "kind", "what", "tip"),
     [
-        ({"target_modules": ["q_projj"]}, NothingMatched, "1 of 1 targets are in no module of the base: q_projj", "q_proj"),
-        ({"target_modules": ["q_proj", "nobody"]}, NothingMatched, "1 of 2 targets are in no module of the base: nobody", "modules are"),
+        (
+            {"target_modules": ["q_projj"]},
+            NothingMatched,
+            "1 of 1 targets are in no module of the base: q_projj",
+            "q_proj",
+        ),
+        (
+            {"target_modules": ["q_proj", "nobody"]},
+            NothingMatched,
+            "1 of 2 targets are in no module of the base: nobody",
+            "modules are",
+        ),
         ({"target_modules": "q_proj"}, NothingMatched, "1 of 1 targets are in no module of the base: q_proj", "q_proj"),
         ({"target_modules": ["q_proj"], "rank": 0}, SurgeryError, "a rank of 0 is none", "1 or more"),
-        ({"target_modules": ["q_proj"], "init": "pissa"}, SurgeryError, "there is no initialisation `pissa`", "uniform and gaussian"),
+        (
+            {"target_modules": ["q_proj"], "init": "pissa"},
+            SurgeryError,
+            "there is no initialisation `pissa`",
+            "uniform and gaussian",
+        ),
         ({"target_modules": "("}, SurgeryError, "is not a regular expression", "literal"),
-        ({"target_modules": ["q_proj"], "use_dora": True, "lora_bias": True}, SurgeryError, "exclude each other", "PEFT refuses"),
+        (
+            {"target_modules": ["q_proj"], "use_dora": True, "lora_bias": True},
+            SurgeryError,
+            "exclude each other",
+            "PEFT refuses",
+        ),
         (
             {"target_modules": ["q_proj"], "modules_to_save": ["lm_hed"]},
             NothingMatched,
             "no module of the base is called lm_hed",
             "lm_head",
         ),
-        ({"target_modules": ["q_proj"], "lora_bias": True}, NotSupported, "lora_bias on modules without a bias", "leave --lora-bias away"),
-        ({"target_modules": ["q_proj"], "rank_pattern": {"nope": 3}}, NothingMatched, "1 of 1 patterns match none", "called q_proj"),
-        ({"target_modules": ["q_proj"], "alpha_pattern": {"k_proj": 3}}, NothingMatched, "1 of 1 patterns match none", "called q_proj"),
+        (
+            {"target_modules": ["q_proj"], "lora_bias": True},
+            NotSupported,
+            "lora_bias on modules without a bias",
+            "leave --lora-bias away",
+        ),
+        (
+            {"target_modules": ["q_proj"], "rank_pattern": {"nope": 3}},
+            NothingMatched,
+            "1 of 1 patterns match none",
+            "called q_proj",
+        ),
+        (
+            {"target_modules": ["q_proj"], "alpha_pattern": {"k_proj": 3}},
+            NothingMatched,
+            "1 of 1 patterns match none",
+            "called q_proj",
+        ),
         (
             {"target_modules": "all-linear", "layers_to_transform": [5]},
             SurgeryError,
@@ -241,10 +305,16 @@ def test_refusals(options: dict[str, Any], kind: type[SurgeryError], what: str, 
 @pytest.mark.parametrize(
     ("options", "row"),
     [
-        ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, "--exclude-modules takes 3 away: model.layers.0.self_attn.q_proj,"),
+        (
+            {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]},
+            "--exclude-modules takes 3 away: model.layers.0.self_attn.q_proj,",
+        ),
         ({"target_modules": "all-linear", "exclude_modules": ".*"}, "--exclude-modules takes 21 away: "),
         ({"target_modules": ["lm_head"], "modules_to_save": ["lm_head"]}, "--modules-to-save takes 1 away: lm_head"),
-        ({"target_modules": ["q_proj"], "layers_to_transform": [9]}, "--layers-to-transform takes 3 away: model.layers.0."),
+        (
+            {"target_modules": ["q_proj"], "layers_to_transform": [9]},
+            "--layers-to-transform takes 3 away: model.layers.0.",
+        ),
     ],
 )
 def test_options_that_leave_no_target_are_named(options: dict[str, Any], row: str, saved: Saved) -> None:

@@ -40,7 +40,11 @@ LORA: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "fused": ("phi3", "20KB", {"target_modules": ["qkv_proj", "gate_up_proj"], "rank_pattern": {"qkv_proj": 6}}),
     "conv1d": ("gpt2", "20KB", {"target_modules": ["c_attn", "c_fc"]}),
     "experts": ("qwen3_moe", "4KB", EXPERTS),
-    "experts under other names": ("mixtral", "4KB", {**EXPERTS, "target_modules": ["q_proj"], "rank_pattern": {"experts.down_proj": 5}}),
+    "experts under other names": (
+        "mixtral",
+        "4KB",
+        {**EXPERTS, "target_modules": ["q_proj"], "rank_pattern": {"experts.down_proj": 5}},
+    ),
 }
 
 
@@ -77,8 +81,12 @@ def opened(base: Path, adapter: Path) -> tuple[surgery.Checkpoint, surgery.Adapt
 
 
 @pytest.mark.parametrize("name", LORA)
-def test_what_was_there_stays_and_what_is_new_lies_beside_it(name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
-    """Every shard and file byte-identical; the adapter's tensors, bit for bit, in one shard more; its config; an index with both."""
+def test_what_was_there_stays_and_what_is_new_lies_beside_it(
+    name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Every shard and file byte-identical; the adapter's tensors, bit for bit, in one shard more; its config; an
+    index with both.
+    """
     base, adapter = made(name)
     surgery.write(surgery.inject_into(*opened(base, adapter)), tmp_path / "own")
     before, after = hashes(base), hashes(tmp_path / "own")
@@ -86,8 +94,13 @@ def test_what_was_there_stays_and_what_is_new_lies_beside_it(name: str, made: Ca
     assert {file: before[file] for file in before if file != index}.items() <= after.items()
     assert after.keys() - before.keys() - {index} == {"adapter_model.safetensors", "adapter_config.json"}
     assert after["adapter_config.json"] == hashes(adapter)["adapter_config.json"]
-    mine, theirs = load_file(tmp_path / "own" / "adapter_model.safetensors"), load_file(adapter / "adapter_model.safetensors")
-    assert sorted((t.shape, t.sum().item()) for t in mine.values()) == sorted((t.shape, t.sum().item()) for t in theirs.values())
+    mine, theirs = (
+        load_file(tmp_path / "own" / "adapter_model.safetensors"),
+        load_file(adapter / "adapter_model.safetensors"),
+    )
+    assert sorted((t.shape, t.sum().item()) for t in mine.values()) == sorted(
+        (t.shape, t.sum().item()) for t in theirs.values()
+    )
     said = json.loads((tmp_path / "own" / index).read_text())["weight_map"]
     assert {key for key, shard in said.items() if shard == "adapter_model.safetensors"} == mine.keys()
     old = json.loads((base / index).read_text())["weight_map"] if (base / index).exists() else {}
@@ -95,7 +108,9 @@ def test_what_was_there_stays_and_what_is_new_lies_beside_it(name: str, made: Ca
 
 
 def test_names_are_beside_the_bases_own(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
-    """The class has `mlp.experts` in memory, these files `block_sparse_moe`; a module of one name in both is beside its weight."""
+    """The class has `mlp.experts` in memory, these files `block_sparse_moe`; a module of one name in both is beside
+    its weight.
+    """
     own = surgery.inject_into(*opened(*made("experts under other names")))
     assert "model.layers.0.self_attn.q_proj.lora_A.weight" in own.tensors
     assert not any(name.startswith(PREFIX) for name in own.tensors)
@@ -107,7 +122,9 @@ def test_names_are_beside_the_bases_own(made: Callable[[str], tuple[Path, Path]]
 
 
 @pytest.mark.parametrize("name", LORA)
-def test_merged_as_from_a_folder_of_its_own(name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_merged_as_from_a_folder_of_its_own(
+    name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
     """The same bytes; neither the adapter's shard nor its config is left; something did change."""
     base, adapter = made(name)
     surgery.write(surgery.inject_into(*opened(base, adapter)), tmp_path / "own")
@@ -138,7 +155,9 @@ def test_taken_out_it_is_what_was_put_in(name: str, made: Callable[[str], tuple[
 
 
 def test_a_new_adapter_in_its_base_names_no_path(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
-    """transformers loads it as it is; an adapter that was read keeps its config, of which its digest is made, and a note says so."""
+    """transformers loads it as it is; an adapter that was read keeps its config, of which its digest is made, and a
+    note says so.
+    """
     base, adapter = opened(*made("one file"))
     new = surgery.inject(base, ["q_proj"], rank=2)
     assert Path(new.config["base_model_name_or_path"]).is_absolute()
@@ -154,7 +173,9 @@ def test_a_new_adapter_in_its_base_names_no_path(made: Callable[[str], tuple[Pat
 
 
 @pytest.mark.parametrize("name", ["one file", "many shards", "fused"])
-def test_transformers_loads_the_folder_with_its_adapter_live(name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_transformers_loads_the_folder_with_its_adapter_live(
+    name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
     base, adapter = made(name)
     surgery.write(surgery.inject_into(*opened(base, adapter)), tmp_path / "own")
     loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "own").eval()
@@ -166,7 +187,9 @@ def test_transformers_loads_the_folder_with_its_adapter_live(name: str, made: Ca
 
 
 @pytest.mark.parametrize("size", ["1GB", "30KB"])
-def test_sharded_anew_it_is_found_by_its_names(size: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_sharded_anew_it_is_found_by_its_names(
+    size: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
     base, adapter = made("saved modules")
     surgery.write(surgery.inject_into(*opened(base, adapter)), tmp_path / "own")
     surgery.write(surgery.open_checkpoint(tmp_path / "own"), tmp_path / "anew", size)
@@ -185,7 +208,8 @@ def test_total_parameters_follow(made: Callable[[str], tuple[Path, Path]], tmp_p
     surgery.write(surgery.inject_into(*opened(base, adapter)), tmp_path / "own")
     surgery.write(surgery.merge(*surgery.own_adapter(surgery.open_checkpoint(tmp_path / "own"))), tmp_path / "merged")
     counts = [
-        json.loads((folder / index).read_text())["metadata"]["total_parameters"] for folder in (base, tmp_path / "own", tmp_path / "merged")
+        json.loads((folder / index).read_text())["metadata"]["total_parameters"]
+        for folder in (base, tmp_path / "own", tmp_path / "merged")
     ]
     mine = sum(tensor.size for tensor in surgery.open_adapter(adapter).tensors.values())
     assert counts == [counts[0], counts[0] + mine, counts[0]]
@@ -203,7 +227,9 @@ def test_inspect_and_verify_know_it(made: Callable[[str], tuple[Path, Path]], tm
     assert found.targets == surgery.inspect(base).targets
     checks = {check.name: check for check in surgery.verify(tmp_path / "own").checks}
     assert all(check.ok for check in checks.values())
-    assert checks["adapter"].detail == "8 tensors of its own LoRA, on 3 modules, fit the base: surgery merge folds them in"
+    assert (
+        checks["adapter"].detail == "8 tensors of its own LoRA, on 3 modules, fit the base: surgery merge folds them in"
+    )
     assert checks["class"].detail.endswith("; 8 tensors of LoRA beside them are PEFT's to load")
     assert "adapter" not in {check.name for check in surgery.verify(base).checks}
 
@@ -229,20 +255,42 @@ def check_refused(action: Callable[[], object], kind: type[SurgeryError], what: 
 def test_refusals(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     base, adapter = made("many shards")
     checkpoint, lora = opened(base, adapter)
-    check_refused(lambda: surgery.own_adapter(checkpoint), AdapterError, "the checkpoint has no LoRA of its own to merge", "BASE ADAPTER")
+    check_refused(
+        lambda: surgery.own_adapter(checkpoint),
+        AdapterError,
+        "the checkpoint has no LoRA of its own to merge",
+        "BASE ADAPTER",
+    )
     own = surgery.inject_into(checkpoint, lora)
-    check_refused(lambda: surgery.inject_into(own, lora), PlanError, "has an adapter of its own already", "surgery merge CHECKPOINT")
+    check_refused(
+        lambda: surgery.inject_into(own, lora),
+        PlanError,
+        "has an adapter of its own already",
+        "surgery merge CHECKPOINT",
+    )
     other = surgery.open_checkpoint(made("biases")[0])
-    check_refused(lambda: surgery.inject_into(other, lora), NotPlaced, "21 of 21 modules have no place in the base", "another base")
+    check_refused(
+        lambda: surgery.inject_into(other, lora),
+        NotPlaced,
+        "21 of 21 modules have no place in the base",
+        "another base",
+    )
     surgery.write(own, tmp_path / "own")
     (tmp_path / "own" / "adapter_config.json").unlink()
     bare = surgery.open_checkpoint(tmp_path / "own")
-    check_refused(lambda: surgery.own_adapter(bare), AdapterError, "has LoRA tensors, but no adapter_config.json", "beside config.json")
+    check_refused(
+        lambda: surgery.own_adapter(bare),
+        AdapterError,
+        "has LoRA tensors, but no adapter_config.json",
+        "beside config.json",
+    )
     shutil.copytree(base, tmp_path / "embedded")
     shutil.copytree(adapter, tmp_path / "embedded", dirs_exist_ok=True)
     embedded = surgery.open_checkpoint(tmp_path / "embedded")
     what = "the checkpoint has an adapter_config.json, but no LoRA tensors"
-    check_refused(lambda: surgery.own_adapter(embedded), AdapterError, what, "surgery merge CHECKPOINT CHECKPOINT -o OUT")
+    check_refused(
+        lambda: surgery.own_adapter(embedded), AdapterError, what, "surgery merge CHECKPOINT CHECKPOINT -o OUT"
+    )
 
 
 # The command line
@@ -264,7 +312,9 @@ def test_inject_into_and_merge_by_command(saved: Saved, tmp_path: Path) -> None:
     assert config["rank_pattern"] == {r"layers\.2\..*v_proj": 2} and config["alpha_pattern"] == {"q_proj": 2.5}
     assert config["layers_pattern"] == ["layers"] and config["layers_to_transform"] == [0, 2]
     shapes = {n: tuple(t.shape) for n, t in load_file(own / "adapter_model.safetensors").items() if "lora_A" in n}
-    assert {shape[0] for name, shape in shapes.items() if "layers.2" in name and "v_proj" in name} == {2} and len(shapes) == 4
+    assert {shape[0] for name, shape in shapes.items() if "layers.2" in name and "v_proj" in name} == {2} and len(
+        shapes
+    ) == 4
     assert done.output.splitlines()[-1].split("note")[1].strip().startswith("trainable params: ")
     done = run("merge", own, "-o", out)
     assert done.exit_code == 0, done.output

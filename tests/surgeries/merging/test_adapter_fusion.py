@@ -1,7 +1,7 @@
 """Adapters across a fusion, judged by live PEFT models: what is computed before and after is the same.
 
-The judge of the split side is the same transformers model with its fused projection taken apart by hand: q, k and v are modules
-of their own, and their outputs are put together as the modeling code expects them.
+The judge of the split side is the same transformers model with its fused projection taken apart by hand: q, k and v
+are modules of their own, and their outputs are put together as the modeling code expects them.
 """
 
 from __future__ import annotations
@@ -104,12 +104,18 @@ def alive(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
 
 
 def computed(model: Any, family: str) -> torch.Tensor:
-    """What the model computes; of SAM, what the last layer of its vision encoder does: the random rest hardly looks at it."""
+    """What the model computes; of SAM, what the last layer of its vision encoder does: the random rest hardly looks
+    at it.
+    """
     if family != "sam":
         return tiny_models.output(model, family)
-    layer = model.get_submodule("base_model.model.vision_encoder" if isinstance(model, peft.PeftModel) else "vision_encoder").layers[-1]
+    layer = model.get_submodule(
+        "base_model.model.vision_encoder" if isinstance(model, peft.PeftModel) else "vision_encoder"
+    ).layers[-1]
     seen: list[torch.Tensor] = []
-    hook = layer.register_forward_hook(lambda _, __, result: seen.append(result[0] if isinstance(result, tuple) else result))
+    hook = layer.register_forward_hook(
+        lambda _, __, result: seen.append(result[0] if isinstance(result, tuple) else result)
+    )
     tiny_models.output(model, family)
     hook.remove()
     return seen[0].float()
@@ -163,7 +169,9 @@ def test_a_split_adapter_computes_the_same(family: str, variant: str, bases: Bas
     without = computed(tiny_models.build(family), family)
     fan = {"fan_in_fan_out": True} if family == "gpt2" else {}
     leaf = [FAMILIES[family][0]]
-    live = computed(trained(tiny_models.build(family), tmp_path / "fused", target_modules=leaf, **fan, **VARIANTS[variant]), family)
+    live = computed(
+        trained(tiny_models.build(family), tmp_path / "fused", target_modules=leaf, **fan, **VARIANTS[variant]), family
+    )
     adapter = surgery.open_adapter(tmp_path / "fused")
     parted = surgery.split_qkv(adapter, base=surgery.open_checkpoint(base))
     surgery.write(parted, tmp_path / "parted")
@@ -228,7 +236,9 @@ def test_merge_takes_either_adapter_into_either_base(family: str, bases: Bases, 
         surgery.write(whole, tmp_path / f"{kind}-whole")
         surgery.write(into_split, tmp_path / f"{kind}-split")
         surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / f"{kind}-split")), tmp_path / f"{kind}-again")
-        assert hashes(tmp_path / f"{kind}-again") == hashes(tmp_path / f"{kind}-whole")  # split, merge, fuse = merge fused
+        assert hashes(tmp_path / f"{kind}-again") == hashes(
+            tmp_path / f"{kind}-whole"
+        )  # split, merge, fuse = merge fused
         across = into_split if kind == "fused" else whole
         assert any("the adapter was trained on" in note for note in across.notes)
         merged = type(tiny_models.build(family)).from_pretrained(tmp_path / f"{kind}-whole").eval()
@@ -237,7 +247,9 @@ def test_merge_takes_either_adapter_into_either_base(family: str, bases: Bases, 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_adapters_of_both_kinds_merge_together(order: int, bases: Bases, tmp_path: Path) -> None:
-    """One trained fused, one apart, into the fused base and into the split one: the same as the first with twice the weight."""
+    """One trained fused, one apart, into the fused base and into the split one: the same as the first with twice the
+    weight.
+    """
     base, split = map(surgery.open_checkpoint, bases("phi3"))
     trained(tiny_models.build("phi3"), tmp_path / "fused", target_modules=["qkv_proj"])
     fused = surgery.open_adapter(tmp_path / "fused")
@@ -253,7 +265,9 @@ def test_saved_biases_follow(saved: Saved, bases: Bases, tmp_path: Path) -> None
     """bias="lora_only": the trained bias of the fused projection goes to its parts."""
     base, split = bases("gpt_neox")
     without = computed(tiny_models.build("gpt_neox"), "gpt_neox")
-    live = trained(tiny_models.build("gpt_neox"), tmp_path / "first", target_modules=["query_key_value"], bias="lora_only")
+    live = trained(
+        tiny_models.build("gpt_neox"), tmp_path / "first", target_modules=["query_key_value"], bias="lora_only"
+    )
     with torch.no_grad():
         for name, parameter in live.named_parameters():
             if name.endswith("query_key_value.base_layer.bias"):
@@ -262,7 +276,9 @@ def test_saved_biases_follow(saved: Saved, bases: Bases, tmp_path: Path) -> None
     parted = surgery.split_qkv(surgery.open_adapter(tmp_path / "fused"), base=surgery.open_checkpoint(base))
     surgery.write(parted, tmp_path / "parted")
     assert sum(name.endswith("attention.value.base_layer.bias") for name in parted.tensors) == 3
-    compare(computed(live, "gpt_neox"), computed(alive(apart("gpt_neox", split), tmp_path / "parted"), "gpt_neox"), without)
+    compare(
+        computed(live, "gpt_neox"), computed(alive(apart("gpt_neox", split), tmp_path / "parted"), "gpt_neox"), without
+    )
     merged = surgery.fuse_qkv(surgery.merge(surgery.open_checkpoint(split), surgery.open_adapter(tmp_path / "parted")))
     surgery.write(merged, tmp_path / "merged")
     again = type(tiny_models.build("gpt_neox")).from_pretrained(tmp_path / "merged").eval()
@@ -271,18 +287,23 @@ def test_saved_biases_follow(saved: Saved, bases: Bases, tmp_path: Path) -> None
 
 def test_other_modules_and_files_are_carried(bases: Bases, tmp_path: Path) -> None:
     base, _ = bases("phi3")
-    trained(tiny_models.build("phi3"), tmp_path / "fused", target_modules=["qkv_proj", "o_proj"], rank_pattern={"o_proj": 9})
+    trained(
+        tiny_models.build("phi3"), tmp_path / "fused", target_modules=["qkv_proj", "o_proj"], rank_pattern={"o_proj": 9}
+    )
     (tmp_path / "fused" / "tokenizer.json").write_text("{}")
     (tmp_path / "fused" / "optimizer.pt").write_bytes(b"state")
     report = surgery.write(
-        surgery.split_qkv(surgery.open_adapter(tmp_path / "fused"), base=surgery.open_checkpoint(base)), tmp_path / "out"
+        surgery.split_qkv(surgery.open_adapter(tmp_path / "fused"), base=surgery.open_checkpoint(base)),
+        tmp_path / "out",
     )
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}" and (tmp_path / "out" / "README.md").is_file()
     assert not (tmp_path / "out" / "optimizer.pt").exists()
     assert any("optimizer.pt" in note for note in report.notes)
     before = load_file(tmp_path / "fused" / "adapter_model.safetensors")
     after = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert {n: t.tolist() for n, t in before.items() if "o_proj" in n} == {n: t.tolist() for n, t in after.items() if "o_proj" in n}
+    assert {n: t.tolist() for n, t in before.items() if "o_proj" in n} == {
+        n: t.tolist() for n, t in after.items() if "o_proj" in n
+    }
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert (config["r"], config["rank_pattern"]) == (4, {"o_proj": 9})
@@ -317,7 +338,9 @@ def phi3(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_refuses_an_adapter_without_a_base(phi3: Path) -> None:
     error = check_refused(
-        SurgeryError, "the layout of an adapter's modules is its base's", lambda: surgery.split_qkv(surgery.open_adapter(phi3))
+        SurgeryError,
+        "the layout of an adapter's modules is its base's",
+        lambda: surgery.split_qkv(surgery.open_adapter(phi3)),
     )
     assert error.help and "--base MODEL" in error.help
 
@@ -332,7 +355,9 @@ def test_refuses_an_adapter_of_another_layout(phi3: Path, saved: Saved, tmp_path
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     base = surgery.open_checkpoint(tmp_path / "base")
     error = check_refused(
-        LayoutError, "the adapter was trained on another layout", lambda: surgery.split_qkv(surgery.open_adapter(phi3), base=base)
+        LayoutError,
+        "the adapter was trained on another layout",
+        lambda: surgery.split_qkv(surgery.open_adapter(phi3), base=base),
     )
     assert "(96, 4)" in error.where[1] and "144 rows" in error.where[1]
 
@@ -344,7 +369,11 @@ def test_refuses_what_is_done_or_elsewhere(phi3: Path, bases: Bases, saved: Save
     parted = surgery.split_qkv(adapter, base=base)
     check_refused(NothingMatched, "the adapter is already split", lambda: surgery.split_qkv(parted, base=split))
     llama = surgery.open_checkpoint(saved("llama"))
-    check_refused(NothingMatched, "the base has no fused qkv or kv, and no parts of one", lambda: surgery.split_qkv(adapter, base=llama))
+    check_refused(
+        NothingMatched,
+        "the base has no fused qkv or kv, and no parts of one",
+        lambda: surgery.split_qkv(adapter, base=llama),
+    )
     check_refused(AdapterError, "trained on a model of type `phi3`", lambda: surgery.merge(llama, adapter))
     lost = "3 of the adapter's 3 modules have no place in the base"
     check_refused(NotPlaced, lost, lambda: surgery.merge(llama, adapter, any_base=True))
@@ -356,7 +385,9 @@ def test_refuses_dora_on_some_parts(bases: Bases, tmp_path: Path) -> None:
     trained(apart("phi3", split), tmp_path / "apart", target_modules=["q_proj", "v_proj"], use_dora=True)
     adapter = surgery.open_adapter(tmp_path / "apart")
     check_refused(
-        NotSupported, "DoRA on some parts only cannot be fused", lambda: surgery.fuse_qkv(adapter, base=surgery.open_checkpoint(base))
+        NotSupported,
+        "DoRA on some parts only cannot be fused",
+        lambda: surgery.fuse_qkv(adapter, base=surgery.open_checkpoint(base)),
     )
 
 
@@ -367,12 +398,18 @@ def test_refuses_other_kinds_and_broken_adapters(phi3: Path, saved: Saved, tmp_p
         folder = tmp_path / name
         folder.mkdir()
         tensors = load_file(phi3 / "adapter_model.safetensors")
-        save_file({n: t for n, t in tensors.items() if not drop or not n.endswith(drop)}, folder / "adapter_model.safetensors")
+        save_file(
+            {n: t for n, t in tensors.items() if not drop or not n.endswith(drop)}, folder / "adapter_model.safetensors"
+        )
         before = json.loads((phi3 / "adapter_config.json").read_text())
         (folder / "adapter_config.json").write_text(json.dumps(before | (config or {})))
         return surgery.open_adapter(folder)
 
     other = changed("loha", {"peft_type": "LOHA"})
-    check_refused(NotSupported, "adapters of kind LOHA cannot be split or fused", lambda: surgery.split_qkv(other, base=base))
+    check_refused(
+        NotSupported, "adapters of kind LOHA cannot be split or fused", lambda: surgery.split_qkv(other, base=base)
+    )
     text = changed("text", {"lora_alpha": "16"})
-    check_refused(AdapterError, "the adapter's rank or alpha is not a number", lambda: surgery.split_qkv(text, base=base))
+    check_refused(
+        AdapterError, "the adapter's rank or alpha is not a number", lambda: surgery.split_qkv(text, base=base)
+    )

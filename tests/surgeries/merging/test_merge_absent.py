@@ -1,4 +1,6 @@
-"""An adapter that lost what it trained whole: refused, since the merge would be another model than the one that was trained."""
+"""An adapter that lost what it trained whole: refused, since the merge would be another model than the one that was
+trained.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_a_saved_module_that_is_not_there(family: str, lost: str, saved: Saved, 
 
 
 def test_trained_tokens_that_are_not_there(saved: Saved, tmp_path: Path) -> None:
-    folder = adapter_of(tmp_path / "a", tiny_models.build("llama"), target_modules=["q_proj"], trainable_token_indices=[3, 5])
+    folder = adapter_of(
+        tmp_path / "a", tiny_models.build("llama"), target_modules=["q_proj"], trainable_token_indices=[3, 5]
+    )
     with pytest.raises(AdapterError, match="holds no tensor of what"):
         merge(saved("llama"), without(folder, "token_adapter"))
 
@@ -77,7 +81,9 @@ def test_a_classifier_without_its_head(family: str, tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "base")
     model = auto.from_pretrained(tmp_path / "base", num_labels=3)
     folder = without(adapter_of(tmp_path / "a", model, target_modules=[module], task_type=task), f".{head}")
-    with pytest.raises(AdapterError, match=f"was trained in a {type(model).__name__}, and its file has no head of one") as caught:
+    with pytest.raises(
+        AdapterError, match=f"was trained in a {type(model).__name__}, and its file has no head of one"
+    ) as caught:
         merge(tmp_path / "base", folder)
     assert "--architecture" in str(caught.value.help)
     current = json.loads((tmp_path / "base/config.json").read_text())["architectures"][0]
@@ -86,7 +92,13 @@ def test_a_classifier_without_its_head(family: str, tmp_path: Path) -> None:
 
 def test_a_head_under_a_name_that_peft_does_not_save(tmp_path: Path) -> None:
     """BART's is called classification_head: trained, and never in the file."""
-    sizes = {"d_model": 12, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {
+        "d_model": 12,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     config = tf.BartConfig(vocab_size=50, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=32, **sizes)
     tf.BartForConditionalGeneration(config).save_pretrained(tmp_path / "base")
     model = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)

@@ -24,8 +24,12 @@ NOTE = "weights of the base, such as"
 
 
 def whole(folder: Path, *, seed: int = 0, keep: Callable[[str], bool] = lambda name: True, **options: Any) -> Path:
-    """An adapter saved with its model's whole state dict, of the base of this seed, as trainers do that gather it themselves."""
-    model = peft.get_peft_model(tiny_models.build("llama", seed=seed), peft.LoraConfig(r=4, task_type="CAUSAL_LM", **options))
+    """An adapter saved with its model's whole state dict, of the base of this seed, as trainers do that gather it
+    themselves.
+    """
+    model = peft.get_peft_model(
+        tiny_models.build("llama", seed=seed), peft.LoraConfig(r=4, task_type="CAUSAL_LM", **options)
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -33,7 +37,9 @@ def whole(folder: Path, *, seed: int = 0, keep: Callable[[str], bool] = lambda n
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
     tensors = {n.replace(".default", ""): t.contiguous().clone() for n, t in model.state_dict().items()}
-    save_file({n: t for n, t in tensors.items() if keep(n)}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n: t for n, t in tensors.items() if keep(n)}, folder / "adapter_model.safetensors", metadata={"format": "pt"}
+    )
     return folder
 
 
@@ -44,10 +50,14 @@ def notes(base: Path, adapter: Path, **told: Any) -> list[str]:
 
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj"], ["embed_tokens", "o_proj"]])
-def test_its_copy_of_the_base_counts_as_peft_loads_it(seed: int, targets: list[str], saved: Saved, tmp_path: Path) -> None:
+def test_its_copy_of_the_base_counts_as_peft_loads_it(
+    seed: int, targets: list[str], saved: Saved, tmp_path: Path
+) -> None:
     adapter = whole(tmp_path / "a", seed=seed, target_modules=targets)
     live = peft.PeftModel.from_pretrained(tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(), adapter).eval()
-    done = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["merge", str(saved("llama")), str(adapter), "-o", str(tmp_path / "m")])
+    done = CliRunner(env={"COLUMNS": "400"}).invoke(
+        app, ["merge", str(saved("llama")), str(adapter), "-o", str(tmp_path / "m")]
+    )
     assert done.exit_code == 0 and f"the file of {adapter} holds 30 {NOTE} lm_head.weight" in done.output, done.output
     model = tf.LlamaForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert torch.allclose(tiny_models.output(model, "llama"), tiny_models.output(live, "llama"), rtol=1e-4, atol=1e-4)
@@ -64,16 +74,26 @@ def test_those_that_are_there_are_counted(saved: Saved, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"modules_to_save": ["lm_head", "norm"]}, {"bias": "all"}, {"trainable_token_indices": [3]}, {"target_modules": ["embed_tokens"]}],
+    [
+        {},
+        {"modules_to_save": ["lm_head", "norm"]},
+        {"bias": "all"},
+        {"trainable_token_indices": [3]},
+        {"target_modules": ["embed_tokens"]},
+    ],
 )
 def test_what_peft_saves_itself_is_none(options: dict[str, Any], saved: Saved, tmp_path: Path) -> None:
-    model = peft.get_peft_model(tiny_models.build("llama"), peft.LoraConfig(**{"target_modules": ["q_proj"], **options}))
+    model = peft.get_peft_model(
+        tiny_models.build("llama"), peft.LoraConfig(**{"target_modules": ["q_proj"], **options})
+    )
     model.save_pretrained(tmp_path / "a", save_embedding_layers=not options)
     assert notes(saved("llama"), tmp_path / "a") == []
 
 
 def test_what_was_trained_beside_it_is_none(saved: Saved, tmp_path: Path) -> None:
-    peft.get_peft_model(tiny_models.build("llama"), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
+    peft.get_peft_model(tiny_models.build("llama"), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "a"
+    )
     save_file({"model.norm.weight": torch.ones(48)}, tmp_path / "a/more.safetensors")
     adapter = surgery.open_adapter(tmp_path / "a", [tmp_path / "a/more.safetensors"])
     assert not any(NOTE in note for note in surgery.merge(surgery.open_checkpoint(saved("llama")), adapter).notes)

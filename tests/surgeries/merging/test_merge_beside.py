@@ -1,4 +1,6 @@
-"""Weights that were trained beside LoRA and lie beside the adapter: merged where they are named, never passed over in silence."""
+"""Weights that were trained beside LoRA and lie beside the adapter: merged where they are named, never passed over
+in silence.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ REST = ("model.norm.weight", "model.embed_tokens.weight")
 
 
 @pytest.fixture(scope="module")
-def trained(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], torch.Tensor]:
+def trained(
+    saved: Saved, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, torch.Tensor], torch.Tensor]:
     """An adapter, what was trained beside it, by its names in the base, and what the live model computes with both."""
     folder = tmp_path_factory.mktemp("beside") / "a"
     torch.manual_seed(1)
-    model = peft.get_peft_model(tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(), peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    model = peft.get_peft_model(
+        tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(), peft.LoraConfig(r=4, target_modules=["q_proj"])
+    )
     rest = {name: torch.randn_like(model.get_parameter(f"base_model.model.{name}")) for name in REST}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,9 +72,9 @@ def test_named_files_are_merged_along(
 
 
 UNREAD = """
-    non_lora_state_dict.bin non_lora_trainables.bin non_lora_trainables.safetensors mm_projector.bin embeddings.safetensors
-    new_embeddings.safetensors adapter_model_2.safetensors value_head.pt extra/projector.safetensors ema.ckpt pytorch_model.bin
-    pytorch_model_fsdp_0/__0_0.distcp
+    non_lora_state_dict.bin non_lora_trainables.bin non_lora_trainables.safetensors mm_projector.bin
+    embeddings.safetensors new_embeddings.safetensors adapter_model_2.safetensors value_head.pt
+    extra/projector.safetensors ema.ckpt pytorch_model.bin pytorch_model_fsdp_0/__0_0.distcp
 """.split()
 
 
@@ -83,7 +89,11 @@ def test_what_looks_like_weights_is_refused_by_name(
     assert done.exit_code == 1 and not (tmp_path / "out").exists()
     with pytest.raises(NotSupported, match=r"(weights lie|a model lies) beside the adapter") as caught:
         surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(adapter))
-    assert caught.value.where == (f"{adapter}/{name}",) and "--with none" in str(caught.value) and "beside=" in str(caught.value)
+    assert (
+        caught.value.where == (f"{adapter}/{name}",)
+        and "--with none" in str(caught.value)
+        and "beside=" in str(caught.value)
+    )
     check = next(check for check in surgery.verify(adapter).checks if check.name == "beside")
     assert check.ok is None and name in check.detail
     assert any(name in note for note in surgery.inspect(adapter).notes)
@@ -92,10 +102,11 @@ def test_what_looks_like_weights_is_refused_by_name(
 
 
 LITTER = """
-    optimizer.pt optimizer.bin scheduler.pt scaler.pt rng_state.pth rng_state_0.pth random_states_0.pkl trainer_state.json
-    training_args.bin README.md train.log runs/events.out.tfevents.1 checkpoint-100/optimizer.pt checkpoint-100/pytorch_model.bin
-    checkpoint-100/adapter_model.safetensors checkpoint-100/adapter_config.json global_step5/mp_rank_00_model_states.pt
-    zero_to_fp32.py latest tokenizer.json tokenizer.model vocab.json merges.txt wandb/x.pt special_tokens_map.json logs/a.bin
+    optimizer.pt optimizer.bin scheduler.pt scaler.pt rng_state.pth rng_state_0.pth random_states_0.pkl
+    trainer_state.json training_args.bin README.md train.log runs/events.out.tfevents.1 checkpoint-100/optimizer.pt
+    checkpoint-100/pytorch_model.bin checkpoint-100/adapter_model.safetensors checkpoint-100/adapter_config.json
+    global_step5/mp_rank_00_model_states.pt zero_to_fp32.py latest tokenizer.json tokenizer.model vocab.json
+    merges.txt wandb/x.pt special_tokens_map.json logs/a.bin
 """.split()
 
 
@@ -142,7 +153,9 @@ def test_files_that_cannot_be_merged_along(
     assert len(one.beside) == 1 and other.beside == ()
 
 
-MODELS = "model.safetensors model-00001-of-00002.safetensors pytorch_model.bin pytorch_model_fsdp.bin consolidated.00.pth".split()
+MODELS = """
+    model.safetensors model-00001-of-00002.safetensors pytorch_model.bin pytorch_model_fsdp.bin consolidated.00.pth
+""".split()
 
 
 @pytest.mark.parametrize("config", [True, False])
@@ -156,7 +169,9 @@ def test_a_model_beside_the_adapter_is_not_passed_over_for_another_base(
         shutil.copy(saved("llama") / "config.json", adapter)
     with pytest.raises(NotSupported, match="a model lies beside the adapter, and another base was given") as caught:
         surgery.merge(base, surgery.open_adapter(adapter))
-    assert caught.value.where == (f"{adapter}/{name}",) and f"surgery merge {adapter} {adapter}" in str(caught.value.help)
+    assert caught.value.where == (f"{adapter}/{name}",) and f"surgery merge {adapter} {adapter}" in str(
+        caught.value.help
+    )
     assert "--with none" in str(caught.value.help) and "beside=[]" in str(caught.value.help)
     surgery.merge(base, surgery.open_adapter(adapter, []))
 
@@ -167,12 +182,20 @@ def test_a_model_beside_the_adapter_is_its_base_where_it_is_given(
     folder = copied(trained[0], tmp_path / "a")
     shutil.copytree(saved("llama"), folder, dirs_exist_ok=True)
     (tmp_path / "link").symlink_to(folder)
-    for base, adapter, out in [(folder, folder, "x"), (tmp_path / "link", folder, "y"), (folder / "model.safetensors", folder, "z")]:
+    for base, adapter, out in [
+        (folder, folder, "x"),
+        (tmp_path / "link", folder, "y"),
+        (folder / "model.safetensors", folder, "z"),
+    ]:
         done = CliRunner().invoke(app, ["merge", str(base), str(adapter), "-o", str(tmp_path / out)])
         assert done.exit_code == 0, done.output
-    surgery.write(surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(trained[0])), tmp_path / "apart")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(trained[0])), tmp_path / "apart"
+    )
     for out in "xyz":
-        assert (tmp_path / out / "model.safetensors").read_bytes() == (tmp_path / "apart/model.safetensors").read_bytes()
+        assert (tmp_path / out / "model.safetensors").read_bytes() == (
+            tmp_path / "apart/model.safetensors"
+        ).read_bytes()
     (folder / "embeddings.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
     with pytest.raises(NotSupported, match="weights lie beside the adapter that a merge would pass over"):
         surgery.merge(surgery.open_checkpoint(folder / "model.safetensors"), surgery.open_adapter(folder))

@@ -21,7 +21,9 @@ Saved = Callable[..., Path]
 
 
 def trained(saved: Saved, folder: Path, init: Any) -> torch.Tensor:
-    """An adapter of this initialisation, trained a step, and the base that it was trained on; what the live model computes."""
+    """An adapter of this initialisation, trained a step, and the base that it was trained on; what the live model
+    computes.
+    """
     torch.manual_seed(3)
     model = peft.get_peft_model(
         tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(),
@@ -52,7 +54,9 @@ def test_on_the_base_as_it_was_trained(init: str, saved: Saved, tmp_path: Path) 
     error = (tiny_models.output(model, "llama") - live).abs().max()
     wrong = surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(adapter), base_as_trained=True)
     surgery.write(wrong, tmp_path / "wrong")
-    other = (tiny_models.output(tf.LlamaForCausalLM.from_pretrained(tmp_path / "wrong").eval(), "llama") - live).abs().max()
+    other = (
+        (tiny_models.output(tf.LlamaForCausalLM.from_pretrained(tmp_path / "wrong").eval(), "llama") - live).abs().max()
+    )
     assert error <= 1e-5 * live.abs().max() and other > 1000 * error
     assert surgery.verify(out, base=base, adapter=adapter).ok  # the manifest says how
     done = CliRunner().invoke(app, ["verify", out, "--base", base, "--adapter", adapter, "--base-as-trained"])
@@ -61,7 +65,9 @@ def test_on_the_base_as_it_was_trained(init: str, saved: Saved, tmp_path: Path) 
 
 def test_what_changes_no_base_is_not_asked_for_it(saved: Saved, tmp_path: Path) -> None:
     trained(saved, tmp_path, True)
-    merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"), base_as_trained=True)
+    merged = surgery.merge(
+        surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"), base_as_trained=True
+    )
     assert not [note for note in merged.notes if "was initialised by" in note]
 
 
@@ -71,4 +77,6 @@ def test_an_unknown_initialisation_stays_refused(init: str, saved: Saved, tmp_pa
     config = tmp_path / "a/adapter_config.json"
     config.write_text(config.read_text().replace('"init_lora_weights": true', f'"init_lora_weights": "{init}"'))
     with pytest.raises(NotSupported, match="which is not known"):
-        surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"), base_as_trained=True)
+        surgery.merge(
+            surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"), base_as_trained=True
+        )

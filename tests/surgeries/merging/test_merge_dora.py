@@ -39,7 +39,10 @@ def trained(family: str, folder: Path, **options: Any) -> torch.nn.Module:
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"target_modules": ["q_proj", "v_proj", "down_proj"]}),
-    "llama patterns": ("llama", {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"o_proj": 3}, "use_rslora": True}),
+    "llama patterns": (
+        "llama",
+        {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"o_proj": 3}, "use_rslora": True},
+    ),
     "gpt2": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
     "gpt2 square": ("gpt2", {"target_modules": ["attn.c_proj"], "fan_in_fan_out": True}),
     "bert": ("bert", {"target_modules": ["query", "dense"]}),
@@ -106,7 +109,9 @@ def test_norms_are_torchs(columns: bool, saved: Saved) -> None:
 # Refusals
 
 
-def edited(source: Path, folder: Path, *, config: dict[str, Any] | None = None, drop: str = "", resize: str = "") -> surgery.Adapter:
+def edited(
+    source: Path, folder: Path, *, config: dict[str, Any] | None = None, drop: str = "", resize: str = ""
+) -> surgery.Adapter:
     folder.mkdir()
     tensors = {n: t for n, t in load_file(source / "adapter_model.safetensors").items() if not drop or drop not in n}
     tensors = {n: t[:-1].contiguous() if resize and resize in n else t for n, t in tensors.items()}

@@ -38,8 +38,12 @@ def adapter(family: str, folder: Path, *, size: float = 0.1, **options: Any) -> 
     return folder
 
 
-def merged(base: Path, adapters: Path, out: Path, *, run: dict[str, Any] | None = None, **options: Any) -> surgery.Report:
-    return surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapters), **options), out, **run or {})
+def merged(
+    base: Path, adapters: Path, out: Path, *, run: dict[str, Any] | None = None, **options: Any
+) -> surgery.Report:
+    return surgery.write(
+        surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapters), **options), out, **run or {}
+    )
 
 
 def upcast(base: Path, out: Path) -> Path:
@@ -52,7 +56,9 @@ def upcast(base: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("options", [{"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["o_proj"], "use_dora": True}])
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["o_proj"], "use_dora": True}]
+)
 def test_it_is_rounded_once(dtype: str, options: dict[str, Any], saved: Saved, tmp_path: Path) -> None:
     """What a float32 merge gives, rounded to the dtype: every tensor, touched or not; and config.json says so."""
     adapter("llama", tmp_path / "a", **options)
@@ -110,7 +116,10 @@ def test_others_keep_theirs_and_are_named(saved: Saved, tmp_path: Path) -> None:
     report = merged(tmp_path / "base", tmp_path / "a", tmp_path / "half", dtype="float16")
     made = load_file(tmp_path / "half/model.safetensors")
     assert {n for n, t in made.items() if t.dtype != torch.float16} == {"model.norm.weight", "model.position_ids"}
-    assert report.notes[-1] == "kept in their own dtype, since they are in another one than most weights: model.norm.weight (F32)"
+    assert (
+        report.notes[-1]
+        == "kept in their own dtype, since they are in another one than most weights: model.norm.weight (F32)"
+    )
     assert json.loads((tmp_path / "half/config.json").read_text()) == {
         **config,
         "torch_dtype": "float16",
@@ -125,12 +134,24 @@ def test_dtypes_that_are_none_are_refused(saved: Saved, tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a", target_modules=["q_proj"])
     with pytest.raises(SurgeryError, match="`int8` is no dtype to write weights in") as caught:
         merged(saved("llama"), tmp_path / "a", tmp_path / "out", dtype="int8")
-    assert caught.value.help == "one of float16, bfloat16, float32, float64, or fp16, bf16, fp32, fp64" and not (tmp_path / "out").exists()
+    assert (
+        caught.value.help == "one of float16, bfloat16, float32, float64, or fp16, bf16, fp32, fp64"
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_the_command_has_the_option(saved: Saved, tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a", target_modules=["q_proj"])
-    words = ["merge", str(saved("llama")), str(tmp_path / "a"), "-o", str(tmp_path / "out"), "--dtype", "bfloat16", "--json"]
+    words = [
+        "merge",
+        str(saved("llama")),
+        str(tmp_path / "a"),
+        "-o",
+        str(tmp_path / "out"),
+        "--dtype",
+        "bfloat16",
+        "--json",
+    ]
     assert CliRunner().invoke(app, words).exit_code == 0
     merged(saved("llama"), tmp_path / "a", tmp_path / "same", dtype="bfloat16")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "same")
@@ -161,7 +182,9 @@ def overflowed(base: Path, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("run", [{"workers": 1}, {"workers": 3, "memory": "64MB"}])
 def test_weights_that_become_infinite_are_refused(run: dict[str, Any], saved: Saved, tmp_path: Path) -> None:
-    """By tensor and number, before anything is published; again on a rerun, which resumes no shard with such weights."""
+    """By tensor and number, before anything is published; again on a rerun, which resumes no shard with such
+    weights.
+    """
     base = saved("llama", dtype=torch.float16)
     large(tmp_path / "a", base, alpha=60_000)
     wanted = overflowed(base, tmp_path / "a")
@@ -170,12 +193,19 @@ def test_weights_that_become_infinite_are_refused(run: dict[str, Any], saved: Sa
         with pytest.raises(VerificationFailed) as caught:
             merged(base, tmp_path / "a", tmp_path / "out", run=run)
         assert caught.value.what == f"{sum(wanted.values())} weights of 6 tensors became infinite or NaN"
-        found = {row.partition(" (F16): ")[0]: int(row.partition(": ")[2]) for row in caught.value.where if "(F16)" in row}
+        found = {
+            row.partition(" (F16): ")[0]: int(row.partition(": ")[2]) for row in caught.value.where if "(F16)" in row
+        }
         assert len(found) == 5 and found.items() <= wanted.items()
         assert "--dtype bfloat16" in str(caught.value) and "--scale" in str(caught.value)
         assert not (tmp_path / "out").exists()
     report = merged(base, tmp_path / "a", tmp_path / "out", dtype="bfloat16")
-    assert report.tensors and torch.isfinite(load_file(tmp_path / "out/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]).all()
+    assert (
+        report.tensors
+        and torch.isfinite(
+            load_file(tmp_path / "out/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+        ).all()
+    )
 
 
 def test_a_cast_that_overflows_is_refused(saved: Saved, tmp_path: Path) -> None:
@@ -203,14 +233,18 @@ def test_what_is_infinite_in_the_base_may_stay_so(saved: Saved, tmp_path: Path) 
 
 
 def test_what_overflows_before_it_is_moved_is_named(saved: Saved, tmp_path: Path) -> None:
-    """A sum that is transposed is made before the shards, in a file of its own: the tensor that it goes into is named."""
+    """A sum that is transposed is made before the shards, in a file of its own: the tensor that it goes into is
+    named.
+    """
     from dataclasses import replace
 
     from surgery.lazy.tensor import permute
 
     base = saved("llama", dtype=torch.float16)
     large(tmp_path / "a", base, alpha=60_000)
-    made = surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a"), only=r".*layers\.1.*q_proj")
+    made = surgery.merge(
+        surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a"), only=r".*layers\.1.*q_proj"
+    )
     name = "model.layers.1.self_attn.q_proj.weight"
     turned = replace(made, tensors={**made.tensors, name: permute(made.tensors[name], (1, 0))})
     assert surgery.plan(turned).scratch
@@ -226,10 +260,16 @@ def wide(folder: Path, rows: int, columns: int, size: float) -> tuple[Path, Path
     """A bfloat16 base of one large matrix, and an adapter whose delta is about `size` of the weights."""
     torch.manual_seed(0)
     (folder / "base").mkdir()
-    save_file({"x.weight": torch.randn(rows, columns).bfloat16()}, folder / "base/model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {"x.weight": torch.randn(rows, columns).bfloat16()},
+        folder / "base/model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "a").mkdir()
     factors = {"A": torch.randn(16, columns), "B": torch.randn(rows, 16)}
-    save_file({f"base_model.model.x.lora_{k}.weight": t for k, t in factors.items()}, folder / "a/adapter_model.safetensors")
+    save_file(
+        {f"base_model.model.x.lora_{k}.weight": t for k, t in factors.items()}, folder / "a/adapter_model.safetensors"
+    )
     (folder / "a/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 4 * size}))
     return folder / "base", folder / "a"
 

@@ -1,4 +1,6 @@
-"""LoRA on all experts at once: merged, the class computes what PEFT's live model computes, however the files store the experts."""
+"""LoRA on all experts at once: merged, the class computes what PEFT's live model computes, however the files store
+the experts.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ CASES = {
     "qwen3_moe, patterns": Case("qwen3_moe", PATTERNS),
     "qwen3_moe, patterns and rslora": Case("qwen3_moe", {**PATTERNS, "use_rslora": True}),
     "qwen3_moe, attention and router, too": Case(
-        "qwen3_moe", {"target_parameters": [*BOTH, "mlp.gate.weight"], "target_modules": ["q_proj", "o_proj"], "lora_alpha": 3}
+        "qwen3_moe",
+        {"target_parameters": [*BOTH, "mlp.gate.weight"], "target_modules": ["q_proj", "o_proj"], "lora_alpha": 3},
     ),
     "mixtral, other names": Case("mixtral"),
     "mixtral, other names, patterns": Case("mixtral", PATTERNS, shard="4KB"),
@@ -56,13 +59,20 @@ CASES = {
     "nemotron_h, no gate": Case(
         "nemotron_h",
         {"target_parameters": ["experts.up_proj", "experts.down_proj"]},
-        {"layers_block_type": ["moe", "attention"], "moe_shared_expert_intermediate_size": 8, "n_group": 1, "topk_group": 1},
+        {
+            "layers_block_type": ["moe", "attention"],
+            "moe_shared_expert_intermediate_size": 8,
+            "n_group": 1,
+            "topk_group": 1,
+        },
     ),
     "granitemoe, stored at once under other names": Case("granitemoe"),
     "gemma4_text, stored at once": Case("gemma4_text", sizes=stacks.SAVED[9].sizes),
     "gpt_oss, in turn and transposed": Case("gpt_oss"),
     "gpt_oss, in many shards": Case("gpt_oss", shard="4KB"),
-    "gpt_oss, biases, too": Case("gpt_oss", {"target_parameters": [*BOTH, "experts.gate_up_proj_bias", "experts.down_proj_bias"]}),
+    "gpt_oss, biases, too": Case(
+        "gpt_oss", {"target_parameters": [*BOTH, "experts.gate_up_proj_bias", "experts.down_proj_bias"]}
+    ),
     "gpt_oss, square": Case("gpt_oss", sizes=SQUARE),
     "llama4_text, transposed and not told so": Case("llama4_text", sizes=LLAMA4),
     "llama4_text, square": Case("llama4_text", sizes={**LLAMA4, **SQUARE}),
@@ -99,7 +109,9 @@ def trained(case: Case, folder: Path, *, seed: int = 1) -> torch.Tensor:
     return output(adapted)
 
 
-def merged(folder: Path, out: str = "out", *, base: str = "base", adapters: tuple[str, ...] = ("adapter",), **options: Any) -> Path:
+def merged(
+    folder: Path, out: str = "out", *, base: str = "base", adapters: tuple[str, ...] = ("adapter",), **options: Any
+) -> Path:
     opened = [surgery.open_adapter(folder / name) for name in adapters]
     surgery.write(surgery.merge(surgery.open_checkpoint(folder / base), opened, **options), folder / out)
     return folder / out
@@ -111,13 +123,17 @@ def differs(case: Case, path: Path, live: torch.Tensor) -> tuple[float, float]:
     loaded, info = type(model).from_pretrained(path, output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"]
     largest = live.abs().max().item()
-    return (output(loaded.eval()) - live).abs().max().item() / largest, (output(model) - live).abs().max().item() / largest
+    return (output(loaded.eval()) - live).abs().max().item() / largest, (
+        output(model) - live
+    ).abs().max().item() / largest
 
 
 def compare(case: Case, path: Path, live: torch.Tensor) -> None:
     error, effect = differs(case, path, live)
     assert error <= 1e-5, f"off by {error}"
-    assert effect >= 1000 * max(error, torch.finfo(torch.float32).eps), f"an effect of {effect} proves nothing against {error}"
+    assert effect >= 1000 * max(error, torch.finfo(torch.float32).eps), (
+        f"an effect of {effect} proves nothing against {error}"
+    )
 
 
 def rewritten(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor], **config: Any) -> None:
@@ -143,7 +159,9 @@ def test_a_base_that_was_saved_as_the_class_holds_it_is_merged_alike(name: str, 
     model = stacks.build(CASES[name].kind, **CASES[name].sizes)
     for file in (tmp_path / "base").glob("*.safetensors*"):
         file.unlink()
-    save_file({n: t.clone() for n, t in model.state_dict().items()}, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t.clone() for n, t in model.state_dict().items()}, tmp_path / "base" / "model.safetensors", {"format": "pt"}
+    )
     compare(CASES[name], merged(tmp_path), live)
 
 
@@ -194,8 +212,13 @@ def test_a_square_delta_that_is_turned_is_another(name: str, tmp_path: Path, mon
 
 
 def by_hand(folder: Path) -> dict[str, torch.Tensor]:
-    """The deltas of layer 1 of a qwen3_moe or mixtral adapter on all experts, (experts, out, in), as the issue has the formula."""
-    tensors, config = load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
+    """The deltas of layer 1 of a qwen3_moe or mixtral adapter on all experts, (experts, out, in), as the issue has
+    the formula.
+    """
+    tensors, config = (
+        load_file(folder / "adapter_model.safetensors"),
+        json.loads((folder / "adapter_config.json").read_text()),
+    )
     found = {}
     for leaf, level in (("gate_up_proj", "base_layer."), ("down_proj", "")):
         a, b = (tensors[f"base_model.model.model.layers.1.mlp.experts.{level}lora_{x}.weight"] for x in "AB")
@@ -204,13 +227,17 @@ def by_hand(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe, one file for each expert", "mixtral, other names", "gpt_oss, in turn and transposed"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe, one file for each expert", "mixtral, other names", "gpt_oss, in turn and transposed"]
+)
 def test_a_base_that_surgery_took_apart_or_put_together(name: str, tmp_path: Path) -> None:
     """Files of single experts, fused; and stored at once, split: the same model comes out."""
     case = CASES[name]
     live = trained(case, tmp_path)
     apart = case.kind == "gpt_oss"
-    there, back = (surgery.split_experts, surgery.fuse_experts) if apart else (surgery.fuse_experts, surgery.split_experts)
+    there, back = (
+        (surgery.split_experts, surgery.fuse_experts) if apart else (surgery.fuse_experts, surgery.split_experts)
+    )
     surgery.write(there(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "changed")
     path = merged(tmp_path, base="changed")
     surgery.write(back(surgery.open_checkpoint(path)), tmp_path / "back")
@@ -218,14 +245,18 @@ def test_a_base_that_surgery_took_apart_or_put_together(name: str, tmp_path: Pat
 
 
 def single(folder: Path, case: Case, names: Mapping[str, str], parent: str) -> torch.Tensor:
-    """`folder`/base and an adapter on each expert for itself, as transformers 4 had them; what PEFT computes live with it."""
+    """`folder`/base and an adapter on each expert for itself, as transformers 4 had them; what PEFT computes live
+    with it.
+    """
     model = stacks.build(case.kind, **case.sizes)
     model.save_pretrained(folder / "base")
     generator = torch.Generator().manual_seed(5)
     base = load_file(folder / "base" / "model.safetensors")
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=list(names.values())).to_dict()
     (folder / "adapter").mkdir()
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"target_modules": list(names.values())}, default=str))
+    (folder / "adapter" / "adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": list(names.values())}, default=str)
+    )
     tensors = {}
     for layer in range(2):
         for expert in range(EXPERTS):
@@ -242,11 +273,15 @@ def single(folder: Path, case: Case, names: Mapping[str, str], parent: str) -> t
 def test_single_experts(kind: str, tmp_path: Path) -> None:
     """An adapter that was trained on each expert for itself, into single files and into a tensor of all of them."""
     case = Case(kind)
-    names, parent = (stacks_names()["qwen3_moe"], "mlp") if kind == "qwen3_moe" else (stacks_names()["mixtral"], "block_sparse_moe")
+    names, parent = (
+        (stacks_names()["qwen3_moe"], "mlp") if kind == "qwen3_moe" else (stacks_names()["mixtral"], "block_sparse_moe")
+    )
     live = single(tmp_path, case, names, parent)
     compare(case, merged(tmp_path), live)
     surgery.write(surgery.fuse_experts(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "fused")
-    surgery.write(surgery.split_experts(surgery.open_checkpoint(merged(tmp_path, "out2", base="fused"))), tmp_path / "back")
+    surgery.write(
+        surgery.split_experts(surgery.open_checkpoint(merged(tmp_path, "out2", base="fused"))), tmp_path / "back"
+    )
     compare(case, tmp_path / "back", live)
 
 
@@ -257,7 +292,9 @@ def stacks_names() -> dict[str, dict[str, str]]:
 
 
 def test_shared_and_routed_experts(tmp_path: Path) -> None:
-    """qwen2_moe, of which PEFT drops the routed experts' LoRA when it loads the adapter: W + scale * B @ A by hand, for each."""
+    """qwen2_moe, of which PEFT drops the routed experts' LoRA when it loads the adapter: W + scale * B @ A by hand,
+    for each.
+    """
     model = stacks.build("qwen2_moe", shared_expert_intermediate_size=8)
     model.save_pretrained(tmp_path / "base")
     base, tensors, wanted = load_file(tmp_path / "base" / "model.safetensors"), {}, {}
@@ -269,7 +306,12 @@ def test_shared_and_routed_experts(tmp_path: Path) -> None:
             tensors |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
             wanted[name] = weight + 2 * b @ a
     (tmp_path / "adapter").mkdir()
-    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": list(stacks_names()["qwen3_moe"].values())}
+    config = {
+        "peft_type": "LORA",
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": list(stacks_names()["qwen3_moe"].values()),
+    }
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
     out = load_file(merged(tmp_path) / "model.safetensors")
@@ -299,7 +341,9 @@ def test_several_adapters_and_weights(tmp_path: Path) -> None:
     """W + 0.7 * one - 0.3 * another, from single files, by hand."""
     for number in (1, 2):
         trained(CASES["qwen3_moe, one file for each expert"], tmp_path / str(number), seed=number)
-    out = load_file(merged(tmp_path, base="1/base", adapters=("1/adapter", "2/adapter"), weights=[0.7, -0.3]) / "model.safetensors")
+    out = load_file(
+        merged(tmp_path, base="1/base", adapters=("1/adapter", "2/adapter"), weights=[0.7, -0.3]) / "model.safetensors"
+    )
     base = load_file(tmp_path / "1" / "base" / "model.safetensors")
     one, two = by_hand(tmp_path / "1" / "adapter"), by_hand(tmp_path / "2" / "adapter")
     delta = {leaf: 0.7 * one[leaf] - 0.3 * two[leaf] for leaf in one}
@@ -337,7 +381,9 @@ def test_tables_agree_with_the_classes(kind: str) -> None:
     case = next((case for case in stacks.SAVED if case.kind == kind), None)
     model = stacks.build(kind, **(case.sizes if case else {}))
     module = next(
-        m for m in model.modules() if isinstance(getattr(m, "gate_up_proj", None), torch.nn.Parameter) and m.gate_up_proj.dim() == 3
+        m
+        for m in model.modules()
+        if isinstance(getattr(m, "gate_up_proj", None), torch.nn.Parameter) and m.gate_up_proj.dim() == 3
     )
     names = [name for name, _ in module.named_parameters(recurse=False)]
     known = [name for name in names if name in ORDER]
@@ -364,19 +410,38 @@ def test_refused_by_name(tmp_path: Path) -> None:
     good = path.read_text()
     for change, error, text in (
         ({"r": 4}, AdapterError, "does not fit rank 4 for each of 4 experts"),
-        ({"target_parameters": BOTH[:1]}, AdapterError, "has LoRA on 2 parameters, of which target_parameters names gate_up_proj"),
-        ({"target_parameters": None}, AdapterError, "has LoRA on 2 parameters, of which target_parameters names none of them"),
-        ({"target_parameters": ["experts.down_proj", "experts.other"]}, NotSupported, "which of the nested tensors belong to other"),
+        (
+            {"target_parameters": BOTH[:1]},
+            AdapterError,
+            "has LoRA on 2 parameters, of which target_parameters names gate_up_proj",
+        ),
+        (
+            {"target_parameters": None},
+            AdapterError,
+            "has LoRA on 2 parameters, of which target_parameters names none of them",
+        ),
+        (
+            {"target_parameters": ["experts.down_proj", "experts.other"]},
+            NotSupported,
+            "which of the nested tensors belong to other",
+        ),
     ):
         path.write_text(json.dumps(json.loads(good) | change))
         check_refused(tmp_path, error, text)
     path.write_text(good)
     wider = stacks.build("qwen3_moe", moe_intermediate_size=14)
     wider.save_pretrained(tmp_path / "wider")
-    check_refused(tmp_path, AdapterError, "does not fit the class's axes: lora_A is (12, 12), lora_B (16, 12)", base="wider")
+    check_refused(
+        tmp_path, AdapterError, "does not fit the class's axes: lora_A is (12, 12), lora_B (16, 12)", base="wider"
+    )
     tiny_models.build("llama").save_pretrained(tmp_path / "llama")
     rewritten(tmp_path, lambda _, tensor: tensor, auto_mapping=None)
-    check_refused(tmp_path, NotPlaced, "4 of the 4 parameters that the adapter was trained on have no place in the base", base="llama")
+    check_refused(
+        tmp_path,
+        NotPlaced,
+        "4 of the 4 parameters that the adapter was trained on have no place in the base",
+        base="llama",
+    )
 
 
 def test_all_at_once_and_single_ones_in_one_tensor_are_merged_one_after_another(tmp_path: Path) -> None:
@@ -385,5 +450,9 @@ def test_all_at_once_and_single_ones_in_one_tensor_are_merged_one_after_another(
     surgery.write(surgery.fuse_experts(surgery.open_checkpoint(tmp_path / "1" / "base")), tmp_path / "fused")
     both = ("1/adapter", "2/adapter")
     check_refused(
-        tmp_path, PlanError, "one adapter was trained on all experts at once, another on single ones", base="fused", adapters=both
+        tmp_path,
+        PlanError,
+        "one adapter was trained on all experts at once, another on single ones",
+        base="fused",
+        adapters=both,
     )

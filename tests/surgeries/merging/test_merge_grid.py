@@ -1,8 +1,10 @@
-"""The grid: what adapters can ask for × families of models. What is merged computes what PEFT's live adapted model computes.
+"""The grid: what adapters can ask for × families of models. What is merged computes what PEFT's live adapted model
+computes.
 
-Every option meets every family that can have it. Bases are sharded so that layers straddle shards; the live model has the
-adapter as PEFT loads it from the file; the merged checkpoint is loaded by its class. An adapter's effect on the output is at
-least ten thousand times the error. Controls show that the comparison fails where the merge is wrong.
+Every option meets every family that can have it. Bases are sharded so that layers straddle shards; the live model
+has the adapter as PEFT loads it from the file; the merged checkpoint is loaded by its class. An adapter's effect on
+the output is at least ten thousand times the error. Controls show that the comparison fails where the merge is
+wrong.
 """
 
 from __future__ import annotations
@@ -38,14 +40,35 @@ IMAGE = {"image_size": 32, "patch_size": 8}
 
 
 def clip() -> Any:
-    text = {**TOWER, "vocab_size": 97, "max_position_embeddings": 32, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    text = {
+        **TOWER,
+        "vocab_size": 97,
+        "max_position_embeddings": 32,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
     return tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config={**TOWER, **IMAGE}, projection_dim=20))
 
 
 def whisper() -> Any:
-    sizes = {"d_model": 36, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 3, "decoder_attention_heads": 3}
-    more = {"encoder_ffn_dim": 50, "decoder_ffn_dim": 50, "num_mel_bins": 8, "max_source_positions": 12, "max_target_positions": 32}
-    return tf.WhisperForConditionalGeneration(tf.WhisperConfig(**tiny_models.TEXT, **sizes, **more, decoder_start_token_id=1))
+    sizes = {
+        "d_model": 36,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 3,
+        "decoder_attention_heads": 3,
+    }
+    more = {
+        "encoder_ffn_dim": 50,
+        "decoder_ffn_dim": 50,
+        "num_mel_bins": 8,
+        "max_source_positions": 12,
+        "max_target_positions": 32,
+    }
+    return tf.WhisperForConditionalGeneration(
+        tf.WhisperConfig(**tiny_models.TEXT, **sizes, **more, decoder_start_token_id=1)
+    )
 
 
 def resnet() -> Any:
@@ -79,9 +102,11 @@ def matched(model: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """A model, what is compared of it, and the names that options are put on: some are linear, one an embedding, some saved whole.
+    """A model, what is compared of it, and the names that options are put on: some are linear, one an embedding,
+    some saved whole.
 
-    `biased` modules have biases; `parameters` can be targeted as such; `grows` where PEFT saves a vocabulary that was resized.
+    `biased` modules have biases; `parameters` can be targeted as such; `grows` where PEFT saves a vocabulary that
+    was resized.
     """
 
     build: Callable[[], Any]
@@ -98,15 +123,19 @@ class Family:
 ATTENTION = ("q_proj", "v_proj", "o_proj")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 DEEPSEEK = {
-    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1,
+    "topk_group": 1,
     "first_k_dense_replace": 0, "n_shared_experts": 1, "head_dim": 4,
 }  # fmt: skip
 SHARED = {"shared_expert_intermediate_size": 8, "decoder_sparse_step": 1}
 FAMILIES: dict[str, Family] = {
-    "llama": Family(tiny_models.MODELS["llama"], logits, (*ATTENTION, "down_proj"), ("lm_head", "norm"), "embed_tokens"),
-    "llama-tied": Family(tiny_models.MODELS["llama-tied"], logits, (*ATTENTION, "up_proj"), ("lm_head",), "embed_tokens"),
+    "llama": Family(tiny_models.MODELS["llama"], logits, (*ATTENTION, "down_proj"), ("lm_head", "norm"),
+    "embed_tokens"),
+    "llama-tied": Family(tiny_models.MODELS["llama-tied"], logits, (*ATTENTION, "up_proj"), ("lm_head",),
+    "embed_tokens"),
     "gpt2": Family(
-        tiny_models.MODELS["gpt2"], logits, ("c_attn", "c_proj", "c_fc"), ("ln_f",), "wte", ("c_attn", "c_fc"), ("mlp.c_proj.weight",)
+        tiny_models.MODELS["gpt2"], logits, ("c_attn", "c_proj", "c_fc"), ("ln_f",), "wte", ("c_attn", "c_fc"),
+        ("mlp.c_proj.weight",)
     ),
     "bert": Family(
         tiny_models.MODELS["bert"],
@@ -118,28 +147,35 @@ FAMILIES: dict[str, Family] = {
         grows=False,
     ),
     "t5": Family(
-        lambda: tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=97, d_model=36, d_kv=8, d_ff=50, num_layers=3, num_heads=3)),
+        lambda: tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=97, d_model=36, d_kv=8, d_ff=50, num_layers=3,
+        num_heads=3)),
         translated, ("q", "v", "wo"), ("lm_head",), "embed_tokens",
     ),
     "clip": Family(
-        clip, matched, ("q_proj", "v_proj", "fc1"), ("visual_projection", "text_projection"), "token_embedding", ("q_proj", "fc1"),
+        clip, matched, ("q_proj", "v_proj", "fc1"), ("visual_projection", "text_projection"), "token_embedding",
+        ("q_proj", "fc1"),
         grows=False,
     ),
     "vit": Family(
         lambda: tf.ViTForImageClassification(tf.ViTConfig(**TOWER, **IMAGE, num_labels=5)),
         seen, ("q_proj", "v_proj", "fc1"), ("classifier",), biased=("q_proj", "fc1"), parameters=("o_proj.weight",),
     ),
-    "whisper": Family(whisper, heard, ("q_proj", "v_proj", "fc2"), ("layer_norm",), "embed_tokens", ("q_proj", "fc2"), grows=False),
-    "phi3": Family(tiny_models.MODELS["phi3"], logits, ("qkv_proj", "gate_up_proj"), ("lm_head",), "embed_tokens", (), ("o_proj.weight",)),
+    "whisper": Family(whisper, heard, ("q_proj", "v_proj", "fc2"), ("layer_norm",), "embed_tokens", ("q_proj", "fc2"),
+    grows=False),
+    "phi3": Family(tiny_models.MODELS["phi3"], logits, ("qkv_proj", "gate_up_proj"), ("lm_head",), "embed_tokens", (),
+    ("o_proj.weight",)),
     "gpt_neox": Family(
-        tiny_models.MODELS["gpt_neox"], logits, ("query_key_value", "dense"), ("lm_head",), "embed_in", ("query_key_value",)
+        tiny_models.MODELS["gpt_neox"], logits, ("query_key_value", "dense"), ("lm_head",), "embed_in",
+        ("query_key_value",)
     ),
     "bloom": Family(
-        tiny_models.MODELS["bloom"], logits, ("query_key_value", "dense"), ("ln_f",), "word_embeddings", ("query_key_value", "dense")
+        tiny_models.MODELS["bloom"], logits, ("query_key_value", "dense"), ("ln_f",), "word_embeddings",
+        ("query_key_value", "dense")
     ),
     "mixtral": Family(lambda: stacks.build("mixtral"), logits, ATTENTION, ("lm_head",), "embed_tokens", (), EXPERTS),
     "qwen2_moe": Family(
-        lambda: stacks.build("qwen2_moe", **SHARED), logits, ATTENTION, ("lm_head",), "embed_tokens", ("q_proj", "v_proj"), EXPERTS
+        lambda: stacks.build("qwen2_moe", **SHARED), logits, ATTENTION, ("lm_head",), "embed_tokens", ("q_proj",
+        "v_proj"), EXPERTS
     ),
     "resnet": Family(resnet, seen, ("classifier.1",), ("normalization",), convolutions=("convolution",)),
 }  # fmt: skip
@@ -147,7 +183,9 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """LoraConfig's options, and how the adapter is made and merged: the base resized, saved in bfloat16, a second one with weights."""
+    """LoraConfig's options, and how the adapter is made and merged: the base resized, saved in bfloat16, a second
+    one with weights.
+    """
 
     lora: Mapping[str, Any]
     resize: int = 0
@@ -170,14 +208,20 @@ OPTIONS: dict[str, Callable[[Family], Asked | None]] = {
     "bias lora_only": lambda f: Asked({"target_modules": f.linears, "bias": "lora_only"}) if f.biased else None,
     "embedding": lambda f: Asked({"target_modules": (f.embedding, f.linears[0])}) if f.embedding else None,
     "saved": lambda f: Asked({"target_modules": f.linears[:1], "modules_to_save": f.saved}),
-    "tokens": lambda f: Asked({"target_modules": f.linears, "trainable_token_indices": {f.embedding: TOKENS}}) if f.embedding else None,
+    "tokens": lambda f: (
+        Asked({"target_modules": f.linears, "trainable_token_indices": {f.embedding: TOKENS}}) if f.embedding else None
+    ),
     "resized": lambda f: Asked({"target_modules": f.linears}, resize=100) if f.embedding and f.grows else None,
-    "some layers": lambda f: Asked({"target_modules": f.linears, "layers_to_transform": [1]}) if not f.convolutions else None,
+    "some layers": lambda f: (
+        Asked({"target_modules": f.linears, "layers_to_transform": [1]}) if not f.convolutions else None
+    ),
     "parameters": lambda f: Asked({"target_modules": (), "target_parameters": f.parameters}) if f.parameters else None,
     "bfloat16": lambda f: Asked({"target_modules": f.linears}, dtype=torch.bfloat16),
     "two, weighted": lambda f: Asked({"target_modules": f.linears, "use_rslora": True}, weights=(0.7, -1.3)),
     "convolutions": lambda f: Asked({"target_modules": (*f.convolutions, *f.linears)}) if f.convolutions else None,
-    "convolutions, dora": lambda f: Asked({"target_modules": f.convolutions, "use_dora": True}) if f.convolutions else None,
+    "convolutions, dora": lambda f: (
+        Asked({"target_modules": f.convolutions, "use_dora": True}) if f.convolutions else None
+    ),
     "convolutions, patterns": lambda f: (
         Asked({"target_modules": f.convolutions, "use_rslora": True, "rank_pattern": {r".*shortcut\.convolution": 2}})
         if f.convolutions
@@ -199,7 +243,9 @@ MORE = {
     ("gpt_neox", "head"): Asked({"target_modules": ("query_key_value", "lm_head")}),
     ("phi3", "square"): Asked({"target_modules": ("o_proj",), "task_type": "CAUSAL_LM"}),
 }
-CASES = {(family, option): asked for family, f in FAMILIES.items() for option, of in OPTIONS.items() if (asked := of(f))} | MORE
+CASES = {
+    (family, option): asked for family, f in FAMILIES.items() for option, of in OPTIONS.items() if (asked := of(f))
+} | MORE
 
 
 @cache
@@ -230,14 +276,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """base(family) -> its checkpoint, of which layers straddle shards; the same folder at each call, which nothing writes to."""
+    """base(family) -> its checkpoint, of which layers straddle shards; the same folder at each call, which nothing
+    writes to.
+    """
     folder = tmp_path_factory.mktemp("bases")
 
     def get(family: str) -> Path:
         if not (folder / family).exists():
             model_of(family).save_pretrained(folder / family, max_shard_size="20KB")
             layers: dict[str, set[str]] = {}
-            for name, shard in json.loads((folder / family / "model.safetensors.index.json").read_text())["weight_map"].items():
+            for name, shard in json.loads((folder / family / "model.safetensors.index.json").read_text())[
+                "weight_map"
+            ].items():
                 layers.setdefault(re.split(r"(?<=\.\d)\.", name)[0], set()).add(shard)
             assert max(map(len, layers.values())) > 1, "no layer straddles two shards"
         return folder / family
@@ -246,7 +296,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def adapted(family: str, base: Path, folder: Path, asked: Asked) -> torch.Tensor:
-    """Adapters of random factors in `folder`, one for each weight; what PEFT computes live with them, loaded from there."""
+    """Adapters of random factors in `folder`, one for each weight; what PEFT computes live with them, loaded from
+    there.
+    """
     for number, _ in enumerate(asked.weights):
         model = peft.get_peft_model(fresh(family, base, asked), config_of(asked, number))
         generator = torch.Generator().manual_seed(number)
@@ -261,7 +313,9 @@ def adapted(family: str, base: Path, folder: Path, asked: Asked) -> torch.Tensor
         check_asked(model.peft_config["default"], folder / str(number))
         if asked.dtype != torch.float32:
             file = folder / str(number) / "adapter_model.safetensors"
-            save_file({name: tensor.to(asked.dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+            save_file(
+                {name: tensor.to(asked.dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"}
+            )
     return output(family, live(fresh(family, base, asked), folder, asked))
 
 
@@ -318,7 +372,9 @@ def check(family: str, path: Path, wanted: torch.Tensor) -> None:
 
 
 def compare(made: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> None:
-    """What is made is what is wanted, and what was before is far from it; of a resized vocabulary, in the words of both."""
+    """What is made is what is wanted, and what was before is far from it; of a resized vocabulary, in the words of
+    both.
+    """
     effect = (wanted[..., : before.shape[-1]] - before[..., : wanted.shape[-1]]).abs().max().item()
     error = (made - wanted).abs().max().item()
     assert effect >= 1000 * EPS * wanted.abs().max().item(), f"an effect of {effect} proves nothing"
@@ -326,7 +382,9 @@ def compare(made: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> N
 
 
 @pytest.mark.parametrize(("family", "option"), CASES, ids=map(" × ".join, CASES))
-def test_merged_computes_what_the_live_model_computes(family: str, option: str, base: Callable[[str], Path], tmp_path: Path) -> None:
+def test_merged_computes_what_the_live_model_computes(
+    family: str, option: str, base: Callable[[str], Path], tmp_path: Path
+) -> None:
     asked = CASES[family, option]
     wanted = adapted(family, base(family), tmp_path, asked)
     check(family, merged(base(family), tmp_path, asked), wanted)
@@ -334,7 +392,8 @@ def test_merged_computes_what_the_live_model_computes(family: str, option: str, 
 
 # What PEFT's live model is not asked
 
-# Modules whose adapters PEFT drops or cannot place in transformers' classes, which hold experts in one tensor, by their names in files.
+# Modules whose adapters PEFT drops or cannot place in transformers' classes, which hold experts in one tensor, by
+# their names in files.
 BY_HAND: dict[str, tuple[Mapping[str, Any], str]] = {
     "qwen2_moe": (SHARED, r".*\.(experts\.\d+|shared_expert)\.(gate|up|down)_proj"),
     "mixtral": ({}, r".*\.experts\.\d+\.w[123]"),
@@ -361,7 +420,11 @@ def test_where_peft_drops_adapters_the_sum_is_made_by_hand(family: str, tmp_path
     assert len(modules) >= 2 * 3 * stacks.EXPERTS
     for folder, tensors in (("a/0", factors), ("hand", weights)):
         (tmp_path / folder).mkdir(parents=True)
-        save_file(tensors, tmp_path / folder / ("model.safetensors" if folder == "hand" else "adapter_model.safetensors"), {"format": "pt"})
+        save_file(
+            tensors,
+            tmp_path / folder / ("model.safetensors" if folder == "hand" else "adapter_model.safetensors"),
+            {"format": "pt"},
+        )
     shutil.copy(tmp_path / "base" / "config.json", tmp_path / "hand")
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": targets}
     (tmp_path / "a" / "0" / "adapter_config.json").write_text(json.dumps(config))
@@ -374,7 +437,8 @@ def test_where_peft_drops_adapters_the_sum_is_made_by_hand(family: str, tmp_path
 
 SAMPLE = [
     ("llama", "rslora, patterns"), ("gpt2", "plain"), ("bert", "saved"), ("t5", "embedding"), ("whisper", "lora_bias"),
-    ("mixtral", "parameters"), ("phi3", "dora"), ("clip", "two, weighted"), ("gpt_neox", "bias all"), ("vit", "bfloat16"),
+    ("mixtral", "parameters"), ("phi3", "dora"), ("clip", "two, weighted"), ("gpt_neox", "bias all"), ("vit",
+    "bfloat16"),
     ("qwen2_moe", "tokens"), ("llama-tied", "embedding"), ("resnet", "convolutions"),
 ]  # fmt: skip
 
@@ -389,7 +453,11 @@ def doubled_alpha(folder: Path) -> None:
 def without_layer(folder: Path) -> None:
     """The adapter without its LoRA on layers of number 1."""
     tensors = load_file(folder / "adapter_model.safetensors")
-    left = {name: t for name, t in tensors.items() if not (re.search(r"\.(layers?|h|block|stages)\.1\.", name) and "lora_" in name)}
+    left = {
+        name: t
+        for name, t in tensors.items()
+        if not (re.search(r"\.(layers?|h|block|stages)\.1\.", name) and "lora_" in name)
+    }
     assert len(left) < len(tensors)
     save_file(left, folder / "adapter_model.safetensors")
 

@@ -22,7 +22,13 @@ import surgery
 from surgery.errors import AdapterError, NotSupported
 
 EPS = torch.finfo(torch.float32).eps
-_VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 16}
+_VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "image_size": 16,
+}
 _BERT = {"vocab_size": 97, "hidden_size": 36, "intermediate_size": 70, "num_hidden_layers": 3, "num_attention_heads": 3}
 
 
@@ -110,7 +116,9 @@ class Case:
 _ADA = {"init_r": 6, "target_r": 3, "total_step": 10, "tinit": 1, "tfinal": 1, "lora_alpha": 12}
 TOKENS = [*range(60, 20, -1), 5, 70]
 Q_BLOCKS = BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)
-FEW_BLOCKS = BdLoraConfig(target_modules_bd_a=["layers.1.self_attn.q"], target_modules_bd_b=["up"], nblocks=4, match_strict=False)
+FEW_BLOCKS = BdLoraConfig(
+    target_modules_bd_a=["layers.1.self_attn.q"], target_modules_bd_b=["up"], nblocks=4, match_strict=False
+)
 BLOCKS = BdLoraConfig(target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj", "v_proj"], nblocks=2)
 CONVOLUTIONS = ["convolution"]
 FEW = {"q_proj": [True, False, True, True, False, False], "layers.1.self_attn.v_proj": [False] * 6}
@@ -118,7 +126,8 @@ CASES = {
     "conv2d": Case("resnet", {"target_modules": CONVOLUTIONS}),
     "conv2d and linear, patterns": Case(
         "resnet",
-        {"target_modules": [*CONVOLUTIONS, "classifier.1"], "use_rslora": True, "rank_pattern": {"shortcut.convolution": 2}},
+        {"target_modules": [*CONVOLUTIONS, "classifier.1"], "use_rslora": True,
+        "rank_pattern": {"shortcut.convolution": 2}},
     ),
     "conv2d, dora": Case("resnet", {"target_modules": CONVOLUTIONS, "use_dora": True}),
     "conv1d": Case("wav2vec2", {"target_modules": r".*conv_layers\.\d\.conv|.*q_proj"}),
@@ -137,13 +146,16 @@ CASES = {
     ),
     "adalora": Case("llama", {**_ADA, "target_modules": ["q_proj", "v_proj"]}),
     "adalora, ranks taken away": Case("llama", {**_ADA, "target_modules": ["q_proj", "v_proj", "o_proj"]}, FEW),
-    "adalora, no alpha": Case("llama", {**_ADA, "lora_alpha": 0, "target_modules": ["q_proj"]}, {"q_proj": FEW["q_proj"]}),
+    "adalora, no alpha": Case("llama", {**_ADA, "lora_alpha": 0, "target_modules": ["q_proj"]},
+    {"q_proj": FEW["q_proj"]}),
     "adalora, conv1d": Case("gpt2", {**_ADA, "target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True}),
     "adalora, conv2d": Case("resnet", {**_ADA, "target_modules": CONVOLUTIONS}),
     "adalora, fused": Case("phi3", {**_ADA, "target_modules": ["qkv_proj"]}),
-    "velora": Case("llama", {"target_modules": ["q_proj", "down_proj"], "velora_config": VeloraConfig(), "use_rslora": True}),
+    "velora": Case("llama", {"target_modules": ["q_proj", "down_proj"], "velora_config": VeloraConfig(),
+    "use_rslora": True}),
     "monteclora": Case("llama", {"target_modules": ["q_proj", "down_proj"], "monteclora_config": MontecloraConfig()}),
-    "monteclora, conv1d": Case("gpt2", {"target_modules": ["c_attn"], "monteclora_config": MontecloraConfig(), "fan_in_fan_out": True}),
+    "monteclora, conv1d": Case("gpt2", {"target_modules": ["c_attn"], "monteclora_config": MontecloraConfig(),
+    "fan_in_fan_out": True}),
     "bd-lora": Case("llama", {"target_modules": ["q_proj", "v_proj", "o_proj"], "use_bdlora": BLOCKS}),
     "bd-lora beside lora": Case("llama", {"target_modules": ["q_proj", "up_proj", "o_proj"], "use_bdlora": FEW_BLOCKS}),
     "bd-lora of other ranks": Case(
@@ -165,7 +177,8 @@ CASES = {
     "norms and a head": Case("llama-tied", {"norms": ["norm"], "modules_to_save": ["lm_head"]}),
     "mica": Case("llama", {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "mica"}),
     "tied, dora": Case("llama-tied", {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
-    "kept tied, dora": Case("llama-tied", {"target_modules": ["lm_head", "v_proj"], "use_dora": True, "ensure_weight_tying": True}),
+    "kept tied, dora": Case("llama-tied", {"target_modules": ["lm_head", "v_proj"], "use_dora": True,
+    "ensure_weight_tying": True}),
     "all biases of a tied head": Case("bert-mlm", {"target_modules": ["query"], "bias": "all"}),
     "all biases of another tied head": Case("blip", {"target_modules": ["query"], "bias": "all"}),
     "layers twice": Case("llama", {"target_modules": ["q_proj", "down_proj"], "layer_replication": [[0, 2], [1, 3]]}),
@@ -177,7 +190,8 @@ CASES = {
             "rank_pattern": {"layers.3.self_attn.v_proj": 2},
         },
     ),
-    "layers twice, encoder": Case("bert-mlm", {"target_modules": ["query"], "layer_replication": [[0, 3], [1, 3]], "bias": "lora_only"}),
+    "layers twice, encoder": Case("bert-mlm", {"target_modules": ["query"], "layer_replication": [[0, 3], [1, 3]],
+    "bias": "lora_only"}),
 }  # fmt: skip
 
 
@@ -219,13 +233,22 @@ def trained(base: Path, case: Case, folder: Path) -> torch.Tensor:
                 if parameter.data_ptr() not in made:  # PEFT's tied factors are transposes of one another
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
                 made[parameter.data_ptr()] = parameter
-            elif parameter.requires_grad and any(kind in name for kind in ("trainable_tokens", "ln_tuning", "modules_to_save")):
+            elif parameter.requires_grad and any(
+                kind in name for kind in ("trainable_tokens", "ln_tuning", "modules_to_save")
+            ):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
             elif "magnitude" in name:
                 parameter.mul_(0.5 + torch.rand(parameter.shape, generator=generator))
     if case.ranks:
-        ends = {name.removesuffix(".lora_E.default"): name for name, _ in model.named_parameters() if name.endswith(".lora_E.default")}
-        ends = {name.removeprefix("base_model.model."): full.removeprefix("base_model.model.") for name, full in ends.items()}
+        ends = {
+            name.removesuffix(".lora_E.default"): name
+            for name, _ in model.named_parameters()
+            if name.endswith(".lora_E.default")
+        }
+        ends = {
+            name.removeprefix("base_model.model."): full.removeprefix("base_model.model.")
+            for name, full in ends.items()
+        }
         chosen = {full: mask for name, full in ends.items() for end, mask in case.ranks.items() if name.endswith(end)}
         model.peft_config["default"].rank_pattern = chosen
     model.save_pretrained(folder)
@@ -238,7 +261,9 @@ def merged(base: Path, adapter: Path, out: Path, **options: Any) -> surgery.Repo
 
 
 def errors(out: Path, live: torch.Tensor, base: Path, family: str) -> tuple[float, float]:
-    """(error, effect) of a merged checkpoint, that loads without a missing or unexpected key, over the largest output."""
+    """(error, effect) of a merged checkpoint, that loads without a missing or unexpected key, over the largest
+    output.
+    """
     kind = type(build(family))
     model, info = kind.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
@@ -268,7 +293,9 @@ def test_mistakes_fail_the_comparison(mistake: str, name: str, base_of: Bases, t
     ends = ("lora_B.weight", "lora_B")
     wrong = [n for n in tensors if n.endswith(ends)][: 1 if mistake == "one module left out" else None]
     factor = 2.0 if mistake == "doubled scales" else 0.0
-    save_file({n: t * factor if n in wrong else t for n, t in tensors.items()}, tmp_path / "a/adapter_model.safetensors")
+    save_file(
+        {n: t * factor if n in wrong else t for n, t in tensors.items()}, tmp_path / "a/adapter_model.safetensors"
+    )
     merged(base, tmp_path / "a", tmp_path / "out")
     error, _ = errors(tmp_path / "out", live, base, case.family)
     assert error > 1e-3
@@ -276,7 +303,10 @@ def test_mistakes_fail_the_comparison(mistake: str, name: str, base_of: Bases, t
 
 def edited(folder: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]) -> Path:
     """The adapter with its config and tensors changed in place."""
-    config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
+    config, tensors = (
+        json.loads((folder / "adapter_config.json").read_text()),
+        load_file(folder / "adapter_model.safetensors"),
+    )
     change(config, tensors)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -295,12 +325,16 @@ def by_hand(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Pa
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_kernel_of_one_group_is_added(dims: int, tmp_path: Path) -> None:
-    """A of (r, in / groups, k...), B of (out, r, 1...): the delta is the weight's own shape, and the convolution of it is as wide."""
+    """A of (r, in / groups, k...), B of (out, r, 1...): the delta is the weight's own shape, and the convolution of
+    it is as wide.
+    """
     torch.manual_seed(0)
     kernel = (3, 2, 4)[:dims]
     weight, a, b = torch.randn(12, 4, *kernel), torch.randn(4, 4, *kernel), torch.randn(12, 4, *[1] * dims)
     (tmp_path / "base").mkdir()
-    save_file({"c.weight": weight, "c.bias": torch.randn(12)}, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {"c.weight": weight, "c.bias": torch.randn(12)}, tmp_path / "base/model.safetensors", metadata={"format": "pt"}
+    )
     by_hand(tmp_path / "a", {"c.lora_A.weight": a, "c.lora_B.weight": b})
     merged(tmp_path / "base", tmp_path / "a", tmp_path / "out")
     made = load_file(tmp_path / "out/model.safetensors")["c.weight"]
@@ -317,10 +351,14 @@ def test_peft_on_several_groups_is_refused(base_of: Bases, tmp_path: Path) -> No
     module = torch.nn.Sequential(torch.nn.Conv2d(8, 12, 3, groups=2))
     (tmp_path / "base").mkdir()
     save_file(
-        {n: t.detach().clone() for n, t in module.state_dict().items()}, tmp_path / "base/model.safetensors", metadata={"format": "pt"}
+        {n: t.detach().clone() for n, t in module.state_dict().items()},
+        tmp_path / "base/model.safetensors",
+        metadata={"format": "pt"},
     )
     peft.get_peft_model(module, peft.LoraConfig(r=4, target_modules=["0"])).save_pretrained(tmp_path / "a")
-    with pytest.raises(NotSupported, match="LoRA on a convolution of 2 groups lets each of them see the inputs of all") as caught:
+    with pytest.raises(
+        NotSupported, match="LoRA on a convolution of 2 groups lets each of them see the inputs of all"
+    ) as caught:
         merged(tmp_path / "base", tmp_path / "a", tmp_path / "out")
     assert "lora_A is (4, 8, 3, 3), lora_B (12, 2, 1, 1)" in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -339,10 +377,19 @@ def test_another_kernel_is_refused(base_of: Bases, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda c, t: c.update(init_r=5), "adapter_config.json says rank 5, but lora_A is (6, 48), lora_B (40, 6) and lora_E (6, 1)"),
+        (
+            lambda c, t: c.update(init_r=5),
+            "adapter_config.json says rank 5, but lora_A is (6, 48), lora_B (40, 6) and lora_E (6, 1)",
+        ),
         (lambda c, t: c.update(init_r=0), "the adapter's rank or alpha is not a number"),
-        (lambda c, t: c.update(rank_pattern={"q_proj": 3}), "the rank_pattern of an AdaLoRA adapter is no table of kept ranks"),
-        (lambda c, t: t.pop(next(n for n in t if "lora_E" in n)), "AdaLoRA with lora_A, lora_B is no lora_A, lora_B and lora_E"),
+        (
+            lambda c, t: c.update(rank_pattern={"q_proj": 3}),
+            "the rank_pattern of an AdaLoRA adapter is no table of kept ranks",
+        ),
+        (
+            lambda c, t: t.pop(next(n for n in t if "lora_E" in n)),
+            "AdaLoRA with lora_A, lora_B is no lora_A, lora_B and lora_E",
+        ),
     ],
 )
 def test_an_adalora_that_contradicts_itself_is_refused(change: Any, what: str, base_of: Bases, tmp_path: Path) -> None:
@@ -371,7 +418,11 @@ def test_adapters_of_two_kinds_are_summed(base_of: Bases, tmp_path: Path) -> Non
     ada, lora = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("ada", "lora"))
     a, b, e = (ada[f"base_model.model.{name}.lora_{part}"].double() for part in "ABE")
     wanted = surgery.open_checkpoint(base).load(f"{name}.weight").double() + 0.5 * 12 / (6 + 1e-5) * b @ (a * e)
-    wanted -= 1.5 * lora[f"base_model.model.{name}.lora_B.weight"].double() @ lora[f"base_model.model.{name}.lora_A.weight"].double()
+    wanted -= (
+        1.5
+        * lora[f"base_model.model.{name}.lora_B.weight"].double()
+        @ lora[f"base_model.model.{name}.lora_A.weight"].double()
+    )
     assert (made.double() - wanted).abs().max() < 1e-6 * wanted.abs().max()
 
 
@@ -380,12 +431,16 @@ def test_adapters_of_two_kinds_are_summed(base_of: Bases, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_2"])
 def test_converted_by_peft_it_is_ordinary(init: str, base_of: Bases, tmp_path: Path) -> None:
-    """A PiSSA adapter changes its base; saved as the refusal says, it is LoRA on the original, and computes what was trained."""
+    """A PiSSA adapter changes its base; saved as the refusal says, it is LoRA on the original, and computes what was
+    trained.
+    """
     base = base_of("llama")
     config = peft.LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=init)
     torch.manual_seed(0)
     model = peft.get_peft_model(tf.LlamaForCausalLM.from_pretrained(base).eval(), config).eval()
-    model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it, so that the first adapter loads as it is
+    model.peft_config[
+        "default"
+    ].init_lora_weights = True  # as PEFT's guide has it, so that the first adapter loads as it is
     model.save_pretrained(tmp_path / "first")
     model.peft_config["default"].init_lora_weights = init
     with torch.no_grad():
@@ -418,7 +473,9 @@ def test_the_live_model_adds_the_delta_of_out_proj_twice(base_of: Bases, tmp_pat
 
 
 def test_biases_on_multihead_attention_are_refused(base_of: Bases, tmp_path: Path) -> None:
-    trained(base_of("siglip"), Case("siglip", {"target_modules": ["head.attention"], "lora_bias": True}), tmp_path / "a")
+    trained(
+        base_of("siglip"), Case("siglip", {"target_modules": ["head.attention"], "lora_bias": True}), tmp_path / "a"
+    )
     with pytest.raises(NotSupported, match=r"lora_bias on nn\.MultiheadAttention is not supported"):
         merged(base_of("siglip"), tmp_path / "a", tmp_path / "out")
 
@@ -430,7 +487,11 @@ def replication(said: Any, folder: Path, base: Path) -> Path:
     """A LoRA on v_proj of layer 0, whose config says this layer_replication."""
     width = surgery.open_checkpoint(base).tensors["model.layers.0.self_attn.v_proj.weight"].shape
     tensors = {"A": torch.ones(4, width[1]), "B": torch.ones(width[0], 4)}
-    return by_hand(folder, {f"model.layers.0.self_attn.v_proj.lora_{k}.weight": t for k, t in tensors.items()}, layer_replication=said)
+    return by_hand(
+        folder,
+        {f"model.layers.0.self_attn.v_proj.lora_{k}.weight": t for k, t in tensors.items()},
+        layer_replication=said,
+    )
 
 
 def test_copies_of_layers_are_bytes_and_what_is_unused_is_dropped(base_of: Bases, tmp_path: Path) -> None:
@@ -451,7 +512,10 @@ def test_config_json_follows_where_it_speaks_of_layers(base_of: Bases, tmp_path:
     base = surgery.open_checkpoint(base_of("llama"))
     adapter = surgery.open_adapter(replication([[0, 3], [1, 2]], tmp_path / "a", base_of("llama")))
     text = {"num_hidden_layers": 3, "layer_types": ["x", "y", "z"], "sizes": [1, 2, 3]}
-    made = surgery.merge(base.with_config({"model_type": "other", "text_config": text, "vision_config": {"num_hidden_layers": 5}}), adapter)
+    made = surgery.merge(
+        base.with_config({"model_type": "other", "text_config": text, "vision_config": {"num_hidden_layers": 5}}),
+        adapter,
+    )
     wanted = {"num_hidden_layers": 4, "layer_types": ["x", "y", "z", "y"], "sizes": [1, 2, 3]}
     assert made.config == {"model_type": "other", "text_config": wanted, "vision_config": {"num_hidden_layers": 5}}
     with pytest.raises(NotSupported, match=r"config\.json does not say that the base has 3 layers"):
@@ -463,7 +527,9 @@ def test_config_json_follows_where_it_speaks_of_layers(base_of: Bases, tmp_path:
 
 @pytest.mark.parametrize("said", [[[0, 4]], [[2, 1]], [[0, 1, 2]], [0, 1], [[True, 2]]])
 def test_ranges_that_are_none_are_refused(said: Any, base_of: Bases, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"layer_replication is no list of \[start, end\) of the base's 3 layers") as caught:
+    with pytest.raises(
+        AdapterError, match=r"layer_replication is no list of \[start, end\) of the base's 3 layers"
+    ) as caught:
         merged(base_of("llama"), replication(said, tmp_path / "a", base_of("llama")), tmp_path / "out")
     assert f"layer_replication = {said!r}" in caught.value.where and not (tmp_path / "out").exists()
 
@@ -472,7 +538,10 @@ def test_adapters_on_different_layers_are_refused(base_of: Bases, tmp_path: Path
     folders = [replication(said, tmp_path / str(i), base_of("llama")) for i, said in enumerate(([[0, 3]], None))]
     with pytest.raises(NotSupported, match="the adapters were trained on different replications of layers"):
         surgery.merge(surgery.open_checkpoint(base_of("llama")), [surgery.open_adapter(one) for one in folders])
-    with pytest.raises(NotSupported, match="which layers are to be replicated is not known: the base has none that PEFT would replicate"):
+    with pytest.raises(
+        NotSupported,
+        match="which layers are to be replicated is not known: the base has none that PEFT would replicate",
+    ):
         surgery.merge(surgery.open_checkpoint(base_of("gpt2")), surgery.open_adapter(folders[0]))
 
 
@@ -509,10 +578,14 @@ def test_bytes_depend_on_nothing_else(name: str, base_of: Bases, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 def test_all_linear_as_peft_writes_it_on_experts(kind: str, tmp_path: Path) -> None:
-    """Bare target_parameters are called like parameters that each module might have; the router's is named with its module."""
+    """Bare target_parameters are called like parameters that each module might have; the router's is named with its
+    module.
+    """
     base = stacks.build(kind)
     base.save_pretrained(tmp_path / "base")
-    model = peft.get_peft_model(stacks.build(kind), peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear")).eval()
+    model = peft.get_peft_model(
+        stacks.build(kind), peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear")
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -546,17 +619,29 @@ def test_lora_that_the_config_does_not_aim_at_is_refused(base_of: Bases, tmp_pat
 
 def test_targets_without_factors_are_noted(base_of: Bases, tmp_path: Path) -> None:
     trained(base_of("llama"), Case("llama", {"target_modules": ["q_proj", "v_proj"]}), tmp_path / "a")
-    edited(tmp_path / "a", lambda _, tensors: [tensors.pop(name) for name in list(tensors) if ".1.self_attn.v_proj" in name])
+    edited(
+        tmp_path / "a",
+        lambda _, tensors: [tensors.pop(name) for name in list(tensors) if ".1.self_attn.v_proj" in name],
+    )
     report = merged(base_of("llama"), tmp_path / "a", tmp_path / "out")
-    said = f"adapter_config.json aims at 1 modules that {tmp_path / 'a'} has no factors for: model.layers.1.self_attn.v_proj"
+    said = (
+        f"adapter_config.json aims at 1 modules that {tmp_path / 'a'} has no factors for:"
+        " model.layers.1.self_attn.v_proj"
+    )
     assert said in report.notes
 
 
-@pytest.mark.parametrize(("name", "part"), [("velora", "lora_velora_embed"), ("monteclora", "lora_monteclora_sampler.std_prior")])
+@pytest.mark.parametrize(
+    ("name", "part"), [("velora", "lora_velora_embed"), ("monteclora", "lora_monteclora_sampler.std_prior")]
+)
 def test_what_only_training_uses_is_dropped_by_name(name: str, part: str, base_of: Bases, tmp_path: Path) -> None:
     case = CASES[name]
     trained(base_of(case.family), case, tmp_path / "a")
-    stored = {key for key in load_file(tmp_path / "a/adapter_model.safetensors") if ".lora_A." not in key and ".lora_B." not in key}
+    stored = {
+        key
+        for key in load_file(tmp_path / "a/adapter_model.safetensors")
+        if ".lora_A." not in key and ".lora_B." not in key
+    }
     made = surgery.merge(surgery.open_checkpoint(base_of(case.family)), surgery.open_adapter(tmp_path / "a"))
     assert set(made.dropped) == stored and any(key.endswith(f".q_proj.{part}") for key in stored)
     assert surgery.verify(tmp_path / "a").ok
@@ -564,7 +649,10 @@ def test_what_only_training_uses_is_dropped_by_name(name: str, part: str, base_o
 
 def test_blocks_are_not_split(base_of: Bases, tmp_path: Path) -> None:
     """The rows of a factor that is stored as blocks are not those of q, k and v."""
-    case = Case("phi3", {"target_modules": ["qkv_proj"], "use_bdlora": BdLoraConfig(target_modules_bd_a=["qkv_proj"], nblocks=2)})
+    case = Case(
+        "phi3",
+        {"target_modules": ["qkv_proj"], "use_bdlora": BdLoraConfig(target_modules_bd_a=["qkv_proj"], nblocks=2)},
+    )
     live = trained(base_of("phi3"), case, tmp_path / "a")
     base, adapter = surgery.open_checkpoint(base_of("phi3")), surgery.open_adapter(tmp_path / "a")
     with pytest.raises(NotSupported, match="stored as blocks cannot be split or fused"):
@@ -582,7 +670,10 @@ def test_blocks_are_not_split(base_of: Bases, tmp_path: Path) -> None:
         ({"nblocks": 0, "target_modules_bd_a": ["q_proj"]}, "it is not said which factors are stored as blocks"),
         ({"nblocks": 2, "target_modules_bd_a": "q_proj"}, "it is not said which factors are stored as blocks"),
         (True, "it is not said which factors are stored as blocks"),
-        ({"nblocks": 2, "target_modules_bd_a": ["q_"], "target_modules_bd_b": ["q_proj"]}, "A and B are both said to be stored as blocks"),
+        (
+            {"nblocks": 2, "target_modules_bd_a": ["q_"], "target_modules_bd_b": ["q_proj"]},
+            "A and B are both said to be stored as blocks",
+        ),
         ({"nblocks": 2, "target_modules_bd_b": ["q_proj"]}, "the delta would be (40, 24), the base tensor is (40, 48)"),
     ],
 )

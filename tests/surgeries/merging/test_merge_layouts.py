@@ -1,4 +1,6 @@
-"""Adapters across a fusion in bases whose config.json does not say how that lies. The judge is what PEFT's live model computes."""
+"""Adapters across a fusion in bases whose config.json does not say how that lies. The judge is what PEFT's live
+model computes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def surge(*words: str | Path) -> Result:
 
 def trained(family: str, out: Path, **options: Any) -> torch.Tensor:
     """An adapter of random factors, and what the live adapted model computes."""
-    model = peft.get_peft_model(tiny_models.build(family), peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **options)).eval()
+    model = peft.get_peft_model(
+        tiny_models.build(family), peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **options)
+    ).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -54,7 +58,9 @@ def fused_by_hand(tensors: Tensors, names: Sequence[str], leaf: str, groups: int
     """The tensors with these modules' rows in groups in one module."""
     made = {n: t for n, t in tensors.items() if not any(f".{name}." in n for name in names)}
     for first in [n for n in tensors if f".{names[0]}." in n]:
-        made[first.replace(names[0], leaf)] = rows_in_groups([tensors[first.replace(names[0], n)] for n in names], groups)
+        made[first.replace(names[0], leaf)] = rows_in_groups(
+            [tensors[first.replace(names[0], n)] for n in names], groups
+        )
     return made
 
 
@@ -85,11 +91,15 @@ def computed(tensors: Tensors, family: str, folder: Path) -> torch.Tensor:
 def compare(merged: Tensors, base: Tensors, family: str, live: torch.Tensor, folder: Path) -> None:
     """The merged weights compute what the live model does, from which the base is far."""
     error = (computed(merged, family, folder / "now") - live).abs().max()
-    assert error <= 1e-5 * live.abs().max() and (computed(base, family, folder / "before") - live).abs().max() >= 1000 * error
+    assert (
+        error <= 1e-5 * live.abs().max()
+        and (computed(base, family, folder / "before") - live).abs().max() >= 1000 * error
+    )
 
 
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
-# name of the fused module, its groups, lengths of the parts: of Llama's 4 heads of q and 2 of k and v, 10 each; the words that say it
+# name of the fused module, its groups, lengths of the parts: of Llama's 4 heads of q and 2 of k and v, 10 each; the
+# words that say it
 WAYS: dict[str, tuple[tuple[str, ...], str, int, tuple[int, ...], str]] = {
     "blocked": (QKV, "qkv_proj", 1, (40, 20, 20), "--layout blocked --slots 4,2,2"),
     "grouped": (QKV, "query_key_value", 2, (40, 20, 20), "--layout grouped --groups 2 --slots 2,1,1"),
@@ -99,7 +109,11 @@ WAYS: dict[str, tuple[tuple[str, ...], str, int, tuple[int, ...], str]] = {
     "gate and up": (GATE_UP, "gate_up_proj", 1, (80, 80), "--fused gate_up_proj --layout blocked"),
     "gate and up in turn": (GATE_UP, "wi", 80, (80, 80), "--fused wi --layout interleaved --order gate,up"),
 }
-CONFIGS: dict[str, Any] = {"none": None, "no type": {"vocab_size": 97}, "unknown": {"model_type": "homegrown", "vocab_size": 97}}
+CONFIGS: dict[str, Any] = {
+    "none": None,
+    "no type": {"vocab_size": 97},
+    "unknown": {"model_type": "homegrown", "vocab_size": 97},
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -113,7 +127,10 @@ def test_an_adapter_on_parts_of_what_is_fused_as_given(way: str, config: str, sa
     refused = surge("merge", base, tmp_path / "a", "-o", tmp_path / "out")
     if refused.exit_code:
         assert refused.exit_code == 1 and not (tmp_path / "out").exists()
-        assert way in ("a name that is not known", "by a pattern", "gate and up in turn") or f"--fused {leaf} --layout" in refused.output
+        assert (
+            way in ("a name that is not known", "by a pattern", "gate and up in turn")
+            or f"--fused {leaf} --layout" in refused.output
+        )
     done = surge("merge", base, tmp_path / "a", "-o", tmp_path / "said", *words.split())
     assert done.exit_code == 0 and "which lie as given" in done.output, done.output
     now = load_file(tmp_path / "said/model.safetensors")
@@ -168,17 +185,27 @@ def grouped(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     [
         (Given(groups=3, slots=(2, 1, 1)), LayoutError, "not a multiple of 3 groups"),
         (Given(slots=(1, 1, 1)), LayoutError, "not a multiple of 1 groups × 3 slots"),
-        (Given(slots=(3, 1, 1)), LayoutError, "makes model.layers.0.self_attn.q_proj 48 rows long, and the adapter has 40"),
+        (
+            Given(slots=(3, 1, 1)),
+            LayoutError,
+            "makes model.layers.0.self_attn.q_proj 48 rows long, and the adapter has 40",
+        ),
         (Given(slots=(2, 1, 1), order=("v", "q", "k")), LayoutError, "v_proj 40 rows long, and the adapter has 20"),
         (Given(fused="qkv_prj", layout="blocked"), NothingMatched, "no module is called qkv_prj"),
         (Given(pattern=r".*\.attn\.qkv", slots=(4, 2, 2)), NothingMatched, "no module's whole name matches"),
         (Given(fused="qkv_proj"), SurgeryError, "nothing is said"),
         (Given(groups=2, slots=(2, 1, 1), names={"q": "query"}), NotPlaced, "have no place"),
         (Given(groups=2, slots=(2, 1, 1), names={"x": "query"}), SurgeryError, "there is no part x"),
-        (Given(fused="o_proj", layout="blocked", slots=(2, 1, 1)), LayoutError, "q_proj 24 rows long, and the adapter has 40"),
+        (
+            Given(fused="o_proj", layout="blocked", slots=(2, 1, 1)),
+            LayoutError,
+            "q_proj 24 rows long, and the adapter has 40",
+        ),
     ],
 )
-def test_a_layout_that_does_not_fit_is_refused(given: Given, kind: type[SurgeryError], said: str, grouped: tuple[Path, Path]) -> None:
+def test_a_layout_that_does_not_fit_is_refused(
+    given: Given, kind: type[SurgeryError], said: str, grouped: tuple[Path, Path]
+) -> None:
     base, adapter = grouped
     with pytest.raises(kind, match=said):
         surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter), given=given)
@@ -187,14 +214,20 @@ def test_a_layout_that_does_not_fit_is_refused(given: Given, kind: type[SurgeryE
 def test_another_layout_of_the_same_lengths_is_no_proof(grouped: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = grouped
     right, other = Given(groups=2, slots=(2, 1, 1)), Given(slots=(2, 1, 1))
-    surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter), given=other), tmp_path / "m")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter), given=other), tmp_path / "m"
+    )
     assert surgery.verify(tmp_path / "m", base=base, adapter=adapter, given=other, check_class=False).ok
     assert not surgery.verify(tmp_path / "m", base=base, adapter=adapter, given=right, check_class=False).ok
 
 
 def test_a_layout_that_nobody_needs_is_refused(grouped: tuple[Path, Path], saved: Saved) -> None:
     with pytest.raises(NothingMatched, match="no adapter needs one") as caught:
-        surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(grouped[1]), given=Given(groups=2, slots=(2, 1, 1)))
+        surgery.merge(
+            surgery.open_checkpoint(saved("llama")),
+            surgery.open_adapter(grouped[1]),
+            given=Given(groups=2, slots=(2, 1, 1)),
+        )
     assert "--layout" in str(caught.value.help) and "given=" in str(caught.value.help)
 
 
@@ -205,7 +238,9 @@ def test_what_is_given_overrules_the_table_for_its_modules_alone(saved: Saved, t
     made = fused_by_hand(fused_by_hand(before, QKV, "qkv_proj", 2), GATE_UP, "gate_up_proj", 1)
     config = json.loads((saved("llama") / "config.json").read_text()) | {"model_type": "phi3", "architectures": None}
     base, given = stored(made, tmp_path / "base", config), Given(groups=2, slots=(2, 1, 1), fused="qkv_proj")
-    surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a"), given=given), tmp_path / "m")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a"), given=given), tmp_path / "m"
+    )
     now = apart_by_hand(load_file(tmp_path / "m/model.safetensors"), QKV, "qkv_proj", 2, (40, 20, 20))
     compare(apart_by_hand(now, GATE_UP, "gate_up_proj", 1, (80, 80)), before, "llama", live, tmp_path)
 
@@ -219,8 +254,14 @@ def test_names_of_parts_alone(saved: Saved, tmp_path: Path) -> None:
     save_file(renamed, weights, metadata={"format": "pt"})
     config = tmp_path / "b/adapter_config.json"
     config.write_text(config.read_text().replace("q_proj", "query").replace("v_proj", "value"))
-    made = fused_by_hand(fused_by_hand(load_file(saved("llama") / "model.safetensors"), QKV, "qkv_proj", 1), GATE_UP, "gate_up_proj", 1)
-    said = json.loads((saved("llama") / "config.json").read_text()) | {"model_type": "phi3", "architectures": None, "head_dim": 10}
+    made = fused_by_hand(
+        fused_by_hand(load_file(saved("llama") / "model.safetensors"), QKV, "qkv_proj", 1), GATE_UP, "gate_up_proj", 1
+    )
+    said = json.loads((saved("llama") / "config.json").read_text()) | {
+        "model_type": "phi3",
+        "architectures": None,
+        "head_dim": 10,
+    }
     base = surgery.open_checkpoint(stored(made, tmp_path / "base", said))
     surgery.write(surgery.merge(base, surgery.open_adapter(tmp_path / "a")), tmp_path / "plain")
     with pytest.raises(NotPlaced):
@@ -251,7 +292,9 @@ def test_a_history_gives_back_what_was_given(given: Given) -> None:
     assert given_as(json.loads(json.dumps(as_said(given)))) == given
 
 
-@pytest.mark.parametrize("said", [3, [], {"layout": 1}, {"slots": ["8"]}, {"axis": True}, {"names": {"q": 1}}, {"order": [1]}, {"new": 1}])
+@pytest.mark.parametrize(
+    "said", [3, [], {"layout": 1}, {"slots": ["8"]}, {"axis": True}, {"names": {"q": 1}}, {"order": [1]}, {"new": 1}]
+)
 def test_a_history_that_makes_no_sense_is_said(said: Any) -> None:
     with pytest.raises(FormatError, match="a layout that makes no sense"):
         given_as(said)

@@ -47,7 +47,9 @@ def notes(base: Path, adapter: Path, **told: Any) -> tuple[str, ...]:
     ],
 )
 def test_the_same_name_is_no_news(named: Callable[[str], Path], tmp_path: Path, folder: str, said: str | None) -> None:
-    assert not any("trained on" in note for note in notes(named(folder), adapter_of(tmp_path / "a", base_model_name_or_path=said)))
+    assert not any(
+        "trained on" in note for note in notes(named(folder), adapter_of(tmp_path / "a", base_model_name_or_path=said))
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,12 +67,17 @@ def test_another_name_is_said(named: Callable[[str], Path], tmp_path: Path, fold
     assert len(found) == 1 and f"{adapter} says that it was trained on {said}" in found[0] and str(base) in found[0]
 
 
-def test_the_name_in_the_manifest_counts_while_the_weights_are_the_same(named: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_name_in_the_manifest_counts_while_the_weights_are_the_same(
+    named: Callable[[str], Path], tmp_path: Path
+) -> None:
     adapter = adapter_of(tmp_path / "a", base_model_name_or_path="org/Llama-X")
     other = adapter_of(tmp_path / "b", alpha_pattern={}, base_model_name_or_path="org/Llama-X")
     surgery.write(surgery.open_checkpoint(named("Llama-X")), tmp_path / "resharded")
     assert not any("trained on" in note for note in notes(tmp_path / "resharded", adapter))
-    surgery.write(surgery.merge(surgery.open_checkpoint(tmp_path / "resharded"), surgery.open_adapter(adapter)), tmp_path / "merged")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(tmp_path / "resharded"), surgery.open_adapter(adapter)),
+        tmp_path / "merged",
+    )
     told = [note for note in notes(tmp_path / "merged", other) if "trained on" in note]
     assert len(told) == 1 and "says that it was trained on org/Llama-X" in told[0]
 
@@ -78,14 +85,18 @@ def test_the_name_in_the_manifest_counts_while_the_weights_are_the_same(named: C
 def test_a_base_that_its_card_calls_another_models_child_is_said(named: Callable[[str], Path], tmp_path: Path) -> None:
     base = named("chat")
     (base / "README.md").write_text("---\nbase_model: org/Llama-X\n---\n")
-    found = [n for n in notes(base, adapter_of(tmp_path / "a", base_model_name_or_path="org/Llama-X")) if "trained on" in n]
+    found = [
+        n for n in notes(base, adapter_of(tmp_path / "a", base_model_name_or_path="org/Llama-X")) if "trained on" in n
+    ]
     assert found == [f"{tmp_path / 'a'} was trained on org/Llama-X, which this base was made of, and is not: {base}"]
 
 
 def test_another_commit_is_said(named: Callable[[str], Path], tmp_path: Path) -> None:
     base = named(f"models--org--m/snapshots/{COMMIT}")
     said = {"base_model_name_or_path": "org/m", "revision": OTHER}
-    assert any(f"trained on commit {OTHER} of org/m" in note for note in notes(base, adapter_of(tmp_path / "a", **said)))
+    assert any(
+        f"trained on commit {OTHER} of org/m" in note for note in notes(base, adapter_of(tmp_path / "a", **said))
+    )
     assert not any("commit" in note for note in notes(base, adapter_of(tmp_path / "b", **said | {"revision": COMMIT})))
     assert not any("commit" in note for note in notes(base, adapter_of(tmp_path / "c", **said | {"revision": "main"})))
 
@@ -95,7 +106,9 @@ MAPPING = {"base_model_class": "Qwen2ForCausalLM", "parent_library": "transforme
 
 def test_another_model_type_is_refused(named: Callable[[str], Path], tmp_path: Path) -> None:
     base, adapter = named("base"), adapter_of(tmp_path / "a", auto_mapping=MAPPING)
-    with pytest.raises(AdapterError, match="trained on a model of type `qwen2`, and this base is of type `llama`") as caught:
+    with pytest.raises(
+        AdapterError, match="trained on a model of type `qwen2`, and this base is of type `llama`"
+    ) as caught:
         notes(base, adapter)
     assert "--any-base" in str(caught.value.help)
     assert notes(base, adapter, any_base=True) is not None
@@ -110,9 +123,12 @@ def test_the_type_is_read_from_the_base_that_is_named_where_it_is_here(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "parent"), [("gemma3_text", "gemma3"), ("xlm-roberta", "xlm_roberta"), ("qwen2_5_vl", "qwen2_5_vl"), ("", "qwen2")]
+    ("model_type", "parent"),
+    [("gemma3_text", "gemma3"), ("xlm-roberta", "xlm_roberta"), ("qwen2_5_vl", "qwen2_5_vl"), ("", "qwen2")],
 )
-def test_types_that_are_one_or_unknown_are_not_refused(named: Callable[[str], Path], tmp_path: Path, model_type: str, parent: str) -> None:
+def test_types_that_are_one_or_unknown_are_not_refused(
+    named: Callable[[str], Path], tmp_path: Path, model_type: str, parent: str
+) -> None:
     base = named("base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "model_type": model_type, "architectures": ["X"]}))

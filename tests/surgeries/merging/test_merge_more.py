@@ -1,4 +1,5 @@
-"""Merging what is more than plain LoRA on linear layers: embeddings, biases, tokens, ties, vocabularies, parts of adapters.
+"""Merging what is more than plain LoRA on linear layers: embeddings, biases, tokens, ties, vocabularies, parts of
+adapters.
 
 The judge is PEFT's live model: the adapter as PEFT loads it from the file, computed by transformers' own modules.
 """
@@ -41,15 +42,21 @@ FAMILIES: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "roberta": lambda: tf.RobertaForMaskedLM(tf.RobertaConfig(**_BERT)),
     "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**_T5)),
     "switch": lambda: tf.SwitchTransformersForConditionalGeneration(
-        tf.SwitchTransformersConfig(**_T5 | {"num_layers": 1}, num_decoder_layers=1, num_experts=2, tie_word_embeddings=True)
+        tf.SwitchTransformersConfig(
+            **_T5 | {"num_layers": 1}, num_decoder_layers=1, num_experts=2, tie_word_embeddings=True
+        )
     ),
     "bart": lambda: tf.BartForConditionalGeneration(tf.BartConfig(**_BART)),
     "opt": lambda: tf.OPTForCausalLM(tf.OPTConfig(**tiny_models.TEXT, **_SMALL, ffn_dim=50, word_embed_proj_dim=36)),
     "falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**tiny_models.TEXT, **_SMALL)),
-    "distilbert": lambda: tf.DistilBertForMaskedLM(tf.DistilBertConfig(vocab_size=97, dim=36, hidden_dim=70, n_layers=1, n_heads=3)),
+    "distilbert": lambda: tf.DistilBertForMaskedLM(
+        tf.DistilBertConfig(vocab_size=97, dim=36, hidden_dim=70, n_layers=1, n_heads=3)
+    ),
     "electra": lambda: tf.ElectraForMaskedLM(tf.ElectraConfig(**_BERT, embedding_size=36)),
     "cohere": lambda: tf.CohereForCausalLM(
-        tf.CohereConfig(**tiny_models.TEXT, **_SMALL, intermediate_size=50, num_key_value_heads=3, tie_word_embeddings=True)
+        tf.CohereConfig(
+            **tiny_models.TEXT, **_SMALL, intermediate_size=50, num_key_value_heads=3, tie_word_embeddings=True
+        )
     ),
 }
 
@@ -115,7 +122,9 @@ def compare_outputs(out: Path, live: torch.Tensor, base: Path, family: str) -> N
     largest = live.abs().max().item()
     error, effect = (made - live).abs().max().item(), (live[..., : before.shape[-1]] - before).abs().max().item()
     assert error <= 1e-5 * largest, f"off by {error} of {largest}"
-    assert effect >= 1000 * max(error, EPS * largest), f"an effect of {effect} proves nothing against an error of {error}"
+    assert effect >= 1000 * max(error, EPS * largest), (
+        f"an effect of {effect} proves nothing against an error of {error}"
+    )
 
 
 @dataclass(frozen=True)
@@ -134,44 +143,68 @@ TOKENS = {"target_modules": ["v_proj"], "trainable_token_indices": [90, 5, 6, 40
 T5_IN = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight")
 CASES = {
     "untied, embedding": Case("llama", {"target_modules": ["embed_tokens"]}),
-    "untied, embedding and head, sharded": Case("llama", {"target_modules": ["embed_tokens", "lm_head"]}, (), {"max_shard_size": "20KB"}),
+    "untied, embedding and head, sharded": Case(
+        "llama", {"target_modules": ["embed_tokens", "lm_head"]}, (), {"max_shard_size": "20KB"}
+    ),
     "untied, saved": Case("llama", {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
     "untied, tokens": Case("llama", TOKENS),
-    "untied, tokens of the head": Case("llama", {**TOKENS, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [4]}}),
+    "untied, tokens of the head": Case(
+        "llama", {**TOKENS, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [4]}}
+    ),
     "tied, embedding": Case("llama-tied", {"target_modules": ["embed_tokens"]}, HEAD),
-    "tied, embedding, sharded": Case("llama-tied", {"target_modules": ["embed_tokens", "v_proj"]}, HEAD, {"max_shard_size": "20KB"}),
+    "tied, embedding, sharded": Case(
+        "llama-tied", {"target_modules": ["embed_tokens", "v_proj"]}, HEAD, {"max_shard_size": "20KB"}
+    ),
     "tied, head": Case("llama-tied", {"target_modules": ["lm_head"]}, HEAD),
     "tied, both": Case("llama-tied", {"target_modules": ["embed_tokens", "lm_head"]}, HEAD),
-    "tied, embedding saved": Case("llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}, HEAD),
+    "tied, embedding saved": Case(
+        "llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}, HEAD
+    ),
     "tied, head saved": Case("llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]}, HEAD),
-    "tied, both saved": Case("llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}, HEAD),
+    "tied, both saved": Case(
+        "llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}, HEAD
+    ),
     "tied, tokens": Case("llama-tied", TOKENS),
-    "tied, tokens of both": Case("llama-tied", {**TOKENS, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [3, 5]}}),
-    "tied, tokens of each": Case("llama-tied", {**TOKENS, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [4]}}, HEAD),
+    "tied, tokens of both": Case(
+        "llama-tied", {**TOKENS, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [3, 5]}}
+    ),
+    "tied, tokens of each": Case(
+        "llama-tied", {**TOKENS, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [4]}}, HEAD
+    ),
     "tied, tokens of the head": Case("llama-tied", {**TOKENS, "trainable_token_indices": {"lm_head": [4, 50]}}, HEAD),
     "kept tied, embedding": Case("llama-tied", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
     "kept tied, head": Case("llama-tied", {"target_modules": ["lm_head", "v_proj"], "ensure_weight_tying": True}),
-    "kept tied, saved": Case("llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True}),
+    "kept tied, saved": Case(
+        "llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True}
+    ),
     "gpt2, embedding": Case("gpt2", {"target_modules": ["wte", "c_attn"]}, HEAD),
     "gpt2, head": Case("gpt2", {"target_modules": ["lm_head"]}, HEAD),
     "gpt2, tokens": Case("gpt2", {"target_modules": ["c_attn"], "trainable_token_indices": [7, 8, 9]}),
     "gpt2, biases": Case("gpt2", {"target_modules": ["c_attn", "c_proj"], "lora_bias": True, "use_rslora": True}),
     "bloom, embedding": Case("bloom", {"target_modules": ["word_embeddings"]}, HEAD),
     "bloom, biases": Case("bloom", {"target_modules": ["query_key_value"], "lora_bias": True}),
-    "bert, biases": Case("bert", {"target_modules": ["query", "dense"], "lora_bias": True, "alpha_pattern": {"query": 3}}),
+    "bert, biases": Case(
+        "bert", {"target_modules": ["query", "dense"], "lora_bias": True, "alpha_pattern": {"query": 3}}
+    ),
     "bert, embedding without a head": Case("bert", {"target_modules": ["word_embeddings"]}),
     "bert, embedding": Case("bert-mlm", {"target_modules": ["word_embeddings"]}, DECODER),
     "bert, decoder": Case("bert-mlm", {"target_modules": ["decoder"]}, DECODER),
     "bert, decoder and bias": Case(
-        "bert-mlm", {"target_modules": ["decoder", "query"], "lora_bias": True}, ("cls.predictions.decoder.bias", *DECODER)
+        "bert-mlm",
+        {"target_modules": ["decoder", "query"], "lora_bias": True},
+        ("cls.predictions.decoder.bias", *DECODER),
     ),
     "bert, decoder saved": Case(
-        "bert-mlm", {"target_modules": ["query"], "modules_to_save": ["decoder"]}, ("cls.predictions.decoder.bias", *DECODER)
+        "bert-mlm",
+        {"target_modules": ["query"], "modules_to_save": ["decoder"]},
+        ("cls.predictions.decoder.bias", *DECODER),
     ),
     "roberta, decoder": Case("roberta", {"target_modules": ["decoder"]}, ("lm_head.decoder.weight",)),
     "t5, head": Case("t5", {"target_modules": ["lm_head", "q"]}, HEAD),
     "t5, embeddings": Case("t5", {"target_modules": ["embed_tokens"]}, T5_IN),
-    "t5, decoder's embedding saved": Case("t5", {"target_modules": ["q"], "modules_to_save": ["decoder.embed_tokens"]}, T5_IN[:1]),
+    "t5, decoder's embedding saved": Case(
+        "t5", {"target_modules": ["q"], "modules_to_save": ["decoder.embed_tokens"]}, T5_IN[:1]
+    ),
     "switch, head": Case("switch", {"target_modules": ["lm_head"]}, HEAD),
     "bart, head": Case("bart", {"target_modules": ["lm_head"]}, HEAD),
     "distilbert, decoder": Case("distilbert", {"target_modules": ["vocab_projector"]}, ("vocab_projector.weight",)),
@@ -217,9 +250,13 @@ def test_a_bias_that_is_saved_three_times_is_the_trained_one(bases: Path, tmp_pa
 PREFIX = "base_model.model."
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bloom", "bert-mlm", "roberta", "t5", "switch", "bart", "distilbert", "electra"])
+@pytest.mark.parametrize(
+    "family", ["llama-tied", "gpt2", "bloom", "bert-mlm", "roberta", "t5", "switch", "bart", "distilbert", "electra"]
+)
 def test_the_table_says_what_keeps_tied_tensors_apart(family: str, bases: Path, tmp_path: Path) -> None:
-    """With the flag that the table says, the class computes with each of two stored tensors; where it says to keep it, the other fails."""
+    """With the flag that the table says, the class computes with each of two stored tensors; where it says to keep
+    it, the other fails.
+    """
     base = base_of(family, bases / f"{family}0")
     model, config = build(family), json.loads((base / "config.json").read_text())
     known = ties(config)
@@ -249,7 +286,9 @@ def test_the_table_of_ties_is_what_the_classes_say(name: str) -> None:
     embedding = (TIES[name].embedding or next(iter(TIES[name].others.values()))).rpartition(".")[0]
     assert model.get_submodule(embedding) is model.get_input_embeddings()
     config.tie_word_embeddings = False
-    flag = type(config)(**{k: v for k, v in config.to_dict().items() if k != "transformers_version"}).tie_word_embeddings
+    flag = type(config)(
+        **{k: v for k, v in config.to_dict().items() if k != "transformers_version"}
+    ).tie_word_embeddings
     assert flag == TIES[name].always
 
 
@@ -263,7 +302,10 @@ def test_the_table_of_ties_is_what_the_classes_say(name: str) -> None:
         ("llama", {"target_modules": ["v_proj"]}),
         ("llama-tied", {"target_modules": ["v_proj"]}),
         ("llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}),
-        ("llama-tied", {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+        (
+            "llama-tied",
+            {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        ),
         ("llama-tied", {"target_modules": ["embed_tokens"]}),
         ("llama-tied", {"target_modules": ["v_proj"], "trainable_token_indices": [3, 99]}),
     ],
@@ -297,7 +339,8 @@ def test_refuses_half_a_resized_vocabulary(bases: Path, tmp_path: Path) -> None:
     del tensors[f"{PREFIX}lm_head.weight"]
     save_file(tensors, tmp_path / "a/adapter_model.safetensors")
     check_refused(
-        base, tmp_path / "a", AdapterError, "the adapter resizes a part of the vocabulary's tensors, and not the others",
+        base, tmp_path / "a", AdapterError,
+        "the adapter resizes a part of the vocabulary's tensors, and not the others",
         "lm_head.weight: 97 rows", "model.embed_tokens.weight: 100 rows", "save_embedding_layers=True",
     )  # fmt: skip
 
@@ -305,7 +348,9 @@ def test_refuses_half_a_resized_vocabulary(bases: Path, tmp_path: Path) -> None:
 # Parts of an adapter, factors, and history
 
 
-def check_refused(base: Path, adapters: Path | list[Path], kind: type[SurgeryError], what: str, *more: str, **options: Any) -> None:
+def check_refused(
+    base: Path, adapters: Path | list[Path], kind: type[SurgeryError], what: str, *more: str, **options: Any
+) -> None:
     """Merging raises `kind` with this text, `more` in where or help, and writes nothing."""
     first = adapters if isinstance(adapters, Path) else adapters[0]
     before = set(first.parent.iterdir())
@@ -340,7 +385,9 @@ def test_patterns_that_match_nothing_are_errors(bases: Path, tmp_path: Path) -> 
     trained(base, "llama", tmp_path / "a", target_modules=["v_proj"])
     tip = "it occurs inside 3 names, such as model.layers.0.self_attn.v_proj"
     for option in ("only", "except_"):
-        check_refused(base, tmp_path / "a", NothingMatched, "no tensor's whole name matches `v_proj`", tip, **{option: "v_proj"})
+        check_refused(
+            base, tmp_path / "a", NothingMatched, "no tensor's whole name matches `v_proj`", tip, **{option: "v_proj"}
+        )
     check_refused(base, tmp_path / "a", NothingMatched, "the patterns leave nothing to merge", "v_proj", except_=".*")
 
 
@@ -349,7 +396,9 @@ def test_a_scale_multiplies_all_weights(bases: Path, tmp_path: Path) -> None:
     for i in range(2):
         trained(base, "bert", tmp_path / str(i), seed=i, target_modules=["query", "word_embeddings"], lora_bias=False)
         tensors = load_file(tmp_path / str(i) / "adapter_model.safetensors")
-        save_file({n: t for n, t in tensors.items() if "base_layer" not in n}, tmp_path / str(i) / "adapter_model.safetensors")
+        save_file(
+            {n: t for n, t in tensors.items() if "base_layer" not in n}, tmp_path / str(i) / "adapter_model.safetensors"
+        )
     folders = [tmp_path / "0", tmp_path / "1"]
     merged(base, folders, tmp_path / "out", weights=[0.5, -1.5], scale=-2)
     merged(base, folders, tmp_path / "same", weights=[-1, 3])
@@ -360,7 +409,9 @@ def test_a_scale_multiplies_all_weights(bases: Path, tmp_path: Path) -> None:
         factors = load_file(folder / "adapter_model.safetensors")
         stem = f"{PREFIX}{name.removesuffix('.weight')}.lora_embedding_"
         exact += weight * 1.5 * (factors[f"{stem}B"].double() @ factors[f"{stem}A"].double()).T
-    torch.testing.assert_close(load_file(tmp_path / "out/model.safetensors")[name].double(), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        load_file(tmp_path / "out/model.safetensors")[name].double(), exact, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_weighted_bias_is_the_live_one(bases: Path, tmp_path: Path) -> None:
@@ -374,7 +425,9 @@ def test_a_weighted_bias_is_the_live_one(bases: Path, tmp_path: Path) -> None:
     compare_outputs(tmp_path / "out", live, base, "gpt2")
 
 
-@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3]}], ids=["saved", "tokens"])
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3]}], ids=["saved", "tokens"]
+)
 def test_refuses_to_weigh_whole_tensors(options: dict[str, Any], bases: Path, tmp_path: Path) -> None:
     base = base_of("llama", bases / "llama0")
     trained(base, "llama", tmp_path / "a", target_modules=["v_proj"], **options)
@@ -387,7 +440,9 @@ def test_an_adapter_is_merged_once(bases: Path, tmp_path: Path) -> None:
     base = base_of("llama", bases / "llama0")
     trained(base, "llama", tmp_path / "a", target_modules=["v_proj"])
     what = "the adapter is merged into this base already"
-    check_refused(base, [tmp_path / "a", tmp_path / "a"], PlanError, "the adapter is given twice", str(tmp_path / "a"), "--again")
+    check_refused(
+        base, [tmp_path / "a", tmp_path / "a"], PlanError, "the adapter is given twice", str(tmp_path / "a"), "--again"
+    )
     merged(base, tmp_path / "a", tmp_path / "out")
     surgery.write(surgery.open_checkpoint(tmp_path / "out"), tmp_path / "copy")
     check_refused(tmp_path / "copy", tmp_path / "a", PlanError, what, str(tmp_path / "a"), "--again")
@@ -408,8 +463,19 @@ def test_tied_error_refuses_one_of_two_tied_tensors(options: dict[str, Any], bas
     base = base_of("llama-tied", bases / "llama-tied0")
     trained(base, "llama-tied", tmp_path / "a", **options)
     what = "the adapter changes one of two tied tensors, which would make them differ"
-    check_refused(base, tmp_path / "a", NotSupported, what, "lm_head.weight", "tie_word_embeddings is true", "--tied error", tied="error")
-    check_refused(base, tmp_path / "a", SurgeryError, "`both` is no way to merge into tied tensors", "untie or error", tied="both")
+    check_refused(
+        base,
+        tmp_path / "a",
+        NotSupported,
+        what,
+        "lm_head.weight",
+        "tie_word_embeddings is true",
+        "--tied error",
+        tied="error",
+    )
+    check_refused(
+        base, tmp_path / "a", SurgeryError, "`both` is no way to merge into tied tensors", "untie or error", tied="both"
+    )
     trained(base, "llama-tied", tmp_path / "b", target_modules=["lm_head"], ensure_weight_tying=True)
     merged(base, tmp_path / "b", tmp_path / "out", tied="error")
 
@@ -420,11 +486,21 @@ def test_refuses_ties_that_the_table_does_not_have(bases: Path, tmp_path: Path) 
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "architectures": ["NobodyForCausalLM"]}))
     what = "the adapter changes a tied tensor, and how its class keeps tied tensors apart is not known"
-    check_refused(base, tmp_path / "a", NotSupported, what, "model.embed_tokens.weight", "['NobodyForCausalLM']", "untie the base first")
+    check_refused(
+        base,
+        tmp_path / "a",
+        NotSupported,
+        what,
+        "model.embed_tokens.weight",
+        "['NobodyForCausalLM']",
+        "untie the base first",
+    )
 
 
 def test_two_stored_tensors_that_differ_are_not_tied(bases: Path, tmp_path: Path) -> None:
-    """A BERT that was untied keeps its flag: LoRA on its embedding is LoRA on that alone, and what PEFT saved along too."""
+    """A BERT that was untied keeps its flag: LoRA on its embedding is LoRA on that alone, and what PEFT saved along
+    too.
+    """
     base = base_of("bert-mlm", bases / "bert-mlm0")
     trained(base, "bert-mlm", tmp_path / "a", target_modules=["decoder"])
     merged(base, tmp_path / "a", tmp_path / "untied")
@@ -446,7 +522,9 @@ def test_refuses_a_bias_without_a_place(bases: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "lora_bias": True}))
     what = "the adapter has a bias, the base's module has none"
-    check_refused(base, tmp_path / "a", NotSupported, what, f"{name}.lora_B.bias", "base: model.layers.0.self_attn.v_proj.bias")
+    check_refused(
+        base, tmp_path / "a", NotSupported, what, f"{name}.lora_B.bias", "base: model.layers.0.self_attn.v_proj.bias"
+    )
 
 
 def test_refuses_tokens_of_a_head_with_a_bias(bases: Path, tmp_path: Path) -> None:
@@ -462,12 +540,18 @@ def test_refuses_tokens_of_a_head_with_a_bias(bases: Path, tmp_path: Path) -> No
     [
         ([3, 3], AdapterError, "adapter_config.json does not say which tokens were trained in model.embed_tokens"),
         (None, AdapterError, "adapter_config.json does not say which tokens were trained in model.embed_tokens"),
-        ({"lm_head": [3, 4]}, AdapterError, "adapter_config.json does not say which tokens were trained in model.embed_tokens"),
+        (
+            {"lm_head": [3, 4]},
+            AdapterError,
+            "adapter_config.json does not say which tokens were trained in model.embed_tokens",
+        ),
         ([3, 4, 5], AdapterError, "3 trained tokens of (2, 48) do not fit the base's (97, 48)"),
         ([3, 97], AdapterError, "2 trained tokens of (2, 48) do not fit the base's (97, 48)"),
     ],
 )
-def test_refuses_tokens_that_contradict_the_config(said: Any, kind: type[SurgeryError], what: str, bases: Path, tmp_path: Path) -> None:
+def test_refuses_tokens_that_contradict_the_config(
+    said: Any, kind: type[SurgeryError], what: str, bases: Path, tmp_path: Path
+) -> None:
     base = base_of("llama", bases / "llama0")
     trained(base, "llama", tmp_path / "a", target_modules=["v_proj"], trainable_token_indices=[3, 4])
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
@@ -478,11 +562,18 @@ def test_refuses_tokens_that_contradict_the_config(said: Any, kind: type[Surgery
 def test_tokens_are_moved_and_nothing_is_computed(bases: Path, tmp_path: Path) -> None:
     base = base_of("llama", bases / "llama0")
     trained(base, "llama", tmp_path / "a", target_modules=["v_proj"], trainable_token_indices=[9, 3])
-    checkpoint = surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a"), only=".*embed_tokens")
+    checkpoint = surgery.merge(
+        surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a"), only=".*embed_tokens"
+    )
     plan = surgery.plan(checkpoint)
     assert plan.computed == () and plan.replaced == ("model.embed_tokens.weight",)
-    old, new = load_file(base / "model.safetensors")["model.embed_tokens.weight"], checkpoint.load("model.embed_tokens.weight")
-    delta = load_file(tmp_path / "a/adapter_model.safetensors")[f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    old, new = (
+        load_file(base / "model.safetensors")["model.embed_tokens.weight"],
+        checkpoint.load("model.embed_tokens.weight"),
+    )
+    delta = load_file(tmp_path / "a/adapter_model.safetensors")[
+        f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"
+    ]
     assert torch.equal(new, old.index_copy(0, torch.tensor([9, 3]), delta))
 
 
@@ -521,7 +612,9 @@ def test_the_command_has_the_options(bases: Path, tmp_path: Path) -> None:
     trained(base, "llama-tied", tmp_path / "a", target_modules=["v_proj", "lm_head"])
 
     def run(out: str, *options: str) -> Any:
-        return CliRunner().invoke(app, ["merge", str(base), str(tmp_path / "a"), "-o", str(tmp_path / out), "--json", *options])
+        return CliRunner().invoke(
+            app, ["merge", str(base), str(tmp_path / "a"), "-o", str(tmp_path / out), "--json", *options]
+        )
 
     assert run("error", "--tied", "error").exit_code == 1 and not (tmp_path / "error").exists()
     assert run("wrong", "--tied", "both").exit_code == 2

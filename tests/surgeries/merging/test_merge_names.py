@@ -1,4 +1,6 @@
-"""Adapters under the names of the class in memory, where files have older ones, and the reverse, judged by PEFT's live model."""
+"""Adapters under the names of the class in memory, where files have older ones, and the reverse, judged by PEFT's
+live model.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,34 @@ from surgery.models.names_v5_table import BASES, RENAMES, SAME
 
 PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 TOKENS = torch.randint(3, 90, (1, 12), generator=torch.Generator().manual_seed(4))
-VIT = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-TEXT = {key: SIZES[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")}
+VIT = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    key: SIZES[key]
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+}
 TEXT |= {"vocab_size": 97}
-TOWER = {"num_channels": 3, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
-QWEN_VISION = {"depth": 2, "hidden_size": 16, "out_hidden_size": 16, "intermediate_size": 20, "num_heads": 2, "patch_size": 8}
+TOWER = {
+    "num_channels": 3,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 16,
+    "out_hidden_size": 16,
+    "intermediate_size": 20,
+    "num_heads": 2,
+    "patch_size": 8,
+}
 
 
 def llava() -> Any:
@@ -69,7 +94,9 @@ class Case:
 
 
 CASES = {
-    "vit": Case(lambda: tf.ViTForImageClassification(tf.ViTConfig(**VIT)), pixels, ["q_proj", "v_proj", "o_proj", "fc1", "fc2"]),
+    "vit": Case(
+        lambda: tf.ViTForImageClassification(tf.ViTConfig(**VIT)), pixels, ["q_proj", "v_proj", "o_proj", "fc1", "fc2"]
+    ),
     "vit, patterns": Case(
         lambda: tf.ViTForImageClassification(tf.ViTConfig(**VIT)),
         pixels,
@@ -88,7 +115,9 @@ CASES = {
     "qwen2_5_vl": Case(qwen2_5_vl, tokens, r".*language_model.*\.(q_proj|down_proj)"),
     "gpt_neox, the head": Case(
         lambda: tf.GPTNeoXForCausalLM(
-            tf.GPTNeoXConfig(vocab_size=97, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2)
+            tf.GPTNeoXConfig(
+                vocab_size=97, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2
+            )
         ),
         tokens,
         ["query_key_value", "dense_h_to_4h"],
@@ -105,7 +134,9 @@ def trained(case: Case, folder: Path) -> torch.Tensor:
     """`folder`/base and `folder`/adapter, and what the live adapted model computes."""
     model = random(case.build())
     model.save_pretrained(folder / "base")
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**{"r": 3, "lora_alpha": 6, "target_modules": case.targets, **case.lora})).eval()
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(**{"r": 3, "lora_alpha": 6, "target_modules": case.targets, **case.lora})
+    ).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -126,7 +157,9 @@ def compare(case: Case, path: Path, live: torch.Tensor) -> None:
     largest = live.abs().max().item()
     error, effect = ((output(case, one.eval()) - live).abs().max().item() / largest for one in (loaded, model))
     assert error <= 1e-5, f"off by {error}"
-    assert effect >= 1000 * max(error, torch.finfo(torch.float32).eps), f"an effect of {effect} proves nothing against {error}"
+    assert effect >= 1000 * max(error, torch.finfo(torch.float32).eps), (
+        f"an effect of {effect} proves nothing against {error}"
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,17 +179,24 @@ def test_merged_computes_what_the_live_model_computes(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["vit, patterns", "llava, both towers"])
 def test_older_names_into_newer_files(name: str, tmp_path: Path) -> None:
-    """The reverse: files under the names in memory, the adapter under those of older files. The same weights come out."""
+    """The reverse: files under the names in memory, the adapter under those of older files. The same weights come
+    out.
+    """
     case = CASES[name]
     live = trained(case, tmp_path)
     renames = renames_of(surgery.open_checkpoint(tmp_path / "base").config)
     base = load_file(tmp_path / "base" / "model.safetensors")
     new = {key: in_memory(key, renames) for key in base}
     assert len({*new.values()}) == len(base)
-    old = {f"base_model.model.{to.removesuffix('.weight')}": f"base_model.model.{key.removesuffix('.weight')}" for key, to in new.items()}
+    old = {
+        f"base_model.model.{to.removesuffix('.weight')}": f"base_model.model.{key.removesuffix('.weight')}"
+        for key, to in new.items()
+    }
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_bytes((tmp_path / "base" / "config.json").read_bytes())
-    save_file({new[key]: tensor for key, tensor in base.items()}, tmp_path / "new" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {new[key]: tensor for key, tensor in base.items()}, tmp_path / "new" / "model.safetensors", {"format": "pt"}
+    )
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     made = {}
     for key, tensor in load_file(file).items():
@@ -169,7 +209,9 @@ def test_older_names_into_newer_files(name: str, tmp_path: Path) -> None:
     if case.lora:  # the patterns were written for the names in memory
         config = tmp_path / "adapter" / "adapter_config.json"
         config.write_text(
-            config.read_text().replace(r"layers\\.1\\.attention\\.q_proj", r"layer\\.1\\..*query").replace("mlp.fc1", "intermediate.dense")
+            config.read_text()
+            .replace(r"layers\\.1\\.attention\\.q_proj", r"layer\\.1\\..*query")
+            .replace("mlp.fc1", "intermediate.dense")
         )
     merged = merge(tmp_path, "new")
     assert any("the adapter has older names" in note for note in merged.notes)
@@ -186,33 +228,55 @@ def test_a_rename_is_not_taken_in_part(tmp_path: Path) -> None:
     save_file({k.replace("layers.1.mlp.fc2", "layers.1.mlp.fc9"): t for k, t in load_file(file).items()}, file)
     with pytest.raises(NotPlaced) as caught:
         merge(tmp_path)
-    assert "1 of the adapter's 10 modules have no place in the base, by its own names or by those of transformers" in str(caught.value)
+    assert (
+        "1 of the adapter's 10 modules have no place in the base, by its own names or by those of transformers"
+        in str(caught.value)
+    )
     assert "vit.layers.1.mlp.fc9" in str(caught.value)
     assert "ViTModel" in str(caught.value)
 
 
-def test_two_renames_that_place_an_adapter_differently_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_renames_that_place_an_adapter_differently_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`aa` is in memory what files call `bb`; and an older `aa` is what files call `cc`: either would do."""
     monkeypatch.setattr("surgery.models.names_v5.RENAMES", {"llama": ((r"^aa\.", "cc."), (r"^bb\.", "aa."))})
     monkeypatch.setattr("surgery.models.names_v5.SAME", {})
     for name in ("base", "adapter"):
         (tmp_path / name).mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    save_file({"bb.x.weight": torch.ones(4, 4), "cc.x.weight": torch.ones(4, 4)}, tmp_path / "base" / "model.safetensors")
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
-    factors = {"base_model.model.aa.x.lora_A.weight": torch.ones(2, 4), "base_model.model.aa.x.lora_B.weight": torch.ones(4, 2)}
+    save_file(
+        {"bb.x.weight": torch.ones(4, 4), "cc.x.weight": torch.ones(4, 4)}, tmp_path / "base" / "model.safetensors"
+    )
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+    )
+    factors = {
+        "base_model.model.aa.x.lora_A.weight": torch.ones(2, 4),
+        "base_model.model.aa.x.lora_B.weight": torch.ones(4, 2),
+    }
     save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(NotPlaced) as caught:
         merge(tmp_path)
     assert str(caught.value).splitlines() == [
         "the adapter's modules could be placed in more than one way",
         f"  --> {tmp_path / 'adapter'}",
-        "      aa.x.weight -> bb.x.weight: the adapter has the names of the class in memory, the base's files have older ones",
-        "      aa.x.weight -> cc.x.weight: the adapter has older names, the base's files have those of the class in memory",
+        (
+            "      aa.x.weight -> bb.x.weight: the adapter has the names of the class in memory, the base's files have"
+            " older ones"
+        ),
+        (
+            "      aa.x.weight -> cc.x.weight: the adapter has older names, the base's files have those of the class in"
+            " memory"
+        ),
         "help: say which with --map REGEX=REPLACEMENT",
         "      in Python, --map is names=",
     ]
-    ruled = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"), names=[(r"^aa\.", "bb.")])
+    ruled = surgery.merge(
+        surgery.open_checkpoint(tmp_path / "base"),
+        surgery.open_adapter(tmp_path / "adapter"),
+        names=[(r"^aa\.", "bb.")],
+    )
     assert [name for name, tensor in ruled.tensors.items() if is_computed(tensor)] == ["bb.x.weight"]
 
 
@@ -235,7 +299,9 @@ def test_the_table_is_that_of_transformers() -> None:
     from transformers.conversion_mapping import _build_checkpoint_conversion_mapping
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    theirs = {key: made for key, transforms in _build_checkpoint_conversion_mapping().items() if (made := rules(transforms))}
+    theirs = {
+        key: made for key, transforms in _build_checkpoint_conversion_mapping().items() if (made := rules(transforms))
+    }
     assert {key: RENAMES[SAME.get(key, key)] for key in (*RENAMES, *SAME)} == theirs
     for kind, names in MODEL_MAPPING_NAMES.items():
         name = names if isinstance(names, str) else names[0]

@@ -1,4 +1,6 @@
-"""Merges in one run that replace the same tensors: the last one stays, and every tensor that was opened is accounted for."""
+"""Merges in one run that replace the same tensors: the last one stays, and every tensor that was opened is accounted
+for.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +48,23 @@ def test_both_are_accounted_for(name: str, count: int, saved: Saved, tmp_path: P
     once, step = base, saved(family)
     for i, adapter in enumerate(adapters):
         once = surgery.merge(once, surgery.open_adapter(adapter))
-        surgery.write(surgery.merge(surgery.open_checkpoint(step), surgery.open_adapter(adapter)), tmp_path / f"step{i}")
+        surgery.write(
+            surgery.merge(surgery.open_checkpoint(step), surgery.open_adapter(adapter)), tmp_path / f"step{i}"
+        )
         step = tmp_path / f"step{i}"
     report = surgery.write(surgery.reversible(once, base), tmp_path / "once")
-    theirs, ours = ({n: t for f in path.glob("*.safetensors") for n, t in load_file(f).items()} for path in (step, tmp_path / "once"))
+    theirs, ours = (
+        {n: t for f in path.glob("*.safetensors") for n, t in load_file(f).items()}
+        for path in (step, tmp_path / "once")
+    )
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         assert torch.allclose(ours[key], tensor, rtol=0, atol=1e-6), key
     one = surgery.merge(base, surgery.open_adapter(adapters[0]))
     assert report.dropped >= len(one.dropped) + count - 1
-    assert report.replaced - len(one.replaced) in (0, 1)  # what the first merge stored apart is new, and replaced by the second
+    assert report.replaced - len(one.replaced) in (
+        0,
+        1,
+    )  # what the first merge stored apart is new, and replaced by the second
     surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "once")), tmp_path / "back")
     assert hashes(tmp_path / "back") == hashes(saved(family))

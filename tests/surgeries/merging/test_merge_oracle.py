@@ -1,7 +1,8 @@
-"""Merging against PEFT itself, where it is more than an option of a family (see test_merge_grid.py); rounding; refusals.
+"""Merging against PEFT itself, where it is more than an option of a family (see test_merge_grid.py); rounding;
+refusals.
 
-Adapters are made and saved by PEFT, with factors big enough that a wrong merge shows: the effect of an adapter on the
-output is at least a thousand times the error that is allowed.
+Adapters are made and saved by PEFT, with factors big enough that a wrong merge shows: the effect of an adapter on
+the output is at least a thousand times the error that is allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def trained(family: str, config: peft.PeftConfig, *, seed: int = 1, **options: A
 
 def adapter(family: str, path: Path, *, seed: int = 1, **options: Any) -> Path:
     """A LoRA of random factors as PEFT saves it; `options` are LoraConfig's."""
-    trained(family, peft.LoraConfig(**{"r": 4, "target_modules": ATTENTION, **options}), seed=seed).save_pretrained(path)
+    trained(family, peft.LoraConfig(**{"r": 4, "target_modules": ATTENTION, **options}), seed=seed).save_pretrained(
+        path
+    )
     return path
 
 
@@ -57,7 +60,9 @@ def compare_outputs(merged: Path, live: torch.Tensor, family: str, *, ignored: t
     largest = live.abs().max().item()
     error, effect = (made - live).abs().max().item(), (live - base).abs().max().item()
     assert error <= 1e-5 * largest, f"off by {error} of {largest}"
-    assert effect >= 1000 * max(error, EPS * largest), f"an effect of {effect} proves nothing against an error of {error}"
+    assert effect >= 1000 * max(error, EPS * largest), (
+        f"an effect of {effect} proves nothing against an error of {error}"
+    )
 
 
 def merged(base: Path, adapters: Path | list[Path], out: Path, **options: Any) -> Path:
@@ -105,7 +110,10 @@ def test_adapters_are_summed_without_cross_terms(saved: Callable[..., Path], tmp
     exact = {n: p.double() for n, p in model.named_parameters()}
     for folder, row, weight in zip(folders, rows, weights, strict=True):
         scale = row["lora_alpha"] / (math.sqrt(row["r"]) if row.get("use_rslora") else row["r"])
-        factors = {n.removeprefix("base_model.model."): t.double() for n, t in load_file(folder / "adapter_model.safetensors").items()}
+        factors = {
+            n.removeprefix("base_model.model."): t.double()
+            for n, t in load_file(folder / "adapter_model.safetensors").items()
+        }
         for name in factors:
             module, mark, _ = name.partition(".lora_A.weight")
             if mark:
@@ -147,13 +155,16 @@ def test_the_reference_rounds_once() -> None:
     """To the nearer neighbour, ties to even, also where float32 in between would hide which side of a tie it is."""
     ulp = 2.0**-7
     exact = torch.tensor(
-        [1 + ulp / 2 + 2.0**-40, 1 + ulp / 2, 1 + 3 * ulp / 2, 1 + ulp / 2 - 2.0**-40, -1 - ulp / 2 - 2.0**-40], dtype=torch.float64
+        [1 + ulp / 2 + 2.0**-40, 1 + ulp / 2, 1 + 3 * ulp / 2, 1 + ulp / 2 - 2.0**-40, -1 - ulp / 2 - 2.0**-40],
+        dtype=torch.float64,
     )
     assert to_bfloat16(exact).tolist() == [1 + ulp, 1.0, 1 + 2 * ulp, 1.0, -1 - ulp]
     assert exact.to(torch.bfloat16).tolist() != to_bfloat16(exact).tolist()
     values = torch.randn(10_000, dtype=torch.float64)
     error = (to_bfloat16(values).double() - values).abs()
-    below, above = (torch.nextafter(to_bfloat16(values), torch.tensor(s, dtype=torch.bfloat16)) for s in (-math.inf, math.inf))
+    below, above = (
+        torch.nextafter(to_bfloat16(values), torch.tensor(s, dtype=torch.bfloat16)) for s in (-math.inf, math.inf)
+    )
     assert (error <= (below.double() - values).abs()).all() and (error <= (above.double() - values).abs()).all()
 
 
@@ -165,8 +176,12 @@ def by_hand(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Pa
     return folder
 
 
-def rounded_correctly(folder: Path, dtype: torch.dtype, ratio: float, rank: int = 16, base: torch.dtype = torch.bfloat16) -> float:
-    """The share of merged weights, 1024 x 768, that are the exact result rounded once; `dtype` is that of the factors."""
+def rounded_correctly(
+    folder: Path, dtype: torch.dtype, ratio: float, rank: int = 16, base: torch.dtype = torch.bfloat16
+) -> float:
+    """The share of merged weights, 1024 x 768, that are the exact result rounded once; `dtype` is that of the
+    factors.
+    """
     torch.manual_seed(3)
     weight = (0.02 * torch.randn(1024, 768)).to(base)
     a, b = (torch.randn(rank, 768) / rank**0.5).to(dtype), torch.randn(1024, rank).to(dtype)
@@ -190,10 +205,14 @@ def test_merged_weights_are_rounded_once(dtype: torch.dtype, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("base", "ratio", "rank", "least"), [
     (torch.bfloat16, 0.005, 4, 0.9999), (torch.bfloat16, 0.005, 256, 0.9999), (torch.bfloat16, 0.5, 16, 0.9999),
-    (torch.bfloat16, 0.5, 256, 0.9995),  # the sum of 256 products in float32 is further from the exact one than its rounding
-    (torch.float16, 0.005, 4, 0.999), (torch.float16, 0.005, 256, 0.999), (torch.float16, 0.5, 16, 0.999), (torch.float16, 0.5, 256, 0.999),
+    # the sum of 256 products in float32 is further from the exact one than its rounding
+    (torch.bfloat16, 0.5, 256, 0.9995),
+    (torch.float16, 0.005, 4, 0.999), (torch.float16, 0.005, 256, 0.999), (torch.float16, 0.5, 16, 0.999),
+    (torch.float16, 0.5, 256, 0.999),
 ])  # fmt: skip
-def test_small_and_large_deltas_of_small_and_large_rank(base: torch.dtype, ratio: float, rank: int, least: float, tmp_path: Path) -> None:
+def test_small_and_large_deltas_of_small_and_large_rank(
+    base: torch.dtype, ratio: float, rank: int, least: float, tmp_path: Path
+) -> None:
     assert rounded_correctly(tmp_path, torch.float32, ratio, rank, base) >= least
 
 
@@ -225,7 +244,9 @@ def test_real_weights(tmp_path: Path) -> None:
     plain, info = tf.BertModel.from_pretrained(base, output_loading_info=True)
     with torch.no_grad():
         before = plain.eval()(**tokens).last_hidden_state
-        model = peft.get_peft_model(plain, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])).eval()
+        model = peft.get_peft_model(
+            plain, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
+        ).eval()
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -245,7 +266,9 @@ def test_real_weights(tmp_path: Path) -> None:
 # Refusals
 
 
-def check_refused(base: Path, adapters: Path | list[Path], kind: type[SurgeryError], what: str, *more: str, **options: Any) -> SurgeryError:
+def check_refused(
+    base: Path, adapters: Path | list[Path], kind: type[SurgeryError], what: str, *more: str, **options: Any
+) -> SurgeryError:
     """Merging raises `kind` with this text, `more` in where or help, and leaves every file as it was, and none new."""
     around = [base, *([adapters] if isinstance(adapters, Path) else adapters)]
     before = [hashes(folder) for folder in around]
@@ -301,10 +324,15 @@ def test_refuses_an_adapter_of_another_architecture(saved: Callable[..., Path], 
     check_refused(saved("llama"), tmp_path / "a", AdapterError, what)
     config = tmp_path / "a" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "auto_mapping": None}))
-    error = check_refused(saved("llama"), tmp_path / "a", NotPlaced, "6 of the adapter's 6 modules have no place in the base")
+    error = check_refused(
+        saved("llama"), tmp_path / "a", NotPlaced, "6 of the adapter's 6 modules have no place in the base"
+    )
     assert list(error.where) == [
         str(tmp_path / "a"),
-        *[f"bert.encoder.layer.{n}.attention.self.{m}" for n, m in [(0, "query"), (0, "value"), (1, "query"), (1, "value"), (2, "query")]],
+        *[
+            f"bert.encoder.layer.{n}.attention.self.{m}"
+            for n, m in [(0, "query"), (0, "value"), (1, "query"), (1, "value"), (2, "query")]
+        ],
         "(+1 more)",
     ]
     assert "--map" not in str(error)
@@ -315,7 +343,9 @@ def test_refusals_name_what_is_near(saved: Callable[..., Path], tmp_path: Path) 
     config = tmp_path / "a" / "adapter_config.json"
     config.write_text(config.read_text().replace('"q_proj"', '"qq_proj"'))
     near = "the nearest names are model.layers.0.self_attn.q_proj"
-    check_refused(saved("llama"), tmp_path / "a", NotPlaced, "3 of the adapter's 6 modules have no place in the base", near)
+    check_refused(
+        saved("llama"), tmp_path / "a", NotPlaced, "3 of the adapter's 6 modules have no place in the base", near
+    )
 
 
 PREFIX = "base_model.model."
@@ -348,7 +378,14 @@ def test_the_rule_in_the_help_places_them(called: str, head: bool, saved: Callab
 def test_refuses_a_rule_that_matches_nothing(saved: Callable[..., Path], tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a")
     kind, what = surgery.NothingMatched, r"`^transformer\.` occurs in no name"
-    check_refused(saved("llama"), tmp_path / "a", kind, what, "model.layers.0.self_attn.q_proj", names=[(r"^transformer\.", "model.")])
+    check_refused(
+        saved("llama"),
+        tmp_path / "a",
+        kind,
+        what,
+        "model.layers.0.self_attn.q_proj",
+        names=[(r"^transformer\.", "model.")],
+    )
 
 
 def test_refuses_a_rank_that_is_not_the_configs(saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -369,7 +406,14 @@ def test_refuses_half_a_pair(part: str, saved: Callable[..., Path], tmp_path: Pa
     name = f"{PREFIX}model.layers.1.self_attn.q_proj.lora_{part}.weight"
     edited(adapter("llama", tmp_path / "a"), tensors=lambda t: t.pop(name))
     what = f"the module has no lora_{part}.weight"
-    check_refused(saved("llama"), tmp_path / "a", AdapterError, what, "layers.1.self_attn.q_proj", "the adapter file is incomplete")
+    check_refused(
+        saved("llama"),
+        tmp_path / "a",
+        AdapterError,
+        what,
+        "layers.1.self_attn.q_proj",
+        "the adapter file is incomplete",
+    )
 
 
 def test_refuses_another_shape(saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -383,7 +427,9 @@ def test_refuses_another_shape(saved: Callable[..., Path], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("option", ["use_dora", "lora_bias"])
-def test_refuses_tensors_of_options_that_the_config_hides(option: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_refuses_tensors_of_options_that_the_config_hides(
+    option: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     """The tensors tell, too: a config that lost the option does not make a plain LoRA of them."""
     edited(adapter("bert", tmp_path / "a", **{option: True, "target_modules": ["query"]}), {option: False})
     what = f"adapter_config.json does not say {option}, but the module has one"
@@ -399,7 +445,9 @@ def test_refuses_tensors_of_options_that_the_config_hides(option: str, saved: Ca
 )
 def test_refuses_other_kinds(kind: str, config: peft.PeftConfig, saved: Callable[..., Path], tmp_path: Path) -> None:
     trained("llama", config).save_pretrained(tmp_path / "a")
-    check_refused(saved("llama"), tmp_path / "a", NotSupported, f"adapters of kind {kind} are not supported", "supported: LORA")
+    check_refused(
+        saved("llama"), tmp_path / "a", NotSupported, f"adapters of kind {kind} are not supported", "supported: LORA"
+    )
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
@@ -412,19 +460,32 @@ def test_refuses_adapters_of_a_changed_base(init: str, saved: Callable[..., Path
 def test_refuses_pickles(saved: Callable[..., Path], tmp_path: Path) -> None:
     model = trained("llama", peft.LoraConfig(target_modules=ATTENTION))
     model.save_pretrained(tmp_path / "a", safe_serialization=False)
-    check_refused(saved("llama"), tmp_path / "a", NotACheckpoint, "the adapter has no adapter_model.safetensors", "a pickle can run code")
+    check_refused(
+        saved("llama"),
+        tmp_path / "a",
+        NotACheckpoint,
+        "the adapter has no adapter_model.safetensors",
+        "a pickle can run code",
+    )
 
 
 def test_refuses_what_is_no_adapter(saved: Callable[..., Path], tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a/inner")
     tip = f"adapters are in {tmp_path / 'a/inner'}"
-    check_refused(saved("llama"), tmp_path / "a", NotACheckpoint, "no adapter is here: there is no adapter_config.json", tip)
+    check_refused(
+        saved("llama"), tmp_path / "a", NotACheckpoint, "no adapter is here: there is no adapter_config.json", tip
+    )
 
 
 def test_refuses_integer_factors(saved: Callable[..., Path], tmp_path: Path) -> None:
     edited(adapter("llama", tmp_path / "a"), tensors=lambda t: t.update({n: v.to(torch.int8) for n, v in t.items()}))
     check_refused(
-        saved("llama"), tmp_path / "a", NotSupported, "adapter tensors of I8 are not supported", "q_proj.lora_A.weight", "float32"
+        saved("llama"),
+        tmp_path / "a",
+        NotSupported,
+        "adapter tensors of I8 are not supported",
+        "q_proj.lora_A.weight",
+        "float32",
     )
 
 
@@ -433,7 +494,12 @@ def test_refuses_an_integer_base(saved: Callable[..., Path], tmp_path: Path) -> 
     name = "model.layers.1.self_attn.v_proj.weight"
     edited(copied(saved("llama"), tmp_path / "base"), tensors=lambda t: t.update({name: t[name].to(torch.int8)}))
     check_refused(
-        tmp_path / "base", tmp_path / "a", NotSupported, "cannot compute on I8 tensors", f"base: {name}", "dequantise the base first"
+        tmp_path / "base",
+        tmp_path / "a",
+        NotSupported,
+        "cannot compute on I8 tensors",
+        f"base: {name}",
+        "dequantise the base first",
     )
 
 
@@ -446,7 +512,9 @@ def test_refuses_ungathered_factors(saved: Callable[..., Path], tmp_path: Path) 
 def test_refuses_another_count_of_weights(saved: Callable[..., Path], tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a")
     both = [tmp_path / "a", tmp_path / "a"]
-    check_refused(saved("llama"), both, SurgeryError, "1 weights for 2 adapters", "one weight for each adapter", weights=[0.5])
+    check_refused(
+        saved("llama"), both, SurgeryError, "1 weights for 2 adapters", "one weight for each adapter", weights=[0.5]
+    )
     check_refused(saved("llama"), tmp_path / "a", SurgeryError, "0 weights for 1 adapters", weights=[])
 
 
@@ -460,7 +528,9 @@ def test_refuses_two_replacements_of_one_tensor(saved: Callable[..., Path], tmp_
     """Neither the first nor the last wins in silence, be the tensor in the base or not."""
     folders = [adapter("bert", tmp_path / str(i), seed=i, **BERT) for i in range(2)]
     what = "two adapters replace the same tensor"
-    check_refused(saved("bert"), folders, PlanError, what, "qa_outputs", "merge one of them, or remove the tensor from the other")
+    check_refused(
+        saved("bert"), folders, PlanError, what, "qa_outputs", "merge one of them, or remove the tensor from the other"
+    )
     headless = tmp_path / "headless"
     surgery.write(surgery.drop(surgery.open_checkpoint(saved("bert")), r"qa_outputs\..*"), headless)
     check_refused(headless, folders, PlanError, what, "qa_outputs")
@@ -470,19 +540,35 @@ def test_refuses_a_delta_on_a_replaced_tensor(saved: Callable[..., Path], tmp_pa
     adapter("bert", tmp_path / "a", **BERT)
     adapter("bert", tmp_path / "b", target_modules=["qa_outputs"])
     what = "one adapter replaces a tensor that another one adds to"
-    check_refused(saved("bert"), [tmp_path / "a", tmp_path / "b"], PlanError, what, "qa_outputs.weight", "merge them one after another")
+    check_refused(
+        saved("bert"),
+        [tmp_path / "a", tmp_path / "b"],
+        PlanError,
+        what,
+        "qa_outputs.weight",
+        "merge them one after another",
+    )
 
 
 def test_refuses_one_tensor_under_two_names(saved: Callable[..., Path], tmp_path: Path) -> None:
     name = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A"
-    edited(adapter("llama", tmp_path / "a"), tensors=lambda t: t.update({f"{name}.default.weight": t[f"{name}.weight"].clone()}))
-    check_refused(saved("llama"), tmp_path / "a", FormatError, "two adapter tensors mean the same", f"{name}.default.weight")
+    edited(
+        adapter("llama", tmp_path / "a"),
+        tensors=lambda t: t.update({f"{name}.default.weight": t[f"{name}.weight"].clone()}),
+    )
+    check_refused(
+        saved("llama"), tmp_path / "a", FormatError, "two adapter tensors mean the same", f"{name}.default.weight"
+    )
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), float("-inf")])
 def test_refuses_weights_that_are_no_numbers(weight: float, saved: Callable[..., Path], tmp_path: Path) -> None:
     check_refused(
-        saved("llama"), adapter("llama", tmp_path / "a"), SurgeryError, f"the weights {weight} are not all finite numbers", weights=[weight]
+        saved("llama"),
+        adapter("llama", tmp_path / "a"),
+        SurgeryError,
+        f"the weights {weight} are not all finite numbers",
+        weights=[weight],
     )
 
 
@@ -506,7 +592,12 @@ def test_refuses_ranks_and_alphas_that_are_no_numbers(
 
 def test_refuses_patterns_that_are_no_regular_expressions(saved: Callable[..., Path], tmp_path: Path) -> None:
     folder = edited(adapter("llama", tmp_path / "a"), {"alpha_pattern": {"(": 3}})
-    check_refused(saved("llama"), folder, SurgeryError, "`(` is not a regular expression: missing ), unterminated subpattern at position 0")
+    check_refused(
+        saved("llama"),
+        folder,
+        SurgeryError,
+        "`(` is not a regular expression: missing ), unterminated subpattern at position 0",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -518,16 +609,22 @@ def test_refuses_an_adapter_that_is_not_finite(value: float, saved: Callable[...
 
 def test_refuses_rules_that_give_two_modules_one_name(saved: Callable[..., Path], tmp_path: Path) -> None:
     folder = adapter("llama", tmp_path / "a")
-    check_refused(saved("llama"), folder, PlanError, "two tensors would get one name", names=[(r"layers\.1\.", "layers.0.")])
+    check_refused(
+        saved("llama"), folder, PlanError, "two tensors would get one name", names=[(r"layers\.1\.", "layers.0.")]
+    )
 
 
 def test_an_adapter_of_another_class_that_fits_is_named(saved: Callable[..., Path], tmp_path: Path) -> None:
     folder = edited(adapter("llama", tmp_path / "a"), {"auto_mapping": {"base_model_class": "MistralForCausalLM"}})
     checkpoint = surgery.merge(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(folder))
-    assert checkpoint.notes[-1].startswith("the adapter was trained on MistralForCausalLM, config.json says LlamaForCausalLM")
+    assert checkpoint.notes[-1].startswith(
+        "the adapter was trained on MistralForCausalLM, config.json says LlamaForCausalLM"
+    )
 
 
-def test_the_embedding_of_a_class_without_a_vocabulary_head_is_not_tied(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_embedding_of_a_class_without_a_vocabulary_head_is_not_tied(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
     """BERT for question answering says tie_word_embeddings, and has nothing to tie."""
     base = surgery.open_checkpoint(saved("bert"))
     name = "bert.embeddings.word_embeddings.weight"

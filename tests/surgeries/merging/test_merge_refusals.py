@@ -1,4 +1,6 @@
-"""What merge refuses: by name, with what would mend it, before a byte is written. And that its list of kinds is closed."""
+"""What merge refuses: by name, with what would mend it, before a byte is written. And that its list of kinds is
+closed.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def edited(source: Path, folder: Path, change: Change) -> Path:
 
 
 def refused(base: Path, adapters: Path | list[Path], kind: type[SurgeryError], what: str, *more: str) -> None:
-    """The merge raises `kind` with this text, `more` in where or help, leaves every input as it was, and writes nothing."""
+    """The merge raises `kind` with this text, `more` in where or help, leaves every input as it was, and writes
+    nothing.
+    """
     folders = [adapters] if isinstance(adapters, Path) else adapters
     before = [hashes(folder) for folder in (base, *folders)]
     out = folders[-1].parent / "out"
@@ -97,11 +101,17 @@ def test_the_table_has_a_row_for_each_kind() -> None:
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
-    "aLoRA": ({"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}, "it acts on some tokens only, and a weight acts on all"),
+    "aLoRA": (
+        {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"},
+        "it acts on some tokens only, and a weight acts on all",
+    ),
     "QALoRA": ({"use_qalora": True}, "its A acts on pooled inputs of a quantised base"),
     "Arrow": ({"arrow_config": ArrowConfig(top_k=1)}, "it chooses among adapters for each token"),
     "KaSA": ({"kasa_config": KasaConfig()}, "it cuts the smallest singular values off the base itself"),
-    "Megatron": ({"megatron_config": {"tensor_model_parallel_size": 2}}, "its factors belong to layers that lie on several devices"),
+    "Megatron": (
+        {"megatron_config": {"tensor_model_parallel_size": 2}},
+        "its factors belong to layers that lie on several devices",
+    ),
 }
 
 
@@ -114,10 +124,14 @@ def test_variants_are_refused_by_name(name: str, adapter: Path, saved: Saved, tm
     (option,) = (key for kind in OPTIONS if kind.name == name for key in kind.said)
     assert said[option] and why == next(kind.why for kind in OPTIONS if kind.name == name)
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(said))
-    refused(saved("llama"), folder, NotSupported, f"{name} is not merged: {why}", f"{option} = {said[option]!r}", "help: ")
+    refused(
+        saved("llama"), folder, NotSupported, f"{name} is not merged: {why}", f"{option} = {said[option]!r}", "help: "
+    )
 
 
-@pytest.mark.parametrize("parts", [("lora_new.mean", "lora_new.spread"), ("lora_A_new.0.weight", "lora_A_new.1.weight")])
+@pytest.mark.parametrize(
+    "parts", [("lora_new.mean", "lora_new.spread"), ("lora_A_new.0.weight", "lora_A_new.1.weight")]
+)
 def test_variants_are_refused_before_their_tensors_are_told_apart(
     parts: tuple[str, str], adapter: Path, saved: Saved, tmp_path: Path
 ) -> None:
@@ -129,9 +143,17 @@ def test_variants_are_refused_before_their_tensors_are_told_apart(
         tensors.update({f"{front}{part}": torch.ones(2, 2) for part in parts})
 
     folder = edited(adapter, tmp_path / "a", change)
-    refused(saved("llama"), folder, NotSupported, "the option `newlora_config` is not supported", "newlora_config = {'x': 1}")
+    refused(
+        saved("llama"),
+        folder,
+        NotSupported,
+        "the option `newlora_config` is not supported",
+        "newlora_config = {'x': 1}",
+    )
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({key: v for key, v in config.items() if key != "newlora_config"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({key: v for key, v in config.items() if key != "newlora_config"})
+    )
     refused(saved("llama"), folder, NotSupported, f"LoRA with {', '.join(parts)} is not supported", "q_proj")
 
 
@@ -169,7 +191,14 @@ def test_unknown_kinds_are_refused(kind: Any, adapter: Path, saved: Saved, tmp_p
 
 def test_unknown_options_are_refused(adapter: Path, saved: Saved, tmp_path: Path) -> None:
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(use_newlora={"x": 1}))
-    refused(saved("llama"), folder, NotSupported, "the option `use_newlora` is not supported", "use_newlora = {'x': 1}", "with PEFT")
+    refused(
+        saved("llama"),
+        folder,
+        NotSupported,
+        "the option `use_newlora` is not supported",
+        "use_newlora = {'x': 1}",
+        "with PEFT",
+    )
 
 
 @pytest.mark.parametrize("init", ["corda", "lora_ga", "loftq", "pissa_niter_16"])
@@ -181,7 +210,13 @@ def test_changed_bases_are_refused(init: str, adapter: Path, saved: Saved, tmp_p
 
 def test_unknown_initialisations_are_refused(adapter: Path, saved: Saved, tmp_path: Path) -> None:
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(init_lora_weights="newest"))
-    refused(saved("llama"), folder, NotSupported, "the adapter was initialised by 'newest', which is not known", "merge it with PEFT")
+    refused(
+        saved("llama"),
+        folder,
+        NotSupported,
+        "the adapter was initialised by 'newest', which is not known",
+        "merge it with PEFT",
+    )
 
 
 # Bad input
@@ -205,7 +240,9 @@ def fp8(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
 
 def test_a_half_precision_adapter_on_an_fp8_base(adapter: Path, saved: Saved, tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base", fp8)
-    folder = edited(adapter, tmp_path / "a", lambda _, tensors: tensors.update({n: t.half() for n, t in tensors.items()}))
+    folder = edited(
+        adapter, tmp_path / "a", lambda _, tensors: tensors.update({n: t.half() for n, t in tensors.items()})
+    )
     tip = "or dequantise the base first; F16, BF16, F32 and F64 are computed"
     where = ("base: model.layers.0.self_attn.q_proj.weight", "config.json: quantization_config says fp8")
     refused(base, folder, NotSupported, "cannot compute on F8_E4M3 tensors", *where, tip)
@@ -217,15 +254,29 @@ def packed(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
         out, width = tensors.pop(name).shape
         module = name.removesuffix(".weight")
-        tensors |= {f"{module}.qweight": torch.zeros(width // 8, out, dtype=torch.int32), f"{module}.scales": torch.ones(1, out).half()}
+        tensors |= {
+            f"{module}.qweight": torch.zeros(width // 8, out, dtype=torch.int32),
+            f"{module}.scales": torch.ones(1, out).half(),
+        }
 
 
 def test_a_packed_base(adapter: Path, saved: Saved, tmp_path: Path) -> None:
     base = edited(saved("llama"), tmp_path / "base", packed)
     folder = edited(adapter, tmp_path / "a", lambda _, __: None)
     what = "6 of the adapter's 6 modules are quantised in the base"
-    more = "model.layers.0.self_attn.q_proj has model.layers.0.self_attn.q_proj.qweight, model.layers.0.self_attn.q_proj.scales"
-    refused(base, folder, NotSupported, what, more, "config.json: quantization_config says gptq", "dequantise the base first")
+    more = (
+        "model.layers.0.self_attn.q_proj has model.layers.0.self_attn.q_proj.qweight,"
+        " model.layers.0.self_attn.q_proj.scales"
+    )
+    refused(
+        base,
+        folder,
+        NotSupported,
+        what,
+        more,
+        "config.json: quantization_config says gptq",
+        "dequantise the base first",
+    )
 
 
 def test_bits_and_bytes(adapter: Path, saved: Saved, tmp_path: Path) -> None:
@@ -238,8 +289,18 @@ def test_bits_and_bytes(adapter: Path, saved: Saved, tmp_path: Path) -> None:
 
     base = edited(saved("llama"), tmp_path / "base", four_bits)
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.update(base_model_name_or_path="org/model"))
-    tip = "merge into the 16-bit model that this one was made from (the adapter names org/model): it is the usual base of such adapters"
-    refused(base, folder, NotSupported, "cannot compute on U8 tensors", "config.json: quantization_config says bitsandbytes", tip)
+    tip = (
+        "merge into the 16-bit model that this one was made from (the adapter names org/model): it is the usual base of"
+        " such adapters"
+    )
+    refused(
+        base,
+        folder,
+        NotSupported,
+        "cannot compute on U8 tensors",
+        "config.json: quantization_config says bitsandbytes",
+        tip,
+    )
 
 
 def test_a_quantised_base_is_merged_where_it_is_not_quantised(saved: Saved, tmp_path: Path) -> None:
@@ -247,14 +308,19 @@ def test_a_quantised_base_is_merged_where_it_is_not_quantised(saved: Saved, tmp_
     base = edited(saved("llama"), tmp_path / "base", fp8)
     name = "base_model.model.lm_head.lora_{}.weight"
     (tmp_path / "a").mkdir()
-    save_file({name.format("A"): torch.ones(4, 48), name.format("B"): torch.ones(97, 4)}, tmp_path / "a/adapter_model.safetensors")
+    save_file(
+        {name.format("A"): torch.ones(4, 48), name.format("B"): torch.ones(97, 4)},
+        tmp_path / "a/adapter_model.safetensors",
+    )
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
     plan = surgery.plan(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "a")))
     assert plan.computed == ("lm_head.weight",)
 
 
 def test_another_architecture_is_no_quantised_one(saved: Saved, adapter: Path, tmp_path: Path) -> None:
-    base = edited(saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "gptq"}))
+    base = edited(
+        saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "gptq"})
+    )
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.pop("auto_mapping", None))
     refused(base, folder, NotPlaced, "6 of the adapter's 6 modules have no place in the base")
 
@@ -263,7 +329,10 @@ def test_a_resized_vocabulary(saved: Saved, tmp_path: Path) -> None:
     """LoRA on an embedding of more tokens than the base has."""
     name = "base_model.model.model.embed_tokens.lora_embedding_{}"
     (tmp_path / "a").mkdir()
-    save_file({name.format("A"): torch.ones(4, 105), name.format("B"): torch.ones(48, 4)}, tmp_path / "a/adapter_model.safetensors")
+    save_file(
+        {name.format("A"): torch.ones(4, 105), name.format("B"): torch.ones(48, 4)},
+        tmp_path / "a/adapter_model.safetensors",
+    )
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
     what, tip = "the delta would be (105, 48), the base tensor is (97, 48)", "or to a resized one"
     refused(saved("llama"), tmp_path / "a", AdapterError, what, "base: model.embed_tokens.weight", tip)

@@ -1,4 +1,6 @@
-"""What a merge says where it cannot go on: of formats, of missing heads and configs, of saves gone wrong; and live models folded in."""
+"""What a merge says where it cannot go on: of formats, of missing heads and configs, of saves gone wrong; and live
+models folded in.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ def live(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
                 parameter.normal_(std=0.2)
     folder = tmp_path_factory.mktemp("live") / "a"
     model.save_pretrained(folder)
-    return folder, {name: tensor.clone() for name, tensor in model.state_dict().items()}, tiny_models.output(model.eval(), "llama")
+    return (
+        folder,
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        tiny_models.output(model.eval(), "llama"),
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
@@ -47,7 +53,11 @@ def test_the_state_dict_of_a_live_model_is_folded_in(
     tensors = {name.replace("base_model.model.", prefix, 1): tensor for name, tensor in live[1].items()}
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     done = CliRunner().invoke(app, ["merge", str(base), "-o", str(tmp_path / "out")])
-    assert done.exit_code == 1 and "is the state dict of a live PEFT model" in done.output and "adapter_config.json" in done.output
+    assert (
+        done.exit_code == 1
+        and "is the state dict of a live PEFT model" in done.output
+        and "adapter_config.json" in done.output
+    )
     with pytest.raises(NotPlaced, match="the base is the state dict of a live PEFT model"):
         surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(live[0]))
     shutil.copy(live[0] / "adapter_config.json", base)
@@ -66,7 +76,9 @@ def copied(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]
     return folder
 
 
-@pytest.mark.parametrize("name", ["base_model.model.lm_head.weight", "base_model.model.model.norm.weight", "base_model.model.score.weight"])
+@pytest.mark.parametrize(
+    "name", ["base_model.model.lm_head.weight", "base_model.model.model.norm.weight", "base_model.model.score.weight"]
+)
 def test_what_was_saved_ungathered_is_told_as_such(
     name: str, live: tuple[Path, dict[str, torch.Tensor], torch.Tensor], saved: Saved, tmp_path: Path
 ) -> None:
@@ -76,12 +88,17 @@ def test_what_was_saved_ungathered_is_told_as_such(
     assert "ZeRO-3 or FSDP" in str(caught.value) and name in str(caught.value)
 
 
-def test_a_missing_config_is_told(live: tuple[Path, dict[str, torch.Tensor], torch.Tensor], saved: Saved, tmp_path: Path) -> None:
+def test_a_missing_config_is_told(
+    live: tuple[Path, dict[str, torch.Tensor], torch.Tensor], saved: Saved, tmp_path: Path
+) -> None:
     (tmp_path / "base").mkdir()
     tensors = load_file(saved("llama") / "model.safetensors")
     fused = {name.replace("q_proj", "qkv_proj"): tensor for name, tensor in tensors.items()}
     save_file(fused, tmp_path / "base/model.safetensors")
-    for config, said in ((None, "the base has no config.json"), ({"hidden_size": 48}, "the base has no model_type in its config.json")):
+    for config, said in (
+        (None, "the base has no config.json"),
+        ({"hidden_size": 48}, "the base has no model_type in its config.json"),
+    ):
         if config:
             (tmp_path / "base/config.json").write_text(json.dumps(config))
         with pytest.raises(NotPlaced, match=said):
@@ -96,13 +113,16 @@ def test_a_head_on_a_body_is_told(family: str, saved: Saved, tmp_path: Path) -> 
     (tmp_path / "a").mkdir()
     rows, width = load_file(saved(family) / "model.safetensors").get("lm_head.weight", torch.ones(97, 36)).shape
     name = "base_model.model.lm_head.lora_{}.weight"
-    save_file({name.format("A"): torch.ones(4, width), name.format("B"): torch.ones(rows, 4)}, tmp_path / "a/adapter_model.safetensors")
+    save_file(
+        {name.format("A"): torch.ones(4, width), name.format("B"): torch.ones(rows, 4)},
+        tmp_path / "a/adapter_model.safetensors",
+    )
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
     with pytest.raises(NotPlaced, match="a body without its head") as caught:
         surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"))
-    assert {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}[family] in str(caught.value) and "--except 'lm_head'" in str(
+    assert {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}[family] in str(
         caught.value
-    )
+    ) and "--except 'lm_head'" in str(caught.value)
 
 
 FORMATS = {
@@ -130,7 +150,9 @@ def test_other_formats_are_told_by_their_content(case: str, tmp_path: Path) -> N
 
 
 def test_mlx_has_a_config_too(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0}}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0}})
+    )
     save_file({"model.layers.0.self_attn.q_proj.lora_a": ONE}, tmp_path / "adapters.safetensors")
     with pytest.raises(NotACheckpoint, match="MLX") as caught:
         surgery.open_adapter(tmp_path)

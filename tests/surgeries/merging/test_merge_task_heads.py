@@ -1,4 +1,6 @@
-"""Adapters that turned a model into a classifier, or into its bare model. The judge is the live model of the class that PEFT trained."""
+"""Adapters that turned a model into a classifier, or into its bare model. The judge is the live model of the class
+that PEFT trained.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,29 @@ MAPPINGS = {
     "QUESTION_ANS": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     BODY: modeling_auto.MODEL_MAPPING_NAMES,
 }
-WIDE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+WIDE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
 LLAMA = {**WIDE, "num_key_value_heads": 2}
 BERT = {**WIDE, "max_position_embeddings": 40}
-DISTIL = {"vocab_size": 96, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 40, "pad_token_id": 0}
+DISTIL = {
+    "vocab_size": 96,
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
 GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "pad_token_id": 0}
 OPT = {
-    "vocab_size": 96, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32,
+    "vocab_size": 96, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "word_embed_proj_dim": 32,
     "max_position_embeddings": 40, "pad_token_id": 1,
 }  # fmt: skip
 T5 = {
@@ -58,7 +76,8 @@ T5 = {
     "decoder_start_token_id": 0,
 }  # fmt: skip
 BART = {
-    "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40, "pad_token_id": 1, "eos_token_id": 2,
     "decoder_start_token_id": 2,
 }  # fmt: skip
@@ -102,8 +121,10 @@ CASES = {
     "bert, features": Case("BertForPreTraining", BERT, BODY, VALUE),
     "bert, questions": Case("BertForMaskedLM", BERT, "QUESTION_ANS", VALUE, 2),
     "bert, two labels were": Case("BertForSequenceClassification", BERT, "SEQ_CLS", VALUE),
-    "bert, tokens of a classifier of five": Case("BertForSequenceClassification", {**BERT, "num_labels": 5}, "TOKEN_CLS", VALUE, 2),
-    "bert, questions of a classifier of five": Case("BertForSequenceClassification", {**BERT, "num_labels": 5}, "QUESTION_ANS", VALUE, 2),
+    "bert, tokens of a classifier of five": Case("BertForSequenceClassification", {**BERT, "num_labels": 5},
+    "TOKEN_CLS", VALUE, 2),
+    "bert, questions of a classifier of five": Case("BertForSequenceClassification", {**BERT, "num_labels": 5},
+    "QUESTION_ANS", VALUE, 2),
     "roberta, masked": Case("RobertaForMaskedLM", ROBERTA, "SEQ_CLS", VALUE),
     "roberta, bare": Case("RobertaModel", ROBERTA, "SEQ_CLS", VALUE, 3),
     "roberta, questions": Case("RobertaForMaskedLM", ROBERTA, "QUESTION_ANS", VALUE, 2),
@@ -141,7 +162,12 @@ def loaded(case: Case, path: Path, **options: Any) -> Any:
 def trained(case: Case, base: Path, out: Path, **more: Any) -> torch.Tensor:
     """Save an adapter with random values to `out`; what PEFT computes live with it, loaded from there."""
     generator = torch.Generator().manual_seed(1)
-    lora = {"task_type": case.task, "target_modules": list(case.aimed), "modules_to_save": list(case.saved) or None, **more}
+    lora = {
+        "task_type": case.task,
+        "target_modules": list(case.aimed),
+        "modules_to_save": list(case.saved) or None,
+        **more,
+    }
     model = peft.get_peft_model(loaded(case, base), peft.LoraConfig(r=4, lora_alpha=6, **lora))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -170,7 +196,9 @@ def said(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_class_that_was_trained_loads_the_result_and_computes_what_the_live_model_does(name: str, tmp_path: Path) -> None:
+def test_the_class_that_was_trained_loads_the_result_and_computes_what_the_live_model_does(
+    name: str, tmp_path: Path
+) -> None:
     case = CASES[name]
     base, out = made(case, tmp_path / "base"), tmp_path / "out"
     live = trained(case, base, tmp_path / "a")
@@ -187,7 +215,9 @@ def test_the_class_that_was_trained_loads_the_result_and_computes_what_the_live_
     assert found.proof and found.proof.of(Verdict.EXACT)
 
 
-@pytest.mark.parametrize("name", ["llama, causal", "llama, bare", "bert, two labels were", "gpt2, features", "t5, tokens"])
+@pytest.mark.parametrize(
+    "name", ["llama, causal", "llama, bare", "bert, two labels were", "gpt2, features", "t5, tokens"]
+)
 def test_it_is_taken_back_by_its_record(name: str, tmp_path: Path) -> None:
     base = made(CASES[name], tmp_path / "base")
     trained(CASES[name], base, tmp_path / "a")
@@ -197,10 +227,13 @@ def test_it_is_taken_back_by_its_record(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("base", "config", "ties"), [
-    ("BertModel", BERT, 0), ("RobertaModel", ROBERTA, 0), ("GPT2Model", GPT2, 0), ("T5Model", T5, 0), ("OPTModel", OPT, 0),
+    ("BertModel", BERT, 0), ("RobertaModel", ROBERTA, 0), ("GPT2Model", GPT2, 0), ("T5Model", T5, 0), ("OPTModel", OPT,
+    0),
     ("BertForMaskedLM", BERT, 1), ("GPT2LMHeadModel", GPT2, 1), ("BertForSequenceClassification", BERT, 0),
 ])  # fmt: skip
-def test_the_embedding_of_a_class_without_a_head_is_called_no_head(base: str, config: dict[str, Any], ties: int, tmp_path: Path) -> None:
+def test_the_embedding_of_a_class_without_a_head_is_called_no_head(
+    base: str, config: dict[str, Any], ties: int, tmp_path: Path
+) -> None:
     made(Case(base, config, BODY, ()), tmp_path / "base")
     assert len(surgery.inspect(tmp_path / "base").ties) == ties
 
@@ -235,12 +268,20 @@ def test_what_is_left_out_is_named(five: tuple[Path, Path]) -> None:
     found = merged(*five)
     assert sorted(found.dropped) == ["lm_head.weight"]
     assert "left out, since LlamaForSequenceClassification has no place for them: lm_head.weight" in found.notes
-    assert any("LlamaForSequenceClassification, with 5 labels, no more LlamaForCausalLM" in note for note in found.notes)
+    assert any(
+        "LlamaForSequenceClassification, with 5 labels, no more LlamaForCausalLM" in note for note in found.notes
+    )
 
 
 def test_names_of_labels_stay_where_they_are_as_many(tmp_path: Path) -> None:
     names = {"id2label": {"0": "bad", "1": "so", "2": "good"}, "label2id": {"bad": 0, "so": 1, "good": 2}}
-    case = Case("BertForSequenceClassification", {**BERT, **names, "problem_type": "multi_label_classification"}, "SEQ_CLS", VALUE, 3)
+    case = Case(
+        "BertForSequenceClassification",
+        {**BERT, **names, "problem_type": "multi_label_classification"},
+        "SEQ_CLS",
+        VALUE,
+        3,
+    )
     base = made(case, tmp_path / "base")
     trained(case, base, tmp_path / "a")
     surgery.write(merged(base, tmp_path / "a"), tmp_path / "out")
@@ -254,23 +295,45 @@ def test_one_label_is_a_regression_and_what_was_said_of_other_labels_goes(tmp_pa
     base = made(case, tmp_path / "base")
     trained(case, base, tmp_path / "a")
     found = merged(base, tmp_path / "a").config
-    assert (found["id2label"], found["label2id"], found["problem_type"]) == ({"0": "LABEL_0"}, {"LABEL_0": 0}, "regression")
+    assert (found["id2label"], found["label2id"], found["problem_type"]) == (
+        {"0": "LABEL_0"},
+        {"LABEL_0": 0},
+        "regression",
+    )
 
 
-def test_a_class_with_modules_that_nothing_holds_is_refused_unless_it_is_named(bert: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="BertForSequenceClassification has 1 modules that neither the base nor the adapter") as error:
+def test_a_class_with_modules_that_nothing_holds_is_refused_unless_it_is_named(
+    bert: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        AdapterError, match="BertForSequenceClassification has 1 modules that neither the base nor the adapter"
+    ) as error:
         merged(*bert)
-    assert "bert.pooler" in error.value.where and "--architecture BertForSequenceClassification" in (error.value.help or "")
+    assert "bert.pooler" in error.value.where and "--architecture BertForSequenceClassification" in (
+        error.value.help or ""
+    )
     surgery.write(merged(*bert, architecture="BertForSequenceClassification"), tmp_path / "out")
     assert said(tmp_path / "out")["architectures"] == ["BertForSequenceClassification"]
 
 
-def test_a_head_of_more_than_one_class_is_refused_with_the_option_that_decides(bert: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_head_of_more_than_one_class_is_refused_with_the_option_that_decides(
+    bert: tuple[Path, Path], tmp_path: Path
+) -> None:
     adapter = told(bert[1], tmp_path / "a", task_type=None, auto_mapping=None)
     with pytest.raises(AdapterError, match="which class it is of is not clear") as error:
         merged(bert[0], adapter)
-    assert any("BertForTokenClassification" in row for row in error.value.where) and "--architecture" in (error.value.help or "")
-    arguments = ["merge", str(bert[0]), str(adapter), "-o", str(tmp_path / "out"), "--architecture", "BertForTokenClassification"]
+    assert any("BertForTokenClassification" in row for row in error.value.where) and "--architecture" in (
+        error.value.help or ""
+    )
+    arguments = [
+        "merge",
+        str(bert[0]),
+        str(adapter),
+        "-o",
+        str(tmp_path / "out"),
+        "--architecture",
+        "BertForTokenClassification",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     kind: Any = tf.BertForTokenClassification
@@ -279,11 +342,19 @@ def test_a_head_of_more_than_one_class_is_refused_with_the_option_that_decides(b
     assert surgery.verify(tmp_path / "out", base=bert[0], adapter=adapter).ok
 
 
-def test_without_a_task_type_the_head_or_what_peft_noted_tells(five: tuple[Path, Path], bert: tuple[Path, Path], tmp_path: Path) -> None:
-    noted = {"base_model_class": "BertForTokenClassification", "parent_library": "transformers.models.bert.modeling_bert"}
+def test_without_a_task_type_the_head_or_what_peft_noted_tells(
+    five: tuple[Path, Path], bert: tuple[Path, Path], tmp_path: Path
+) -> None:
+    noted = {
+        "base_model_class": "BertForTokenClassification",
+        "parent_library": "transformers.models.bert.modeling_bert",
+    }
     adapter = told(bert[1], tmp_path / "a", task_type=None, auto_mapping=noted)
     assert merged(bert[0], adapter).config["architectures"] == ["BertForTokenClassification"]
-    noted = {"base_model_class": "LlamaForSequenceClassification", "parent_library": "transformers.models.llama.modeling_llama"}
+    noted = {
+        "base_model_class": "LlamaForSequenceClassification",
+        "parent_library": "transformers.models.llama.modeling_llama",
+    }
     adapter = told(five[1], tmp_path / "b", task_type=None, auto_mapping=noted)
     assert merged(five[0], adapter).config["architectures"] == ["LlamaForSequenceClassification"]
 
@@ -319,25 +390,36 @@ def test_a_head_that_is_left_out_leaves_the_class(five: tuple[Path, Path]) -> No
 
 
 def test_an_architecture_that_the_type_has_not_is_refused(five: tuple[Path, Path]) -> None:
-    with pytest.raises(SurgeryError, match="how model type `llama` becomes a `LlamaForSequenceClasification` is not known") as error:
+    with pytest.raises(
+        SurgeryError, match="how model type `llama` becomes a `LlamaForSequenceClasification` is not known"
+    ) as error:
         merged(*five, architecture="LlamaForSequenceClasification")
     assert "LlamaForSequenceClassification" in (error.value.help or "")
 
 
-def test_a_bare_model_with_parts_that_nothing_holds_is_refused_unless_it_is_named(bert: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_bare_model_with_parts_that_nothing_holds_is_refused_unless_it_is_named(
+    bert: tuple[Path, Path], tmp_path: Path
+) -> None:
     trained(Case("BertForMaskedLM", BERT, BODY, VALUE), bert[0], tmp_path / "a")
     with pytest.raises(AdapterError, match="BertModel has 1 modules that neither") as error:
         merged(bert[0], tmp_path / "a")
     assert "pooler" in error.value.where
     found = merged(bert[0], tmp_path / "a", architecture="BertModel")
-    assert "encoder.layer.0.attention.self.query.weight" in found.tensors and not [n for n in found.tensors if n.startswith("cls.")]
+    assert "encoder.layer.0.attention.self.query.weight" in found.tensors and not [
+        n for n in found.tensors if n.startswith("cls.")
+    ]
 
 
-@pytest.mark.parametrize(("base", "config", "aimed"), [("T5EncoderModel", T5, ("q", "v")), ("LlamaForCausalLM", LLAMA, Q)])
-def test_features_trained_in_the_base_class_leave_it(base: str, config: dict[str, Any], aimed: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("base", "config", "aimed"), [("T5EncoderModel", T5, ("q", "v")), ("LlamaForCausalLM", LLAMA, Q)]
+)
+def test_features_trained_in_the_base_class_leave_it(
+    base: str, config: dict[str, Any], aimed: tuple[str, ...], tmp_path: Path
+) -> None:
     made(Case(base, config, BODY, aimed), tmp_path / "base")
     model = peft.get_peft_model(
-        getattr(tf, base).from_pretrained(tmp_path / "base"), peft.LoraConfig(task_type=BODY, target_modules=list(aimed), r=2)
+        getattr(tf, base).from_pretrained(tmp_path / "base"),
+        peft.LoraConfig(task_type=BODY, target_modules=list(aimed), r=2),
     )
     model.save_pretrained(str(tmp_path / "a"))
     found, before = merged(tmp_path / "base", tmp_path / "a"), surgery.open_checkpoint(tmp_path / "base")
@@ -349,10 +431,15 @@ def test_the_table_is_that_of_the_auto_classes() -> None:
     rows += [(BODY, *row.split("/")) for classes in BODIES.values() for row in classes.split()]
     assert len(rows) == len(set(rows)) > 550
     has: dict[tuple[str, ...], Any] = {row: MAPPINGS[row[0]][row[1]] for row in rows}
-    assert not [row for row, found in has.items() if row[2] != found and (isinstance(found, str) or row[2] not in found)]
+    assert not [
+        row for row, found in has.items() if row[2] != found and (isinstance(found, str) or row[2] not in found)
+    ]
 
 
-CHECKED = "albert bart bert bloom deberta-v2 distilbert electra falcon gemma gpt2 llama mixtral modernbert opt phi3 qwen2 roberta t5 xlnet"
+CHECKED = (
+    "albert bart bert bloom deberta-v2 distilbert electra falcon gemma gpt2 llama mixtral modernbert opt phi3 qwen2"
+    " roberta t5 xlnet"
+)
 
 
 @pytest.mark.slow

@@ -71,7 +71,9 @@ def test_the_chat_template_of_the_training_comes_along(base: Path, adapter: Path
 def test_the_bases_is_kept_when_that_is_said(base: Path, adapter: Path) -> None:
     tokenizer("one two three", TEMPLATE).save_pretrained(adapter)
     out, notes = merged(base, adapter, tokenizer="base")
-    assert {n: h for n, h in hashes(out).items() if n in hashes(base) and n != "model.safetensors"}.items() <= hashes(base).items()
+    assert {n: h for n, h in hashes(out).items() if n in hashes(base) and n != "model.safetensors"}.items() <= hashes(
+        base
+    ).items()
     assert not any("tokenizer" in note for note in notes) and not (out / "chat_template.jinja").exists()
 
 
@@ -83,7 +85,9 @@ def test_a_tokenizer_of_the_same_content_is_no_news(base: Path, adapter: Path) -
 
 def test_an_adapter_without_a_tokenizer_leaves_the_bases(base: Path, adapter: Path) -> None:
     out, notes = merged(base, adapter)
-    assert hashes(out)["tokenizer.json"] == hashes(base)["tokenizer.json"] and not any("tokenizer" in note for note in notes)
+    assert hashes(out)["tokenizer.json"] == hashes(base)["tokenizer.json"] and not any(
+        "tokenizer" in note for note in notes
+    )
     with pytest.raises(AdapterError, match="the adapter has no tokenizer"):
         merged(base, adapter, out="second", tokenizer="adapter")
 

@@ -1,4 +1,6 @@
-"""LoRA on modules whose weight the class reads directly: the live model computes without it, and so does the merged one."""
+"""LoRA on modules whose weight the class reads directly: the live model computes without it, and so does the merged
+one.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,20 @@ import surgery
 from surgery.models.unapplied import UNAPPLIED
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2}
-_ATTENTION = {"intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+_ATTENTION = {
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+}
 _EXPERTS = {"expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False}
 MODELS: dict[str, Callable[[], Any]] = {
     "mamba": lambda: tf.MambaForCausalLM(tf.MambaConfig(**SIZES, state_size=4)),
     "falcon_mamba": lambda: tf.FalconMambaForCausalLM(tf.FalconMambaConfig(**SIZES, state_size=4)),
-    "jamba": lambda: tf.JambaForCausalLM(tf.JambaConfig(**SIZES, **_ATTENTION, **_EXPERTS, mamba_d_state=4, mamba_dt_rank=4)),
+    "jamba": lambda: tf.JambaForCausalLM(
+        tf.JambaConfig(**SIZES, **_ATTENTION, **_EXPERTS, mamba_d_state=4, mamba_dt_rank=4)
+    ),
 }
 
 
@@ -62,16 +72,23 @@ def test_every_row_is_tried() -> None:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_the_live_model_computes_without_it(family: str, tmp_path: Path) -> None:
-    """Alone it changes nothing; beside LoRA on other modules these are merged, and it is dropped by name, with a note."""
+    """Alone it changes nothing; beside LoRA on other modules these are merged, and it is dropped by name, with a
+    note.
+    """
     model = built(family, tmp_path / "base")
     before, targets = logits(model), list(UNAPPLIED[family])
     assert torch.equal(adapted(model, tmp_path / "alone", target_modules=targets), before)
     surgery.write(
-        surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "alone")), tmp_path / "alone-merged"
+        surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "alone")),
+        tmp_path / "alone-merged",
     )
     for name, tensor in load_file(tmp_path / "base/model.safetensors").items():
         assert torch.equal(tensor, load_file(tmp_path / "alone-merged/model.safetensors")[name])
-    live = adapted(type(model).from_pretrained(tmp_path / "base").eval(), tmp_path / "a", target_modules=[*targets, "in_proj", "x_proj"])
+    live = adapted(
+        type(model).from_pretrained(tmp_path / "base").eval(),
+        tmp_path / "a",
+        target_modules=[*targets, "in_proj", "x_proj"],
+    )
     made = merged(tmp_path)
     assert {name for name in made.dropped if ".lora_" in name} == {
         name for name in load_file(tmp_path / "a/adapter_model.safetensors") if ".dt_proj.lora_" in name
@@ -87,7 +104,12 @@ def test_on_the_parameter_it_is_not_applied_either(tmp_path: Path) -> None:
     """PEFT puts LoRA on a parameter in its place while its module is called, and the module is not."""
     model = built("mamba", tmp_path / "base")
     before = logits(model)
-    assert torch.equal(adapted(model, tmp_path / "a", target_modules=["in_proj"], target_parameters=["dt_proj.weight"]), before) is False
+    assert (
+        torch.equal(
+            adapted(model, tmp_path / "a", target_modules=["in_proj"], target_parameters=["dt_proj.weight"]), before
+        )
+        is False
+    )
     made = merged(tmp_path)
     live = logits(model)
     assert any(".dt_proj." in name for name in made.dropped) and not any(".in_proj." in name for name in made.dropped)

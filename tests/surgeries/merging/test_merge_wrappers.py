@@ -32,7 +32,9 @@ def trained(base: Path, out: Path, kind: Any = tf.LlamaForCausalLM, *, seed: int
     """Save an adapter with random values to `out`, and return what PEFT computes live with it, loaded from there."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(0)
-    model = peft.get_peft_model(kind.from_pretrained(base).eval(), peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **options})).eval()
+    model = peft.get_peft_model(
+        kind.from_pretrained(base).eval(), peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **options})
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -44,7 +46,9 @@ def trained(base: Path, out: Path, kind: Any = tf.LlamaForCausalLM, *, seed: int
 
 @pytest.fixture(scope="module")
 def plain(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
-    """An adapter of LoRA, a saved head, a saved norm and trained tokens, with a rank and an alpha of one module's own."""
+    """An adapter of LoRA, a saved head, a saved norm and trained tokens, with a rank and an alpha of one module's
+    own.
+    """
     folder = tmp_path_factory.mktemp("plain")
     live = trained(
         saved("llama"),
@@ -103,7 +107,9 @@ WRAPPED: dict[str, tuple[Rename, str]] = {
     "both": (within("layers.1", "_fsdp_wrapped_module._checkpoint_wrapped_module"), "_checkpoint_wrapped_module."),
     "compiled layers": (within("self_attn", "_orig_mod"), "_orig_mod."),
     "FSDP on the factors": (
-        lambda name: name.replace("lora_A.", "lora_A.default._fsdp_wrapped_module.").replace("lora_B.", "lora_B._fsdp_wrapped_module."),
+        lambda name: name.replace("lora_A.", "lora_A.default._fsdp_wrapped_module.").replace(
+            "lora_B.", "lora_B._fsdp_wrapped_module."
+        ),
         "_fsdp_wrapped_module.",
     ),
     "PEFT twice": (lambda name: f"{PREFIX}{name}", "base_model.model."),
@@ -116,7 +122,9 @@ WRAPPED: dict[str, tuple[Rename, str]] = {
 
 
 @pytest.mark.parametrize("case", WRAPPED)
-def test_wrappers_are_taken_off_and_named(case: str, plain: tuple[Path, torch.Tensor], saved: Saved, tmp_path: Path) -> None:
+def test_wrappers_are_taken_off_and_named(
+    case: str, plain: tuple[Path, torch.Tensor], saved: Saved, tmp_path: Path
+) -> None:
     rename, wrapper = WRAPPED[case]
     adapter = called(plain[0], tmp_path / "a", rename)
     want, got = merged(saved("llama"), plain[0]), merged(saved("llama"), adapter)
@@ -153,7 +161,9 @@ def test_biases(saved: Saved, tmp_path: Path) -> None:
     def rename(name: str) -> str:
         return f"module.{name}".replace("attention.dense.", "attention.dense._fsdp_wrapped_module.")
 
-    model = peft.get_peft_model(tiny_models.build("gpt_neox"), peft.LoraConfig(r=4, target_modules=["query_key_value"], bias="all"))
+    model = peft.get_peft_model(
+        tiny_models.build("gpt_neox"), peft.LoraConfig(r=4, target_modules=["query_key_value"], bias="all")
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
@@ -171,7 +181,9 @@ class Held(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.module = torch.nn.ModuleDict({"inner": torch.nn.Linear(6, 5, bias=False), "module": torch.nn.Linear(6, 5, bias=False)})
+        self.module = torch.nn.ModuleDict(
+            {"inner": torch.nn.Linear(6, 5, bias=False), "module": torch.nn.Linear(6, 5, bias=False)}
+        )
         self.head = torch.nn.Linear(5, 4)
 
 
@@ -182,7 +194,9 @@ def test_a_base_with_modules_of_such_names(front: str, tmp_path: Path) -> None:
     model = Held()
     (tmp_path / "base").mkdir()
     save_file(model.state_dict(), tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    live = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["inner", "module.module"], modules_to_save=["head"]))
+    live = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["inner", "module.module"], modules_to_save=["head"])
+    )
     with torch.no_grad():
         for parameter in live.parameters():
             if parameter.requires_grad:
@@ -210,11 +224,15 @@ def test_two_that_would_be_one_are_refused(plain: tuple[Path, torch.Tensor], sav
 
 def stray(plain: Path, folder: Path, name: str) -> Path:
     saved = ["v_head" if name.startswith("v_head") else "lm_head", "model.norm"]
-    return called(plain, folder, lambda old: old.replace(f"{PREFIX}lm_head.", f"{PREFIX}{name}."), modules_to_save=saved)
+    return called(
+        plain, folder, lambda old: old.replace(f"{PREFIX}lm_head.", f"{PREFIX}{name}."), modules_to_save=saved
+    )
 
 
 @pytest.mark.parametrize("name", ["language_model.lm_head", "model.lm_head", "v_head.summary", "net.lm_head"])
-def test_a_whole_tensor_without_a_place_is_refused(name: str, plain: tuple[Path, torch.Tensor], saved: Saved, tmp_path: Path) -> None:
+def test_a_whole_tensor_without_a_place_is_refused(
+    name: str, plain: tuple[Path, torch.Tensor], saved: Saved, tmp_path: Path
+) -> None:
     adapter = stray(plain[0], tmp_path / "a", name)
     with pytest.raises(NotPlaced) as caught:
         merged(saved("llama"), adapter)
@@ -224,7 +242,9 @@ def test_a_whole_tensor_without_a_place_is_refused(name: str, plain: tuple[Path,
     assert done.exit_code == 1 and not (tmp_path / "out").exists() and hashes(saved("llama")) == before
 
 
-def test_a_rule_that_places_only_some_is_refused(plain: tuple[Path, torch.Tensor], saved: Saved, tmp_path: Path) -> None:
+def test_a_rule_that_places_only_some_is_refused(
+    plain: tuple[Path, torch.Tensor], saved: Saved, tmp_path: Path
+) -> None:
     """LoRA moved to its place by --map, and the head left behind under another name."""
     adapter = called(plain[0], tmp_path / "a", lambda name: name.replace(PREFIX, f"{PREFIX}net."))
     with pytest.raises(NotPlaced, match=r"lm_head\.weight"):
@@ -237,10 +257,12 @@ def test_what_is_asked_for_is_added(plain: tuple[Path, torch.Tensor], saved: Sav
     out = str(tmp_path / "out")
     done = CliRunner().invoke(app, ["merge", str(saved("llama")), str(adapter), "-o", out, "--add", r"v_head\..*"])
     assert done.exit_code == 0, done.output
-    assert set(load_file(tmp_path / "out/model.safetensors")) - set(load_file(saved("llama") / "model.safetensors")) == {
-        "v_head.summary.weight"
-    }
-    assert surgery.verify(out, base=saved("llama"), adapter=adapter, check_class=False).ok  # the manifest says what was added
+    assert set(load_file(tmp_path / "out/model.safetensors")) - set(
+        load_file(saved("llama") / "model.safetensors")
+    ) == {"v_head.summary.weight"}
+    assert surgery.verify(
+        out, base=saved("llama"), adapter=adapter, check_class=False
+    ).ok  # the manifest says what was added
     with pytest.raises(SurgeryError, match="adds no tensor"):
         merged(saved("llama"), adapter, add="score.*", except_="v_head.*")
 
@@ -255,10 +277,14 @@ def test_verify_tells_a_stray_tensor(plain: tuple[Path, torch.Tensor], saved: Sa
     adapter = stray(plain[0], tmp_path / "a", "language_model.lm_head")
     surgery.write(merged(saved("llama"), adapter, except_="language_model.*"), tmp_path / "out")
     weights = tmp_path / "out/model.safetensors"
-    save_file({**load_file(weights), "language_model.lm_head.weight": torch.ones(97, 48)}, weights, metadata={"format": "pt"})
+    save_file(
+        {**load_file(weights), "language_model.lm_head.weight": torch.ones(97, 48)}, weights, metadata={"format": "pt"}
+    )
     with pytest.raises(NotPlaced, match=r"language_model\.lm_head\.weight"):
         surgery.verify(tmp_path / "out", base=saved("llama"), adapter=adapter, only=".*", check_class=False)
-    found = surgery.verify(tmp_path / "out", base=saved("llama"), adapter=adapter, except_="language_model.*", check_class=False)
+    found = surgery.verify(
+        tmp_path / "out", base=saved("llama"), adapter=adapter, except_="language_model.*", check_class=False
+    )
     assert [one.name for one in found.proof.wrong] == ["language_model.lm_head.weight"]
 
 
@@ -272,12 +298,16 @@ def test_verify_tells_a_stray_tensor(plain: tuple[Path, torch.Tensor], saved: Sa
         ("gpt_neox", "GPTNeoXForQuestionAnswering", "qa_outputs"),
     ],
 )
-def test_a_head_that_a_class_of_the_type_has_is_new(family: str, kind: str, module: str, saved: Saved, tmp_path: Path) -> None:
+def test_a_head_that_a_class_of_the_type_has_is_new(
+    family: str, kind: str, module: str, saved: Saved, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = getattr(tf, kind).from_pretrained(saved(family))
     head = {name for name in model.state_dict() if name.startswith(f"{module}.")}
     name = {"llama": "q_proj", "gpt2": "c_attn", "bert": "query", "gpt_neox": "query_key_value"}[family]
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[name], modules_to_save=[module])).save_pretrained(tmp_path / "a")
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[name], modules_to_save=[module])).save_pretrained(
+        tmp_path / "a"
+    )
     got = merged(saved(family), tmp_path / "a")
     new = got.tensors.keys() - surgery.open_checkpoint(saved(family)).tensors.keys()
     assert new == head
@@ -285,7 +315,13 @@ def test_a_head_that_a_class_of_the_type_has_is_new(family: str, kind: str, modu
 
 def test_the_table_of_heads_is_what_the_classes_have() -> None:
     """On the families whose classes are quick to make, each class with its head and nothing else beside the body."""
-    small = {"num_hidden_layers": 1, "hidden_size": 36, "num_attention_heads": 3, "vocab_size": 97, "intermediate_size": 50}
+    small = {
+        "num_hidden_layers": 1,
+        "hidden_size": 36,
+        "num_attention_heads": 3,
+        "vocab_size": 97,
+        "intermediate_size": 50,
+    }
     for kind in (
         "llama",
         "mistral",
@@ -313,13 +349,18 @@ def test_the_table_names_classes_that_there_are() -> None:
     rows = [row for classes in CLASSES.values() for row in classes.split()]
     assert len(rows) == len(set(rows)) > 700
     assert not [row for row in rows if not hasattr(tf, row.partition("/")[2])]
-    assert classes_with({"model_type": "llama"}, "score.weight") == ["LlamaForSequenceClassification", "LlamaForTokenClassification"]
+    assert classes_with({"model_type": "llama"}, "score.weight") == [
+        "LlamaForSequenceClassification",
+        "LlamaForTokenClassification",
+    ]
     assert classes_with({"model_type": "llama"}, "classifier.weight") == classes_with({}, "score.weight") == []
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "module"])
 @pytest.mark.parametrize("part", ["model.layers.0", "lm_head"])
-def test_wrapped_names_do_not_go_on_into_what_is_written(wrapper: str, part: str, saved: Saved, plain: Any, tmp_path: Path) -> None:
+def test_wrapped_names_do_not_go_on_into_what_is_written(
+    wrapper: str, part: str, saved: Saved, plain: Any, tmp_path: Path
+) -> None:
     base, adapter = surgery.open_checkpoint(saved("llama")), called(plain[0], tmp_path / "a", within(part, wrapper))
     opened = surgery.open_adapter(adapter)
     for verb in (

@@ -1,4 +1,6 @@
-"""Every way in which a tied family can be stored, and an adapter on each of its names: merged, it computes what the live model does."""
+"""Every way in which a tied family can be stored, and an adapter on each of its names: merged, it computes what the
+live model does.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,15 @@ transformers_logging.set_verbosity_error()
 
 _IDS = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _TEXT = {**_IDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-_T5 = {"vocab_size": 97, "d_model": 32, "d_ff": 48, "num_layers": 1, "num_heads": 4, "d_kv": 8, "decoder_start_token_id": 0}
+_T5 = {
+    "vocab_size": 97,
+    "d_model": 32,
+    "d_ff": 48,
+    "num_layers": 1,
+    "num_heads": 4,
+    "d_kv": 8,
+    "decoder_start_token_id": 0,
+}
 _BART = {
     **_IDS, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 1, "decoder_layers": 1,
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 0,
@@ -33,14 +43,23 @@ _BART = {
 _LONG = {"max_position_embeddings": 64}
 _MARIAN = {**_BART, **_LONG, "pad_token_id": 96, "decoder_start_token_id": 96}
 _WHISPER = {**_BART, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 32}
-_QWEN_TEXT = {**_TEXT, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+_QWEN_TEXT = {
+    **_TEXT,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+}
 _QWEN = {
     "text_config": _QWEN_TEXT,
     "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4},
     "image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93,
 }  # fmt: skip
 _SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-_WITHIN = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+_WITHIN = (
+    "model.shared.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
 _BERT = {**_TEXT, **_LONG}
 
 
@@ -61,7 +80,8 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "t5": Family(tf.T5ForConditionalGeneration, tf.T5Config, _T5, _SHARED, "q"),
-    "t5-v1.1": Family(tf.T5ForConditionalGeneration, tf.T5Config, {**_T5, "feed_forward_proj": "gated-gelu"}, _SHARED, "q"),
+    "t5-v1.1": Family(tf.T5ForConditionalGeneration, tf.T5Config, {**_T5, "feed_forward_proj": "gated-gelu"}, _SHARED,
+    "q"),
     "bart": Family(tf.BartForConditionalGeneration, tf.BartConfig, {**_BART, **_LONG}, _WITHIN, "q_proj"),
     "mbart": Family(tf.MBartForConditionalGeneration, tf.MBartConfig, {**_BART, **_LONG}, _WITHIN, "q_proj"),
     "pegasus": Family(tf.PegasusForConditionalGeneration, tf.PegasusConfig, {**_BART, **_LONG}, _WITHIN, "q_proj"),
@@ -70,14 +90,16 @@ FAMILIES: dict[str, Family] = {
         tf.MarianMTModel, tf.MarianConfig, {**_MARIAN, "share_encoder_decoder_embeddings": False}, _WITHIN[2:], "q_proj"
     ),
     "whisper": Family(
-        tf.WhisperForConditionalGeneration, tf.WhisperConfig, _WHISPER, ("model.decoder.embed_tokens.weight", "proj_out.weight"), "q_proj"
+        tf.WhisperForConditionalGeneration, tf.WhisperConfig, _WHISPER, ("model.decoder.embed_tokens.weight",
+        "proj_out.weight"), "q_proj"
     ),
     "bert": Family(
         tf.BertForMaskedLM, tf.BertConfig, _BERT,
         ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"), "query", tokens=False,
     ),
     "bert-bias": Family(
-        tf.BertForMaskedLM, tf.BertConfig, _BERT, ("cls.predictions.bias", "cls.predictions.decoder.bias"), "query", tokens=False
+        tf.BertForMaskedLM, tf.BertConfig, _BERT, ("cls.predictions.bias", "cls.predictions.decoder.bias"), "query",
+        tokens=False
     ),
     "gpt2": Family(
         tf.GPT2LMHeadModel, tf.GPT2Config, {**_IDS, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64},
@@ -175,11 +197,17 @@ def adapters(layout: Layout) -> dict[str, dict[str, Any]]:
         module, _, leaf = name.rpartition(".")
         if leaf == "weight":
             found[f"LoRA on {module}"] = {"target_modules": [family.q, module]}
-            found[f"LoRA on {module}, tying asked"] = {"target_modules": [family.q, module], "ensure_weight_tying": True}
+            found[f"LoRA on {module}, tying asked"] = {
+                "target_modules": [family.q, module],
+                "ensure_weight_tying": True,
+            }
         if leaf == "weight" or module.endswith("decoder"):
             found[f"{module} saved"] = {"target_modules": [family.q], "modules_to_save": [module]}
         if leaf == "weight" and family.tokens:
-            found[f"tokens of {module}"] = {"target_modules": [family.q], "trainable_token_indices": {module: [3, 5, 8]}}
+            found[f"tokens of {module}"] = {
+                "target_modules": [family.q],
+                "trainable_token_indices": {module: [3, 5, 8]},
+            }
     return found
 
 
@@ -194,12 +222,16 @@ def output(model: Any) -> torch.Tensor:
 
 def saved_in(adapter: Path) -> set[str]:
     """The modules that the file has LoRA of."""
-    return {name.partition(".lora_")[0] for name in load_file(adapter / "adapter_model.safetensors") if ".lora_" in name}
+    return {
+        name.partition(".lora_")[0] for name in load_file(adapter / "adapter_model.safetensors") if ".lora_" in name
+    }
 
 
 def held_by(model: Any) -> set[str]:
     """The modules that the loaded model has LoRA of."""
-    return {name.partition(".lora_")[0] for name, _ in model.named_parameters(remove_duplicate=False) if ".lora_" in name}
+    return {
+        name.partition(".lora_")[0] for name, _ in model.named_parameters(remove_duplicate=False) if ".lora_" in name
+    }
 
 
 def check_layout(layout: Layout, weights: Any, tmp_path: Path) -> None:
@@ -238,6 +270,8 @@ def test_the_sample_is_of_the_layouts() -> None:
     assert set(map(str, LAYOUTS)) >= SAMPLE
 
 
-@pytest.mark.parametrize("layout", [pytest.param(one, id=str(one), marks=() if str(one) in SAMPLE else pytest.mark.slow) for one in CHOSEN])
+@pytest.mark.parametrize(
+    "layout", [pytest.param(one, id=str(one), marks=() if str(one) in SAMPLE else pytest.mark.slow) for one in CHOSEN]
+)
 def test_merged_is_the_live_model(layout: Layout, weights: Any, tmp_path: Path) -> None:
     check_layout(layout, weights, tmp_path)

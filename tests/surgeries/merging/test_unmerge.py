@@ -1,4 +1,6 @@
-"""The law of unmerging: what a reversible merge wrote gives the base back, byte for byte and file for file, or is refused."""
+"""The law of unmerging: what a reversible merge wrote gives the base back, byte for byte and file for file, or is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,16 @@ CASES: dict[str, tuple[str, Sequence[dict[str, Any]]]] = {
 def _mixtral() -> None:
     import transformers as tf
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    MODELS.setdefault("mixtral", lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**sizes, vocab_size=97, num_local_experts=3)))
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    MODELS.setdefault(
+        "mixtral", lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**sizes, vocab_size=97, num_local_experts=3))
+    )
 
 
 def trained(folder: Path, family: str, options: dict[str, Any], seed: int = 1) -> Path:
@@ -79,7 +89,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[P
     def get(case: str) -> list[Path]:
         if case not in made:
             family, options = CASES[case]
-            made[case] = [trained(tmp_path_factory.mktemp("adapter") / str(i), family, one, seed=i) for i, one in enumerate(options)]
+            made[case] = [
+                trained(tmp_path_factory.mktemp("adapter") / str(i), family, one, seed=i)
+                for i, one in enumerate(options)
+            ]
         return made[case]
 
     return get
@@ -104,12 +117,18 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
 def changed(a: Path, b: Path) -> set[str]:
     """Names of the tensors that differ, or are in one only."""
     found = [loaded(folder) for folder in (a, b)]
-    return {n for n in found[0].keys() | found[1].keys() if not (n in found[0] and n in found[1] and found[0][n].equal(found[1][n]))}
+    return {
+        n
+        for n in found[0].keys() | found[1].keys()
+        if not (n in found[0] and n in found[1] and found[0][n].equal(found[1][n]))
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_the_base_comes_back(case: str, dtype: torch.dtype, adapters: Callable[[str], list[Path]], tmp_path: Path) -> None:
+def test_the_base_comes_back(
+    case: str, dtype: torch.dtype, adapters: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
     """With its shards, index, config and card; and the merge was no copy."""
     base = save(CASES[case][0], tmp_path / "base", shard="20KB", dtype=dtype)
     (base / "README.md").write_text("the base's own card")
@@ -153,11 +172,16 @@ def test_headers_that_are_not_our_own(adapters: Callable[[str], list[Path]], tmp
     assert hashes(unmerged(made, tmp_path / "out")) == hashes(base)
 
 
-def test_other_instructions_give_the_same_bytes(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], tmp_path: Path) -> None:
+def test_other_instructions_give_the_same_bytes(
+    saved: Callable[..., Path], adapters: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
     """A merge and its undoing on machines whose linear algebra sums in another order."""
     base = saved("llama", shard="20KB", dtype=torch.float32)
     made = merged(base, adapters("DoRA"), tmp_path / "merged")
-    code = f"import surgery; surgery.write(surgery.unmerge(surgery.open_checkpoint({str(made)!r})), {str(tmp_path / 'out')!r})"
+    code = (
+        f"import surgery; surgery.write(surgery.unmerge(surgery.open_checkpoint({str(made)!r})),"
+        f" {str(tmp_path / 'out')!r})"
+    )
     slow = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41"}
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **slow}, check=True)
     assert hashes(tmp_path / "out") == hashes(base)
@@ -227,19 +251,25 @@ def test_no_record(saved: Callable[..., Path], adapters: Callable[[str], list[Pa
     check_refused(tmp_path / "merged", tmp_path / "out", "not made with --reversible", "--approximate")
 
 
-def test_a_changed_large_file(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], tmp_path: Path) -> None:
+def test_a_changed_large_file(
+    saved: Callable[..., Path], adapters: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
     """Small files are kept in the record; of large ones their digest is."""
     base = shutil.copytree(saved("llama"), tmp_path / "base")
     (base / "tokenizer.json").write_bytes(b"x" * (1 << 21))
     made = merged(base, adapters("LoRA"), tmp_path / "merged")
     assert hashes(unmerged(made, tmp_path / "same")) == hashes(base)
     (made / "tokenizer.json").write_bytes(b"y" * (1 << 21))
-    check_refused(made, tmp_path / "out", "was changed since the merge", "tokenizer.json", hashes(base)["tokenizer.json"])
+    check_refused(
+        made, tmp_path / "out", "was changed since the merge", "tokenizer.json", hashes(base)["tokenizer.json"]
+    )
     (made / "tokenizer.json").unlink()
     check_refused(made, tmp_path / "out", "not there any more", "tokenizer.json")
 
 
-def test_an_output_with_a_record_can_be_overwritten(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path) -> None:
+def test_an_output_with_a_record_can_be_overwritten(
+    saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path
+) -> None:
     """What lies in .surgery/ is ours."""
     before = hashes(made, without=())
     merged(saved("llama", shard="60KB", dtype=torch.bfloat16), adapters("DoRA"), made, overwrite=True)
@@ -270,13 +300,17 @@ def test_only_a_base_as_it_was_opened(saved: Callable[..., Path], tmp_path: Path
 def test_merged_unmerged_and_merged_again(
     saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path, tmp_path: Path
 ) -> None:
-    """The history goes back too: the adapter counts as merged no more. The output may even be merged anew, to the same bytes."""
+    """The history goes back too: the adapter counts as merged no more. The output may even be merged anew, to the
+    same bytes.
+    """
     out = unmerged(made, tmp_path / "out")
     again = merged(out, adapters("LoRA"), tmp_path / "again")
     assert hashes(again) == hashes(made)
 
 
-def test_killed_while_recording(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path, tmp_path: Path) -> None:
+def test_killed_while_recording(
+    saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path, tmp_path: Path
+) -> None:
     """A shard under its final name has its record; the rerun ends in the same bytes."""
     base, dest = saved("llama", shard="60KB", dtype=torch.bfloat16), tmp_path / "out"
     steps: list[surgery.Step] = []
@@ -290,7 +324,9 @@ def test_killed_while_recording(saved: Callable[..., Path], adapters: Callable[[
         shutil.rmtree(dest)
 
 
-def test_approximately(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path, tmp_path: Path) -> None:
+def test_approximately(
+    saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path, tmp_path: Path
+) -> None:
     """Most weights come back, and the note says about how many do not."""
     base = saved("llama", shard="60KB", dtype=torch.bfloat16)
     undone = surgery.unmerge_approximately(surgery.open_checkpoint(made), surgery.open_adapter(adapters("LoRA")[0]))
@@ -303,12 +339,17 @@ def test_approximately(saved: Callable[..., Path], adapters: Callable[[str], lis
     assert 0 < true < 0.3 and 0.7 * true < said < 1.4 * true
 
 
-def test_only_what_was_merged_is_subtracted(saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path) -> None:
+def test_only_what_was_merged_is_subtracted(
+    saved: Callable[..., Path], adapters: Callable[[str], list[Path]], made: Path
+) -> None:
     """As far as a manifest tells."""
     other = surgery.open_adapter(adapters("several adapters")[1])
     with pytest.raises(AdapterError, match="not one that was merged into this checkpoint"):
         surgery.unmerge_approximately(surgery.open_checkpoint(made), other)
-    assert any("taken on trust" in note for note in surgery.unmerge_approximately(surgery.open_checkpoint(saved("llama")), other).notes)
+    assert any(
+        "taken on trust" in note
+        for note in surgery.unmerge_approximately(surgery.open_checkpoint(saved("llama")), other).notes
+    )
 
 
 def test_other_surgeries_say_that_the_record_stays_behind(made: Path) -> None:
@@ -322,7 +363,9 @@ def test_a_cut_record_says_how_to_mend_it(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["DoRA", "a saved head", "trained tokens"])
-def test_what_no_subtraction_undoes(case: str, adapters: Callable[[str], list[Path]], saved: Callable[..., Path]) -> None:
+def test_what_no_subtraction_undoes(
+    case: str, adapters: Callable[[str], list[Path]], saved: Callable[..., Path]
+) -> None:
     with pytest.raises(NotSupported, match="which no subtraction undoes"):
         surgery.unmerge_approximately(surgery.open_checkpoint(saved("llama")), surgery.open_adapter(adapters(case)[0]))
 
@@ -330,12 +373,29 @@ def test_what_no_subtraction_undoes(case: str, adapters: Callable[[str], list[Pa
 @given(st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_predictions_do_not_depend_on_what_is_asked_for(tmp_path: Path, data: st.DataObject) -> None:
-    """Any elements of a prediction are those of the whole, bit for bit: for every dtype, rank, gain and kind of delta."""
+    """Any elements of a prediction are those of the whole, bit for bit: for every dtype, rank, gain and kind of
+    delta.
+    """
     dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]))
-    rows, columns, rank = data.draw(st.integers(1, 90)), data.draw(st.sampled_from([1, 7, 300])), data.draw(st.sampled_from([1, 5, 300]))
-    shapes = {"w": (rows, columns), "b": (rows, rank), "a": (rank, columns), "m": (rows,), "n": (rows,), "c": (columns,), "e": (columns,)}
+    rows, columns, rank = (
+        data.draw(st.integers(1, 90)),
+        data.draw(st.sampled_from([1, 7, 300])),
+        data.draw(st.sampled_from([1, 5, 300])),
+    )
+    shapes = {
+        "w": (rows, columns),
+        "b": (rows, rank),
+        "a": (rank, columns),
+        "m": (rows,),
+        "n": (rows,),
+        "c": (columns,),
+        "e": (columns,),
+    }
     torch.manual_seed(data.draw(st.integers(0, 9)))
-    save_file({n: torch.randn(s).to(dtype if n == "w" else torch.float32) for n, s in shapes.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {n: torch.randn(s).to(dtype if n == "w" else torch.float32) for n, s in shapes.items()},
+        tmp_path / "model.safetensors",
+    )
     t = surgery.open_checkpoint(tmp_path / "model.safetensors").tensors
     gain = data.draw(st.sampled_from([None, Gain(t["m"], t["n"]), Gain(t["c"], t["e"], columns=True)]))
     before = Before(t["w"].dtype, t["w"], (LowRank(t["b"], t["a"], 0.3), Dense(t["w"], 0.01)), gain)

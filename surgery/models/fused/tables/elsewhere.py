@@ -89,7 +89,8 @@ ELSEWHERE: tuple[Row, ...] = (
         "wqkv",
         QKV_PROJ,
         grouped_query(by_group=True),
-        "InternLM/InternLM tools/convert2llama.py; modeling_internlm2.py InternLM2Attention.forward: (h gs d), gs = G + 2",
+        "InternLM/InternLM tools/convert2llama.py; modeling_internlm2.py InternLM2Attention.forward: (h gs d), gs ="
+        " G + 2",
     ),
     Row(
         "qkv",
@@ -218,7 +219,8 @@ ELSEWHERE: tuple[Row, ...] = (
         "qkv",
         QKV_PROJ,
         equal(3),
-        "huggingface/pytorch-image-models timm/layers/attention.py Attention.forward: reshape(B, N, 3, heads, head_dim)",
+        "huggingface/pytorch-image-models timm/layers/attention.py Attention.forward: reshape(B, N, 3, heads,"
+        " head_dim)",
     ),
     Row(
         "qkv",
@@ -227,7 +229,8 @@ ELSEWHERE: tuple[Row, ...] = (
         "qkv",
         QKV_PROJ,
         equal(3),
-        "huggingface/pytorch-image-models timm/models/beit.py Attention.forward, eva.py EvaAttention.forward: k has no bias",
+        "huggingface/pytorch-image-models timm/models/beit.py Attention.forward, eva.py EvaAttention.forward: k has no"
+        " bias",
         tensors=WEIGHT,
         beside=(Beside("q_bias", "q"), Beside("v_bias", "v")),
         zeros=(("k", ".bias"),),

@@ -1,9 +1,9 @@
 """Experts of a layer in one 3-D tensor, and one module per expert, with gate and up apart.
 
-Stored (experts, out, in), or (experts, in, out) where a row says `transposed`; the parts are (out, in) as nn.Linear has them.
-`SAVED` are types whose files have the 3-D tensors; the files of `LOADED` have one module per expert, and the 3-D tensors are
-what their classes hold in memory, and load as well: where a file has these, they are split among all kinds; they are made only
-where experts are asked for.
+Stored (experts, out, in), or (experts, in, out) where a row says `transposed`; the parts are (out, in) as nn.Linear
+has them. `SAVED` are types whose files have the 3-D tensors; the files of `LOADED` have one module per expert, and
+the 3-D tensors are what their classes hold in memory, and load as well: where a file has these, they are split among
+all kinds; they are made only where experts are asked for.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ def _rows(
 
 
 def in_out(width: tuple[str, ...], *, transposed: bool, parts_tell: bool = False) -> Condition:
-    """Where a class has both orders of axes in its files: (experts, in, out) before transformers 5, (experts, out, in) since.
+    """Where a class has both orders of axes in its files: (experts, in, out) before transformers 5, (experts, out,
+    in) since.
 
-    The shape tells which, where there is one: of the fused tensor, and where `parts_tell`, of its halves. Else config.json's
-    `transformers_version` does. `width` names the length of the input in config.json. Raises NotSupported where a fused tensor's
-    in and out are equally long (transformers 5 would take the first for the second), LayoutError where neither fits.
+    The shape tells which, where there is one: of the fused tensor, and where `parts_tell`, of its halves. Else
+    config.json's `transformers_version` does. `width` names the length of the input in config.json. Raises
+    NotSupported where a fused tensor's in and out are equally long (transformers 5 would take the first for the
+    second), LayoutError where neither fits.
     """
 
     def only(config: Config, shape: Shape, there: bool) -> bool:
@@ -85,19 +87,27 @@ def in_out(width: tuple[str, ...], *, transposed: bool, parts_tell: bool = False
             raise NotSupported(
                 f"experts of {shape[1]} × {shape[2]} are (in, out) or (out, in), and nothing tells which",
                 where=[f"model type {config.get('model_type')!r}"],
-                help="transformers before 5 wrote (experts, in, out), later ones write (experts, out, in): other sizes tell which",
+                help=(
+                    "transformers before 5 wrote (experts, in, out), later ones write (experts, out, in): other sizes"
+                    " tell which"
+                ),
             )
         if (not there and not parts_tell) or shape[1] == shape[2]:
             return transposed == bool(re.match(r"[0-4]\.", str(config.get("transformers_version", ""))))
         if length not in shape[1:]:
-            raise LayoutError(f"experts of {whole} have no axis of {length}, which config.json says", where=[width[-1]], help=MISFIT)
+            raise LayoutError(
+                f"experts of {whole} have no axis of {length}, which config.json says", where=[width[-1]], help=MISFIT
+            )
         return transposed == (shape[1] == length)
 
     return only
 
 
 QWEN3_VL_MOE = ("qwen3_vl_moe", "qwen3_vl_moe_text")
-QWEN3_VL_MOE_IN = (("text_config.hidden_size", "hidden_size"), ("text_config.moe_intermediate_size", "moe_intermediate_size"))
+QWEN3_VL_MOE_IN = (
+    ("text_config.hidden_size", "hidden_size"),
+    ("text_config.moe_intermediate_size", "moe_intermediate_size"),
+)
 
 SAVED: tuple[Row, ...] = (
     *_rows(
@@ -113,7 +123,12 @@ SAVED: tuple[Row, ...] = (
         "models/openai_privacy_filter OpenAIPrivacyFilterExperts._apply_gate: halves, unlike gpt_oss",
         transposed=True,
     ),
-    *_rows(("llama4", "llama4_text"), r"layers\.\d+\.feed_forward", "models/llama4 Llama4TextExperts.forward", transposed=True),
+    *_rows(
+        ("llama4", "llama4_text"),
+        r"layers\.\d+\.feed_forward",
+        "models/llama4 Llama4TextExperts.forward",
+        transposed=True,
+    ),
     *_rows(
         ("aria", "aria_text"),
         r"layers\.\d+\.mlp",
@@ -151,7 +166,13 @@ SAVED: tuple[Row, ...] = (
         tensors=WEIGHT,
     ),
     *_rows(("jetmoe",), r"layers\.\d+\.mlp", "models/jetmoe JetMoeMoE.forward", LINEARS, tensors=WEIGHT),
-    *_rows(("step3p7",), r"layers\.\d+\.moe", "conversion_mapping: step3p7, Concatenate(1) at loading", APART, tensors=WEIGHT),
+    *_rows(
+        ("step3p7",),
+        r"layers\.\d+\.moe",
+        "conversion_mapping: step3p7, Concatenate(1) at loading",
+        APART,
+        tensors=WEIGHT,
+    ),
     *_rows(
         ("inkling_mm_model", "inkling2", "inkling2_text"),
         r"\d+\.mlp",
@@ -161,18 +182,29 @@ SAVED: tuple[Row, ...] = (
         tensors=WEIGHTS,
     ),
 )
-# Types of the pattern `qwen2_moe` in transformers' conversion_mapping, and those that repeat it: of those that were tried.
+# Types of the pattern `qwen2_moe` in transformers' conversion_mapping, and those that repeat it: of those that were
+# tried.
 QWEN2_MOE = (
-    "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
-    "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
-    "hy_v3", "kolibri1", "laguna", "longcat_flash", "mellum", "mimo_v2_flash", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
+    "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "dots1",
+    "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa",
+    "hunyuan_v1_moe",
+    "hy_v3", "kolibri1", "laguna", "longcat_flash", "mellum", "mimo_v2_flash", "olmoe", "qwen2_moe", "qwen3_moe",
+    "qwen3_next",
     "qwen3_5_moe_text", "solar_open", "unlimited_ocr",
 )  # fmt: skip
 
 LOADED: tuple[Row, ...] = (
     *_rows(QWEN2_MOE, r"layers\.\d+\.mlp", "conversion_mapping: qwen2_moe", tensors=WEIGHTS, asked=True),
     *_rows(("jamba",), r"layers\.\d+\.feed_forward", "conversion_mapping: jamba", tensors=WEIGHTS, asked=True),
-    *_rows(("lfm2_moe",), r"layers\.\d+\.feed_forward", "conversion_mapping: lfm2_moe", names=W123, tensors=WEIGHTS, asked=True),
+    *_rows(
+        ("lfm2_moe",),
+        r"layers\.\d+\.feed_forward",
+        "conversion_mapping: lfm2_moe",
+        names=W123,
+        tensors=WEIGHTS,
+        asked=True,
+    ),
     *_rows(
         ("mixtral", "minimax", "minimax_m2", "phimoe", "kimi_linear"),
         r"layers\.\d+\.(?:block_sparse_moe|mlp)",  # in files, and in memory
@@ -181,9 +213,21 @@ LOADED: tuple[Row, ...] = (
         tensors=WEIGHTS,
         asked=True,
     ),
-    *_rows(("deepseek_v4",), r"layers\.\d+\.(?:ffn|mlp)", "conversion_mapping: deepseek_v4", names=W123, tensors=WEIGHTS, asked=True),
     *_rows(
-        ("nemotron_h",), r"layers\.\d+\.mixer", "conversion_mapping: nemotron_h; there is no gate", NO_GATE, tensors=WEIGHTS, asked=True
+        ("deepseek_v4",),
+        r"layers\.\d+\.(?:ffn|mlp)",
+        "conversion_mapping: deepseek_v4",
+        names=W123,
+        tensors=WEIGHTS,
+        asked=True,
+    ),
+    *_rows(
+        ("nemotron_h",),
+        r"layers\.\d+\.mixer",
+        "conversion_mapping: nemotron_h; there is no gate",
+        NO_GATE,
+        tensors=WEIGHTS,
+        asked=True,
     ),
 )
 

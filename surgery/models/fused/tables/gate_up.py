@@ -57,7 +57,9 @@ LINEARS: tuple[Row, ...] = (
         "models/glm4v Glm4vTextMLP.forward",
     ),
     _row(("glm_ocr", "glm_ocr_text"), MLP, "gate_up_proj", GATE_UP_PROJ, "models/glm_ocr GlmOcrTextMLP.forward"),
-    _row(("glm_image", "glm_image_text"), MLP, "gate_up_proj", GATE_UP_PROJ, "models/glm_image GlmImageTextMLP.forward"),
+    _row(
+        ("glm_image", "glm_image_text"), MLP, "gate_up_proj", GATE_UP_PROJ, "models/glm_image GlmImageTextMLP.forward"
+    ),
     _row(("dia", "dia_encoder", "dia_decoder"), MLP, "gate_up_proj", GATE_UP_PROJ, "models/dia DiaMLP.forward"),
     _row(("esmfold2",), "", "gate_up_proj", GATE_UP_PROJ, "models/esmfold2 EsmFold2SwiGLU.forward"),
     _row(

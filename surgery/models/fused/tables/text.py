@@ -1,16 +1,32 @@
 """Fused attention of text models in transformers: q, k and v, and k with v.
 
-Left alone, for they are no projections to heads' q, k and v: the low-rank products of MLA (`kv_b_proj`), a `q_proj` that holds a
-gate, Mamba's `in_proj` and LFM2's. So is Gradium's `self_attn.in_proj`, whose class reorders the rows of q and k when it loads them.
+Left alone, for they are no projections to heads' q, k and v: the low-rank products of MLA (`kv_b_proj`), a `q_proj`
+that holds a gate, Mamba's `in_proj` and LFM2's. So is Gradium's `self_attn.in_proj`, whose class reorders the rows
+of q and k when it loads them.
 """
 
 from __future__ import annotations
 
 from ....errors import LayoutError
-from ..layout import HEADS, WIDTH, Layout, Place, Rule, divided, equal, full_width, grouped_query, in_groups, number, per_head
+from ..layout import (
+    HEADS,
+    WIDTH,
+    Layout,
+    Place,
+    Rule,
+    divided,
+    equal,
+    full_width,
+    grouped_query,
+    in_groups,
+    number,
+    per_head,
+)
 from ..row import CONV1D, QKV_PROJ, QUERY_KEY_VALUE, Beside, Row
 
-SELF_ATTN = {key: f"self_attn.{leaf}" for key, leaf in QKV_PROJ.items()}  # as the classes call what they unfuse when they load it
+SELF_ATTN = {
+    key: f"self_attn.{leaf}" for key, leaf in QKV_PROJ.items()
+}  # as the classes call what they unfuse when they load it
 DELTA_NET = ("qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text")
 DELTA_NET_OLD = ("qwen3_next",)
 TRUNK = "esmfold_config.trunk"
@@ -50,7 +66,9 @@ def _codegen(place: Place) -> Layout:
 
 
 def _rest(place: Place) -> Layout:
-    """q as wide as the model, k and v share the rest: transformers' MPT has as many heads of each, llm-foundry's may have fewer."""
+    """q as wide as the model, k and v share the rest: transformers' MPT has as many heads of each, llm-foundry's may
+    have fewer.
+    """
     width = number(place.config, *WIDTH)
     if place.length <= width:
         raise LayoutError(f"{place.length} entries are no more than the model is wide", where=[place.module])
@@ -95,7 +113,9 @@ def _xlstm(place: Place) -> Layout:
     value = int(width * (place.config.get("v_dim_factor") or 1.0))
     if not 0 < 2 * value < place.length:
         raise LayoutError(
-            f"{place.length} entries do not hold v and o of {value}", where=[place.module], help="see v_dim_factor in config.json"
+            f"{place.length} entries do not hold v and o of {value}",
+            where=[place.module],
+            help="see v_dim_factor in config.json",
         )
     rest = divided(place.length - 2 * value, 2, "equal parts")
     return in_groups(1, rest, rest, value, value)
@@ -118,7 +138,8 @@ TEXT: tuple[Row, ...] = (
         "c_attn",
         CONV1D,
         full_width("n_embd", "hidden_size"),
-        "models/gpt2 GPT2Attention.forward: Conv1D, so the weight is (in, out); so in models/openai, imagegpt, decision_transformer",
+        "models/gpt2 GPT2Attention.forward: Conv1D, so the weight is (in, out); so in models/openai, imagegpt,"
+        " decision_transformer",
         axis=1,
     ),
     Row(
@@ -290,7 +311,8 @@ TEXT: tuple[Row, ...] = (
         "conv1d",
         {key: f"{key}_conv1d" for key in "qkv"},
         _delta_blocks,
-        "models/qwen3_next Qwen3NextGatedDeltaNet.forward: blocked, whatever in_proj is; so in models/qwen3_5, qwen3_5_moe, qwen4_exp",
+        "models/qwen3_next Qwen3NextGatedDeltaNet.forward: blocked, whatever in_proj is; so in models/qwen3_5,"
+        " qwen3_5_moe, qwen4_exp",
     ),
     Row(
         "qkv",
@@ -368,7 +390,8 @@ TEXT: tuple[Row, ...] = (
         equal(2),
         "models/granite_speech GraniteSpeechConformerAttention.forward; so in models/granite_speech_plus",
     ),
-    # Fused in the files only. The parts have the names that the class has for them in memory, so that it loads what is split, too.
+    # Fused in the files only. The parts have the names that the class has for them in memory, so that it loads what
+    # is split, too.
     Row(
         "qkv",
         ("nomic_bert",),

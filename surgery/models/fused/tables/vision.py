@@ -1,7 +1,8 @@
 """Fused attention of vision and audio towers in transformers, and of torch's `MultiheadAttention` in its models.
 
-A tower's config stands alone or nested, under its own type, its model's (transformers 4), or none: `_tower` lists all three.
-Where a file's names are renamed at loading, the parts are called so that the class loads a split checkpoint, too.
+A tower's config stands alone or nested, under its own type, its model's (transformers 4), or none: `_tower` lists
+all three. Where a file's names are renamed at loading, the parts are called so that the class loads a split
+checkpoint, too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ _RESBLOCK = r"transformer\.resblocks\.\d+\.attn"
 _WQ_WK_WV = {"q": "wq", "k": "wk", "v": "wv"}  # not q_proj: transformers would load it, with its rows in another order
 _WITH_NORM: Suffixes = tuple(
     (name, name)
-    for name in (".linear.weight", ".batch_norm.weight", ".batch_norm.bias", ".batch_norm.running_mean", ".batch_norm.running_var")
+    for name in (
+        ".linear.weight",
+        ".batch_norm.weight",
+        ".batch_norm.bias",
+        ".batch_norm.running_mean",
+        ".batch_norm.running_var",
+    )
 )
 
 
@@ -178,7 +185,9 @@ VISION: tuple[Row, ...] = (
     Row(
         "qkv",
         (
-            *_tower("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cohere_compass", "cosmos3_omni"),
+            *_tower(
+                "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cohere_compass", "cosmos3_omni"
+            ),
             *("qwen3_omni_moe_vision_encoder", "qwen3_omni_moe_thinker", "qwen3_omni_moe_thinker_vision_model"),
         ),
         _TOWER,
@@ -190,7 +199,9 @@ VISION: tuple[Row, ...] = (
     Row(
         "qkv",
         (
-            *_tower("glm4v", "glm4v_moe", "glm46v", "glm5_next", "glm_ocr", "glm_image", "ernie4_5_vl_moe", "dots3_note"),
+            *_tower(
+                "glm4v", "glm4v_moe", "glm46v", "glm5_next", "glm_ocr", "glm_image", "ernie4_5_vl_moe", "dots3_note"
+            ),
             "dots3_note_vision_encoder",
         ),
         _TOWER,
@@ -251,7 +262,8 @@ VISION: tuple[Row, ...] = (
         "qkv",
         Q_K_V,
         _thirds("hidden_size"),
-        "models/blip_2 Blip2Attention.forward; instructblip, instructblipvideo alike: one bias, of which k's third begins as zeros",
+        "models/blip_2 Blip2Attention.forward; instructblip, instructblipvideo alike: one bias, of which k's third"
+        " begins as zeros",
     ),
     Row(
         "qkv",
@@ -269,7 +281,8 @@ VISION: tuple[Row, ...] = (
         "qkv_proj.convolution",
         {key: f"{part}.convolution" for key, part in QKV_PROJ.items()},
         _single_query,
-        "models/mobilevitv2 MobileViTV2LinearSelfAttention.forward: split [1, embed_dim, embed_dim]; a convolution, (out, in, 1, 1)",
+        "models/mobilevitv2 MobileViTV2LinearSelfAttention.forward: split [1, embed_dim, embed_dim]; a convolution,"
+        " (out, in, 1, 1)",
     ),
     Row(
         "qkv",
@@ -278,7 +291,8 @@ VISION: tuple[Row, ...] = (
         "queries_keys_values",
         {"q": "queries", "k": "keys", "v": "values"},
         _levit,
-        "models/levit LevitAttention.forward: per head split [key_dim, key_dim, attention_ratio * key_dim], after the BatchNorm",
+        "models/levit LevitAttention.forward: per head split [key_dim, key_dim, attention_ratio * key_dim], after the"
+        " BatchNorm",
         tensors=_WITH_NORM,
         alike=(".batch_norm.num_batches_tracked",),
     ),
@@ -289,7 +303,8 @@ VISION: tuple[Row, ...] = (
         "keys_values",
         {"k": "keys", "v": "values"},
         _levit_subsample,
-        "models/levit LevitAttentionSubsample.forward: per head split [key_dim, attention_ratio * key_dim], after the BatchNorm",
+        "models/levit LevitAttentionSubsample.forward: per head split [key_dim, attention_ratio * key_dim], after the"
+        " BatchNorm",
         tensors=_WITH_NORM,
         alike=(".batch_norm.num_batches_tracked",),
     ),
@@ -300,7 +315,8 @@ VISION: tuple[Row, ...] = (
         "in_proj",
         QKV_PROJ,
         _thirds("hidden_size"),
-        "models/siglip SiglipMultiheadAttentionPoolingHead: torch.nn.MultiheadAttention; siglip2, phi4_multimodal alike",
+        "models/siglip SiglipMultiheadAttentionPoolingHead: torch.nn.MultiheadAttention; siglip2, phi4_multimodal"
+        " alike",
         tensors=IN_PROJ,
     ),
     Row(
@@ -310,7 +326,8 @@ VISION: tuple[Row, ...] = (
         "in_proj",
         QKV_PROJ,
         equal(3),
-        "models/aria AriaCrossAttention: torch.nn.MultiheadAttention, after projections q_proj, k_proj, v_proj of its own",
+        "models/aria AriaCrossAttention: torch.nn.MultiheadAttention, after projections q_proj, k_proj, v_proj of"
+        " its own",
         tensors=IN_PROJ,
     ),
     Row(
@@ -404,7 +421,8 @@ VISION: tuple[Row, ...] = (
         "qkv_proj",
         QKV_PROJ,
         _thirds("hidden_size"),
-        "conversion_mapping.py UnlimitedOcrVisionEncoder: Chunk(dim=0); models/unlimited_ocr UnlimitedOcrAttention.forward",
+        "conversion_mapping.py UnlimitedOcrVisionEncoder: Chunk(dim=0); models/unlimited_ocr"
+        " UnlimitedOcrAttention.forward",
         loads=True,
     ),
     Row(
@@ -414,7 +432,8 @@ VISION: tuple[Row, ...] = (
         "wqkv",
         _WQ_WK_WV,
         _thirds("hidden_size"),
-        "conversion_mapping.py kimi_k25: Chunk(dim=0), PermuteForRope; the parts keep the file's order of rows, pairs of RoPE together",
+        "conversion_mapping.py kimi_k25: Chunk(dim=0), PermuteForRope; the parts keep the file's order of rows, pairs"
+        " of RoPE together",
     ),
     Row(
         "qkv",
@@ -423,7 +442,8 @@ VISION: tuple[Row, ...] = (
         "in_proj",
         _WQ_WK_WV,
         _thirds("hidden_size"),
-        "conversion_mapping.py step3p5_vision: Chunk(dim=0), PermuteForRope; the parts keep the file's order of rows, as in kimi_k25",
+        "conversion_mapping.py step3p5_vision: Chunk(dim=0), PermuteForRope; the parts keep the file's order of rows,"
+        " as in kimi_k25",
         tensors=IN_PROJ,
     ),
     Row(
@@ -433,6 +453,7 @@ VISION: tuple[Row, ...] = (
         "in_proj",
         _WQ_WK_WV,
         _thirds("hidden_size"),
-        "conversion_mapping.py gradium_phonon_tts: Chunk(dim=0), PermuteForRope; the parts keep the file's order of rows, as in kimi_k25",
+        "conversion_mapping.py gradium_phonon_tts: Chunk(dim=0), PermuteForRope; the parts keep the file's order of"
+        " rows, as in kimi_k25",
     ),
 )
