@@ -329,9 +329,7 @@ WHICH = ["base/model-00004-of-00004.safetensors", "adapter/adapter_model.safeten
 def test_an_input_that_changed_after_it_was_opened(
     made: Checkpoint, tmp_path: Path, dest: Path, change: Callable[[Path], None], which: str
 ) -> None:
-    """Refused by name, and the destination stays absent: a shard, a carried file; an adapter, which the plan reads,
-    at once.
-    """
+    """Refused by name, and the destination stays absent; what the plan reads, an adapter and small files, at once."""
     path = tmp_path / which
     change(path)
     error = caught(partial(surgery.write, made, dest))
@@ -342,7 +340,7 @@ def test_an_input_that_changed_after_it_was_opened(
     )
     assert error.what.startswith(expected)
     assert error.help
-    if which.startswith("adapter"):
+    if which in WHICH[1:]:
         assert beside(dest) == []
     else:
         check_only_the_stage(dest)

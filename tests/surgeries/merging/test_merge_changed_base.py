@@ -47,7 +47,7 @@ def test_on_the_base_as_it_was_trained(init: str, saved: Saved, tmp_path: Path) 
     base, adapter, out = (str(tmp_path / name) for name in ("base", "a", "out"))
     with pytest.raises(NotSupported, match=r"changes the base it belongs to") as caught:
         surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter))
-    assert "--base-as-trained" in str(caught.value) and "base_as_trained=True" in str(caught.value)
+    assert "--base-as-trained" in str(caught.value) and "base_as_trained=" in str(caught.value)
     done = CliRunner().invoke(app, ["merge", base, adapter, "-o", out, "--base-as-trained"])
     assert done.exit_code == 0 and f"was initialised by {init}" in done.output
     model = tf.LlamaForCausalLM.from_pretrained(out).eval()
