@@ -24,7 +24,9 @@ def inject(
     target_modules: Annotated[
         str,
         typer.Option(
-            "--target-modules", metavar="NAME,…", help="Last names of modules, a regular expression, or all-linear."
+            "--target-modules",
+            metavar="NAME,…",
+            help="Last names, a regular expression, or all-linear; else PEFT's own.",
         ),
     ] = "",
     target_parameters: Annotated[
@@ -54,6 +56,9 @@ def inject(
     rslora: Annotated[bool, typer.Option("--use-rslora", help="The scale is alpha / √rank.")] = False,
     dora: Annotated[bool, typer.Option("--use-dora", help="Magnitudes too, taken from the base in a stream.")] = False,
     lora_bias: Annotated[bool, typer.Option("--lora-bias", help="A bias beside each B.")] = False,
+    lora_dropout: Annotated[
+        float, typer.Option("--lora-dropout", metavar="P", help="For training: from 0 to below 1.")
+    ] = 0.0,
     modules_to_save: Annotated[
         str, typer.Option("--modules-to-save", metavar="NAME,…", help="Copied whole, to be trained.")
     ] = "",
@@ -102,6 +107,7 @@ def inject(
             use_rslora=rslora,
             use_dora=dora,
             lora_bias=lora_bias,
+            lora_dropout=lora_dropout,
             modules_to_save=modules_to_save.split(",") if modules_to_save else (),
             exclude_modules=_modules(exclude_modules) if exclude_modules else None,
             layers_to_transform=parse_numbers(layers, "--layers-to-transform") if layers else None,

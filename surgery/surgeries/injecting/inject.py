@@ -17,6 +17,7 @@ from ...files.peft import PREFIX, Adapter
 from ...files.refs import has_scheme, parse_ref
 from ...lazy.dtypes import ARITHMETIC, F32
 from ...lazy.tensor import Norms, Random, Sum, Tensor, Zeros, reshape
+from ...models.default_targets import default_targets
 from ...models.families import NOT_FROM_TEXT
 from ...models.fused.row import Site
 from ...models.names_v5 import in_memory, renames_of
@@ -35,7 +36,7 @@ _NULL = """
     lora_ga_config megatron_config monteclora_config revision trainable_token_indices use_bdlora velora_config
 """.split()
 _DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NULL) | {
-    "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {}, "lora_dropout": 0.0,
+    "bias": "none", "ensure_weight_tying": False, "inference_mode": True, "loftq_config": {},
     "megatron_core": "megatron.core", "peft_type": "LORA", "qalora_group_size": 16, "use_qalora": False,
 }  # fmt: skip
 # Ends of class names -> PEFT's task, and the heads that it then trains along, as peft_model.py adds them to
@@ -63,6 +64,7 @@ def inject(
     use_rslora: bool = False,
     use_dora: bool = False,
     lora_bias: bool = False,
+    lora_dropout: float = 0.0,
     modules_to_save: Sequence[str] = (),
     exclude_modules: str | Sequence[str] | None = None,
     layers_to_transform: Sequence[int] | None = None,
@@ -78,7 +80,8 @@ def inject(
         parameter    (experts, out, in)           ->  A (experts * r, in), B (out, r * experts)
 
     Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the
-    output head). Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`.
+    output head). Where neither modules nor parameters are named, PEFT's own targets for the model type are taken,
+    and a note names them. Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`.
     `target_parameters` are names of parameters, such as `experts.gate_up_proj`, which holds all experts of a layer.
     What is a Linear, a Conv1D, an embedding or a convolution follows from config.json, names and shapes, or, with
     `check_class`, from the class, which transformers builds on the meta device. `init` is PEFT's own
@@ -89,7 +92,8 @@ def inject(
 
     Raises NothingMatched for a target that is not in the base, NotSupported for one that LoRA cannot be put on.
     """
-    wanted = target_modules if isinstance(target_modules, str) else list(target_modules)
+    named = target_modules if isinstance(target_modules, str) else list(target_modules)
+    wanted = named or ([] if target_parameters else default_targets(base.config.get("model_type")))
     task, ends, saved = _task(base, modules_to_save)
     config: dict[str, Any] = {
         **_DEFAULTS,
@@ -109,10 +113,17 @@ def inject(
         "use_rslora": use_rslora,
         "use_dora": use_dora,
         "lora_bias": lora_bias,
+        "lora_dropout": lora_dropout,
     }
     _check_options(config, init)
     step = {"surgery": "inject", "rank": rank, "init": init, "seed": seed}
-    return _adapter(base, config, saved, step, check_class=check_class)
+    adapter = _adapter(base, config, saved, step, check_class=check_class)
+    return adapter if named or not wanted else replace(adapter, notes=(_defaulted(base, wanted), *adapter.notes))
+
+
+def _defaulted(base: Checkpoint, targets: str | Sequence[str]) -> str:
+    said = targets if isinstance(targets, str) else series(targets)
+    return f"no target was given: {said}, as PEFT takes them for {base.config['model_type']}"
 
 
 def _adapter(
@@ -178,6 +189,8 @@ def _check_options(config: Mapping[str, Any], init: str) -> None:
         raise SurgeryError(
             "use_dora and lora_bias exclude each other", help="PEFT refuses such an adapter: leave one away"
         )
+    if not 0 <= config["lora_dropout"] < 1:
+        raise SurgeryError(f"a dropout of {config['lora_dropout']} is none", help="give a number from 0 to below 1")
     if not config["target_modules"] and not config["target_parameters"]:
         raise SurgeryError(
             "nothing is targeted", help="name modules with --target-modules, or parameters with --target-parameters"

@@ -421,7 +421,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[SurgeryError], str, str]] = [
         "no layers are given",
         "--layers-to-transform",
     ),
-    ("llama", {}, SurgeryError, "nothing is targeted", "--target-modules"),
+    ("phi3", {}, SurgeryError, "nothing is targeted", "--target-modules"),
     (
         "distilbert-cls",
         {"target_modules": ["q_lin", "pre_classifier"]},
