@@ -1,7 +1,7 @@
 """The table of targets, one row per way from a model type to a class of transformers: `llama.py` and `gpt.py`.
 
 Each row names in its module the code that both sides were read from; which was checked numerically stands in
-`tests/targets/`.
+`tests/models/targets/`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `text.py` and `vision.py`: attention in transformers 5.23; `elsewhere.py`: attention in remote code and other
 frameworks; `gate_up.py`: halves of gated MLPs; `experts.py`: experts stacked in one tensor. Each row names the class
-whose forward pass was read; which rows were also checked numerically stands in `tests/fused/`. The names of the
+whose forward pass was read; which rows were also checked numerically stands in `tests/models/fused/`. The names of the
 parts are the family's habit.
 """
 
