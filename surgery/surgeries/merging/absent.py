@@ -7,13 +7,12 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, listed
 from ...files.peft import TOKENS, Adapter
 from ...models.tasks import BODY, classes_of
 from ...names import is_called
+from .additions import is_within
 from .changes import module_of
 
 _RESTORE = "restore the adapter's file from the training"
@@ -24,7 +23,11 @@ def check_held(checkpoint: Checkpoint, adapter: Adapter) -> None:
     modules = {name.rpartition(".")[0] for name in checkpoint.tensors}
     held = {module_of(key) for key in adapter.whole}
     said = [entry for entry in adapter.config.get("modules_to_save") or [] if isinstance(entry, str)]
-    lost = [one for one in said if _within(modules, one) and not _within(held, one)]
+    lost = [
+        one
+        for one in said
+        if any(is_within(module, [one]) for module in modules) and not any(is_within(module, [one]) for module in held)
+    ]
     rows = [f"modules_to_save names {one}, which the base has" for one in lost]
     tokens = any(TOKENS.fullmatch(key) for key in adapter.whole)
     if adapter.config.get("trainable_token_indices") and not tokens and not adapter.dropped:
@@ -57,13 +60,3 @@ def check_head(checkpoint: Checkpoint, adapter: Adapter) -> None:
                 " another class"
             ),
         )
-
-
-def _within(modules: Collection[str], entry: str) -> list[str]:
-    """Those of the modules that PEFT calls by `entry`, and what is inside them."""
-    found = []
-    for module in modules:
-        parts = module.split(".")
-        if any(is_called(".".join(parts[: i + 1]), [entry]) for i in range(len(parts))):
-            found.append(module)
-    return found
