@@ -11,7 +11,7 @@ from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
 from ..lazy.dtypes import ARITHMETIC
 from ..lazy.runs import Piece, lower, to_bytes
-from ..lazy.tensor import Before, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
+from ..lazy.tensor import Before, Decoded, Encoded, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
 from ..names import natural
 
 _PRIME, _POINT = 2**127 - 1, 3**79
@@ -38,7 +38,7 @@ def check_accounts(checkpoint: Checkpoint) -> None:
                 case Sum() as leaf:
                     for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
                         count(child)
-                case Before() | Restored() as leaf:
+                case Before() | Restored() | Decoded() | Encoded() as leaf:
                     for child in children(leaf):
                         count(child)
 
