@@ -37,6 +37,7 @@ from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
+from .frozen import without_copies
 from .lineage import as_trained, check_base, on_changed
 from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
@@ -95,7 +96,8 @@ def merge(
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is
     supported, PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was
     trained on another type of model, unless `any_base`; nothing is ever half applied. Reads no base
-    tensor, but of tied ones that are stored twice.
+    tensor, but of tied ones that are stored twice, and of copies of the base that several adapters, or a weighted
+    one, hold.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
@@ -275,6 +277,7 @@ def _merged(
 ) -> Checkpoint:
     """The checkpoint with adapters on modules that it has."""
     placed, may = Placed(), may_be_new(checkpoint, add)
+    adapters = without_copies(checkpoint, adapters, weights, groups)
     for one, weight in zip(adapters, weights, strict=True):
         more = _place(checkpoint, one, weight, groups, wanted, may)
         more.dropped = _dropped(one, more, apart=len(adapters) > 1)
