@@ -26,10 +26,10 @@ from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
 from ..lazy.tensor import Decoded, File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
-from .inside import Inside, part_of
 from .proving import prove_record
 from .sidecar import SidecarFile
 from .stage import write_at
+from .writing_inside import Inside, part_of
 
 if TYPE_CHECKING:
     from ..hub.content import PushReport
