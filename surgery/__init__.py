@@ -10,10 +10,11 @@ touches data, in one pass. Importing this package imports neither torch, transfo
 """
 
 from .checkpoint import Checkpoint, open_any, open_checkpoint
+from .checks.check import Check, Verification
 from .checks.diff import Change, Difference, diff
 from .checks.inspection import Inspection, inspect
 from .checks.proof import Judgement, Proof, Verdict
-from .checks.verify import Check, Verification, verify
+from .checks.verify import verify
 from .errors import (
     AdapterError,
     DestinationError,

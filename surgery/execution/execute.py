@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,47 +138,85 @@ def execute(
     the base does not come back.
     """
     begun = time.monotonic()
-    emit = _serial(on_step)
-    count, budget = _share(plan, parse_size(memory), workers)
-    inputs = [
-        path for path in (*(i.path for i in plan.inputs), *(f.path for f in _sources(plan))) if not has_scheme(path)
-    ]
-    place, delivery = _delivery(plan, dest, overwrite=overwrite, discard_edits=discard_edits)
+    share = _share(plan, parse_size(memory), workers)
+    replacing = {"overwrite": overwrite, "discard_edits": discard_edits}
+    place, delivery = _delivery(plan, dest, **replacing)
     link = link and not delivery
-    with staged(
-        place, plan.identity, overwrite=overwrite, inputs=inputs, link=link, discard_edits=discard_edits
-    ) as stage:
-        if stage.inside.folds():
-            check_distinct([path for path, _ in outputs_of(plan.shards, plan.files)], stage.dest)
-        if delivery:
-            delivery.begin(stage.inside)
-        todo, resumed = _resume(plan, stage, emit, delivery, link=link, check_all=check_all)
-        links = Links(stage.inside, lambda name, size: emit(Step("linked", name, size))) if link else None
-        todo = [shard for shard in todo if not (links and _linked(shard, stage, links))]
-        _check_space(plan, stage, resumed + (links.nbytes if links else 0), delivery)
-        notes = [*plan.notes]
-        notes += [f"resumed: {resumed} bytes were there from a broken run of the same plan"] if resumed else []
-        notes += (
-            [f"replaced, though edited since surgery wrote it: {', '.join(listed(stage.discarded))}"]
-            if stage.discarded
-            else []
-        )
-        notes += [f"a stage of another plan, {size_of(s)} bytes: {s} (surgery clean removes it)" for s in stage.stale]
-        losses = _made(plan, todo, stage, (count, budget), emit, delivery, check_all=check_all)
-        erased = erased_in(losses)
-        notes += note_on(erased, losses)
-        _write_files(plan, stage, emit, delivery, links)
-        notes = [*(links.notes() if links else []), *notes, *(_record_note(plan, stage) if not delivery else [])]
-        _check_sources(plan)
-        if not delivery:
-            _remove_strays(plan, stage)
-        emit(Step("staged", stage.path))
-        commit = delivery.publish() if delivery else None
-        if not delivery:
-            stage.publish(overwrite=overwrite, discard_edits=discard_edits)
-        emit(Step("published", stage.dest))
+    with staged(place, plan.identity, inputs=_local_inputs(plan), link=link, **replacing) as stage:
+        run = _run(plan, stage, _serial(on_step), delivery, link=link, check_all=check_all)
+        todo, resumed = _resume(run)
+        todo = [shard for shard in todo if not _linked(run, shard)]
+        _check_space(run, resumed)
+        before = _notes(run, resumed)
+        losses = _made(run, todo, share)
+        _write_files(run)
+        notes = [*before, *note_on(erased_in(losses), losses), *_record_note(run)]
+        commit = _published(run, **replacing)
+    return _report(run, resumed, erased_in(losses), notes, commit, time.monotonic() - begun)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of a run share: its plan, the stage, and what was asked."""
+
+    plan: Plan
+    stage: Stage
+    emit: Callable[[Step], None]
+    delivery: Delivery | None  # where finished shards and files go, if they do not stay in the stage
+    links: Links | None  # to inputs, if they are wanted
+    check_all: bool
+
+
+def _run(
+    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool, check_all: bool
+) -> _Run:
+    """A run in its stage, which can hold what the plan names. Raises DestinationError."""
+    if stage.inside.folds():
+        check_distinct([path for path, _ in outputs_of(plan.shards, plan.files)], stage.dest)
+    if delivery:
+        delivery.begin(stage.inside)
+    links = Links(stage.inside, lambda name, size: emit(Step("linked", name, size))) if link else None
+    return _Run(plan, stage, emit, delivery, links, check_all)
+
+
+def _notes(run: _Run, resumed: int) -> list[str]:
+    """What is known before anything is made: what the plan says, what was found in the stage, and beside it."""
+    notes, discarded = [*run.plan.notes], run.stage.discarded
+    if resumed:
+        notes.append(f"resumed: {resumed} bytes were there from a broken run of the same plan")
+    if discarded:
+        notes.append(f"replaced, though edited since surgery wrote it: {', '.join(listed(discarded))}")
+    for path in run.stage.stale:
+        notes.append(f"a stage of another plan, {size_of(path)} bytes: {path} (surgery clean removes it)")
+    return notes
+
+
+def _published(run: _Run, *, overwrite: bool, discard_edits: bool) -> PushReport | None:
+    """The stage is the destination, or what the Hub got is visible there. Raises SourceChanged."""
+    _check_sources(run.plan)
+    if not run.delivery:
+        _remove_strays(run)
+    run.emit(Step("staged", run.stage.path))
+    commit = run.delivery.publish() if run.delivery else None
+    if not run.delivery:
+        run.stage.publish(overwrite=overwrite, discard_edits=discard_edits)
+    run.emit(Step("published", run.stage.dest))
+    return commit
+
+
+def _report(
+    run: _Run,
+    resumed: int,
+    erased: tuple[Erased, ...],
+    notes: Sequence[str],
+    commit: PushReport | None,
+    seconds: float,
+) -> Report:
+    """What the run did; each note once."""
+    plan, links = run.plan, run.links
+    notes = [*(links.notes() if links else ()), *notes, *(commit.notes if commit else ())]
     return Report(
-        output=commit.url if commit else stage.dest,
+        output=commit.url if commit else run.stage.dest,
         shards=len(plan.shards),
         tensors=plan.tensors,
         copied=plan.tensors - len(plan.computed),
@@ -189,51 +227,44 @@ def execute(
         files=len(plan.files),
         nbytes=plan.nbytes + plan.file_bytes,
         resumed=resumed,
-        seconds=time.monotonic() - begun,
+        seconds=seconds,
         history=plan.history,
-        notes=tuple(dict.fromkeys([*notes, *(commit.notes if commit else ())])),
+        notes=tuple(dict.fromkeys(notes)),
         erased=erased,
         linked=links.nbytes if links else 0,
         commit=commit,
     )
 
 
-def _made(
-    plan: Plan,
-    todo: Sequence[ShardPlan],
-    stage: Stage,
-    share: tuple[int, int],
-    emit: Callable[[Step], None],
-    delivery: Delivery | None,
-    *,
-    check_all: bool,
-) -> dict[str, Loss]:
+def _made(run: _Run, todo: Sequence[ShardPlan], share: tuple[int, int]) -> dict[str, Loss]:
     """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises
     VerificationFailed.
     """
-    losses, (count, budget) = dict[str, Loss](), share
-    unfinished = {written(s.name): part_of(s.name) for s in plan.shards if s.sidecar} | {
-        SCRATCH: part_of(SCRATCH, "scratch")
-    }
-    space = partial(workspace_of, budget, {named: stage.inside.at(name) for named, name in unfinished.items()})
-    stage.inside.empty(PARTS)
-    with exact() if plan.arithmetic else nullcontext():
-        for one in (
-            plan.scratch.apart() if plan.scratch and todo else ()
-        ):  # in order: one may be made of those before it
-            made = Crew([one], stage.inside, space, emit, scratch=True).run(count)
-            losses |= {
-                name: loss
-                for loss in made.values()
-                if loss.erased or loss.overflowed
-                for name in plan.users(one.slots[0])
-            }
-        check_finite(losses, plan.dtypes)
-        losses |= Crew(todo, stage.inside, space, emit, scratch=False, delivery=delivery, check_all=check_all).run(
-            count
-        )
-        check_finite(losses, plan.dtypes)
+    (count, budget), inside, losses = share, run.stage.inside, dict[str, Loss]()
+    space = partial(workspace_of, budget, _unfinished(run))
+    inside.empty(PARTS)
+    with exact() if run.plan.arithmetic else nullcontext():
+        for one in run.plan.scratch.apart() if run.plan.scratch and todo else ():
+            made = Crew([one], inside, space, run.emit, scratch=True).run(count)  # in order: it may be made of others
+            losses |= _of_users(run.plan, one, made)
+        check_finite(losses, run.plan.dtypes)
+        crew = Crew(todo, inside, space, run.emit, scratch=False, delivery=run.delivery, check_all=run.check_all)
+        losses |= crew.run(count)
+        check_finite(losses, run.plan.dtypes)
     return losses
+
+
+def _unfinished(run: _Run) -> dict[str, str]:
+    """Where what a plan reads of its own output lies while that is made: by the path under which the plan names it."""
+    names = {written(shard.name): part_of(shard.name) for shard in run.plan.shards if shard.sidecar}
+    names[SCRATCH] = part_of(SCRATCH, "scratch")
+    return {named: run.stage.inside.at(part) for named, part in names.items()}
+
+
+def _of_users(plan: Plan, scratch: ShardPlan, made: Mapping[str, Loss]) -> dict[str, Loss]:
+    """The losses in a scratch tensor, by the tensors into which it goes."""
+    lost = [loss for loss in made.values() if loss.erased or loss.overflowed]
+    return {name: loss for loss in lost for name in plan.users(scratch.slots[0])}
 
 
 def _delivery(
@@ -274,6 +305,12 @@ def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
     return count, memory // count
 
 
+def _local_inputs(plan: Plan) -> list[str]:
+    """The paths of all that is read here: no output may take its place."""
+    paths = [*(source.path for source in plan.inputs), *(file.path for file in _sources(plan))]
+    return [path for path in paths if not has_scheme(path)]
+
+
 def _sources(plan: Plan) -> list[File]:
     """Every file that is read."""
     return [*(f for i in plan.inputs for f in i.files), *(f for f in plan.files.values() if isinstance(f, File))]
@@ -292,28 +329,33 @@ def _check_sources(plan: Plan) -> None:
         reader.close()
 
 
-def _resume(
-    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool, check_all: bool
-) -> tuple[list[ShardPlan], int]:
-    """The shards that are still to be made, and the bytes of those that a broken run of this plan finished.
+def _resume(run: _Run) -> tuple[list[ShardPlan], int]:
+    """The shards that are still to be made, and the bytes of those that a broken run of this plan finished."""
+    todo, resumed = list[ShardPlan](), 0
+    for shard in run.plan.shards:
+        sent = run.delivery is not None and run.delivery.has(shard.name)
+        if not (sent or _is_finished(run, shard)):
+            todo.append(shard)
+            continue
+        if run.delivery and not sent:
+            run.delivery.deliver(files_of(shard))
+        resumed += shard.nbytes
+        run.emit(Step("resumed", shard.name, shard.nbytes))
+    return todo, resumed
+
+
+def _is_finished(run: _Run, shard: ShardPlan) -> bool:
+    """Whether a broken run of this plan left the shard as this one would make it.
 
     What that run linked is made anew where this one is to share nothing with the inputs, as is what has a record to
     `check_all` of.
     """
-    todo, resumed = [], 0
-    for shard in plan.shards:
-        path = os.path.join(stage.path, shard.name)
-        sent = delivery is not None and delivery.has(shard.name)
-        recorded = not shard.sidecar or (stage.inside.status(shard.sidecar.name) and not check_all)
-        found = stage.inside.status(shard.name) if recorded else None
-        if sent or (found and (link or found.st_nlink == 1) and _is_as_planned(path, shard)):
-            if delivery and not sent:
-                delivery.deliver(files_of(shard))
-            resumed += shard.nbytes
-            emit(Step("resumed", shard.name, shard.nbytes))
-        else:
-            todo.append(shard)
-    return todo, resumed
+    inside = run.stage.inside
+    if shard.sidecar and (run.check_all or not inside.status(shard.sidecar.name)):
+        return False
+    found = inside.status(shard.name)
+    mine = found is not None and (run.links is not None or found.st_nlink == 1)
+    return mine and _is_as_planned(os.path.join(run.stage.path, shard.name), shard)
 
 
 def _is_as_planned(path: str, shard: ShardPlan) -> bool:
@@ -324,29 +366,32 @@ def _is_as_planned(path: str, shard: ShardPlan) -> bool:
     return True
 
 
-def _check_space(plan: Plan, stage: Stage, resumed: int, delivery: Delivery | None) -> None:
+def _check_space(run: _Run, resumed: int) -> None:
+    """Raise NoSpace where the disk has less than what is still to be written."""
+    plan, stage, delivery = run.plan, run.stage, run.delivery
     free = shutil.disk_usage(stage.path).free + size_of(stage.inside.at(PARTS))
-    needed = min(plan.needed - resumed, plan.needed_for(delivery.room)) if delivery else plan.needed - resumed
+    needed = plan.needed - resumed - (run.links.nbytes if run.links else 0)
+    if delivery:
+        needed = min(needed, plan.needed_for(delivery.room))
     if needed > free:
         if not os.listdir(stage.path):
             os.rmdir(stage.path)
+        elsewhere = "put the stage on another disk with --stage" if delivery else "write to another disk with -o"
         raise NoSpace(
             f"the output needs {needed} bytes, and {free} are free",
             where=[os.path.dirname(stage.dest)],
-            help="make room, or put the stage on another disk with --stage"
-            if delivery
-            else "make room, or write to another disk with -o",
+            help=f"make room, or {elsewhere}",
         )
 
 
-def _linked(shard: ShardPlan, stage: Stage, links: Links) -> bool:
+def _linked(run: _Run, shard: ShardPlan) -> bool:
     """Whether the shard is there now, as a link to the input that it is. Durable, and compared with the plan, as any
     shard.
     """
-    file = whole_file(shard)
-    if file is None or shard.sidecar or not links.link(file, shard.name):
+    file = whole_file(shard) if run.links and not shard.sidecar else None
+    if not (run.links and file and run.links.link(file, shard.name)):
         return False
-    compare(os.path.join(stage.path, shard.name), shard)
+    compare(os.path.join(run.stage.path, shard.name), shard)
     return True
 
 
@@ -361,50 +406,55 @@ def whole_file(shard: ShardPlan) -> File | None:
     return None
 
 
-def _write_files(
-    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, links: Links | None
-) -> None:
-    """Carried files, then the index, then the manifest, which declares the stage complete.
-
-    A file that a broken run left is removed, not written over: it may be a link to an input.
-    """
+def _write_files(run: _Run) -> None:
+    """Carried files, then the index, then the manifest, which declares the stage complete."""
     space = workspace_of(4 * PIECE)
     try:
-        for path in sorted(plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
-            if delivery and delivery.has(path):
-                continue
-            file = plan.files[path]
-            if links and isinstance(file, File) and links.link(file, path):
-                continue
-            fd = stage.inside.create(path)
-            try:
-                if isinstance(file, bytes):
-                    write_at(fd, memoryview(file), 0)
-                else:
-                    copy_range(space.reader, file, 0, fd, 0, file.size)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            nbytes = len(file) if isinstance(file, bytes) else file.size
-            emit(Step("file", path, nbytes))
-            if delivery and nbytes >= BULKY:
-                delivery.deliver([path])
-                emit(Step("sent", path, nbytes))
+        for path in sorted(run.plan.files, key=lambda p: (p == MANIFEST, p.endswith(".index.json"), p)):
+            _write_file(run, path, run.plan.files[path], space.reader)
     finally:
         space.close()
 
 
-def _record_note(plan: Plan, stage: Stage) -> list[str]:
-    """What the undo record takes, if there is one."""
-    paths = [s.sidecar.name for s in plan.shards if s.sidecar]
-    size = sum(os.path.getsize(os.path.join(stage.path, path)) for path in (*paths, UNDO)) if paths else 0
-    return (
-        [f"undo record: {size} bytes in .surgery/, {size / plan.nbytes:.2%} of the shards; surgery unmerge needs it"]
-        if paths
-        else []
-    )
+def _write_file(run: _Run, path: str, file: File | bytes, reader: Reader) -> None:
+    """The file is in the stage, or where it is delivered.
+
+    One that a broken run left is removed, not written over: it may be a link to an input.
+    """
+    if (run.delivery and run.delivery.has(path)) or (
+        run.links and isinstance(file, File) and run.links.link(file, path)
+    ):
+        return
+    nbytes = _copied(run.stage.inside.create(path), file, reader)
+    run.emit(Step("file", path, nbytes))
+    if run.delivery and nbytes >= BULKY:
+        run.delivery.deliver([path])
+        run.emit(Step("sent", path, nbytes))
 
 
-def _remove_strays(plan: Plan, stage: Stage) -> None:
+def _copied(fd: int, file: File | bytes, reader: Reader) -> int:
+    """The bytes of a file that is written to `fd`, durable; `fd` is closed."""
+    try:
+        if isinstance(file, bytes):
+            write_at(fd, memoryview(file), 0)
+        else:
+            copy_range(reader, file, 0, fd, 0, file.size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return len(file) if isinstance(file, bytes) else file.size
+
+
+def _record_note(run: _Run) -> list[str]:
+    """What the undo record takes, if there is one here."""
+    paths = [shard.sidecar.name for shard in run.plan.shards if shard.sidecar]
+    if not paths or run.delivery:
+        return []
+    size = sum(os.path.getsize(os.path.join(run.stage.path, path)) for path in (*paths, UNDO))
+    part = f"{size / run.plan.nbytes:.2%}"
+    return [f"undo record: {size} bytes in .surgery/, {part} of the shards; surgery unmerge needs it"]
+
+
+def _remove_strays(run: _Run) -> None:
     """Leave in the stage just what the plan names: half-written parts and scratch go."""
-    stage.inside.keep({path for path, _ in outputs_of(plan.shards, plan.files)})
+    run.stage.inside.keep({path for path, _ in outputs_of(run.plan.shards, run.plan.files)})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...adapters.attention import on_attention
 from ...adapters.consistency import keeps_ties, strangers, without_factors
@@ -37,6 +37,7 @@ from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .embedded import own_names
+from .frozen import without_copies
 from .lineage import as_trained, check_base, on_changed
 from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
@@ -95,76 +96,121 @@ def merge(
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is
     supported, PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was
     trained on another type of model, unless `any_base`; nothing is ever half applied. Reads no base
-    tensor, but of tied ones that are stored twice.
+    tensor, but of tied ones that are stored twice, and of copies of the base that several adapters, or a weighted
+    one, hold.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
+    _check_said(tied, given)
+    lineage = _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
+    base = _as_adapted(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
+    groups = groups_of(base)
+    wide = widened(base, groups)
+    plain = [_plain(wide, one, base_as_trained) for one in adapters]
+    chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
+    copied = notes_along(wide, chosen)
+    fitted = [_fit(wide, one, given) for one in chosen]
+    check_crossed(wide, given, [one.crossed for one in fitted])
+    for one in plain:
+        _check_aimed_at(one, names, wanted)
+    merged = _merged_apart(wide, fitted, weights, groups, wanted, add)
+    for one in plain:
+        check_held(wide, one)
+    made = _with_files(merged, base, adapters, groups, tied, tokenizer)
+    options = {
+        "only": only,
+        "except": except_,
+        "add": add,
+        "tokenizer": tokenizer,
+        "architecture": architecture,
+        "base_as_trained": base_as_trained or None,
+        "given": as_said(given) if given else None,
+        "map": [list(rule) for rule in names] or None,
+    }
+    notes = [*lineage, *(note for one in fitted for note in one.notes), *copied, *_notes(base, adapters, plain)]
+    step = _step(made, base, adapters, weights, options)
+    made = replace(made, history=(*base.history, step), notes=(*made.notes, *notes))
+    return cast(made, dtype) if dtype else made
+
+
+def _check_said(tied: str, given: Given | None) -> None:
+    """Raise SurgeryError for options that say nothing."""
     if tied not in ("untie", "error"):
         raise SurgeryError(f"`{tied}` is no way to merge into tied tensors", help="untie or error")
     check_given(given)
+
+
+def _check_belonging(
+    checkpoint: Checkpoint, adapters: Sequence[Adapter], *, again: bool, any_base: bool, any_head: bool
+) -> list[str]:
+    """Notes on what the adapters say of their base. Raises PlanError, AdapterError for those that are not this one's,
+    are in it, or lost their head.
+    """
     check_read(checkpoint, adapters)
     if not again:
         _check_new(checkpoint, adapters)
-    lineage = check_base(checkpoint, adapters, any_base=any_base)
-    for one in adapters if architecture is None else ():
+    notes = check_base(checkpoint, adapters, any_base=any_base)
+    for one in adapters if not any_head else ():
         check_head(checkpoint, one)
-    checkpoint = along(
-        checkpoint, lambda one: as_its_class(one, adapters, weights, Selection(names, only, except_), architecture)
-    )
-    checkpoint = along(checkpoint, lambda one: replicated(one, adapters))
-    groups = groups_of(checkpoint)
-    base, checkpoint = checkpoint, widened(checkpoint, groups)
-    plain = [
-        _plain(unwrapped(one, names_of(checkpoint)), base_as_trained or as_trained(checkpoint, one)) for one in adapters
-    ]
-    chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
-    copied = notes_along(checkpoint, chosen)
-    fitting = [_fitted(checkpoint, one, given) for one in chosen]
-    check_crossed(checkpoint, given, [notes[-1] for *_, notes in fitting])
-    for one in plain:
-        _check_aimed_at(one, names, wanted)
-    parted = check_apart([site for _, sites, _ in fitting for site in sites])
-    fitted = [
-        split_adapter(one, held) if (held := sites_held(one, parted, fused=True)) else one for one, _, _ in fitting
-    ]
-    merged = _merged(split_at(checkpoint, parted) if parted else checkpoint, fitted, weights, groups, wanted, add)
-    for one in plain:
-        check_held(checkpoint, one)
-    if parted:
-        merged = replace(fuse_at(merged, parted), dropped=merged.dropped)
-    left = (
-        {CONFIG} if CONFIG in base.files and not own_names(base) else set[str]()
-    )  # else transformers would look for an adapter
-    merged, edits = narrowed(
-        replace(merged, files={n: f for n, f in base.files.items() if n not in left}), base, groups, tied
-    )
+    return notes
+
+
+def _as_adapted(
+    checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    selection: Selection,
+    architecture: str | None,
+) -> Checkpoint:
+    """The base as the adapters found it in training: of their class, with their layers."""
+    checkpoint = along(checkpoint, lambda one: as_its_class(one, adapters, weights, selection, architecture))
+    return along(checkpoint, lambda one: replicated(one, adapters))
+
+
+def _with_files(
+    merged: Checkpoint,
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    groups: tuple[Group, ...],
+    tied: str,
+    tokenizer: str | None,
+) -> Checkpoint:
+    """The merged tensors, tied as far as they are still one, with files that say what they are now."""
+    left = _left_out(base)
+    files = {name: file for name, file in base.files.items() if name not in left}
+    merged, edits = narrowed(replace(merged, files=files), base, groups, tied)
     merged = with_tokenizer(with_vocabulary(merged, base), adapters, tokenizer)
-    if edits:
-        merged = merged.with_config({**merged.config, **edits})
-    step = {
+    return merged.with_config({**merged.config, **edits}) if edits else merged
+
+
+def _left_out(base: Checkpoint) -> list[str]:
+    """The config of an adapter whose modules are not in the base: transformers would look for them."""
+    return [CONFIG] if CONFIG in base.files and not own_names(base) else []
+
+
+def _notes(base: Checkpoint, adapters: Sequence[Adapter], plain: Sequence[Adapter]) -> list[str]:
+    """What a user should know of the adapters, and of files that are not carried."""
+    notes = on_changed(base, adapters)
+    notes += [note for one in plain for note in (*one.notes, *_idle(one, base))]
+    return [*notes, *(f"left out, since nothing is left to adapt: {name}" for name in _left_out(base))]
+
+
+def _step(
+    made: Checkpoint,
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the history says of this merge: its adapters, what it did, and the options that were given."""
+    return {
         "surgery": "merge",
         "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
-        "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in merged.tensors.items()),
-        "replaced": len(merged.replaced) - len(base.replaced),
-        "added": sorted(merged.tensors.keys() - base.tensors.keys()),
-        **{
-            key: value
-            for key, value in (("only", only), ("except", except_), ("add", add), ("tokenizer", tokenizer))
-            if value is not None
-        },
-        **({"architecture": architecture} if architecture is not None else {}),
-        **({"base_as_trained": True} if base_as_trained else {}),
-        **({"given": as_said(given)} if given else {}),
-        **({"map": [list(rule) for rule in names]} if names else {}),
+        "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in made.tensors.items()),
+        "replaced": len(made.replaced) - len(base.replaced),
+        "added": sorted(made.tensors.keys() - base.tensors.keys()),
+        **{option: value for option, value in options.items() if value is not None},
     }
-    said = [note for *_, notes in fitting for note in notes if note] + copied + on_changed(base, adapters)
-    said += [note for one in plain for note in (*one.notes, *_idle(one, base))]
-    merged = replace(
-        merged,
-        history=(*checkpoint.history, step),
-        notes=(*merged.notes, *lineage, *said, *(f"left out, since nothing is left to adapt: {name}" for name in left)),
-    )
-    return cast(merged, dtype) if dtype else merged
 
 
 def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
@@ -190,14 +236,35 @@ def _weights(adapters: Sequence[Adapter], weights: Sequence[float] | None, scale
     return weights
 
 
-def _plain(adapter: Adapter, base_as_trained: bool) -> Adapter:
-    """The adapter as LoRA on modules and parameters. Raises NotSupported for a kind that is not merged,
-    AdapterError.
+def _plain(base: Checkpoint, adapter: Adapter, base_as_trained: bool) -> Adapter:
+    """The adapter as LoRA on modules and parameters, without wrappers. Raises NotSupported for a kind that is not
+    merged, AdapterError.
     """
-    check_kind(adapter, base_as_trained=base_as_trained)
-    plain = as_plain(adapter)
+    bare = unwrapped(adapter, names_of(base))
+    check_kind(bare, base_as_trained=base_as_trained or as_trained(base, adapter))
+    plain = as_plain(bare)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
+
+
+def _merged_apart(
+    checkpoint: Checkpoint,
+    fitted: Sequence[_Fitted],
+    weights: Sequence[float],
+    groups: Sequence[Group],
+    wanted: Callable[[str], bool],
+    add: str | None,
+) -> Checkpoint:
+    """The checkpoint with the adapters: its fused modules are taken apart where one is on their parts, and fused
+    again.
+    """
+    parted = check_apart([site for one in fitted for site in one.sites])
+    if not parted:
+        return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)
+    held = [(one.adapter, sites_held(one.adapter, parted, fused=True)) for one in fitted]
+    adapters = [split_adapter(adapter, sites) if sites else adapter for adapter, sites in held]
+    merged = _merged(split_at(checkpoint, parted), adapters, weights, groups, wanted, add)
+    return replace(fuse_at(merged, parted), dropped=merged.dropped)
 
 
 def _merged(
@@ -210,35 +277,50 @@ def _merged(
 ) -> Checkpoint:
     """The checkpoint with adapters on modules that it has."""
     placed, may = Placed(), may_be_new(checkpoint, add)
+    adapters = without_copies(checkpoint, adapters, weights, groups)
     for one, weight in zip(adapters, weights, strict=True):
         more = _place(checkpoint, one, weight, groups, wanted, may)
-        more.dropped = {
-            (f"{one.path}: {n}" if len(adapters) > 1 else n): t for n, t in {**one.dropped, **more.dropped}.items()
-        }
+        more.dropped = _dropped(one, more, apart=len(adapters) > 1)
         join(placed, more)
     check_added(add, placed.added, adapters)
-    tensors: dict[str, Tensor] = dict(checkpoint.tensors)
-    for name in {**placed.whole, **placed.deltas}:
-        base = checkpoint.tensors[name]
-        now = placed.whole.get(name, base)
-        made = summed(
-            reshape(now, matrix_of(now.shape)), placed.deltas.get(name, []), base.dtype, placed.gains.get(name)
-        )
-        tensors[name] = reshape(made, now.shape)
-    gone = {
-        **placed.under,
-        **{n: checkpoint.tensors[n] for n, new in placed.whole.items() if checkpoint.tensors[n] != new},
-    }
-    replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, gone)
-    shard = checkpoint.weight_map[max(checkpoint.tensors, key=lambda n: natural(checkpoint.weight_map[n]))]
+    replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, _gone(checkpoint, placed))
     return replace(
         checkpoint,
-        tensors={**tensors, **placed.added},
-        weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, shard)},
+        tensors={**checkpoint.tensors, **_changed(checkpoint, placed), **placed.added},
+        weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, _last_shard(checkpoint))},
         replaced=replaced,
         dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
     )
+
+
+def _dropped(adapter: Adapter, placed: Placed, *, apart: bool) -> dict[str, Tensor]:
+    """What is dropped of an adapter, by names that tell it from others where it is one of several (`apart`)."""
+    dropped = {**adapter.dropped, **placed.dropped}
+    return {f"{adapter.path}: {name}": tensor for name, tensor in dropped.items()} if apart else dropped
+
+
+def _changed(checkpoint: Checkpoint, placed: Placed) -> dict[str, Tensor]:
+    """The tensors of the base that are others now: in each, all that is placed there, under one rounding."""
+    changed = dict[str, Tensor]()
+    for name in {**placed.whole, **placed.deltas}:
+        base = checkpoint.tensors[name]
+        now = placed.whole.get(name, base)
+        deltas, scaled = placed.deltas.get(name, []), placed.gains.get(name)
+        made = summed(reshape(now, matrix_of(now.shape)), deltas, base.dtype, scaled)
+        changed[name] = reshape(made, now.shape)
+    return changed
+
+
+def _gone(checkpoint: Checkpoint, placed: Placed) -> dict[str, Tensor]:
+    """The tensors that others have taken the place of."""
+    base = checkpoint.tensors
+    return {**placed.under, **{name: base[name] for name, new in placed.whole.items() if base[name] != new}}
+
+
+def _last_shard(checkpoint: Checkpoint) -> str:
+    """The shard that new tensors go to."""
+    return max((checkpoint.weight_map[name] for name in checkpoint.tensors), key=natural)
 
 
 def _check_aimed_at(adapter: Adapter, rules: Sequence[Rule], wanted: Callable[[str], bool]) -> None:
@@ -330,15 +412,23 @@ def _restricted(adapter: Adapter, wanted: Callable[[str], bool]) -> Adapter:
     )
 
 
-def _fitted(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site], list[str]]:
-    """An adapter that fits the base: under its names, on what it stores; the modules to be taken apart for it; notes
-    on it.
-    """
+class _Fitted(NamedTuple):
+    """An adapter that fits the base: under its names, on what it stores; the modules to be taken apart for it."""
+
+    adapter: Adapter
+    sites: list[Site]
+    notes: list[str]
+    crossed: str  # how it is across a fusion; "" where it is not
+
+
+def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitted:
+    """Fit an adapter to the base, with notes on what it took. Raises what its steps do."""
     adapter, renames = under_base_names(checkpoint, adapter, given)
     adapter, unapplied = as_applied(checkpoint, adapter)
     adapter, experts, single = on_parameters(checkpoint, adapter)
     adapter, sites, crossed = across(checkpoint, adapter, given)
-    return adapter, [*experts, *sites], [renames, unapplied, single, crossed]
+    notes = [note for note in (renames, unapplied, single, crossed) if note]
+    return _Fitted(adapter, [*experts, *sites], notes, crossed)
 
 
 def _place(
