@@ -57,11 +57,13 @@ def all_classes_of(config: Config) -> Mapping[str, TaskClass]:
     }
 
 
-def width_of(config: Config, kind: TaskClass) -> Mapping[str, int]:
-    """A tensor of the class's head -> how many columns it has, where config.json tells."""
+def sizes_of(config: Config, kind: TaskClass) -> Mapping[str, tuple[int, int]]:
+    """A tensor of the class's head -> (axis, how many it has there), where class or config.json tell."""
+    if kind.name.endswith("ForMultipleChoice"):
+        return {"classifier.weight": (0, 1)}  # a choice has one number
     name, entry = next((row for end, row in _WIDTHS.items() if kind.name.endswith(end)), ("", ""))
     width = config.get(entry) if "classifier_proj_size" in config else None
-    return {name: width} if name in kind.head and isinstance(width, int) else {}
+    return {name: (-1, width)} if name in kind.head and isinstance(width, int) else {}
 
 
 def is_bare(config: Config) -> bool:

@@ -3,9 +3,9 @@
     Wav2Vec2Model     + SEQ_CLS, projector and classifier   ->  Wav2Vec2ForSequenceClassification
     Wav2Vec2Model     + lm_head                             ->  Wav2Vec2ForCTC
     ViTModel          + classifier                          ->  ViTForImageClassification
-    BertForMaskedLM   + classifier, pooler                  ->  BertForSequenceClassification or …ForMultipleChoice
+    BertForMaskedLM   + classifier, pooler                  ->  BertForSequenceClassification
 
-A class fits where its head has all that the adapter holds, in its widths, and the base and the adapter together have
+A class fits where its head has all that the adapter holds, in its sizes, and the base and the adapter together have
 all that the class has.
 """
 
@@ -20,7 +20,7 @@ from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import heads_of
 from ...models.names_v5 import in_memory, renames_of
-from ...models.tasks import BODY, TaskClass, all_classes_of, classes_of, parts_of, prefix_of, width_of
+from ...models.tasks import BODY, TaskClass, all_classes_of, classes_of, parts_of, prefix_of, sizes_of
 from .changes import module_of
 
 DECIDES = "--architecture NAME says which class the result is of"
@@ -60,7 +60,7 @@ def class_of(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor
     chosen = known.get(task)
     if chosen and task == BODY and not held:
         return chosen if _is_of_bare(checkpoint, adapter) else None
-    if chosen and held and held.keys() <= chosen.head and _is_wide(checkpoint, chosen, held):
+    if chosen and held and held.keys() <= chosen.head and _is_sized(checkpoint, chosen, held):
         return None if chosen.name != current and _is_other(checkpoint, known, held) else chosen
     if not held or _has(checkpoint, held) or held.keys() <= heads_of(checkpoint.config).get(current, frozenset()):
         return None
@@ -84,12 +84,14 @@ def _fitting(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor
     known, parts = all_classes_of(checkpoint.config), _parts_held(checkpoint, adapter)
     names = sorted(name for name, head in heads_of(checkpoint.config).items() if held.keys() <= head)
     names = [name for name in names if name not in known or not parts & known[name].lacks]
-    wide = [name for name in names if name not in known or _is_wide(checkpoint, known[name], held)]
-    whole = [name for name in wide if heads_of(checkpoint.config)[name] <= held.keys() | checkpoint.tensors.keys()]
-    found = whole or wide
+    sized = [name for name in names if name not in known or _is_sized(checkpoint, known[name], held)]
+    whole = [name for name in sized if heads_of(checkpoint.config)[name] <= held.keys() | checkpoint.tensors.keys()]
+    found = whole or sized
     if len(found) > 1:
         raise _open(checkpoint, adapter, held, found)
-    return known.get(found[0]) if found else None
+    kind, current = known.get(found[0]) if found else None, current_class(checkpoint)
+    own = bool(current) and current not in known and current not in heads_of(checkpoint.config)
+    return kind if kind and (kind.task or not own) else None  # a class of one's own may well have a head of that name
 
 
 def _parts_held(checkpoint: Checkpoint, adapter: Adapter) -> set[str]:
@@ -118,12 +120,12 @@ def _has(checkpoint: Checkpoint, held: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _is_wide(checkpoint: Checkpoint, kind: TaskClass, held: Mapping[str, Tensor]) -> bool:
-    """Whether the heads are as wide as the class has them, where config.json tells."""
-    found = [
-        (held[name].shape[-1:], width) for name, width in width_of(checkpoint.config, kind).items() if name in held
-    ]
-    return all(shape == (width,) for shape, width in found)
+def _is_sized(checkpoint: Checkpoint, kind: TaskClass, held: Mapping[str, Tensor]) -> bool:
+    """Whether the heads have the sizes that the class has, where it or config.json tells."""
+    said = sizes_of(checkpoint.config, kind)
+    return all(
+        held[name].shape and held[name].shape[axis] == size for name, (axis, size) in said.items() if name in held
+    )
 
 
 def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:

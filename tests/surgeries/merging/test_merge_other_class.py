@@ -184,7 +184,7 @@ def without_a_word(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "fit", "not_fit"), [
-    ("bert, masked, pooler", ["BertForMultipleChoice", "BertForSequenceClassification"], "BertForTokenClassification"),
+    ("bert, masked, choices", ["BertForMultipleChoice", "BertForSequenceClassification"], "BertForTokenClassification"),
     ("bert, bare, masked", ["BertForMaskedLM", "BertLMHeadModel"], "BertForPreTraining"),
 ])  # fmt: skip
 def test_of_several_classes_those_that_fit_are_named_and_each_may_be_chosen(
@@ -207,6 +207,7 @@ def test_of_several_classes_those_that_fit_are_named_and_each_may_be_chosen(
 
 @pytest.mark.parametrize("name", [
     "wav2vec2, sequences", "wav2vec2, frames", "wav2vec2, voices", "wav2vec2, letters", "vit", "whisper",
+    "bert, masked, pooler",
 ])  # fmt: skip
 def test_without_a_word_of_the_class_the_tensors_tell(name: str, tmp_path: Path) -> None:
     made(CASES[name], tmp_path)
