@@ -49,9 +49,10 @@ from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
 from .surgeries.convert import convert
+from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
-from .surgeries.merging.embedded import inject_into, own_adapter
 from .surgeries.merging.merge import merge
+from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.rename import drop, rename
 from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
@@ -98,6 +99,7 @@ __all__ = [
     "__version__",
     "clean",
     "convert",
+    "dequantize",
     "diff",
     "drop",
     "execute",

@@ -21,7 +21,7 @@ from ..files.safetensors import encode_header
 from ..lazy.dtypes import Dtype
 from ..lazy.tensor import Shape
 from ..names import natural
-from ..surgeries.merging.embedded import own_names
+from ..surgeries.merging.own_lora import own_names
 from .check import Check
 
 

@@ -27,8 +27,8 @@ from ..lazy.tensor import Tensor
 from ..models.fused.given import Given
 from ..names import natural
 from ..opened import takes_opened
-from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
+from ..surgeries.merging.own_lora import own_adapter, own_names
 from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
 from .as_merged import as_merged

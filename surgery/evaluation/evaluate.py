@@ -13,12 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotSupported
 from ..lazy.runs import to_bytes, window
-from ..lazy.tensor import Before, File, Norms, Random, Restored, Stored, Sum, Tensor, Zeros, substitute
+from ..lazy.tensor import (
+    Before,
+    Decoded,
+    Encoded,
+    File,
+    Norms,
+    Random,
+    Restored,
+    Stored,
+    Sum,
+    Tensor,
+    Zeros,
+    substitute,
+)
 from .arithmetic import TORCH_NAMES, exact, torch_dtype
 from .corrections import block_of
+from .decoding import fill_decoded
 from .draw import draw
+from .nearest import fill_encoded
 from .norms import fill_norms
-from .scratch import scratch_of, sums_in
+from .scratch import scratch_of, tiled_in
 from .sums import fill_sum
 from .tiles import ROWS, columns_of
 from .undoing import fill_before, fill_restored
@@ -30,6 +45,8 @@ if TYPE_CHECKING:
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
+    Decoded: fill_decoded,
+    Encoded: fill_encoded,
     Before: fill_before,
     Restored: fill_restored,
     Random: lambda tensor, start, stop, out, work: draw(tensor, start, stop, out),
@@ -60,7 +77,7 @@ def _step(tensor: Tensor, work: Workspace) -> int:
     if isinstance(tensor, Restored):
         whole = block_of(tensor.shape)
         step = max(whole, step // whole * whole)
-    columns = next((columns_of(leaf) for leaf in sums_in(tensor) if leaf.shape), 1)
+    columns = next((columns_of(leaf) for leaf in tiled_in(tensor) if leaf.shape), 1)
     unit = next((n for n in (ROWS * columns, columns) if columns > 1 and step >= n), 1)
     return step // unit * unit
 

@@ -24,12 +24,12 @@ from ..evaluation.read import Reader
 from ..evaluation.tiles import ROWS
 from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
-from ..lazy.tensor import File, Restored, Sum, Tensor
+from ..lazy.tensor import Decoded, File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
-from .inside import Inside, part_of
 from .proving import prove_record
 from .sidecar import SidecarFile
 from .stage import write_at
+from .writing_inside import Inside, part_of
 
 if TYPE_CHECKING:
     from ..hub.content import PushReport
@@ -227,7 +227,7 @@ class Crew:
             space.close()
 
     def _count(self, shard: _Shard, name: str, loss: Loss) -> None:
-        if loss.changed or loss.overflowed:
+        if loss != Loss():
             with self.lock:
                 self.losses.setdefault(name, Loss()).__iadd__(loss)
                 shard.overflowed |= bool(loss.overflowed)
@@ -316,7 +316,7 @@ def _elements(tensor: Tensor, *, blockwise: bool) -> int:
     unit = (
         block_of(tensor.shape)
         if blockwise
-        else 8 * (ROWS * tensor.shape[-1] if isinstance(tensor, Sum) and tensor.shape else 1)
+        else 8 * (ROWS * tensor.shape[-1] if isinstance(tensor, Sum | Decoded) and tensor.shape else 1)
     )
     return max(1, FILL_CHUNK * 8 // tensor.dtype.bits // unit) * unit
 

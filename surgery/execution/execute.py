@@ -38,9 +38,9 @@ from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
 from ..planning.steps import Copy, ShardPlan
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
-from .inside import PARTS, part_of
 from .links import Links
 from .stage import Stage, size_of, staged, write_at
+from .writing_inside import PARTS, part_of
 
 if TYPE_CHECKING:
     from ..hub.content import PushReport

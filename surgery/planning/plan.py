@@ -29,14 +29,16 @@ from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is
 from ..names import natural
 from ..opened import takes_opened
 from ..version import __version__
-from .accounts import check_accounts, check_adapters, check_metadata, check_packed
+from .conservation import check_conserved
 from .digests import digests_of
+from .finite import check_finite_adapters
 from .identity import described, identity_of
-from .metadata import joined_metadata
+from .metadata import check_metadata, joined_metadata
 from .outputs import check_paths
 from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .steps import ShardPlan, Slot
+from .whole_bytes import check_packed
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,8 @@ def plan(
 
 def _check(checkpoint: Checkpoint, drop_metadata: Sequence[str]) -> None:
     """What must hold of a checkpoint before anything is laid out."""
-    check_accounts(checkpoint)
-    check_adapters(checkpoint)
+    check_conserved(checkpoint)
+    check_finite_adapters(checkpoint)
     check_metadata(checkpoint, drop_metadata)
     check_packed(checkpoint)
 

@@ -36,9 +36,9 @@ from .along import notes_along
 from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
-from .embedded import own_names
 from .frozen import without_copies
 from .lineage import as_trained, check_base, on_changed
+from .own_lora import own_names
 from .quantised import check_computed, check_quantised
 from .refusals import check_read, not_placed
 from .replicate import replicated
