@@ -49,6 +49,7 @@ from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
 from .surgeries.convert import convert
+from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
@@ -98,6 +99,7 @@ __all__ = [
     "__version__",
     "clean",
     "convert",
+    "dequantize",
     "diff",
     "drop",
     "execute",

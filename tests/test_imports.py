@@ -211,6 +211,7 @@ ROOMS = (
     ("models",),
     ("adapters",),
     ("checkpoint",),
+    ("quantization",),
     ("planning", "surgeries"),
     ("execution",),
     ("checks",),

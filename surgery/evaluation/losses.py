@@ -26,16 +26,29 @@ ERASED = 0.5  # share of the changed weights from which it is said that rounding
 class Loss:
     """Counts of elements: `overflowed` are infinite or NaN where the base was finite; of the `changed` ones that
     were looked at, `erased` are the base's again after rounding.
+
+    Of `codes` that were made again, `moved` are others now. `wanted` is the square of what was added to the weights
+    that they mean, `arrived` its product with what did change, `noise` the square of what that is off by.
     """
 
     overflowed: int = 0
     changed: int = 0
     erased: int = 0
+    codes: int = 0
+    moved: int = 0
+    wanted: float = 0.0
+    arrived: float = 0.0
+    noise: float = 0.0
 
     def __iadd__(self, other: Loss) -> Loss:
         self.overflowed += other.overflowed
         self.changed += other.changed
         self.erased += other.erased
+        self.codes += other.codes
+        self.moved += other.moved
+        self.wanted += other.wanted
+        self.arrived += other.arrived
+        self.noise += other.noise
         return self
 
     @property
@@ -66,6 +79,24 @@ def rounded_away(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor
     """How many elements differ from the base before they are rounded, and how many of these do not any more."""
     changed = values != before
     return Loss(changed=int(changed.sum()), erased=int((changed & (after == before.to(after.dtype))).sum()))
+
+
+def requantised(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor) -> Loss:
+    """What is left of `values` where codes can mean `after` alone, and meant `before`."""
+    import torch
+
+    def dot(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one * other).sum(dtype=torch.float64))
+
+    wanted, change = values - before, after - before
+    off = change - wanted
+    return Loss(
+        codes=before.numel(),
+        moved=int((after != before).sum()),
+        wanted=dot(wanted, wanted),
+        arrived=dot(change, wanted),
+        noise=dot(off, off),
+    )
 
 
 def overflow(before: torch.Tensor, after: torch.Tensor) -> int:

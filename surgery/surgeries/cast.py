@@ -27,12 +27,8 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     such as the float32 router of a bfloat16 model, keep theirs, and a note names them: transformers would keep them
     too.
     """
-    dtype = SHORT.get(dtype, dtype)
-    if dtype not in NAMES:
-        raise SurgeryError(
-            f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}"
-        )
-    new, floats = NAMES[dtype], {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
+    new, dtype = parsed(dtype), SHORT.get(dtype, dtype)
+    floats = {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
     sizes = Counter[Dtype]()
     for tensor in floats.values():
         sizes[tensor.dtype] += tensor.size
@@ -47,6 +43,16 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     return made.with_step(
         {"surgery": "cast", "dtype": str(new), "kept": len(kept)}, notes=(*made.notes, *([note] if kept else []))
     )
+
+
+def parsed(dtype: str) -> Dtype:
+    """What a user calls "bfloat16", or "bf16". Raises SurgeryError for what weights are not written in."""
+    name = SHORT.get(dtype, dtype)
+    if name not in NAMES:
+        raise SurgeryError(
+            f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}"
+        )
+    return NAMES[name]
 
 
 def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
