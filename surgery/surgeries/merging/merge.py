@@ -291,6 +291,7 @@ def _merged(
         replaced=replaced,
         dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
+        notes=(*checkpoint.notes, *placed.notes),
     )
 
 
