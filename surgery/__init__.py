@@ -10,10 +10,11 @@ touches data, in one pass. Importing this package imports neither torch, transfo
 """
 
 from .checkpoint import Checkpoint, open_any, open_checkpoint
+from .checks.check import Check, Verification
 from .checks.diff import Change, Difference, diff
 from .checks.inspection import Inspection, inspect
 from .checks.proof import Judgement, Proof, Verdict
-from .checks.verify import Check, Verification, verify
+from .checks.verify import verify
 from .errors import (
     AdapterError,
     DestinationError,
@@ -48,9 +49,10 @@ from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
 from .surgeries.convert import convert
+from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
-from .surgeries.merging.embedded import inject_into, own_adapter
 from .surgeries.merging.merge import merge
+from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.rename import drop, rename
 from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
@@ -97,6 +99,7 @@ __all__ = [
     "__version__",
     "clean",
     "convert",
+    "dequantize",
     "diff",
     "drop",
     "execute",

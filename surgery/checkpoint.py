@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
-from .files.holding import NUMBERED, left_out, stale
 from .files.index import Index, parse_index
 from .files.manifest import read_manifest
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_adapter
 from .files.safetensors import Header, tensors_of
+from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
@@ -72,6 +72,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # what a user should know, for the report
     before: Checkpoint | None = None  # what the output shall hold a record of, so that it can be restored
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
+    survives: float = 0.0  # share of what is added to weights that are coded again, without which a run is refused
 
     def __repr__(self) -> str:
         kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it

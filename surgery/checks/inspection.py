@@ -23,7 +23,7 @@ from ..models.header_ties import entries_in
 from ..models.tasks import is_bare
 from ..names import natural
 from ..opened import takes_opened
-from ..surgeries.merging.embedded import own_adapter, own_names
+from ..surgeries.merging.own_lora import own_adapter, own_names
 
 # Of adapter_config.json, what says which modules have what.
 SHOWN = (

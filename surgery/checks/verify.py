@@ -8,78 +8,35 @@ without loading them, through transformers' own loader); is it the base with the
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
-from ..errors import HubError, SurgeryError, VerificationFailed, listed, series
+from ..errors import HubError, SurgeryError, listed
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.edited import edited
 from ..files.folder import absolute, folder_at
-from ..files.index import encode_index
 from ..files.manifest import read_manifest
 from ..files.peft import Adapter, open_adapters
 from ..files.refs import has_scheme, is_ref, parse_ref
-from ..files.safetensors import encode_header
-from ..lazy.dtypes import Dtype, Kind
-from ..lazy.tensor import Shape, Tensor
-from ..models.fused.given import Given, given_as
+from ..lazy.dtypes import Kind
+from ..lazy.tensor import Tensor
+from ..models.fused.given import Given
 from ..names import natural
 from ..opened import takes_opened
-from ..surgeries.cast import NAMES
-from ..surgeries.merging.embedded import own_adapter, own_names
 from ..surgeries.merging.merge import merge
+from ..surgeries.merging.own_lora import own_adapter, own_names
 from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
+from .as_merged import as_merged
+from .check import Check, Verification
 from .diff import OnTensor
+from .loadable import loadable
 from .proof import Merging, Proof, Verdict, prove
 from .undo import unrestored
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One answer: `ok` is None where the question could not be asked, and `detail` says why."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    where: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        raise TypeError("a check may be unanswered: ask for `ok`, which is True, False or None")
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """The answers for the checkpoint or adapter at `path`; `proof` where it was held against a base and adapters."""
-
-    path: str
-    checks: tuple[Check, ...]
-    proof: Proof | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether no check failed."""
-        return all(check.ok is not False for check in self.checks)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def require(self) -> None:
-        """Raise VerificationFailed, with all that failed, unless all is well."""
-        failed = [check for check in self.checks if check.ok is False]
-        if failed:
-            rows = [row for check in failed for row in (f"{check.name}: {check.detail}", *check.where)]
-            raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
 
 
 @takes_opened
@@ -125,108 +82,58 @@ def verify(
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
+    found = _found(path)
+    if isinstance(found, Check):
+        return Verification(_named(path), (found,))
+    if isinstance(found, Adapter):
+        _check_alone(found, base)
+        return _verify_adapter(found, values, on_tensor)
+    path = found.path if has_scheme(found.path) else _named(path)
+    checks = [_structure(found), *_manifest(found)]
+    checks += _record(found, replayed=check_record, every=check_all or values)
+    checks += _own(found)
+    checks += [_finite(found.tensors, found.weight_map, on_tensor)] if values else []
+    checks += [loadable(found)] if check_class else []
+    if base is None:
+        return Verification(path, tuple(checks))
+    opened = open_adapters(adapters, beside)
+    more, proof = _replayed(found, open_checkpoint(base), opened, told, on_tensor)
+    return Verification(path, (*checks, *more), proof)
+
+
+def _found(path: str | os.PathLike[str]) -> Checkpoint | Adapter | Check:
+    """What is there, or why it cannot be opened, which is an answer; but the Hub's errors are raised."""
     try:
-        found = open_any(path)
+        return open_any(path)
     except HubError:
         raise
     except SurgeryError as error:
-        return Verification(_named(path), (_unopened(error),))
-    if isinstance(found, Adapter):
-        if base is not None:
-            tip = "the merge comes first: surgery verify MERGED --base BASE --adapter ADAPTER"
-            raise SurgeryError("this is an adapter, not a merged checkpoint", where=[found.path], help=tip)
-        return _verify_adapter(found, values, on_tensor)
-    path, checkpoint = (found.path if has_scheme(found.path) else _named(path)), found
-    record = _record(checkpoint, replayed=check_record, every=check_all or values)
-    checks = [
-        _structure(checkpoint),
-        *_manifest(checkpoint),
-        *record,
-        *_own(checkpoint),
-    ]
-    if values:
-        checks.append(_finite(checkpoint.tensors, checkpoint.weight_map, on_tensor))
-    if check_class:
-        checks.append(_accepted(checkpoint))
-    if base is None:
-        return Verification(path, tuple(checks))
-    opened, origin = open_adapters(adapters, beside), open_checkpoint(base)
-    if wrong := [check for one in opened if not (check := _consistent(one)).ok]:
-        return Verification(
-            path, (*checks, *wrong, Check("merge", None, "not replayed: the adapter contradicts itself"))
-        )
-    if told == Merging():
-        told, said = _recorded(checkpoint, origin, opened)
-        checks += said
-    proof = prove(checkpoint, origin, opened, told, on_tensor=on_tensor)
-    return Verification(path, (*checks, _merged(proof)), proof)
+        return Check("structure", False, error.what, (*error.where, *([f"help: {error.help}"] if error.help else [])))
 
 
-def _recorded(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[Merging, list[Check]]:
-    """How the manifest says that these adapters were merged since the base, and a check that tells, unless it says
-    nothing of it.
+def _check_alone(adapter: Adapter, base: str | os.PathLike[str] | None) -> None:
+    """Raise SurgeryError for an adapter that is to be held against a base."""
+    if base is not None:
+        tip = "the merge comes first: surgery verify MERGED --base BASE --adapter ADAPTER"
+        raise SurgeryError("this is an adapter, not a merged checkpoint", where=[adapter.path], help=tip)
+
+
+def _replayed(
+    merged: Checkpoint,
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    told: Merging,
+    on_tensor: OnTensor | None,
+) -> tuple[list[Check], Proof | None]:
+    """Whether it is the base with these adapters, merged as it was told, or else as the manifest tells.
+
+    No merge of adapters that contradict themselves is replayed.
     """
-    past = len(base.history) if merged.history[: len(base.history)] == base.history else 0
-    steps = [step for step in merged.history[past:] if step.get("surgery") == "merge"]
-    if not steps:
-        return Merging(), []
-    weights = {
-        str(one.get("digest")): float(one.get("weight", 1)) for step in steps for one in step.get("adapters", ())
-    }
-    ways = {
-        (
-            step.get("only"),
-            step.get("except"),
-            step.get("add"),
-            step.get("architecture"),
-            tuple((str(a), str(b)) for a, b in step.get("map", ())),
-            json.dumps(step.get("given")),
-        )
-        for step in steps
-    }
-    if unknown := [one.path for one in adapters if one.digest not in weights]:
-        what = (
-            f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}: weights are taken to"
-            " be 1"
-        )
-        return Merging(), [Check("options", None, what, tuple(unknown))]
-    if len(ways) > 1:
-        what = (
-            "the manifest tells of merges that were restricted in different ways: verify each against the one before it"
-        )
-        return Merging(), [Check("options", None, what)]
-    only, except_, add, architecture, names, lying = ways.pop()
-    casts = {step.get("dtype") for step in merged.history[past:] if step.get("surgery") == "cast"}
-    dtype = next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
-    found = Merging(
-        [weights[one.digest] for one in adapters],
-        names,
-        only=only,
-        except_=except_,
-        dtype=dtype,
-        add=add,
-        architecture=architecture,
-    )
-    found = replace(found, base_as_trained=any(step.get("base_as_trained") for step in steps))
-    found = replace(found, given=given_as(json.loads(lying)) if lying != "null" else None)
-    said = {
-        "weights": (
-            ", ".join(f"{weight:g}" for weight in found.weights or ()) if set(found.weights or ()) != {1} else ""
-        ),
-        "only": only,
-        "except": except_,
-        "add": add,
-        "architecture": architecture,
-        "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in names),
-        "dtype": found.dtype,
-        "given": lying if found.given else "",
-    }
-    rows = "; ".join(f"{key} {value}" for key, value in said.items() if value)
-    return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []
-
-
-def _unopened(error: SurgeryError) -> Check:
-    return Check("structure", False, error.what, (*error.where, *([f"help: {error.help}"] if error.help else [])))
+    if wrong := [check for one in adapters if not (check := _consistent(one)).ok]:
+        return [*wrong, Check("merge", None, "not replayed: the adapter contradicts itself")], None
+    told, said = as_merged(merged, base, adapters) if told == Merging() else (told, [])
+    proof = prove(merged, base, adapters, told, on_tensor=on_tensor)
+    return [*said, _merged(proof)], proof
 
 
 def _consistent(adapter: Adapter) -> Check:
@@ -375,77 +282,3 @@ def _finite(tensors: Mapping[str, Tensor], weight_map: Mapping[str, str], on_ten
         return Check("values", False, f"NaN or infinity in {len(bad)} tensors", tuple(listed(bad)))
     rest = f"; not checked: {', '.join(listed(unasked))}" if unasked else ""
     return Check("values", True, f"no NaN, no infinity{rest}")
-
-
-def _accepted(checkpoint: Checkpoint) -> Check:
-    """Ask the model's own class, through transformers' own loader, with no weight loaded and no remote code."""
-    names = checkpoint.config.get("architectures") or []
-    if not names:
-        return Check("class", None, "config.json names no architecture")
-    if find_spec("accelerate") is None:
-        return Check("class", None, "transformers' meta device needs accelerate: pip install accelerate")
-    import transformers
-
-    kind: Any = getattr(transformers, str(names[0]), None)
-    if kind is None or not hasattr(kind, "from_pretrained"):
-        return Check(
-            "class", None, f"transformers {transformers.__version__} has no class {names[0]}; remote code is never run"
-        )
-    logging: Any = transformers.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with _as_files(checkpoint) as folder:
-            _, info = kind.from_pretrained(folder, device_map="meta", output_loading_info=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        return Check("class", False, f"{names[0]} cannot load it: {str(error).splitlines()[0]}")
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-    own = own_names(checkpoint)
-    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
-    if rows:
-        return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
-    rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""
-    return Check("class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape{rest}")
-
-
-@contextmanager
-def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
-    """A local folder with the checkpoint's config and headers: its own, or, of one on the Hub, a temporary one of
-    sparse files.
-    """
-    if not has_scheme(checkpoint.path):
-        yield checkpoint.path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        members: dict[str, dict[str, tuple[Dtype, Shape]]] = {}
-        for name, tensor in checkpoint.tensors.items():
-            members.setdefault(checkpoint.weight_map[name], {})[name] = (tensor.dtype, tensor.shape)
-        for shard, tensors in members.items():
-            header = encode_header(tensors, {"format": "pt"})
-            os.makedirs(os.path.dirname(path := os.path.join(folder, shard)), exist_ok=True)
-            with open(path, "wb") as stream:
-                stream.write(header)
-                stream.truncate(len(header) + sum(checkpoint.tensors[name].nbytes for name in tensors))
-        files = {"config.json": json.dumps(checkpoint.config).encode()}
-        if members.keys() != {checkpoint.index_name.replace(".index.json", "")}:
-            files[checkpoint.index_name] = encode_index({}, checkpoint.weight_map)
-        for path, raw in files.items():
-            with open(os.path.join(folder, path), "wb") as stream:
-                stream.write(raw)
-        yield folder
-
-
-def _complaints(info: Mapping[str, Any], own: Sequence[str]) -> dict[str, list[str]]:
-    """What the class misses, does not know, or has in another shape; the checkpoint's own LoRA is no tensor of a
-    class.
-    """
-    found = {
-        what: sorted(map(str, info.get(what) or ()), key=natural)
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    found["unexpected_keys"] = [name for name in found["unexpected_keys"] if name not in own]
-    return {what: names for what, names in found.items() if names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..lazy.runs import Piece, lower
-from ..lazy.tensor import Norms, Sum, Tensor, changes, children, has_arithmetic
+from ..lazy.tensor import Decoded, Encoded, Norms, Sum, Tensor, changes, children, has_arithmetic
 from .tiles import columns_of
 
 SCRATCH = "scratch"  # the path under which a plan names the file of its scratch tensors
@@ -18,6 +18,8 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
         if isinstance(leaf, Norms):
             return scratch_of(leaf.of) or leaf
         if isinstance(leaf, Sum) and (found := _inside(leaf) or (None if _by_rows(piece) else leaf)):
+            return found
+        if isinstance(leaf, Decoded | Encoded) and (found := _of(leaf) or (None if _by_rows(piece) else leaf)):
             return found
     return None
 
@@ -35,6 +37,11 @@ def _inside(total: Sum) -> Tensor | None:
     return next((found for factor in factors if (found := scratch_of_factor(factor))), None)
 
 
+def _of(coded: Decoded | Encoded) -> Tensor | None:
+    """What must be there before codes can be read, or made: all that they are made of is read in rows."""
+    return next((found for child in children(coded) if (found := scratch_of(child))), None)
+
+
 def _by_rows(piece: Piece) -> bool:
     """Whether the piece takes its sum as it is, or in whole rows."""
     columns = columns_of(piece.leaf)
@@ -45,8 +52,18 @@ def _by_rows(piece: Piece) -> bool:
 
 def sums_in(tensor: Tensor) -> Iterator[Sum]:
     """The sums that it is made of, but for those inside of them."""
-    if isinstance(tensor, Sum):
+    return (found for found in tiled_in(tensor) if isinstance(found, Sum))
+
+
+def tiled_in(tensor: Tensor) -> Iterator[Sum | Decoded | Encoded]:
+    """What in it is best made in whole rows."""
+    if isinstance(tensor, Sum | Decoded | Encoded):
         yield tensor
         return
     for child in children(tensor):
-        yield from sums_in(child)
+        yield from tiled_in(child)
+
+
+def encoded_in(tensor: Tensor) -> Iterator[Encoded]:
+    """The codes that are made in it."""
+    return (found for found in tiled_in(tensor) if isinstance(found, Encoded))

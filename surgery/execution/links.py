@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..errors import listed
 from ..lazy.tensor import File
-from .inside import Inside
+from .writing_inside import Inside
 
 # Where a file cannot get a second name: on another file system, or one without links, or another user's file, or one
 # too many.

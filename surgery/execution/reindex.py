@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from ..errors import DestinationError, NotACheckpoint
 from ..evaluation.read import sha256
 from ..files.folder import LocalFolder, PathLike, locate
-from ..files.holding import holding, left_out
 from ..files.index import encode_index, parse_index
 from ..files.manifest import MANIFEST, encode_manifest, read_manifest
 from ..files.safetensors import tensors_of
+from ..files.stale_index import holding, left_out
 from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
 from ..names import natural

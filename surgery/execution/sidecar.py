@@ -17,15 +17,15 @@ from ..evaluation.evaluate import blocks, into
 from ..files.safetensors import encode_header, in_file_order
 from ..lazy.dtypes import DTYPES, Dtype
 from ..planning.record import sealed
-from .inside import part_of
 from .stage import write_at
+from .writing_inside import part_of
 
 if TYPE_CHECKING:
     from ..evaluation.workspace import Workspace
     from ..lazy.tensor import Shape
     from ..planning.record import Kept, Sidecar
     from ..planning.steps import ShardPlan
-    from .inside import Inside
+    from .writing_inside import Inside
 
 _PIECE = 1 << 20
 

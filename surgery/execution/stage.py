@@ -23,7 +23,7 @@ from ..files.edited import edited
 from ..files.folder import LocalFolder, absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
-from .inside import Inside, durable
+from .writing_inside import Inside, durable
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 

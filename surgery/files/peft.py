@@ -19,8 +19,8 @@ from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Input, Tensor
 from ..opened import takes_opened
-from .beside import Beside, opened
-from .beside import beside as found
+from .beside_adapter import Beside, opened
+from .beside_adapter import beside as found
 from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of

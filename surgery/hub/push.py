@@ -23,7 +23,7 @@ from ..files.manifest import MANIFEST
 from ..files.refs import SCHEME, has_scheme, is_ref, parse_ref
 from ..opened import takes_opened
 from . import client
-from .accepted import accepted, check_card
+from .accepted_card import accepted, check_card
 from .card import Origins, completed, is_ours, origins, written
 from .client import retried
 from .comparison import compared, of_another_model

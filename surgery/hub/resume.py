@@ -22,7 +22,7 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError
-from ..execution.inside import PARTS, Inside
+from ..execution.writing_inside import PARTS, Inside
 from ..files.paths import faults_in
 from ..files.refs import parse_ref
 from .client import retried

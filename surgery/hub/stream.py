@@ -36,7 +36,7 @@ from .send import execute_push, prepared, preuploaded, silent_bars
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-    from ..execution.inside import Inside
+    from ..execution.writing_inside import Inside
     from ..planning.plan import Plan
 
 HERE = (".json", ".md", ".undo")  # what is checked and completed before the commit stays here until then

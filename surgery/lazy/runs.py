@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from ..errors import LayoutError
-from .tensor import Before, Concat, Leaf, Narrow, Norms, Permute, Random, Reshape, Restored, Stored, Sum, Tensor, Zeros
+from .tensor import Concat, Leaf, Narrow, Permute, Reshape, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,6 @@ def lower(tensor: Tensor) -> list[Piece]:
 
 def _lower(tensor: Tensor) -> list[Piece]:
     match tensor:
-        case Stored() | Zeros() | Random() | Sum() | Norms() | Before() | Restored():
-            return [Piece(tensor, 0, 0, (Dim(tensor.size, 1, 1),))] if tensor.size else []
         case Reshape(base):
             return _lower(base)
         case Narrow(base, axis, start, length):
@@ -94,6 +92,7 @@ def _lower(tensor: Tensor) -> list[Piece]:
             for border in sorted({*inners} - {1}):
                 pieces = [q for p in pieces for q in _align(p, border)]
             return [_permuted(p, base.shape, inners, moved) for p in pieces]
+    return [Piece(tensor, 0, 0, (Dim(tensor.size, 1, 1),))] if tensor.size else []
 
 
 def window(pieces: Sequence[Piece], start: int, stop: int, size: int) -> list[Piece]:

@@ -5,6 +5,7 @@ A closed sum type of frozen dataclasses, handled with `match`:
     leaves       Stored | Zeros | Random               bytes of a file; nothing at all; numbers drawn from a key
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
     arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms
+    coding       Decoded | Encoded                     the numbers that codes mean; the codes nearest to numbers
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
 
 What a sum adds to its base, and what multiplies it, is open: `change.py` says what each kind of it answers.
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from ..errors import LayoutError, NotSupported
 from .change import Change, Delta
+from .coding import Coding
 from .dtypes import ARITHMETIC, F32, Dtype
 
 Shape = tuple[int, ...]
@@ -182,6 +184,48 @@ class Sum(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Decoded(_Sized):
+    """The numbers that `codes` mean, computed in float32 and rounded once to `dtype`: `coding.py`.
+
+    Of more than two axes, the last two are a matrix each. `parts` are what the coding needs besides the codes, by
+    name; `name` is for errors, what the codes are called.
+    """
+
+    dtype: Dtype
+    shape: Shape
+    coding: Coding
+    codes: Tensor
+    parts: tuple[tuple[str, Tensor], ...]
+    name: str = ""
+
+    def part(self, name: str) -> Tensor | None:
+        """The part of that name."""
+        return dict(self.parts).get(name)
+
+    def over(self, inner: Callable[[Tensor], Tensor]) -> Decoded:
+        """The same of what `inner` makes of codes and parts."""
+        return replace(self, codes=inner(self.codes), parts=tuple((name, inner(part)) for name, part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(_Sized):
+    """The codes that mean, with the scales of `like`, what is nearest to the float32 numbers `of`; of two that are
+    as near, the one that `like` has. Of its codes' dtype and shape.
+    """
+
+    of: Tensor
+    like: Decoded
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.like.codes.dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.like.codes.shape
+
+
+@dataclass(frozen=True, slots=True)
 class Norms(_Sized):
     """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it
     before all else.
@@ -250,7 +294,7 @@ class Input:
     tensors: Mapping[str, Stored]
 
 
-Leaf = Stored | Zeros | Random | Sum | Norms | Before | Restored
+Leaf = Stored | Zeros | Random | Sum | Decoded | Encoded | Norms | Before | Restored
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
 
 
@@ -309,6 +353,9 @@ def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
         case Sum(dtype, base, deltas, gain) if axes[-1] == rank - 1 or not (deltas or gain):
             if moved := _moved(tensor, lambda change: change.permute_rows(axes[:-1])):
                 return Sum(dtype, permute(base, axes), *moved)
+        case Decoded(coding=Coding(flat=False)) if axes == (*range(rank - 2), rank - 1, rank - 2):
+            if not tensor.part("index"):
+                return _transposed(tensor)
     return Permute(tensor, axes)
 
 
@@ -337,6 +384,9 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
     dtype = dtype or base.dtype
     if not deltas and not gain and dtype == base.dtype:
         return base
+    base = unrounded(base)
+    if not deltas and not gain and isinstance(base, Decoded):
+        return replace(base, dtype=dtype)
     for kind in (base.dtype, dtype):
         if kind not in ARITHMETIC:
             raise NotSupported(
@@ -345,6 +395,25 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
     for change in changes(deltas, gain):
         change.check(base.shape)
     return Sum(dtype, base, tuple(deltas), gain)
+
+
+def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
+    """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
+    if tensor.dtype == dtype:
+        return tensor
+    match tensor:
+        case Zeros(_, shape):
+            return Zeros(dtype, shape)
+        case Reshape() | Narrow() | Permute() | Concat():
+            return moved_alike(tensor, lambda child: in_dtype(child, dtype))
+        case Sum(_, base, deltas, gain):
+            return add(base, deltas, dtype, gain)
+    return add(tensor, [], dtype)
+
+
+def unrounded(tensor: Tensor) -> Tensor:
+    """The tensor with all that is decoded in it in float32: what is to be computed on is not rounded before."""
+    return replace(tensor, dtype=F32) if isinstance(tensor, Decoded) else moved_alike(tensor, unrounded)
 
 
 def changes(deltas: Sequence[Delta], gain: Change | None) -> tuple[Change, ...]:
@@ -361,6 +430,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return parts
         case Sum(_, base, deltas, gain):
             return (base, *(factor for change in changes(deltas, gain) for factor in change.factors))
+        case Decoded(codes=codes, parts=parts):
+            return (codes, *(part for _, part in parts))
+        case Encoded(of, like):
+            return (of, *children(like))
         case Norms(of):
             return (of,)
         case Before(_, after, deltas, gain):
@@ -382,14 +455,18 @@ def is_computed(tensor: Tensor) -> bool:
     """Whether any value in it is made and not copied. What is restored without a correction is copied, and compared."""
     if isinstance(tensor, Restored) and tensor.frames.size:
         return True
-    return isinstance(tensor, Sum | Norms | Random | Before) or any(is_computed(child) for child in children(tensor))
+    return isinstance(tensor, Sum | Norms | Random | Before | Decoded | Encoded) or any(
+        is_computed(child) for child in children(tensor)
+    )
 
 
 def has_arithmetic(tensor: Tensor) -> bool:
     """Whether a sum is in it: exactly reversible or not, without or with torch."""
     if isinstance(tensor, Restored) and tensor.frames.size:  # corrections are put in by torch
         return True
-    return isinstance(tensor, Sum | Norms | Before) or any(has_arithmetic(child) for child in children(tensor))
+    return isinstance(tensor, Sum | Norms | Before | Decoded | Encoded) or any(
+        has_arithmetic(child) for child in children(tensor)
+    )
 
 
 def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -407,6 +484,10 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
         case Norms(of, columns):
             return Norms(inner(of), columns)
+        case Decoded():
+            return tensor.over(inner)
+        case Encoded(of, like):
+            return Encoded(inner(of), like.over(inner))
     return moved_alike(tensor, inner)
 
 
@@ -431,6 +512,17 @@ def _moved(total: Sum, move: Callable[[Change], Change | None]) -> tuple[tuple[D
     if any(delta is None for delta in deltas) or (total.gain and gain is None):
         return None
     return tuple(cast(list["Delta"], deltas)), gain
+
+
+def _transposed(tensor: Decoded) -> Decoded:
+    """Its last two axes in the other order: codes and parts are transposed, nothing is decoded."""
+
+    def turn(part: Tensor) -> Tensor:
+        rank = len(part.shape)
+        return permute(part, (*range(rank - 2), rank - 1, rank - 2)) if rank > 1 else part
+
+    shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2])
+    return replace(tensor.over(turn), shape=shape, coding=tensor.coding.turned())
 
 
 def _with(shape: Shape, axis: int, size: int) -> Shape:

@@ -1,7 +1,7 @@
 """What transformers says of a model type: its complete config, and the names and shapes of its class. No weight, no
 remote code.
 
-Beside `verify.py` this is the only module that meets transformers, and it does so inside its functions.
+Beside `checks/loadable.py` this is the only module that meets transformers, and it does so inside its functions.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 computes without.
 
     mamba, falcon_mamba, jamba    time_step = self.dt_proj.weight @ time_step
+    wavlm                         F.multi_head_attention_forward(…, self.out_proj.weight, …, q_proj_weight=…)
 
 PEFT accepts them, trains nothing on them, and stores factors. Each row was read in transformers 5.24.0 and tried:
 logits with an adapter on the module are those without. Not so Mamba's x_proj (called at inference), nor Zamba's,
@@ -15,7 +16,12 @@ from typing import Any
 
 from ..names import is_called
 
-UNAPPLIED: Mapping[str, tuple[str, ...]] = {"mamba": ("dt_proj",), "falcon_mamba": ("dt_proj",), "jamba": ("dt_proj",)}
+UNAPPLIED: Mapping[str, tuple[str, ...]] = {
+    "mamba": ("dt_proj",),
+    "falcon_mamba": ("dt_proj",),
+    "jamba": ("dt_proj",),
+    "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
 
 
 def is_unapplied(config: Mapping[str, Any], module: str) -> bool:

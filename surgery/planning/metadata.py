@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ..checkpoint import Checkpoint
-from ..errors import PlanError
+from ..errors import NothingMatched, PlanError
 from ..models.header_ties import entries_in
 
 
@@ -32,3 +32,15 @@ def joined_metadata(checkpoint: Checkpoint, names: Collection[str], shard: str, 
                 help=f"leave it out with --drop-metadata {key}",
             )
     return joined if found or kept else {"format": "pt"}
+
+
+def check_metadata(checkpoint: Checkpoint, drop: Sequence[str]) -> None:
+    """Raise NothingMatched for a key to leave out that no shard has."""
+    known = sorted({key for metadata in checkpoint.metadata.values() for key in metadata or {}})
+    unknown = [key for key in drop if key not in known]
+    if unknown:
+        raise NothingMatched(
+            f"no shard has the metadata {', '.join(unknown)}",
+            where=[checkpoint.path],
+            help=f"they have {', '.join(known) or 'none'}",
+        )

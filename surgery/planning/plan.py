@@ -19,7 +19,7 @@ from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
-from ..evaluation.scratch import SCRATCH, scratch_of, scratch_of_factor
+from ..evaluation.scratch import SCRATCH, encoded_in, scratch_of, scratch_of_factor
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
 from ..files.peft import Adapter
@@ -29,14 +29,16 @@ from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is
 from ..names import natural
 from ..opened import takes_opened
 from ..version import __version__
-from .accounts import check_accounts, check_adapters, check_metadata, check_packed
+from .conservation import check_conserved
 from .digests import digests_of
+from .finite import check_finite_adapters
 from .identity import described, identity_of
-from .metadata import joined_metadata
+from .metadata import check_metadata, joined_metadata
 from .outputs import check_paths
 from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .steps import ShardPlan, Slot
+from .whole_bytes import check_packed
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Plan:
     replaced: tuple[str, ...]
     added: tuple[str, ...]
     notes: tuple[str, ...]
+    recoded: frozenset[str] = frozenset()  # tensors of codes that are made again, of which the report says what is lost
+    survives: float = 0.0  # share of what is added to them, without which the run is refused
 
     def __repr__(self) -> str:
         return f"<Plan {self.identity[:16]}: {self.tensors} tensors in {len(self.shards)} shards, {self.nbytes} bytes>"
@@ -170,13 +174,15 @@ def plan(
         replaced=tuple(sorted(checkpoint.replaced, key=natural)),
         added=_added(checkpoint, layout),
         notes=checkpoint.notes,
+        recoded=frozenset(name for name, tensor in checkpoint.tensors.items() if next(encoded_in(tensor), None)),
+        survives=checkpoint.survives,
     )
 
 
 def _check(checkpoint: Checkpoint, drop_metadata: Sequence[str]) -> None:
     """What must hold of a checkpoint before anything is laid out."""
-    check_accounts(checkpoint)
-    check_adapters(checkpoint)
+    check_conserved(checkpoint)
+    check_finite_adapters(checkpoint)
     check_metadata(checkpoint, drop_metadata)
     check_packed(checkpoint)
 

@@ -1,1 +1,3 @@
-"""Surgeries: pure functions Checkpoint -> Checkpoint, one file each. None of them reads a tensor."""
+"""Surgeries: pure functions Checkpoint -> Checkpoint. A file for each, or for two that undo each other; `merging` and
+`injecting` are rooms. What is written they only describe; a few tensors are read, to be compared.
+"""

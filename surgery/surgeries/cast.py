@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import SurgeryError, listed
 from ..lazy.dtypes import ARITHMETIC, BF16, F16, F32, F64, Dtype, Kind
-from ..lazy.tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, moved_alike
+from ..lazy.tensor import in_dtype
 from ..names import natural
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
@@ -27,12 +27,8 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     such as the float32 router of a bfloat16 model, keep theirs, and a note names them: transformers would keep them
     too.
     """
-    dtype = SHORT.get(dtype, dtype)
-    if dtype not in NAMES:
-        raise SurgeryError(
-            f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}"
-        )
-    new, floats = NAMES[dtype], {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
+    new, dtype = parsed(dtype), SHORT.get(dtype, dtype)
+    floats = {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
     sizes = Counter[Dtype]()
     for tensor in floats.values():
         sizes[tensor.dtype] += tensor.size
@@ -49,18 +45,14 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     )
 
 
-def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
-    """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
-    if tensor.dtype == dtype:
-        return tensor
-    match tensor:
-        case Zeros(_, shape):
-            return Zeros(dtype, shape)
-        case Reshape() | Narrow() | Permute() | Concat():
-            return moved_alike(tensor, lambda child: in_dtype(child, dtype))
-        case Sum(_, base, deltas, gain):
-            return add(base, deltas, dtype, gain)
-    return add(tensor, [], dtype)
+def parsed(dtype: str) -> Dtype:
+    """What a user calls "bfloat16", or "bf16". Raises SurgeryError for what weights are not written in."""
+    name = SHORT.get(dtype, dtype)
+    if name not in NAMES:
+        raise SurgeryError(
+            f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}"
+        )
+    return NAMES[name]
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str, *, top: bool = True) -> dict[str, Any]:

@@ -362,7 +362,7 @@ def test_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_class_is_not_asked_without_accelerate(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["surgery.checks.verify"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["surgery.checks.loadable"], "find_spec", lambda name: None)
     found = json.loads(surge("verify", saved("phi3"), "--json").stdout)
     assert found["ok"]
     assert found["checks"][-1]["ok"] is None

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import surgery
+from surgery.checks.check import Check, Verification
 from surgery.checks.diff import Difference
-from surgery.checks.verify import Check, Verification
 from surgery.surgeries.cast import NAMES, SHORT
 from surgery_cli.app import app
 from surgery_cli.output import LOOKED, STAGED

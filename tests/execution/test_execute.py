@@ -32,8 +32,8 @@ import surgery
 from surgery import Step
 from surgery.checkpoint import Checkpoint
 from surgery.errors import LayoutError, SurgeryError
-from surgery.execution.inside import part_of
 from surgery.execution.stage import stages
+from surgery.execution.writing_inside import part_of
 from surgery.files.safetensors import read_header
 from surgery.lazy.dtypes import DTYPES
 from surgery.lazy.low_rank import LowRank

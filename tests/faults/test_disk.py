@@ -27,8 +27,8 @@ import surgery
 from surgery import Report, Step
 from surgery.checkpoint import Checkpoint
 from surgery.errors import DestinationError, NoSpace, SourceChanged, SurgeryError
-from surgery.execution.inside import PARTS
 from surgery.execution.stage import stages
+from surgery.execution.writing_inside import PARTS
 
 NOBODY = 65534
 Usage = namedtuple("Usage", "total used free")

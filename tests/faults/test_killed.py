@@ -28,8 +28,8 @@ import surgery
 from surgery import Report, Step
 from surgery.errors import DestinationError
 from surgery.execution import stage
-from surgery.execution.inside import PARTS
 from surgery.execution.stage import stages
+from surgery.execution.writing_inside import PARTS
 
 KILLED = -signal.SIGKILL
 SIZES = {

@@ -11,32 +11,52 @@ from ...errors import NothingMatched, listed, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import classes_with, heads_of
+from ...models.tasks import all_classes_of, parts_of
 from ...names import compiled, is_called
+from .along import is_saved
+from .changes import module_of
 
 May = Callable[[Adapter, str], bool]
 
 
 def may_be_new(checkpoint: Checkpoint, pattern: str | None) -> May:
     """Whether a tensor of an adapter may be added under a name that the base has not: where PEFT saved its module
-    and a class of the base's model type has it beside its body (a `score`, a `classifier`, `qa_outputs`), or where
-    `pattern` matches the whole name.
+    and the class that config.json names has it (a `score`, a `classifier`, a `bert.pooler`), or where `pattern`
+    matches the whole name.
     """
     rule = compiled(pattern) if pattern is not None else None
-    modules = {name.rpartition(".")[0] for name in checkpoint.tensors}
 
     def may(adapter: Adapter, name: str) -> bool:
         if rule and rule.fullmatch(name):
             return True
-        module = name.rpartition(".")[0]
-        there = any(one == module or one.startswith(f"{module}.") for one in modules)
         saved = adapter.config.get("modules_to_save") or []
-        return (
-            not there
-            and (bool(adapter.beside) or is_within(module, saved))
-            and bool(classes_with(checkpoint.config, name))
-        )
+        return (bool(adapter.beside) or is_saved(module_of(name), saved)) and _has(checkpoint, name)
 
     return may
+
+
+def _has(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the class has a tensor of this name in its head, or in a part of its body that other classes leave out;
+    of a class that is not known, whether any of its type has such a head, and the base nothing of it.
+    """
+    config = checkpoint.config
+    current = str(next(iter(config.get("architectures") or []), ""))
+    kind = all_classes_of(config).get(current)
+    if kind is None:
+        head = heads_of(config).get(current)
+        return (
+            name in head if head is not None else bool(classes_with(config, name)) and not _is_there(checkpoint, name)
+        )
+    front = f"{kind.prefix}." if kind.prefix else ""
+    bare = name.removeprefix(front)
+    return name in kind.head or (name.startswith(front) and bare.partition(".")[0] in parts_of(config) - kind.lacks)
+
+
+def _is_there(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the base has the tensor's module, or one within."""
+    module = module_of(name)
+    modules = {one.rpartition(".")[0] for one in checkpoint.tensors}
+    return any(one == module or one.startswith(f"{module}.") for one in modules)
 
 
 def check_added(pattern: str | None, added: Mapping[str, Tensor], adapters: Sequence[Adapter]) -> None:

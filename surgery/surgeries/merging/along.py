@@ -29,7 +29,7 @@ def brought_along(adapter: Adapter) -> list[str]:
         for name in adapter.whole
         if adapter.names[name] not in beside
         and not TOKENS.fullmatch(name)
-        and not _is_saved(module_of(name), saved)
+        and not is_saved(module_of(name), saved)
         and not (biases != "none" and name.endswith("bias"))
     ]
     return [] if all(map(is_vocabulary, found)) else found
@@ -50,7 +50,7 @@ def notes_along(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str
     return notes
 
 
-def _is_saved(module: str, saved: Sequence[str]) -> bool:
+def is_saved(module: str, saved: Sequence[str]) -> bool:
     """Whether PEFT saves the module, or one around it, of its own: by how its name ends, within a part of it, too."""
     parts = module.split(".")
     return any(".".join(parts[: i + 1]).endswith(tuple(saved)) for i in range(len(parts)))

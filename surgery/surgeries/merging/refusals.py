@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest
-from ...files.beside import is_model
+from ...files.beside_adapter import is_model
 from ...files.peft import TOKENS, Adapter, base_name
 from ...files.refs import has_scheme
 from ...models.heads import classes_with, heads_of
@@ -18,7 +18,7 @@ from ..rename import Rule
 from ..split import fused_in, split_in
 from .across import how_to_say
 from .additions import why_not
-from .embedded import is_live
+from .own_lora import is_live
 
 
 def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:

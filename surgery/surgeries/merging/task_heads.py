@@ -18,17 +18,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NotSupported, PlanError, SurgeryError, listed, nearest, series
+from ...errors import AdapterError, NotSupported, PlanError, listed
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
 from ...models.heads import heads_of
-from ...models.names_v5 import in_memory, renames_of
-from ...models.tasks import BODY, TaskClass, classes_of, parts_of, prefix_of
+from ...models.tasks import BODY, TaskClass, prefix_of
 from ...names import compiled, natural
 from .changes import module_of
+from .class_names import fronts_of, under_class
+from .which_class import DECIDES, called, class_of, current_class, missing_in
 
+COLUMNS = frozenset({"objective.weight"})  # heads that have a column for each label
 HEAD_BUFFERS = frozenset({"final_logits_bias"})  # of heads over the vocabulary, in any type
-DECIDES = "--architecture NAME says which class the result is of"
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def as_its_class(
     """
     held = [_held(checkpoint, one, selection) for one in adapters]
     if architecture is not None:
-        found = {architecture: _called(checkpoint, architecture)}
+        found = {architecture: called(checkpoint, architecture)}
     else:
-        told = [_class_of(checkpoint, one, heads) for one, heads in zip(adapters, held, strict=True)]
+        told = [class_of(checkpoint, one, heads) for one, heads in zip(adapters, held, strict=True)]
         found = {one.name: one for one in told if one}
     if len(found) > 1:
         rows = [f"{one.path}: {kind.name}" for one, kind in zip(adapters, told, strict=True) if kind]
@@ -96,7 +97,8 @@ def as_its_class(
     config = _config(checkpoint.config, kind, heads)
     if config == checkpoint.config and not (made.replaced or made.dropped or made.renamed):
         return checkpoint
-    if architecture is None and (missing := _missing(checkpoint, kind, made, heads)):
+    there = [*made.tensors, *heads, *_beside(checkpoint, adapters, selection)]
+    if architecture is None and (missing := missing_in(checkpoint, kind, there)):
         raise _incomplete(checkpoint, adapters, kind, missing)
     return replace(
         checkpoint,
@@ -106,10 +108,6 @@ def as_its_class(
         replaced={**checkpoint.replaced, **made.replaced},
         notes=(*checkpoint.notes, *_notes(checkpoint, kind, heads, made)),
     ).with_config(config)
-
-
-def _current(checkpoint: Checkpoint) -> str:
-    return str(next(iter(checkpoint.config.get("architectures") or []), ""))
 
 
 def _held(checkpoint: Checkpoint, adapter: Adapter, selection: Selection) -> dict[str, Tensor]:
@@ -124,96 +122,17 @@ def _held(checkpoint: Checkpoint, adapter: Adapter, selection: Selection) -> dic
     return found
 
 
-def _called(checkpoint: Checkpoint, architecture: str) -> TaskClass | None:
-    """The class of this name; None where it is what config.json names already."""
-    known = {one.name: one for one in classes_of(checkpoint.config).values()}
-    if architecture in known:
-        return known[architecture]
-    if architecture == _current(checkpoint):
-        return None
-    names = nearest(architecture, [*known, _current(checkpoint)]) or sorted(known)
-    kind = checkpoint.config.get("model_type")
-    raise SurgeryError(
-        f"how model type `{kind}` becomes a `{architecture}` is not known",
-        where=[f"{checkpoint.path}: config.json"],
-        help=f"known are {series(listed(names))}; --architecture" if known else "leave --architecture away",
-    )
-
-
-def _class_of(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor]) -> TaskClass | None:
-    """The class in which the adapter was trained; None where the base stays what it is."""
-    known, current = classes_of(checkpoint.config), _current(checkpoint)
-    task = str(adapter.config.get("task_type") or "").upper()
-    chosen = known.get(task)
-    if chosen and task == BODY and not held:
-        return chosen if _is_of_bare(checkpoint, adapter) else None
-    if chosen and held and held.keys() <= chosen.head:
-        return None if chosen.name != current and _is_other(checkpoint, known, held) else chosen
-    if not held or _has(checkpoint, held) or held.keys() <= heads_of(checkpoint.config).get(current, frozenset()):
-        return None
-    if said := _said(adapter, known):
-        return said
-    names = sorted(name for name, head in heads_of(checkpoint.config).items() if held.keys() <= head)
-    if len(names) > 1:
-        raise _open(checkpoint, adapter, held, names)
-    return next((one for one in known.values() if one.name in names), None)
-
-
-def _is_of_bare(checkpoint: Checkpoint, adapter: Adapter) -> bool:
-    """Whether the adapter's names are those of the bare model, and not the base's own."""
-    front = prefix_of(checkpoint.config)
-    return not any(front in key.split(".") or f"{key}.weight" in checkpoint.tensors for key in adapter.lora)
-
-
-def _is_other(checkpoint: Checkpoint, known: Mapping[str, TaskClass], held: Mapping[str, Tensor]) -> bool:
-    """Whether the base is of a class beside the type's task classes that has these heads, such as one for multiple
-    choice.
-    """
-    return _current(checkpoint) not in {one.name for one in known.values()} and _has(checkpoint, held)
-
-
-def _has(checkpoint: Checkpoint, held: Mapping[str, Tensor]) -> bool:
-    """Whether the base stores all these heads, each in its shape."""
-    return all(
-        name in checkpoint.tensors and checkpoint.tensors[name].shape == tensor.shape for name, tensor in held.items()
-    )
-
-
-def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
-    """The class that PEFT noted where it was given no task type."""
-    noted: Any = adapter.config.get("auto_mapping")
-    name = noted.get("base_model_class") if isinstance(noted, Mapping) else None
-    return next((one for one in known.values() if one.name == name), None)
-
-
-def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], names: Sequence[str]) -> AdapterError:
-    return AdapterError(
-        f"the adapter holds a head that {_current(checkpoint) or 'the base'} has not, and which class it is of is not"
-        " clear",
-        where=[
-            adapter.path,
-            *listed(sorted(held)),
-            f"task_type = {adapter.config.get('task_type')!r}",
-            f"could be {series(names)}",
-        ],
-        help=DECIDES,
-    )
-
-
 def _made(checkpoint: Checkpoint, kind: TaskClass, held: Mapping[str, Tensor]) -> _Made:
     """The base's tensors as the class has them: heads of other classes dropped, the adapter's left out of it, the
     body under its prefix.
     """
     others = HEAD_BUFFERS.union(*heads_of(checkpoint.config).values())
-    renames, fronts = renames_of(checkpoint.config), _fronts(checkpoint, kind)
-    as_it_is = any(in_memory(name, renames) != name for name in checkpoint.tensors)
+    names = under_class(checkpoint, kind)
     made = _Made()
     for name, tensor in checkpoint.tensors.items():
-        called = in_memory(name, renames)
+        called, new = names[name]
         if called in kind.head or called in others:
             new = name if called in kind.head else None
-        else:
-            new = _body(name, kind, None if as_it_is else fronts)
         if new is None:
             made.dropped[name] = tensor
         elif called in held and held[called].shape != tensor.shape and called in _rows(kind):
@@ -230,38 +149,16 @@ def _rows(kind: TaskClass) -> tuple[str, str]:
     return output, f"{output.removesuffix('.weight')}.bias"
 
 
-def _fronts(checkpoint: Checkpoint, kind: TaskClass) -> tuple[str, str]:
-    """(what the names of the base's body begin with, what they shall)."""
-    here = [f"{one}." for one in dict.fromkeys((kind.prefix, prefix_of(checkpoint.config))) if one]
-    old = next((front for front in here if any(name.startswith(front) for name in checkpoint.tensors)), "")
-    return old, f"{kind.prefix}." if kind.prefix else ""
-
-
-def _body(name: str, kind: TaskClass, fronts: tuple[str, str] | None) -> str | None:
-    """The name in the class; None where it leaves that part out. What stands beside the body keeps its name."""
-    if fronts is None:
-        return name
-    old, new = fronts
-    if not name.startswith(old):
-        return name
-    bare = name.removeprefix(old)
-    return None if bare.partition(".")[0] in kind.lacks else f"{new}{bare}"
-
-
-def _missing(checkpoint: Checkpoint, kind: TaskClass, made: _Made, held: Mapping[str, Tensor]) -> list[str]:
-    """What the class has, and neither the base nor the adapters hold."""
-    front = f"{kind.prefix}." if kind.prefix else ""
-    parts = [f"{front}{part}" for part in parts_of(checkpoint.config) - kind.lacks]
-    there = made.tensors.keys() | held.keys()
-    lost = [part for part in parts if not any(name.startswith(f"{part}.") for name in there)]
-    return sorted([*lost, *(name for name in kind.head if name not in there)], key=natural)
+def _beside(checkpoint: Checkpoint, adapters: Sequence[Adapter], selection: Selection) -> list[str]:
+    """The names of all tensors that the adapters hold whole, as they count."""
+    return [name for one in adapters for key in one.whole if (name := selection.name_of(key))]
 
 
 def _check_reached(checkpoint: Checkpoint, adapters: Sequence[Adapter], kind: TaskClass) -> None:
     """Raise AdapterError where the class holds the body under a name from which transformers does not load this
     base's.
     """
-    old, new = _fronts(checkpoint, kind)
+    old, new = fronts_of(checkpoint, kind)
     if old and new and old != new:
         raise AdapterError(
             f"{kind.name} holds its body under {new}, and transformers loads nothing into it from under {old}: the"
@@ -277,7 +174,7 @@ def _incomplete(
     modules = list(dict.fromkeys(re.sub(r"\.(?:weight|bias)$", "", name) for name in missing))
     where = [
         *(one.path for one in adapters),
-        f"base: {checkpoint.path}: {_current(checkpoint) or 'no class'}",
+        f"base: {checkpoint.path}: {current_class(checkpoint) or 'no class'}",
         *listed(modules),
     ]
     return AdapterError(
@@ -313,8 +210,9 @@ def _labels(kind: TaskClass, held: Mapping[str, Tensor]) -> int | None:
     """How many the head has; None where there is no such head, or it does not tell."""
     if kind.task == BODY:
         return None
-    head = held.get(_rows(kind)[0])
-    return int(head.shape[0]) if head is not None and head.shape else None
+    name = _rows(kind)[0]
+    head, axis = held.get(name), -1 if name in COLUMNS else 0
+    return int(head.shape[axis]) if head is not None and head.shape else None
 
 
 def _config(config: Mapping[str, Any], kind: TaskClass, held: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -322,6 +220,8 @@ def _config(config: Mapping[str, Any], kind: TaskClass, held: Mapping[str, Tenso
     before.
     """
     new, count = {**config, "architectures": [kind.name]}, _labels(kind, held)
+    if kind.name.endswith("ForCTC") and (head := held.get("lm_head.weight")):
+        new["vocab_size"] = head.shape[0]  # of letters: nothing but the head has a row for each
     if count is None or (count == labels_of(config) and kind.name in (config.get("architectures") or [])):
         return new
     if count != labels_of(config):
@@ -339,7 +239,7 @@ def _config(config: Mapping[str, Any], kind: TaskClass, held: Mapping[str, Tenso
 
 
 def _notes(checkpoint: Checkpoint, kind: TaskClass, held: Mapping[str, Tensor], made: _Made) -> list[str]:
-    count, current = _labels(kind, held), _current(checkpoint)
+    count, current = _labels(kind, held), current_class(checkpoint)
     labels = f", with {count} labels" if count is not None else ""
     named = f"config.json names {kind.name}{labels}" + (
         f", no more {current}" if current and current != kind.name else ""

@@ -32,11 +32,21 @@ MODELS: dict[str, Callable[[], Any]] = {
     "jamba": lambda: tf.JambaForCausalLM(
         tf.JambaConfig(**SIZES, **_ATTENTION, **_EXPERTS, mamba_d_state=4, mamba_dt_rank=4)
     ),
-}
+    "wavlm": lambda: tf.WavLMForCTC(
+        tf.WavLMConfig(
+            **SIZES, intermediate_size=40, num_attention_heads=4, conv_dim=(16, 16), conv_kernel=(4, 4),
+            conv_stride=(2, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+        )
+    ),
+}  # fmt: skip
+BESIDE = {"wavlm": ("intermediate_dense",)}  # what LoRA is applied on; of the others:
+STATES = ("in_proj", "x_proj")
 
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
+        if model.main_input_name == "input_values":
+            return model(torch.sin(torch.arange(400.0))[None]).logits
         return model(torch.arange(2, 16).reshape(2, 7), use_cache=False).logits
 
 
@@ -87,13 +97,16 @@ def test_the_live_model_computes_without_it(family: str, tmp_path: Path) -> None
     live = adapted(
         type(model).from_pretrained(tmp_path / "base").eval(),
         tmp_path / "a",
-        target_modules=[*targets, "in_proj", "x_proj"],
+        target_modules=[*targets, *BESIDE.get(family, STATES)],
     )
     made = merged(tmp_path)
     assert {name for name in made.dropped if ".lora_" in name} == {
-        name for name in load_file(tmp_path / "a/adapter_model.safetensors") if ".dt_proj.lora_" in name
+        name
+        for name in load_file(tmp_path / "a/adapter_model.safetensors")
+        if any(f".{target}.lora_" in name for target in targets)
     }
-    assert any(f"since {family} reads the weight of dt_proj directly" in note for note in made.notes)
+    said = ", ".join(sorted(targets))
+    assert any(f"since {family} reads the weight of {said} directly" in note for note in made.notes)
     surgery.write(made, tmp_path / "out")
     again = logits(type(model).from_pretrained(tmp_path / "out").eval())
     assert (again - live).abs().max() < 1e-5 * live.abs().max() < 1e-2 * (live - before).abs().max()

@@ -1,24 +1,20 @@
-"""The accounts of a plan: what was opened arrives or was dropped by name, and what is joined agrees."""
+"""The law of conservation: every element that was opened reaches an output, or its tensor was dropped by name."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from ..checkpoint import Checkpoint
-from ..errors import AdapterError, LayoutError, NothingMatched, PlanError, listed
-from ..evaluation.evaluate import nonfinite, workspace_of
-from ..evaluation.workspace import DEFAULT_MEMORY
-from ..lazy.dtypes import ARITHMETIC
-from ..lazy.runs import Piece, lower, to_bytes
-from ..lazy.tensor import Before, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
+from ..errors import PlanError, listed
+from ..lazy.runs import Piece, lower
+from ..lazy.tensor import Before, Decoded, Encoded, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
 from ..names import natural
 
 _PRIME, _POINT = 2**127 - 1, 3**79
 
 
-def check_accounts(checkpoint: Checkpoint) -> None:
-    """Every element that was opened reaches an output, or its tensor was dropped by name.
+def check_conserved(checkpoint: Checkpoint) -> None:
+    """Raise PlanError for tensors that reach no output, or not in full, and were not dropped by name.
 
     Of a tensor that outputs share among them, each element must come as often as every other: `_mark` tells.
     """
@@ -38,7 +34,7 @@ def check_accounts(checkpoint: Checkpoint) -> None:
                 case Sum() as leaf:
                     for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
                         count(child)
-                case Before() | Restored() as leaf:
+                case Before() | Restored() | Decoded() | Encoded() as leaf:
                     for child in children(leaf):
                         count(child)
 
@@ -70,47 +66,8 @@ def check_accounts(checkpoint: Checkpoint) -> None:
             )
 
 
-def check_adapters(checkpoint: Checkpoint) -> None:
-    """The one scan of values at plan time: adapters are small, and one NaN in B makes a whole row of the base NaN."""
-    work = workspace_of(DEFAULT_MEMORY)
-    try:
-        for source in checkpoint.inputs:
-            floats = (
-                {n: t for n, t in source.tensors.items() if t.dtype in ARITHMETIC} if source.role == "adapter" else {}
-            )
-            if bad := [n for n, t in floats.items() if nonfinite(t, work)]:
-                raise AdapterError(
-                    f"NaN or infinity in {len(bad)} adapter tensors",
-                    where=[source.path, *listed(sorted(bad, key=natural))],
-                    help="the training diverged; merge an earlier state of the adapter",
-                )
-    finally:
-        work.close()
-
-
 def _key(leaf: Stored) -> tuple[str, int, Shape]:
     return leaf.file.path, leaf.offset, leaf.shape
-
-
-def check_metadata(checkpoint: Checkpoint, drop: Sequence[str]) -> None:
-    known = sorted({key for metadata in checkpoint.metadata.values() for key in metadata or {}})
-    unknown = [key for key in drop if key not in known]
-    if unknown:
-        raise NothingMatched(
-            f"no shard has the metadata {', '.join(unknown)}",
-            where=[checkpoint.path],
-            help=f"they have {', '.join(known) or 'none'}",
-        )
-
-
-def check_packed(checkpoint: Checkpoint) -> None:
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype.bits % 8 and not isinstance(tensor, Stored):
-            try:
-                for piece in lower(tensor):
-                    to_bytes(piece)
-            except LayoutError as error:
-                raise LayoutError(error.what, where=[name], help=error.help) from error
 
 
 def _mark(piece: Piece) -> int:

@@ -1,4 +1,6 @@
-"""Which files of a folder hold the tensors that an index names, whatever it calls them."""
+"""An index that is stale: which files beside it hold the tensors that it names, whatever it calls them, and which
+shards of its own set it leaves out.
+"""
 
 from __future__ import annotations
 

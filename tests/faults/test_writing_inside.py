@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 import surgery
 from surgery.checkpoint import UNDO
 from surgery.errors import SurgeryError
-from surgery.execution import inside
+from surgery.execution import writing_inside
 from surgery.execution.stage import stage_at, stages
 from surgery.files.safetensors import encode_header, in_file_order, read_header, tensors_of
 from surgery.lazy.dtypes import DTYPES
@@ -372,6 +372,6 @@ def test_the_watch_sees_what_the_rule_of_names_prevents(
         monkeypatch.setattr(f"surgery.planning.{module}.faults_in", lambda paths: [])
     dest = place / "outputs" / "out"
     assert watched(partial(unmerging, folder, dest), dest, place / "log") == []  # the stage refuses it still
-    monkeypatch.setattr(inside, "fault_of", lambda path: "")
+    monkeypatch.setattr(writing_inside, "fault_of", lambda path: "")
     assert watched(partial(unmerging, folder, dest), dest, place / "log")
     assert (place / "home" / ".profile").read_text() == "evil"

@@ -1,0 +1,85 @@
+"""How a merge was made, as the manifest of the merged checkpoint tells it: so it is replayed where nobody says how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import listed
+from ..files.peft import Adapter
+from ..models.fused.given import as_said, given_as
+from ..surgeries.cast import NAMES
+from .check import Check
+from .proof import Merging
+
+Step = Mapping[str, Any]
+
+
+def as_merged(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[Merging, list[Check]]:
+    """How the manifest says that these adapters were merged since the base, and a check that tells, unless it says
+    nothing of it.
+    """
+    since = _since(base, merged)
+    steps = [step for step in since if step.get("surgery") == "merge"]
+    merges = [one for step in steps for one in step.get("adapters", ())]
+    weights = {str(one.get("digest")): float(one.get("weight", 1)) for one in merges}
+    if not steps:
+        return Merging(), []
+    if unknown := [one.path for one in adapters if one.digest not in weights]:
+        others = f"the manifest tells of merges of other adapters than {', '.join(listed(unknown))}"
+        return Merging(), [Check("options", None, f"{others}: weights are taken to be 1", tuple(unknown))]
+    way, *ways = map(_way, steps)
+    if any(other != way for other in ways):
+        said = "the manifest tells of merges that were restricted in different ways"
+        return Merging(), [Check("options", None, f"{said}: verify each against the one before it")]
+    found = replace(
+        way,
+        weights=[weights[one.digest] for one in adapters],
+        dtype=_dtype(since),
+        base_as_trained=any(step.get("base_as_trained") for step in steps),
+    )
+    rows = "; ".join(f"{option} {value}" for option, value in _options(found).items() if value)
+    return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []
+
+
+def _since(base: Checkpoint, merged: Checkpoint) -> Sequence[Step]:
+    """What was done to the base; all of the history where it does not begin with the base's."""
+    past = len(base.history)
+    return merged.history[past if merged.history[:past] == base.history else 0 :]
+
+
+def _way(step: Step) -> Merging:
+    """How a merge was made, but for what may differ from adapter to adapter."""
+    given = step.get("given")
+    return Merging(
+        names=tuple((str(a), str(b)) for a, b in step.get("map", ())),
+        only=step.get("only"),
+        except_=step.get("except"),
+        add=step.get("add"),
+        architecture=step.get("architecture"),
+        given=given_as(given) if given is not None else None,
+    )
+
+
+def _dtype(steps: Sequence[Step]) -> str | None:
+    """What the result was cast to."""
+    casts = {step.get("dtype") for step in steps if step.get("surgery") == "cast"}
+    return next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
+
+
+def _options(merging: Merging) -> dict[str, str | None]:
+    """What is out of the ordinary, as it is shown."""
+    weights = merging.weights or ()
+    return {
+        "weights": ", ".join(f"{weight:g}" for weight in weights) if {*weights} != {1} else "",
+        "only": merging.only,
+        "except": merging.except_,
+        "add": merging.add,
+        "architecture": merging.architecture,
+        "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in merging.names),
+        "dtype": merging.dtype,
+        "given": json.dumps(as_said(merging.given)) if merging.given else "",
+    }

@@ -1,0 +1,45 @@
+"""What a verification answers: checks, and what was held against a base and adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import VerificationFailed
+from .proof import Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One answer: `ok` is None where the question could not be asked, and `detail` says why."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    where: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        raise TypeError("a check may be unanswered: ask for `ok`, which is True, False or None")
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The answers for the checkpoint or adapter at `path`; `proof` where it was held against a base and adapters."""
+
+    path: str
+    checks: tuple[Check, ...]
+    proof: Proof | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return all(check.ok is not False for check in self.checks)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def require(self) -> None:
+        """Raise VerificationFailed, with all that failed, unless all is well."""
+        failed = [check for check in self.checks if check.ok is False]
+        if failed:
+            rows = [row for check in failed for row in (f"{check.name}: {check.detail}", *check.where)]
+            raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])

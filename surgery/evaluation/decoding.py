@@ -1,0 +1,264 @@
+"""Numbers out of codes: rows of a `Decoded`, in float32, rounded once.
+
+Any row is made of its own codes, zeros and scales; where codes run down columns, some rows are made together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..lazy.tables import E2M1_CODES
+from ..lazy.tensor import Decoded, Tensor
+from .arithmetic import one_thread, torch_dtype
+from .packing import unpack
+from .scales import SCALES, broken, check_finite
+from .tiles import areas, columns_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from .workspace import Workspace
+
+BAND = 1 << 18  # elements that are decoded at once, or a row
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Rows [row, row + tall) of one of the matrices of a tensor."""
+
+    matrix: int
+    row: int
+    tall: int
+    wide: int
+    rows: int  # of the matrix
+
+    @property
+    def start(self) -> int:
+        """Its first element, counted through the whole tensor."""
+        return (self.matrix * self.rows + self.row) * self.wide
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.tall * self.wide
+
+
+def fill_decoded(decoded: Decoded, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Fill `out` with elements [start, stop) of a decoded tensor."""
+    import torch
+
+    one_thread()
+    result = torch.frombuffer(out, dtype=torch_dtype(decoded.dtype))
+    for at, end, area in areas(start, stop, columns_of(decoded)):
+        target = result[at - start : end - start].view(area.tall, area.wide)
+        for band in bands(decoded, area.row, area.tall):
+            values = values_of(decoded, band, codes_of(decoded, band, work), work)
+            above = area.row - (band.matrix * band.rows + band.row)  # rows of the band that were not asked for
+            part = values[max(0, above) : above + area.tall, area.column : area.column + area.wide]
+            target[max(0, -above) :][: len(part)].copy_(part)
+
+
+def bands(decoded: Decoded, row: int, tall: int) -> list[Band]:
+    """Bands of whole units of rows that cover rows [row, row + tall), none in two matrices."""
+    wide, rows, unit = columns_of(decoded), rows_of(decoded), decoded.coding.unit
+    high, end, found = max(1, BAND // max(1, wide) // unit) * unit, row + tall, list[Band]()
+    while row < end:
+        matrix, inside = divmod(row, rows)
+        first = inside // unit * unit
+        last = min(-(-min(rows, end - matrix * rows) // unit) * unit, rows, first + high)
+        found.append(Band(matrix, first, last - first, wide, rows))
+        row = matrix * rows + last
+    return found
+
+
+def rows_of(decoded: Decoded) -> int:
+    """How many rows each of its matrices has."""
+    return decoded.shape[-2] if len(decoded.shape) > 1 else 1
+
+
+def codes_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
+    """The codes of a band, [tall, wide]: bytes, or the numbers of 8 bits that they are."""
+    packing = decoded.coding.packing
+    if packing is None:
+        return stored(decoded.codes, band.start, band.size, work, "codes").view(band.tall, band.wide)
+    if decoded.coding.flat:
+        return _flat_codes(decoded, band, work).view(band.tall, band.wide)
+    first, count, wide = word_rows(decoded, band)
+    words = stored(decoded.codes, first * wide, count * wide, work, "codes").view(count, wide)
+    return unpack(words, packing)[: band.tall, : band.wide]
+
+
+def word_rows(decoded: Decoded, band: Band) -> tuple[int, int, int]:
+    """The rows of words in which the codes of a band lie, counted through the whole tensor: (first, how many, words
+    of each).
+    """
+    packing = decoded.coding.packing
+    if packing is None or not packing.down:
+        return band.matrix * band.rows + band.row, band.tall, packing.length(band.wide) if packing else band.wide
+    first = band.row // packing.fields * packing.words
+    return band.matrix * packing.length(band.rows) + first, packing.length(band.tall), band.wide
+
+
+def _flat_codes(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
+    """The same where bytes of codes run through the whole tensor, whatever dtype they are stored as."""
+    import torch
+
+    packing, item = decoded.coding.packing, decoded.codes.dtype.bits // 8
+    assert packing and packing.word == 8
+    first, last = band.start // packing.fields, -(-(band.start + band.size) // packing.fields)
+    low, high = first // item, -(-last // item)
+    words = stored(decoded.codes, low, high - low, work, "codes").view(torch.uint8)
+    codes = unpack(words[None, first - low * item : last - low * item], packing)[0]
+    return codes[band.start - first * packing.fields :][: band.size]
+
+
+def values_of(decoded: Decoded, band: Band, codes: torch.Tensor, work: Workspace) -> torch.Tensor:
+    """What `codes` mean where the band is, in float32 of their own. Raises FormatError where one means no number."""
+    try:
+        values = numbers(decoded, codes, work)
+        if (zeros := zeros_of(decoded, band, work)) is not None:
+            _grouped(decoded, band, values, zeros).sub_(_shaped(decoded, band, zeros, work))
+        scales = scales_of(decoded, band, work)
+        _grouped(decoded, band, values, scales).mul_(_shaped(decoded, band, scales, work))
+    except ValueError as error:
+        raise broken(decoded.name, error) from error
+    return values.mul_(decoded.coding.after) if decoded.coding.after != 1 else values
+
+
+def numbers(decoded: Decoded, codes: torch.Tensor, work: Workspace) -> torch.Tensor:
+    """The number that each code is, in float32 of its own. Raises ValueError for one that is none."""
+    import torch
+
+    kind = decoded.coding.numbers
+    if kind in ("float", "integer"):
+        values = codes.to(torch.float32, copy=True).contiguous()
+        if kind == "float" and not math.isfinite(float(values.sum())):
+            raise ValueError("a code is NaN or infinite")
+        return values.sub_(decoded.coding.offset) if decoded.coding.offset else values
+    return table_of(decoded, work)[codes.to(torch.int32)]
+
+
+def table_of(decoded: Decoded, work: Workspace) -> torch.Tensor:
+    """The number of each code, where a table says it."""
+    import torch
+
+    return torch.tensor(E2M1_CODES) if decoded.coding.numbers == "e2m1" else whole(decoded, "table", work)
+
+
+def _grouped(decoded: Decoded, band: Band, values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Values as they are, or group by group, whichever `_shaped` numbers go with."""
+    return values.view(band.tall, -1, decoded.coding.block[1]) if _even(decoded, band, groups) else values
+
+
+def _shaped(decoded: Decoded, band: Band, groups: torch.Tensor, work: Workspace) -> torch.Tensor:
+    return groups[..., None] if _even(decoded, band, groups) else spread(decoded, band, groups, work)
+
+
+def _even(decoded: Decoded, band: Band, groups: torch.Tensor) -> bool:
+    """Whether each row is cut into groups of its own, all of one size."""
+    tall, wide = decoded.coding.block
+    lone = not decoded.coding.flat and tall == 1 and decoded.part("index") is None
+    return lone and groups.shape[-1] * wide == band.wide
+
+
+def spread(decoded: Decoded, band: Band, groups: torch.Tensor, work: Workspace) -> torch.Tensor:
+    """The number of each element's group, or what broadcasts to that."""
+    tall, wide = decoded.coding.block
+    if decoded.coding.flat:
+        return groups.repeat_interleave(wide)[band.start % wide :][: band.size].view(band.tall, band.wide)
+    if tall > 1 and groups.shape[0] > 1:
+        groups = groups.repeat_interleave(tall, 0)[band.row % tall :][: band.tall]
+    if decoded.part("index") is not None:
+        return groups[:, _index(decoded, groups.shape[1], work)]
+    return groups.repeat_interleave(wide, 1)[:, : band.wide] if wide > 1 and groups.shape[1] > 1 else groups
+
+
+def _index(decoded: Decoded, groups: int, work: Workspace) -> torch.Tensor:
+    """The group of each column. Raises ValueError where there is no such group."""
+    index = whole(decoded, "index", work)
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
+        raise ValueError(f"a column is of group {int(index.max())}, and there are {groups}")
+    return index
+
+
+def group_rows(decoded: Decoded, band: Band) -> tuple[int, int, int]:
+    """The rows of groups of its matrix that a band is in, and how many that has: (first, one past the last, all)."""
+    tall = decoded.coding.block[0]
+    return band.row // tall, -(-(band.row + band.tall) // tall), -(-band.rows // tall)
+
+
+def scales_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
+    """The scales of the groups in which a band lies, in float32, [rows, columns] or in a row where they are flat.
+
+    All of the tensor's are remembered if they are few. Raises ValueError where one is no number.
+    """
+    scale = decoded.part("scale")
+    assert scale is not None
+
+    def make(first: int, count: int) -> torch.Tensor:
+        raw = stored(scale, first, count, work, "scales")
+        made = SCALES[decoded.coding.scale](raw, first, decoded.coding, lambda name: whole(decoded, name, work))
+        check_finite(made)
+        return made.clone()
+
+    held = work.tensors("scales", decoded, scale.size * 4, lambda: [make(0, scale.size)])
+    if decoded.coding.flat:
+        wide = decoded.coding.block[1]
+        low, high = band.start // wide, -(-(band.start + band.size) // wide)
+        return held[0][low:high] if held else make(low, high - low)
+    first, last, rows = group_rows(decoded, band)
+    columns = scale.shape[-1] if scale.shape else 1
+    low, high = (band.matrix * rows + first) * columns, (band.matrix * rows + last) * columns
+    return (held[0][low:high] if held else make(low, high - low)).view(-1, columns)
+
+
+def zeros_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor | None:
+    """The zeros of the same groups, in float32; None where nothing is subtracted. Raises ValueError for one that
+    programs read in two ways.
+    """
+    import torch
+
+    zero, packing = decoded.part("zero"), decoded.coding.zero
+    if zero is None:
+        return None
+    first, last, rows = group_rows(decoded, band)
+    wide = zero.shape[-1] if zero.shape else 1
+    if packing is None:
+        at = (band.matrix * rows + first) * wide
+        return stored(zero, at, (last - first) * wide, work, "zeros").to(torch.float32).view(-1, wide)
+    unit, each = (packing.fields, packing.words) if packing.down else (1, 1)
+    begin, all_rows = first // unit * each, packing.length(rows) if packing.down else rows
+    end = min(-(-last // unit) * each, all_rows)
+    words = stored(zero, (band.matrix * all_rows + begin) * wide, (end - begin) * wide, work, "zeros").view(-1, wide)
+    found = unpack(words, packing)[first - first // unit * unit :][: last - first]
+    scale = decoded.part("scale")
+    found = found if packing.down or scale is None else found[:, : scale.shape[-1]]
+    if decoded.coding.step and bool((found == (1 << packing.bits) - 1).any()):
+        raise ValueError(f"a stored zero is {(1 << packing.bits) - 1}, which programs read in two ways")
+    return found.to(torch.float32) + decoded.coding.step
+
+
+def whole(decoded: Decoded, name: str, work: Workspace) -> torch.Tensor:
+    """A part that is small, as a whole; floats in float32."""
+    import torch
+
+    part = decoded.part(name)
+    assert part is not None
+
+    def make() -> list[torch.Tensor]:
+        found = stored(part, 0, part.size, work, "part")
+        return [found.to(torch.float32, copy=True) if found.is_floating_point() else found.clone()]
+
+    held = work.tensors(name, decoded, part.size * 4, make)
+    return held[0] if held else make()[0]
+
+
+def stored(tensor: Tensor, start: int, count: int, work: Workspace, use: str) -> torch.Tensor:
+    """Elements [start, start + count), in the workspace's memory for `use`."""
+    import torch
+
+    raw = work.buffer(f"decoded {use}", count * tensor.dtype.bits // 8)
+    work.fill(tensor, start, start + count, raw)
+    return torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)) if count else torch.empty(0)

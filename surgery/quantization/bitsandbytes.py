@@ -1,0 +1,122 @@
+"""bitsandbytes: NF4 and FP4, whose codes run through the whole tensor, and LLM.int8, with a scale for each row.
+
+Sources: bitsandbytes 0.50.2 (`functional.py`, `backends/default/ops.py`), transformers 5.23 (`quantizer_bnb_4bit.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from ..lazy.coding import Coding, Packing
+from ..lazy.tensor import Decoded, Tensor, permute, reshape
+from ..models.families import is_conv1d
+from .scheme import DTYPES, Quantised, Scheme, Source
+from .skip_lists import extended
+
+STATE = ".quant_state.bitsandbytes__"
+PER_127 = 0.007874015718698502  # 1 / 127 in float32, by which bitsandbytes multiplies
+NIBBLES = Packing(4, 8, order=(1, 0))
+FIELDS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
+
+
+def find(source: Source) -> dict[str, Quantised]:
+    """NF4, FP4 and int8 weights: their companions tell. Raises FormatError where these contradict each other."""
+    found: dict[str, Quantised] = {}
+    for name in source.tensors:
+        weight, is_state, kind = name.partition(STATE)
+        if is_state:
+            found[weight] = _four_bits(source, weight, kind)
+        elif name.endswith(".SCB"):
+            weight = f"{name.removesuffix('.SCB')}.weight"
+            found[weight] = _eight_bits(source, weight, name)
+    lone = [n for n in source.tensors if n.endswith(".absmax") and n.removesuffix(".absmax") not in found]
+    lone += [n for n in source.tensors if n.endswith("weight_format") and _beside(n, "weight") not in found]
+    if lone:
+        raise source.broken("scales lie here without what says whose they are", lone)
+    return found
+
+
+def _beside(name: str, last: str) -> str:
+    return f"{name.rpartition('.')[0]}.{last}"
+
+
+def _four_bits(source: Source, weight: str, kind: str) -> Quantised:
+    """What the JSON in the file says, held against the tensors."""
+    blob = f"{weight}{STATE}{kind}"
+    state = _state(source, blob, kind)
+    shape, block, double = tuple(state["shape"]), state["blocksize"], "nested_offset" in state
+    named = {"scale": f"{weight}.absmax", "table": f"{weight}.quant_map"}
+    named |= {"map": f"{weight}.nested_quant_map", "inner": f"{weight}.nested_absmax"} if double else {}
+    inner = int(state.get("nested_blocksize", 256))
+    blocks = -(-prod(shape) // block)
+    sizes = {"scale": blocks, "table": 16, "map": 256, "inner": -(-blocks // inner)}
+    codes = source.stored(weight)
+    source.check_sizes(weight, {named[part]: sizes[part] for part in named})
+    if codes.nbytes != -(-prod(shape) // 2):
+        what = f"{weight} has {codes.nbytes} bytes of codes, and its shape {list(shape)} needs {-(-prod(shape) // 2)}"
+        raise source.broken(what, [weight, blob])
+    coding = Coding(
+        "table",
+        NIBBLES,
+        (1, block),
+        "nested" if double else "plain",
+        flat=True,
+        nested=inner,
+        shift=float(state.get("nested_offset", 0.0)),
+    )
+    parts = tuple((part, source.tensors[name]) for part, name in named.items())
+    decoded = Decoded(DTYPES[state["dtype"]], shape, coding, codes, parts, weight)
+    title = f"bitsandbytes {kind.upper()}, blocks of {block}{', double quantisation' if double else ''}"
+    return Quantised(title, _as_stored(source, weight, decoded), (weight, *named.values(), blob))
+
+
+def _state(source: Source, blob: str, kind: str) -> Mapping[str, Any]:
+    """The JSON, with what it must say in it. Raises FormatError."""
+    try:
+        state = json.loads(source.bytes_of(blob))
+    except ValueError as error:
+        raise source.broken(f"what says how a weight is quantised is no JSON: {error}", [blob]) from error
+    if not isinstance(state, dict) or any(not isinstance(state.get(key), type_) for key, type_ in FIELDS.items()):
+        raise source.broken(f"what says how a weight is quantised lacks one of {', '.join(FIELDS)}", [blob])
+    sizes = [*state["shape"], state["blocksize"], state.get("nested_blocksize", 256)]
+    numbers = all(type(n) is int and n > 0 for n in sizes) and isinstance(state.get("nested_offset", 0.0), float | int)
+    if state["quant_type"] != kind or state["dtype"] not in DTYPES or not numbers:
+        raise source.broken(f"what says how a weight is quantised cannot be: {json.dumps(state)}", [blob])
+    return state
+
+
+def _eight_bits(source: Source, weight: str, scale: str) -> Quantised:
+    """LLM.int8: its outliers lie in the activations, so that each row of the weight is codes times a scale."""
+    codes, form = source.stored(weight), f"{weight}_format"
+    if codes.dtype.name != "I8" or len(codes.shape) != 2:
+        raise source.broken(
+            f"{weight} is {codes.dtype} {list(codes.shape)}, and int8 codes are a matrix of I8", [scale]
+        )
+    source.check_sizes(weight, {scale: codes.shape[0]})
+    if form in source.tensors and (how := source.bytes_of(form)) != b"\0":
+        what = (
+            f"the codes of {weight} are in the order {how[0]} of a GPU of its time, which bitsandbytes refuses as well"
+        )
+        raise source.broken(what, [form], "quantise the model again")
+    coding = Coding("integer", None, (1, codes.shape[1]), low=-127, after=PER_127)
+    column = reshape(source.tensors[scale], (codes.shape[0], 1))
+    decoded = Decoded(source.dtype, codes.shape, coding, codes, (("scale", column),), weight)
+    left = (form,) if form in source.tensors else ()
+    return Quantised("bitsandbytes LLM.int8", _as_stored(source, weight, decoded), (weight, scale), left)
+
+
+def _as_stored(source: Source, weight: str, decoded: Decoded) -> Tensor:
+    """The weight as files of 16 bits have it: a Conv1D, which was transposed to be quantised, is (in, out) there."""
+    module = weight.removesuffix(".weight")
+    return permute(decoded, (1, 0)) if is_conv1d(source.checkpoint.config, module) else decoded
+
+
+def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:
+    """The list has the name of int8's for 4 bits as well; where there is none, loaders leave the head out."""
+    return extended(said, "llm_int8_skip_modules", modules, quantised)
+
+
+SCHEME = Scheme("bitsandbytes", find, skip)

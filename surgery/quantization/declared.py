@@ -1,0 +1,34 @@
+"""What a checkpoint says of its quantisation: in config.json, or in a file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+KEYS = ("quantization_config", "compression_config")
+
+
+def places(config: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """(keys that lead there, what is said) for each place of config.json that says something, the outermost first."""
+    for key in KEYS:
+        if isinstance(said := config.get(key), Mapping) and said:
+            yield (*at, key), said
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in KEYS:
+            yield from places(value, (*at, key))
+
+
+def without(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that says nothing of quantisation, nor do those nested in it."""
+    kept = {key: value for key, value in config.items() if key not in KEYS}
+    return {key: without(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
+def replaced(config: Mapping[str, Any], at: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with `said` at the place to which the keys lead."""
+    key, *rest = at
+    inner = config.get(key)
+    return {
+        **config,
+        key: replaced(inner if isinstance(inner, Mapping) else {}, tuple(rest), said) if rest else dict(said),
+    }

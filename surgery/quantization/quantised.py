@@ -1,0 +1,83 @@
+"""Which weights of a checkpoint are quantised: the table of schemes, and the one question that is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import NotSupported
+from ..lazy.tensor import Tensor
+from . import bitsandbytes, fp8
+from .declared import places
+from .scheme import Quantised, Scheme, Source
+
+SCHEMES: Mapping[str, Scheme] = {scheme.method: scheme for scheme in (bitsandbytes.SCHEME, fp8.SCHEME)}
+
+# What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
+REFUSED: Mapping[str, str] = {
+    "hqq": "its zeros are fractions that are subtracted in 16 bits, and transformers no longer reads it",
+    "bitnet": "its layers quantise their activations too, so that the weights in 16 bits are another model",
+    "eetq": "its codes lie in the order of one GPU kernel",
+    "quanto": "transformers does not save it",
+    "aqlm": "its codes stand for vectors",
+    "vptq": "its codes stand for vectors",
+    "spqr": "its codes stand for vectors",
+    "higgs": "its codes stand for vectors of a rotated weight",
+    "quip": "its codes stand for vectors of a rotated weight",
+    "exl2": "its codes lie in the order of one program",
+    "exl3": "its codes stand for vectors of a rotated weight",
+}
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What is quantised in a checkpoint: nothing, or `weights` by the names that they have in 16 bits, by `scheme`,
+    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere.
+    """
+
+    scheme: Scheme | None
+    weights: Mapping[str, Quantised]
+    said: Mapping[str, Any]
+    at: tuple[str, ...] = ()
+
+    def over(self, inner: Callable[[Tensor], Tensor]) -> Quantisation:
+        """The same with what `inner` makes of each weight."""
+        return replace(self, weights={n: replace(one, weight=inner(one.weight)) for n, one in self.weights.items()})
+
+
+NOTHING = Quantisation(None, {}, {})
+
+
+def quantised(checkpoint: Checkpoint) -> Quantisation:
+    """What is quantised in it. Reads headers, and the small JSON that bitsandbytes stores.
+
+    Raises FormatError where codes, companions and config.json contradict each other, NotSupported for a scheme that
+    is not read.
+    """
+    for at, said in places(checkpoint.config):
+        method = method_of(said)
+        if method in SCHEMES:
+            source = Source(checkpoint, said)
+            return Quantisation(SCHEMES[method], SCHEMES[method].find(source), said, at)
+        where = [f"{checkpoint.path}: config.json: {'.'.join(at)}"]
+        if method in REFUSED:
+            raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
+        raise NotSupported(
+            f"weights quantised by `{method}` are not known",
+            where=where,
+            help=f"{TIP}; read are {', '.join(SCHEMES)}",
+        )
+    return NOTHING
+
+
+TIP = "take the model in 16 bits that it was made from"
+
+
+def method_of(said: Mapping[str, Any]) -> str:
+    """How config.json names the scheme."""
+    method = said.get("quant_method")
+    if not method and (said.get("load_in_4bit") or said.get("load_in_8bit")):
+        return "bitsandbytes"
+    return str(method or said.get("format") or "")

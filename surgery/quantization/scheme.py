@@ -1,0 +1,114 @@
+"""What a scheme's file answers: which weights of a checkpoint are quantised, what they mean, and how a config says
+that some are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import FormatError, listed
+from ..evaluation.read import Reader
+from ..lazy.dtypes import BF16, F16, F32, Dtype
+from ..lazy.tensor import Stored, Tensor
+
+DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
+REFETCH = "fetch the checkpoint again; if it is as it was published, it is broken there"
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A weight that is stored as codes: `weight` is the lazy tensor that they mean, as a file of 16 bits has it.
+
+    `parts` are the names of all stored tensors that it is made of, the codes first; `left` those that belong to it
+    and say nothing of a weight in 16 bits, such as scales of activations. `scheme` says how, in the field's terms.
+    """
+
+    scheme: str
+    weight: Tensor
+    parts: tuple[str, ...]
+    left: tuple[str, ...] = ()
+
+    @property
+    def codes(self) -> str:
+        """The name of the codes."""
+        return self.parts[0]
+
+
+def module_of(weight: str) -> str:
+    """The module that a config names for a weight: of a stacked parameter, itself."""
+    return weight.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that says of itself that it is quantised: `said`, which lies in `place`."""
+
+    checkpoint: Checkpoint
+    said: Mapping[str, Any]
+    place: str = "config.json"
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its tensors by name."""
+        return self.checkpoint.tensors
+
+    @cached_property
+    def dtype(self) -> Dtype:
+        """What config.json says that weights are of; BF16 where it does not."""
+        nested = [c for c in self.checkpoint.config.values() if isinstance(c, Mapping)]
+        found = (c.get(key) for c in (self.checkpoint.config, *nested) for key in ("dtype", "torch_dtype"))
+        return next((DTYPES[said] for said in found if isinstance(said, str) and said in DTYPES), BF16)
+
+    def stored(self, name: str) -> Tensor:
+        """The tensor of that name. Raises FormatError where there is none."""
+        if name not in self.tensors:
+            raise self.broken("the codes of a quantised weight are not there, and what says their meaning is", [name])
+        return self.tensors[name]
+
+    def check_sizes(self, weight: str, wanted: Mapping[str, int]) -> None:
+        """Raise FormatError unless each of these parts of a weight is there, with so many elements."""
+        if missing := [name for name in wanted if name not in self.tensors]:
+            raise self.broken(f"{weight} has codes, and not all that says what they mean", missing)
+        wrong = [
+            f"{n}: {self.tensors[n].size}, not {size}" for n, size in wanted.items() if self.tensors[n].size != size
+        ]
+        if wrong:
+            raise self.broken(f"what belongs to the codes of {weight} has another size than they need", wrong)
+
+    def bytes_of(self, name: str) -> bytes:
+        """The content of a small stored tensor."""
+        tensor = self.tensors[name]
+        if not isinstance(tensor, Stored):
+            raise self.broken(f"{name} was changed, and is needed as it was stored", [name])
+        data = bytearray(tensor.nbytes)
+        with closing(Reader()) as reader:
+            reader.read(tensor.file, tensor.offset, memoryview(data))
+        return bytes(data)
+
+    def broken(self, what: str, names: Sequence[str], tip: str = REFETCH) -> FormatError:
+        """The error for tensors that contradict each other, or what is said of them."""
+        return FormatError(what, where=[f"{self.checkpoint.path}: {self.place}", *listed(names)], help=tip)
+
+
+Find = Callable[[Source], Mapping[str, Quantised]]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A family of schemes as config.json names it.
+
+    `find` gives the quantised weights by the names that they have in 16 bits. `skip(said, modules, all)` is what is
+    said where `modules` are in 16 bits now, of `all` that were quantised; None where no loader would honour it, and
+    `why` says so.
+    """
+
+    method: str
+    find: Find
+    skip: Callable[[Mapping[str, Any], Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    why: str = ""
+    files: tuple[str, ...] = field(default=())  # beside config.json, that say the same, and are dropped in 16 bits

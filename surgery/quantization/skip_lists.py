@@ -1,0 +1,39 @@
+"""Lists of modules that are not quantised, as transformers reads them.
+
+An entry means a module where it matches the start of its name as a regular expression, up to a dot, or is the end of
+it (transformers 5.23, `quantizers/quantizers_utils.py: should_convert_module`). If a list is given, the head is no
+longer left out by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..names import natural
+
+HEAD = "lm_head"
+
+
+def matches(entry: str, module: str) -> bool:
+    """Whether an entry means the module."""
+    try:
+        found = re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", module) is not None
+    except re.error:
+        found = False
+    return found or module.endswith(entry)
+
+
+def skipped(entries: Iterable[str], module: str) -> bool:
+    """Whether one of them does."""
+    return any(matches(entry, module) for entry in entries)
+
+
+def extended(said: Mapping[str, Any], key: str, modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:
+    """What is said, with `modules` in the list that is called `key`; with the head, unless that is `quantised`."""
+    listed = said.get(key)
+    before = [str(entry) for entry in listed] if isinstance(listed, list) else []
+    head = [] if listed is not None or HEAD in quantised else [HEAD]
+    wanted = [module for module in sorted(modules, key=natural) if not skipped(before, module)]
+    return {**said, key: list(dict.fromkeys([*before, *head, *wanted]))}

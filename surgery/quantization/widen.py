@@ -1,0 +1,82 @@
+"""A quantised checkpoint with some of its weights in 16 bits, and a config.json that says which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import NotSupported, listed
+from ..lazy.dtypes import Dtype
+from ..lazy.tensor import Tensor, stored
+from ..names import natural
+from .declared import replaced, without
+from .quantised import Quantisation
+from .scheme import DTYPES, Quantised, module_of
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def widened(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -> Checkpoint:
+    """The checkpoint with the weights called `names` as what their codes mean; codes and companions are gone.
+
+    config.json says nothing of quantisation if all are, else that these are not quantised. Raises NotSupported where
+    no loader honours that.
+    """
+    tensors, weight_map = dict(checkpoint.tensors), dict(checkpoint.weight_map)
+    dropped = dict(checkpoint.dropped)
+    for name in names:
+        one = held.weights[name]
+        shard = weight_map[one.codes]
+        for part in (*one.parts, *one.left):
+            tensors.pop(part, None)
+            weight_map.pop(part, None)
+        dropped |= _unsaid(checkpoint, one)
+        tensors[name], weight_map[name] = one.weight, shard
+    made = replace(checkpoint, tensors=tensors, weight_map=weight_map, dropped=dropped)
+    return _configured(made, held, names)
+
+
+def _unsaid(checkpoint: Checkpoint, one: Quantised) -> Mapping[str, Tensor]:
+    """The tensors of a weight of which nothing goes into its value."""
+    used = set(stored(one.weight))
+    return {
+        part: tensor
+        for part in (*one.parts, *one.left)
+        if (tensor := checkpoint.tensors.get(part)) is not None and not used & set(stored(tensor))
+    }
+
+
+def _configured(made: Checkpoint, held: Quantisation, names: Collection[str]) -> Checkpoint:
+    """With what config.json, and the files beside it, say of the quantisation now."""
+    assert held.scheme
+    if len(names) == len(held.weights):
+        files = {name: file for name, file in made.files.items() if name not in held.scheme.files}
+        made = replace(made, files=files)
+        config = _of_dtype(without(made.config), [held.weights[name].weight.dtype for name in names])
+        return made.with_config(config) if "config.json" in files else made
+    return made.with_config(replaced(made.config, held.at, mixed(made, held, names)))
+
+
+def mixed(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -> Mapping[str, Any]:
+    """What is to be said where only the weights called `names` are in 16 bits. Raises NotSupported."""
+    assert held.scheme
+    if held.scheme.skip is None or not held.at:
+        why = held.scheme.why or "config.json does not say how it is quantised"
+        raise NotSupported(
+            f"some weights in 16 bits and others quantised is what no loader of {held.scheme.method} takes: {why}",
+            where=[checkpoint.path, *listed(sorted(names, key=natural))],
+            help="dequantise all of it: --dequantize; or keep the codes, at a price: --requantize",
+        )
+    wide = sorted({module_of(name) for name in names}, key=natural)
+    still = sorted({module_of(name) for name in held.weights if name not in names}, key=natural)
+    return held.scheme.skip(held.said, wide, still)
+
+
+def _of_dtype(config: Mapping[str, Any], dtypes: list[Dtype]) -> dict[str, Any]:
+    """The config with the dtype that most weights are decoded to, where it says one."""
+    main = NAMES.get(Counter(dtypes).most_common(1)[0][0])
+    said = {key: main for key in ("dtype", "torch_dtype") if main and isinstance(config.get(key), str)}
+    return {**config, **said}

@@ -1,0 +1,116 @@
+"""What codes mean: bit for bit what the reference decodes, for any rows that are asked for, and back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, fp8
+from safetensors.torch import save_file
+
+import surgery
+from surgery.evaluation.evaluate import blocks, load, workspace_of
+from surgery.lazy.tensor import Decoded, Encoded, Tensor, permute, unrounded
+from surgery.quantization.quantised import Quantised, quantised
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+CASES: dict[str, Callable[[], Made]] = {}
+for kind, block, double, dtype in itertools.product(("nf4", "fp4"), (64, 256), (False, True), (BF16, F16, F32)):
+    for shape in ((8, 64), (5, 33), (3, 130), (1, 7)):
+        title = f"{kind}-{block}-{double}-{str(dtype)[6:]}-{shape[0]}x{shape[1]}"
+        CASES[title] = lambda a=(shape, kind, block, double, dtype): bitsandbytes_4bit(*a)  # type: ignore[misc]
+CASES["nf4-stored-bf16"] = lambda: bitsandbytes_4bit((16, 64), "nf4", 64, True, BF16, torch.bfloat16)
+for dtype in (BF16, F16):
+    CASES[f"int8-{str(dtype)[6:]}"] = lambda a=dtype: bitsandbytes_8bit((7, 33), a)  # type: ignore[misc]
+for shape, block, scale in (
+    ((256, 256), (128, 128), F32),
+    ((300, 200), (128, 128), BF16),
+    ((300, 200), (128, 128), torch.float8_e8m0fnu),
+    ((3, 40, 50), (16, 32), F32),
+    ((40, 50), None, F32),
+):
+    title = f"fp8-{'x'.join(map(str, shape))}-{block}-{str(scale)[6:]}"
+    CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
+
+
+def opened(made: Made, folder: Path) -> Quantised:
+    """The weight, found in a checkpoint that holds it."""
+    folder.mkdir(exist_ok=True)
+    save_file({n: t.contiguous() for n, t in made.tensors.items()}, folder / "model.safetensors")
+    config = {"model_type": "llama", "dtype": str(made.weight.dtype)[6:], "quantization_config": made.config}
+    (folder / "config.json").write_text(json.dumps(config))
+    return quantised(surgery.open_checkpoint(folder)).weights["m.weight"]
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Bit for bit, but for the sign of zeros."""
+    return found.dtype == wanted.dtype and found.shape == wanted.shape and bool((found == wanted).all())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_decoded_as_the_reference_does(case: str, tmp_path: Path) -> None:
+    made = CASES[case]()
+    one = opened(made, tmp_path)
+    assert same(load(one.weight), made.weight)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_rows_are_the_rows_of_the_whole(case: str, tmp_path: Path) -> None:
+    """In windows of all sizes, whole rows and parts of them; turned, too."""
+    made = CASES[case]()
+    one = opened(made, tmp_path)
+    flat = made.weight.flatten()
+    work = workspace_of(40_000_000)
+    work.window = 64
+    for start, stop in ((0, flat.numel()), (1, 2), (flat.numel() // 3, flat.numel() - 1)):
+        found = b"".join(bytes(data) for _, data in blocks(one.weight, start, stop, work))
+        assert torch.equal(torch.frombuffer(bytearray(found), dtype=flat.dtype), flat[start:stop])
+    work.close()
+    axes = (*range(made.weight.dim() - 2), made.weight.dim() - 1, made.weight.dim() - 2)
+    assert same(load(permute(one.weight, axes)), made.weight.transpose(-1, -2))
+
+
+def decoded_in(tensor: Tensor) -> Decoded:
+    """The decoded tensor under movement."""
+    return tensor if isinstance(tensor, Decoded) else decoded_in(tensor.base)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_not_changed_gives_its_own_codes(case: str, tmp_path: Path) -> None:
+    made = CASES[case]()
+    decoded = decoded_in(opened(made, tmp_path).weight)
+    found = load(Encoded(unrounded(decoded), decoded))
+    stored = made.tensors[made.codes]
+    assert found.shape == stored.shape
+    assert torch.equal(found.view(torch.uint8), stored.contiguous().view(torch.uint8))
+
+
+NEAREST = ("nf4-64-True-bfloat16-5x33", "fp4-64-False-float32-3x130", "int8-bfloat16", "fp8-40x50-None-float32")
+
+
+@pytest.mark.parametrize("case", NEAREST)
+def test_the_nearest_code_is_taken(case: str, tmp_path: Path) -> None:
+    """No other code of the same group is nearer than the one chosen, for numbers between the grid's and beyond it."""
+    made = CASES[case]()
+    folder = tmp_path / "base"
+    decoded = decoded_in(opened(made, folder).weight)
+    noise = torch.randn(made.weight.shape, generator=torch.Generator().manual_seed(1)) * 0.02
+    save_file({"m.weight": made.weight.float() + noise}, tmp_path / "wanted.safetensors")
+    wanted = surgery.open_checkpoint(tmp_path / "wanted.safetensors")["m.weight"]
+    codes = load(Encoded(wanted, decoded)).view(made.tensors[made.codes].dtype)
+    values = load(wanted)
+
+    def distance(codes: torch.Tensor) -> torch.Tensor:
+        other = Made({**made.tensors, made.codes: codes}, made.config, made.weight)
+        return (load(unrounded(decoded_in(opened(other, tmp_path / "other").weight))) - values).abs()
+
+    chosen, raw = distance(codes), made.tensors[made.codes].contiguous()
+    bits = 4 if case[1] in "fp" and case[2] == "4" else 8
+    for code in range(1 << bits):
+        if not ("fp8" in case and code in (127, 255)) and not ("int8" in case and code == 128):
+            same_everywhere = torch.full_like(raw.view(torch.uint8), code * 17 if bits == 4 else code).view(raw.dtype)
+            assert (chosen <= distance(same_everywhere) * (1 + 1e-6)).all()
