@@ -147,7 +147,8 @@ NOT_BY_CLASS = frozenset(
     UdopForConditionalGeneration DiffusionGemmaModel PeAudioVideoModel Qwen3OmniMoeTalkerForConditionalGeneration
     EdgeTamModel
     FlavaForPreTraining GraniteSpeech5ForCTC IdeficsForVisionText2Text CsmForConditionalGeneration
-    BlipForQuestionAnswering Kosmos2ForConditionalGeneration Florence2ForConditionalGeneration SeamlessM4TForSpeechToSpeech
+    BlipForQuestionAnswering Kosmos2ForConditionalGeneration Florence2ForConditionalGeneration
+    SeamlessM4TForSpeechToSpeech
     SeamlessM4TForTextToSpeech SeamlessM4TModel SeamlessM4Tv2ForSpeechToSpeech SeamlessM4Tv2ForTextToSpeech
     SeamlessM4Tv2Model
     """.split()
