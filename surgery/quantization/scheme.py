@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint
 from ..errors import FormatError, listed
 from ..evaluation.read import Reader
 from ..lazy.dtypes import BF16, F16, F32, Dtype
-from ..lazy.tensor import Stored, Tensor
+from ..lazy.tensor import Constant, Stored, Tensor
 
 DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
 REFETCH = "fetch the checkpoint again; if it is as it was published, it is broken there"
@@ -83,6 +83,8 @@ class Source:
     def bytes_of(self, name: str) -> bytes:
         """The content of a small stored tensor."""
         tensor = self.tensors[name]
+        if isinstance(tensor, Constant):
+            return tensor.data
         if not isinstance(tensor, Stored):
             raise self.broken(f"{name} was changed, and is needed as it was stored", [name])
         data = bytearray(tensor.nbytes)

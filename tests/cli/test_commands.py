@@ -67,7 +67,7 @@ COMMANDS = (
         "split-experts",
         "fuse-experts",
     ),
-    *("convert", "inject", "merge", "rename", "drop", "verify", "diff", "clean", "demo"),
+    *("convert", "quantize", "inject", "merge", "rename", "drop", "verify", "diff", "clean", "demo"),
 )
 
 
