@@ -24,7 +24,7 @@ def unpack(words: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def pack(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """What `unpack` takes apart: words of uint8 or int32."""
+    """What `unpack` takes apart: words of uint8 or int32, in whole units of a stream."""
     if packing.down:
         return _into_words(codes.t(), packing).t()
     return _into_words(codes, packing)
@@ -49,6 +49,7 @@ def _stream(words: torch.Tensor, packing: Packing) -> torch.Tensor:
     import torch
 
     rows, mask = words.shape[0], (1 << packing.bits) - 1
+    words = torch.nn.functional.pad(words, (0, -words.shape[1] % packing.words))
     stream = words.contiguous().view(torch.uint8).view(rows, -1, packing.bits).to(torch.int64)
     eight = (stream << _places(packing.bits, 8)).sum(-1, dtype=torch.int64)
     return ((eight[..., None] >> _places(8, packing.bits)) & mask).to(torch.uint8).view(rows, -1)

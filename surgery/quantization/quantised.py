@@ -9,11 +9,12 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import NotSupported
 from ..lazy.tensor import Tensor
-from . import bitsandbytes, fp8
+from . import bitsandbytes, compressed_tensors, fp8
 from .declared import places
 from .scheme import Quantised, Scheme, Source
 
-SCHEMES: Mapping[str, Scheme] = {scheme.method: scheme for scheme in (bitsandbytes.SCHEME, fp8.SCHEME)}
+READ = (bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME)
+SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
 REFUSED: Mapping[str, str] = {
@@ -34,13 +35,15 @@ REFUSED: Mapping[str, str] = {
 @dataclass(frozen=True)
 class Quantisation:
     """What is quantised in a checkpoint: nothing, or `weights` by the names that they have in 16 bits, by `scheme`,
-    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere.
+    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere. `left` are
+    tensors that go where none of them is quantised any more.
     """
 
     scheme: Scheme | None
     weights: Mapping[str, Quantised]
     said: Mapping[str, Any]
     at: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     def over(self, inner: Callable[[Tensor], Tensor]) -> Quantisation:
         """The same with what `inner` makes of each weight."""
@@ -59,17 +62,24 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     for at, said in places(checkpoint.config):
         method = method_of(said)
         if method in SCHEMES:
-            source = Source(checkpoint, said)
-            return Quantisation(SCHEMES[method], SCHEMES[method].find(source), said, at)
+            return _found(SCHEMES[method], Source(checkpoint, said), at)
         where = [f"{checkpoint.path}: config.json: {'.'.join(at)}"]
         if method in REFUSED:
             raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
         raise NotSupported(
             f"weights quantised by `{method}` are not known",
             where=where,
-            help=f"{TIP}; read are {', '.join(SCHEMES)}",
+            help=f"{TIP}; read are {', '.join(scheme.method for scheme in READ)}",
         )
     return NOTHING
+
+
+def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
+    """What is quantised by a scheme."""
+    weights = scheme.find(source)
+    used = {name for one in weights.values() for name in (*one.parts, *one.left)}
+    left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
+    return Quantisation(scheme, weights, source.said, at, tuple(left))
 
 
 TIP = "take the model in 16 bits that it was made from"
@@ -77,7 +87,8 @@ TIP = "take the model in 16 bits that it was made from"
 
 def method_of(said: Mapping[str, Any]) -> str:
     """How config.json names the scheme."""
-    method = said.get("quant_method")
+    nested = said.get("quantization_config")
+    method = said.get("quant_method") or (nested.get("format") if isinstance(nested, Mapping) else None)
     if not method and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         return "bitsandbytes"
     return str(method or said.get("format") or "")

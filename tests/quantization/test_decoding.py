@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, fp8
+from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, compressed, fp8, ordered_groups, padded_words
 from safetensors.torch import save_file
 
 import surgery
@@ -35,6 +35,36 @@ for shape, block, scale in (
 ):
     title = f"fp8-{'x'.join(map(str, shape))}-{block}-{str(scale)[6:]}"
     CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
+
+INT, FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
+for bits, even, dtype in itertools.product(range(2, 9), (True, False), (BF16, F16)):
+    for shape, how in (
+        ((37, 96), {"strategy": "group", "group_size": 32}),
+        ((5, 133), {"strategy": "channel"}),
+        ((96, 64), {"strategy": "group", "group_size": 16}),
+    ):
+        title = f"ct-int{bits}-{even}-{str(dtype)[6:]}-{shape[0]}x{shape[1]}"
+        args = {"num_bits": bits, "type": "int", "symmetric": even, **how}
+        CASES[title] = lambda a=(shape, "pack-quantized", dtype), b=args: compressed(*a, **b)  # type: ignore[misc]
+for bits, even in itertools.product((3, 5, 6, 7, 4), (True, False)):
+    CASES[f"ct-padded-int{bits}-{even}"] = lambda a=((90, 128), bits, 32, even): padded_words(*a)  # type: ignore[misc]
+    CASES[f"ct-ordered-{even}"] = lambda a=((13, 96), 16, even): ordered_groups(*a)  # type: ignore[misc]
+for title, shape, form, args in (
+    ("int8-channel", (7, 33), "int-quantized", {**INT, "num_bits": 8, "strategy": "channel"}),
+    ("int8-tensor", (7, 33), "int-quantized", {**INT, "num_bits": 8, "strategy": "tensor"}),
+    ("int4-plain", (7, 64), "int-quantized", {**INT, "num_bits": 4, "strategy": "group", "group_size": 32}),
+    ("int8-zeros", (7, 33), "naive-quantized", {"type": "int", "symmetric": False, "strategy": "channel"}),
+    ("int8-zero", (7, 33), "int-quantized", {"type": "int", "symmetric": False, "strategy": "tensor"}),
+    ("fp8-channel", (7, 33), "float-quantized", {**FLOAT, "num_bits": 8, "strategy": "channel"}),
+    ("fp8-tensor", (7, 33), "float-quantized", {**FLOAT, "num_bits": 8, "strategy": "tensor"}),
+    ("fp8-block", (70, 96), "float-quantized", {**FLOAT, "strategy": "block", "block_structure": [32, 32]}),
+    ("fp8-ragged", (70, 100), "naive-quantized", {**FLOAT, "strategy": "block", "block_structure": [32, 32]}),
+    ("nvfp4", (7, 96), "nvfp4-pack-quantized", {**FLOAT, "num_bits": 4, "strategy": "tensor_group", "group_size": 16}),
+    ("mxfp4", (7, 96), "mxfp4-pack-quantized", {**FLOAT, "num_bits": 4, "strategy": "group", "group_size": 32}),
+    ("mxfp8", (7, 96), "mxfp8-quantized", {**FLOAT, "num_bits": 8, "strategy": "group", "group_size": 32}),
+):
+    more = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8} if title.startswith("mx") else {}
+    CASES[f"ct-{title}"] = lambda a=(shape, form), b={**args, **more}: compressed(*a, **b)  # type: ignore[misc]
 
 
 def opened(made: Made, folder: Path) -> Quantised:
@@ -90,6 +120,7 @@ def test_what_is_not_changed_gives_its_own_codes(case: str, tmp_path: Path) -> N
 
 
 NEAREST = ("nf4-64-True-bfloat16-5x33", "fp4-64-False-float32-3x130", "int8-bfloat16", "fp8-40x50-None-float32")
+NEAREST = (*NEAREST, "ct-nvfp4", "ct-mxfp4", "ct-mxfp8", "ct-int8-zeros")
 
 
 @pytest.mark.parametrize("case", NEAREST)
@@ -109,8 +140,8 @@ def test_the_nearest_code_is_taken(case: str, tmp_path: Path) -> None:
         return (load(unrounded(decoded_in(opened(other, tmp_path / "other").weight))) - values).abs()
 
     chosen, raw = distance(codes), made.tensors[made.codes].contiguous()
-    bits = 4 if case[1] in "fp" and case[2] == "4" else 8
+    bits = 4 if "f4" in case or "fp4" in case else 8
     for code in range(1 << bits):
-        if not ("fp8" in case and code in (127, 255)) and not ("int8" in case and code == 128):
+        if not ("fp8" in case and code in (127, 255)) and not ("int8-bf" in case and code == 128):
             same_everywhere = torch.full_like(raw.view(torch.uint8), code * 17 if bits == 4 else code).view(raw.dtype)
             assert (chosen <= distance(same_everywhere) * (1 + 1e-6)).all()
