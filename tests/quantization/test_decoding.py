@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, fp8
+from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, fixtures, fp8
 from safetensors.torch import save_file
 
 import surgery
@@ -35,6 +35,8 @@ for shape, block, scale in (
 ):
     title = f"fp8-{'x'.join(map(str, shape))}-{block}-{str(scale)[6:]}"
     CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
+for family in ("gptq", "awq"):
+    CASES |= {f"{family}-{case}": make for case, make in fixtures(family).items()}
 
 
 def opened(made: Made, folder: Path) -> Quantised:
