@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Merging, Model, Writing, parse_numbers, writing_options
+from .injecting import Injecting
+from .options import Merging, Model, Writing, writing_options
 from .running import written
 
 if TYPE_CHECKING:
     import surgery
 
+CODES = "A quantised base"
 app = typer.Typer()
 PANEL = "Adapters"
 
@@ -21,119 +22,21 @@ PANEL = "Adapters"
 @writing_options
 def inject(
     model: Model,
-    target_modules: Annotated[
-        str,
-        typer.Option(
-            "--target-modules",
-            metavar="NAME,…",
-            help="Last names, a regular expression, or all-linear; else PEFT's own.",
-        ),
-    ] = "",
-    target_parameters: Annotated[
-        str,
-        typer.Option(
-            "--target-parameters",
-            metavar="NAME,…",
-            help="Parameters, such as experts.gate_up_proj: all experts at once.",
-        ),
-    ] = "",
-    as_: Annotated[
-        str,
-        typer.Option(
-            "--as", metavar="adapter|checkpoint", help="A PEFT folder, or the base with the LoRA in a shard of its own."
-        ),
-    ] = "adapter",
-    rank: Annotated[int, typer.Option("--rank", "-r", metavar="N", help="The inner dimension of B·A.")] = 8,
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", metavar="X", help="The scale is alpha / rank; 1 if not given.")
-    ] = None,
-    init: Annotated[
-        str, typer.Option("--init", metavar="KIND", help="How A is drawn: uniform (PEFT's own) or gaussian.")
-    ] = "uniform",
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="A follows from it and from its name, on every machine.")
-    ] = 0,
-    rslora: Annotated[bool, typer.Option("--use-rslora", help="The scale is alpha / √rank.")] = False,
-    dora: Annotated[bool, typer.Option("--use-dora", help="Magnitudes too, taken from the base in a stream.")] = False,
-    lora_bias: Annotated[bool, typer.Option("--lora-bias", help="A bias beside each B.")] = False,
-    lora_dropout: Annotated[
-        float, typer.Option("--lora-dropout", metavar="P", help="For training: from 0 to below 1.")
-    ] = 0.0,
-    modules_to_save: Annotated[
-        str, typer.Option("--modules-to-save", metavar="NAME,…", help="Copied whole, to be trained.")
-    ] = "",
-    exclude_modules: Annotated[
-        str, typer.Option("--exclude-modules", metavar="NAME,…", help="As --target-modules, left out.")
-    ] = "",
-    layers: Annotated[str, typer.Option("--layers-to-transform", metavar="N,…", help="Only in these layers.")] = "",
-    layers_pattern: Annotated[
-        str, typer.Option("--layers-pattern", metavar="NAME,…", help="What the layers' list is called.")
-    ] = "",
-    ranks: Annotated[
-        list[str] | None,
-        typer.Option("--rank-pattern", metavar="REGEX=N", help="Another rank where a name's end matches; often."),
-    ] = None,
-    alphas: Annotated[
-        list[str] | None,
-        typer.Option("--alpha-pattern", metavar="REGEX=X", help="Another alpha where a name's end matches; often."),
-    ] = None,
-    check_class: Annotated[
-        bool,
-        typer.Option(
-            "--check-class", help="Ask the class what each module is, through transformers, on the meta device."
-        ),
-    ] = False,
     *,
+    injecting: Injecting,
     options: Writing,
 ) -> None:
     """Make a zero-initialised LoRA adapter for a base, from headers alone: PEFT loads it, and nothing changes yet."""
     import surgery
 
-    if as_ not in ("adapter", "checkpoint"):
-        raise typer.BadParameter("adapter or checkpoint", param_hint="--as")
-    rank_pattern = {name: int(value) for name, value in _patterns(ranks, r"\d+", "N", "--rank-pattern")}
-    alpha_pattern = {name: float(value) for name, value in _patterns(alphas, r"\d+(?:\.\d+)?", "X", "--alpha-pattern")}
+    as_checkpoint, told = injecting.as_checkpoint(), injecting.told()
 
     def made() -> surgery.Checkpoint | surgery.Adapter:
         base = surgery.open_checkpoint(model)
-        adapter = surgery.inject(
-            base,
-            _modules(target_modules) if target_modules else (),
-            target_parameters=target_parameters.split(",") if target_parameters else (),
-            rank=rank,
-            alpha=int(alpha) if alpha is not None and alpha.is_integer() else alpha,
-            init=init,
-            seed=seed,
-            use_rslora=rslora,
-            use_dora=dora,
-            lora_bias=lora_bias,
-            lora_dropout=lora_dropout,
-            modules_to_save=modules_to_save.split(",") if modules_to_save else (),
-            exclude_modules=_modules(exclude_modules) if exclude_modules else None,
-            layers_to_transform=parse_numbers(layers, "--layers-to-transform") if layers else None,
-            layers_pattern=layers_pattern.split(",") if layers_pattern else None,
-            rank_pattern=rank_pattern,
-            alpha_pattern={name: int(value) if value.is_integer() else value for name, value in alpha_pattern.items()},
-            check_class=check_class,
-        )
-        return surgery.inject_into(base, adapter) if as_ == "checkpoint" else adapter
+        adapter = surgery.inject(base, **told)
+        return surgery.inject_into(base, adapter) if as_checkpoint else adapter
 
     written(made, options)
-
-
-def _patterns(texts: list[str] | None, number: str, sign: str, option: str) -> list[tuple[str, str]]:
-    """REGEX=NUMBER, cut at the last `=`."""
-    pairs = {text: text.rpartition("=") for text in texts or []}
-    for text, (name, _, value) in pairs.items():
-        if not name or not re.fullmatch(number, value):
-            raise typer.BadParameter(f"`{text}` is not REGEX={sign}, such as v_proj=4", param_hint=option)
-    return [(name, value) for name, _, value in pairs.values()]
-
-
-def _modules(text: str) -> str | list[str]:
-    """A list of names where it is one, else a regular expression; `all-linear` is itself."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
 @app.command(rich_help_panel=PANEL)
@@ -174,6 +77,22 @@ def merge(
             "--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte."
         ),
     ] = False,
+    dequantize: Annotated[
+        bool,
+        typer.Option("--dequantize", help="All of it in 16 bits, and not only what is touched.", rich_help_panel=CODES),
+    ] = False,
+    requantize: Annotated[
+        bool,
+        typer.Option(
+            "--requantize",
+            help="What is touched is coded again, under the scales that are stored; the report says what survives.",
+            rich_help_panel=CODES,
+        ),
+    ] = False,
+    lossy: Annotated[
+        bool,
+        typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
+    ] = False,
     *,
     merging: Merging,
     options: Writing,
@@ -193,6 +112,9 @@ def merge(
             again=again,
             tokenizer=tokenizer or None,
             any_base=any_base,
+            dequantize=dequantize,
+            requantize=requantize,
+            lossy=lossy,
         )
         return surgery.reversible(merged, before) if reversible else merged
 

@@ -1,5 +1,5 @@
-"""The commands that write the same weights in another way, or fewer of them: reshard, convert, rename, drop; and
-clean.
+"""The commands that write the same weights in another way, or fewer of them: reshard, convert, dequantize, rename,
+drop; and clean.
 """
 
 from __future__ import annotations
@@ -35,6 +35,31 @@ def convert(model: Model, to: As = "", *, options: Writing) -> None:
     if not to:
         raise typer.BadParameter("convert needs it, such as llama", param_hint="--as")
     written(lambda: surgery.convert(surgery.open_checkpoint(model), to), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def dequantize(
+    model: Model,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; else what the scheme gives.")
+    ] = "",
+    only: Annotated[
+        str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name matches; the rest stays as is.")
+    ] = "",
+    except_: Annotated[
+        str, typer.Option("--except", metavar="REGEX", help="Leave modules as they are whose whole name matches.")
+    ] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Write quantised weights in 16 bits, bit for bit what they mean: FP8 to bfloat16, NF4, int4, MXFP4."""
+    import surgery
+
+    from .options import check_dtype
+
+    told = {"only": only or None, "except_": except_ or None, "dtype": check_dtype(dtype) if dtype else None}
+    written(lambda: surgery.dequantize(surgery.open_checkpoint(model), **told), options)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -433,7 +433,7 @@ class Merging:
             "only": self.only or None,
             "except_": self.except_ or None,
             "tied": self.tied,
-            "dtype": _dtype(self.dtype) if self.dtype else None,
+            "dtype": check_dtype(self.dtype) if self.dtype else None,
             "add": self.add or None,
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
@@ -452,7 +452,7 @@ def check_size(text: str, option: str) -> None:
         raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
 
 
-def _dtype(text: str) -> str:
+def check_dtype(text: str) -> str:
     """The dtype's name, as the library writes it."""
     from surgery.surgeries.cast import NAMES, SHORT
 

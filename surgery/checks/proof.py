@@ -34,13 +34,12 @@ from ..evaluation.compare import bits, chunks, comparing, identical, ulp, worksp
 from ..evaluation.workspace import Workspace
 from ..files.peft import Adapter
 from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
-from ..lazy.tensor import Tensor, Zeros, add, permute
+from ..lazy.tensor import Tensor, Zeros, add, in_dtype, permute
 from ..models.families import EMBEDDINGS, HEADS, is_tied
 from ..models.fused.given import Given
 from ..models.header_ties import header_ties
 from ..models.tying import all_families, holder_of
 from ..names import natural
-from ..surgeries.cast import in_dtype
 from ..surgeries.merging.merge import merge
 from ..surgeries.rename import Rule
 from .diff import OnTensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotSupported
@@ -34,6 +34,7 @@ from .draw import draw
 from .nearest import fill_encoded
 from .norms import fill_norms
 from .scratch import scratch_of, tiled_in
+from .strided import is_turned
 from .sums import fill_sum
 from .tiles import ROWS, columns_of
 from .undoing import fill_before, fill_restored
@@ -41,6 +42,8 @@ from .workspace import DEFAULT_MEMORY, Workspace
 
 if TYPE_CHECKING:
     import torch
+
+IN_CACHE = 1 << 20  # bytes of tensors moved together that are written while the cache still holds them
 
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
@@ -102,6 +105,33 @@ def _gather(tensor: Tensor, start: int, stop: int, out: memoryview, work: Worksp
         if not isinstance(piece.leaf, Stored | Zeros):
             for at, to in piece.runs():
                 into(piece.leaf, at, at + piece.run, out[to * item : (to + piece.run) * item], work)
+
+
+def blocks_together(
+    fills: Sequence[tuple[Tensor, int, int]], rows: int, work: Workspace
+) -> Iterator[tuple[int, int, memoryview]]:
+    """The bytes of elements [start, stop) of each tensor, moved from one stored tensor of which each byte is read
+    once: (which tensor, byte offset from its `start`, bytes).
+
+    All are gone through in the same steps, of the `rows` that each has. Windows are valid until those of the next
+    rows.
+    """
+    steps = [(stop - start) // rows for _, start, stop in fills]
+    items = [tensor.dtype.bits for tensor, _, _ in fills]
+    row = sum(step * bits for step, bits in zip(steps, items, strict=True)) // 8
+    turned = any(is_turned(piece.dims) for tensor, _, _ in fills for piece in work.pieces(tensor))
+    most = max(1, (work.turned if turned else IN_CACHE) // row)
+    for first in range(0, rows, most):
+        count, begun, wanted = min(most, rows - first), 0, []
+        whole = work.aligned(count * row)
+        for (tensor, start, _), step, bits in zip(fills, steps, items, strict=True):
+            at, size = start + first * step, count * step * bits // 8
+            pieces = window(work.pieces(tensor), at, at + count * step, tensor.size)
+            wanted.append(([to_bytes(piece) for piece in pieces], whole[begun : begun + size]))
+            begun += size
+        work.reader.gather_all(wanted)
+        for which, (_, out) in enumerate(wanted):
+            yield which, first * steps[which] * items[which] // 8, out
 
 
 def nonfinite(tensor: Tensor, work: Workspace) -> int:

@@ -56,6 +56,11 @@ class Loss:
         """Of the changed elements that were looked at, those that rounding made the base's again."""
         return self.erased / self.changed if self.changed else 0.0
 
+    @property
+    def survival(self) -> float:
+        """Of what was added to weights that were coded again, the part that is in the codes; 1 where nothing was."""
+        return self.arrived / self.wanted if self.wanted else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Erased:
@@ -138,4 +143,62 @@ def note_on(erased: tuple[Erased, ...], losses: Mapping[str, Loss]) -> list[str]
     return [
         f"rounding leaves as they were most of the weights that the adapters change in {len(erased)} of {many} tensors:"
         f" {100 * worst.share:.1f} % in {worst.tensor}; --dtype float32 keeps the change"
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Recoded:
+    """What is left of a change in weights that had to be coded again under their stored scales.
+
+    Of `codes`, `moved` are others now. `share` is the part of the change that survives: 1 is all of it, 0 as if
+    nothing had been merged; `noise` is the size of what is off, as a part of the change's. `worst` is the tensor in
+    which least survives, with its share.
+    """
+
+    tensors: int
+    codes: int
+    moved: int
+    share: float
+    noise: float
+    worst: str
+    worst_share: float
+
+
+def recoded_in(losses: Mapping[str, Loss]) -> Recoded | None:
+    """What all of them say together; None where nothing was coded again."""
+    coded = {name: loss for name, loss in losses.items() if loss.codes}
+    if not coded:
+        return None
+    total = Loss()
+    for loss in coded.values():
+        total += loss
+    worst = min(coded, key=lambda name: (coded[name].survival, name))
+    noise = (total.noise / total.wanted) ** 0.5 if total.wanted else 0.0
+    return Recoded(len(coded), total.codes, total.moved, total.survival, noise, worst, coded[worst].survival)
+
+
+def check_survives(found: Recoded | None, least: float) -> None:
+    """Raise VerificationFailed where less than `least` of a change is left in the codes."""
+    if found and found.share < least:
+        raise VerificationFailed(
+            f"{100 * found.share:.1f} % of what was to be merged survives in the codes, and {100 * least:.0f} % must",
+            where=[
+                f"{found.moved} of {found.codes} codes of {found.tensors} tensors would change",
+                f"{found.worst}: {100 * found.worst_share:.1f} % survives, the least of all",
+            ],
+            help=(
+                "leave --requantize away, then what is touched is written in 16 bits; or merge into the 16-bit model"
+                " and quantise that; or, if that is meant: --lossy, in Python lossy=True"
+            ),
+        )
+
+
+def note_on_recoded(found: Recoded | None) -> list[str]:
+    """What the report says of it."""
+    if not found:
+        return []
+    return [
+        f"{100 * found.moved / found.codes:.2f} % of the codes of {found.tensors} tensors changed, and"
+        f" {100 * found.share:.1f} % of what was added to them survives, with noise of {100 * found.noise:.0f} % of it;"
+        f" the least in {found.worst}: {100 * found.worst_share:.1f} %"
     ]

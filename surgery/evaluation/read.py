@@ -12,19 +12,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from math import prod
 from threading import Event
 
 from ..errors import SourceChanged
 from ..files.opening import regular
-from ..lazy.runs import Dim, Piece
+from ..lazy.runs import Piece
 from ..lazy.tensor import File, Stored, Zeros
-from .strided import LONG, extent, place, split
+from .picks import Pick, by_widest, in_steps, neighbours, reach
+from .strided import LONG, place
 
 OPEN_FILES = 16
-SPAN = 1 << 18  # bytes of the source that are read at once to pick short runs from
+SPAN = 1 << 19  # bytes of the source that are read at once to pick short runs from
+SLACK = 8  # bytes behind them that belong to a word of which the last one may be a part
 CALL = 4096  # bytes that are read from a file here in the time that a call takes: shorter runs are not read one by one,
 NEIGHBOURS = 4  # unless more than so many times as much would be read
 PIECE = 1 << 20  # bytes of a file that are held at once where it is read in order
@@ -108,50 +109,66 @@ class Reader:
 
     def gather(self, pieces: Sequence[Piece], out: memoryview) -> None:
         """Put the bytes that `pieces` (in bytes, of `Stored` and `Zeros` leaves) name into `out`."""
-        for piece in pieces:
-            match piece.leaf:
-                case Stored(_, _, file, offset):
-                    at = offset + piece.at
-                    self._scatter(file, at, piece.to, piece.dims, out, at + extent(piece.dims))
-                case Zeros():
-                    run = piece.run
-                    for _, to in piece.runs():
-                        out[to : to + run] = bytes(run)
+        self.gather_all([(pieces, out)])
 
-    def _scatter(self, file: File, at: int, to: int, dims: tuple[Dim, ...], out: memoryview, until: int) -> None:
-        """One piece: a single read where its source lies close together, else step by step along the widest dim."""
-        run, outer = split(dims)
-        if not outer:
-            self.read(file, at, out[to : to + run], until)
-            return
-        dense = self._dense(file, dims, run)
-        if dense and extent(dims) <= SPAN:
-            self._pick(file, at, to, dims, out, until)
-            return
-        wide = max(outer, key=lambda d: d.at)
-        rest = tuple(d for d in dims if d is not wide)
-        fits = max(1, (SPAN - extent(rest)) // wide.at + 1) if dense else 1
-        for k in range(0, wide.count, fits):
-            part = (*rest, Dim(min(fits, wide.count - k), wide.at, wide.to))
-            part = tuple(sorted((d for d in part if d.count > 1), key=lambda d: -d.to))
-            self._scatter(file, at + k * wide.at, to + k * wide.to, part, out, until)
+    def gather_all(self, wanted: Iterable[tuple[Sequence[Piece], memoryview]]) -> None:
+        """The same for several, each with its own `out`: what lies together is read once for all."""
+        picks: dict[File, list[Pick]] = {}
+        for pieces, out in wanted:
+            for piece in pieces:
+                match piece.leaf:
+                    case Stored(_, _, file, offset):
+                        picks.setdefault(file, []).append(Pick(offset + piece.at, piece.to, piece.dims, out))
+                    case Zeros():
+                        run = piece.run
+                        for _, to in piece.runs():
+                            out[to : to + run] = bytes(run)
+        for file, found in picks.items():
+            for near in neighbours(found):
+                self._scatter(file, near, reach(near)[1])
 
-    def _dense(self, file: File, dims: tuple[Dim, ...], run: int) -> bool:
+    def _scatter(self, file: File, picks: Sequence[Pick], until: int) -> None:
+        """Picks that lie together: one read where they lie close, else step by step along their widest dim."""
+        start, stop = reach(picks)
+        dense = self._dense(file, picks, stop - start)
+        if len(picks) == 1 and not picks[0].outer:
+            self._straight(file, picks[0], until)
+        elif dense and stop - start <= SPAN:
+            self._pick(file, picks, until)
+        else:
+            for alike in by_widest(picks):
+                self._along(file, alike, until, dense=dense)
+
+    def _along(self, file: File, picks: Sequence[Pick], until: int, *, dense: bool) -> None:
+        """Picks whose widest dims are alike, as many of its steps at once as a span holds."""
+        if not picks[0].outer:
+            for pick in picks:
+                self._straight(file, pick, until)
+            return
+        for part in in_steps(picks, SPAN if dense else 0):
+            self._scatter(file, part, until)
+
+    def _straight(self, file: File, pick: Pick, until: int) -> None:
+        self.read(file, pick.at, pick.out[pick.to : pick.to + pick.run], until)
+
+    def _dense(self, file: File, picks: Sequence[Pick], extent: int) -> bool:
         """Whether all that lies between the runs is read along: short runs always, others where it costs less than
         to ask again.
         """
-        useful = prod(d.count for d in dims)
-        if run < LONG or useful == extent(dims):
+        useful, run = sum(pick.size for pick in picks), min(pick.run for pick in picks)
+        if run < LONG or useful >= extent:
             return True
-        return run < CALL and useful * NEIGHBOURS >= extent(dims) and self.fd(file) is not None
+        return run < CALL and useful * NEIGHBOURS >= extent and self.fd(file) is not None
 
-    def _pick(self, file: File, at: int, to: int, dims: tuple[Dim, ...], out: memoryview, until: int) -> None:
+    def _pick(self, file: File, picks: Sequence[Pick], until: int) -> None:
         """Read the span of the source that holds the runs, and place them."""
-        if len(self._span) < SPAN:
-            self._span = bytearray(SPAN)
-        span = memoryview(self._span)[: extent(dims)]
-        self.read(file, at, span, until)
-        place(span, dims, out, to)
+        if not self._span:
+            self._span = bytearray(SPAN + SLACK)
+        start, stop = reach(picks)
+        span = memoryview(self._span)
+        self.read(file, start, span[: stop - start], until)
+        for pick in picks:
+            place(span, pick.at - start, pick.dims, pick.out, pick.to)
 
     def close(self) -> None:
         """Close every file."""

@@ -62,3 +62,8 @@ def tiled_in(tensor: Tensor) -> Iterator[Sum | Decoded | Encoded]:
         return
     for child in children(tensor):
         yield from tiled_in(child)
+
+
+def encoded_in(tensor: Tensor) -> Iterator[Encoded]:
+    """The codes that are made in it."""
+    return (found for found in tiled_in(tensor) if isinstance(found, Encoded))

@@ -7,6 +7,7 @@ The evaluators of single nodes ask `fill` for the tensors that theirs are made o
 from __future__ import annotations
 
 from collections.abc import Callable
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 from ..lazy.runs import Piece, lower
@@ -33,10 +34,12 @@ class Workspace:
         self._into = into
         self.reader = Reader(aliases, budget // 8)
         self.window = min(8 << 20, budget // 8)  # bytes of a value that are made at once
+        self.turned = min(12 << 20, budget // 4)  # the same of tensors that are moved together, out of their order
         self.depth = 0  # of sums within sums, each with a buffer of its own for its base
         self.loss = Loss()  # what rounding did to the sums that were made since the last `take_loss`
         self._most = budget // 4  # bytes of tensors that are remembered for one use
         self._buffers: dict[str, bytearray] = {}
+        self._pages = memoryview(b"")
         self._tensors: dict[str, dict[int, tuple[object, list[torch.Tensor]]]] = {}
         self._lowered: dict[int, tuple[Tensor, list[Piece]]] = {}
         self._last: dict[str, tuple[object, Any]] = {}
@@ -56,6 +59,12 @@ class Workspace:
         if len(self._buffers.get(use, b"")) < size:
             self._buffers[use] = bytearray(size)
         return memoryview(self._buffers[use])[:size]
+
+    def aligned(self, size: int) -> memoryview:
+        """`size` bytes that begin with a page, the same memory at each call."""
+        if len(self._pages) < size:
+            self._pages = memoryview(mmap(-1, size))
+        return self._pages[:size]
 
     def pieces(self, tensor: Tensor) -> list[Piece]:
         """`lower(tensor)`, remembered for the next windows of the same tensor."""
@@ -95,5 +104,6 @@ class Workspace:
         """Close files, free buffers."""
         self.reader.close()
         self._buffers.clear()
+        self._pages = memoryview(b"")
         self._tensors.clear()
         self._last.clear()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..errors import FormatError
 from ..evaluation.corrections import block_of
-from ..evaluation.evaluate import blocks
+from ..evaluation.evaluate import blocks, blocks_together
 from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
 from ..evaluation.tiles import ROWS
@@ -26,6 +26,7 @@ from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
 from ..lazy.tensor import Decoded, File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
+from ..planning.together import Together, together
 from .proving import prove_record
 from .sidecar import SidecarFile
 from .stage import write_at
@@ -89,7 +90,7 @@ class _Shard:
         self.plan, self.inside, self.scratch = shard, inside, scratch
         self.part = part_of(shard.name, "scratch" if scratch else "made")
         self.sidecar: SidecarFile | None = None
-        self.parts = (part for step in shard.steps() for part in _cut(step))
+        self.parts = (part for step in together(shard.steps()) for part in _cut(step))
         self.pending, self.issued, self.overflowed = 0, False, False
         self.fd = inside.reopen(self.part) if scratch else inside.create(self.part)
 
@@ -211,9 +212,8 @@ class Crew:
             while item := self._take(shard):
                 shard, part = item
                 if part is not None:
-                    nbytes = _fill(shard, part, space)
-                    if not isinstance(part, Keep):
-                        name = _tensor_at(shard.plan, part.to)
+                    for to, nbytes in _fill(shard, part, space):
+                        name = _tensor_at(shard.plan, to)
                         self._count(shard, name, space.take_loss())
                         self.emit(Step("filled", shard.plan.name, nbytes, name))
                 with self.lock:
@@ -232,7 +232,7 @@ class Crew:
                 self.losses.setdefault(name, Loss()).__iadd__(loss)
                 shard.overflowed |= bool(loss.overflowed)
 
-    def _take(self, mine: _Shard | None) -> tuple[_Shard, Part | None] | None:
+    def _take(self, mine: _Shard | None) -> tuple[_Shard, Part | Together | None] | None:
         """The next part of a worker's own shard, of a new one, or at last of another's; no part: the shard is all
         taken.
         """
@@ -291,7 +291,7 @@ def files_of(shard: ShardPlan) -> list[str]:
     return [*([shard.sidecar.name] if shard.sidecar else []), shard.name]
 
 
-def _cut(step: Part) -> Iterator[Part]:
+def _cut(step: Part | Together) -> Iterator[Part | Together]:
     """A step as parts of bounded size, so that workers share a large tensor."""
     match step:
         case Copy(file, first, to, nbytes):
@@ -306,6 +306,8 @@ def _cut(step: Part) -> Iterator[Part]:
                 yield Fill(
                     tensor, start, min(start + elements, stop), to + (start - first) * tensor.dtype.bits // 8, kept
                 )
+        case Together():
+            yield from step.cut(FILL_CHUNK)
         case Keep(kept, first, stop):
             elements = _elements(kept.original, blockwise=True)
             yield from (Keep(kept, start, min(start + elements, stop)) for start in range(first, stop, elements))
@@ -321,22 +323,32 @@ def _elements(tensor: Tensor, *, blockwise: bool) -> int:
     return max(1, FILL_CHUNK * 8 // tensor.dtype.bits // unit) * unit
 
 
-def _fill(shard: _Shard, part: Part, space: Workspace) -> int:
-    """Write one part; returns its bytes."""
+def _fill(shard: _Shard, part: Part | Together, space: Workspace) -> list[tuple[int, int]]:
+    """Write one part; returns where its tensors' bytes begin, and how many they are."""
     match part:
         case Copy(file, at, to, nbytes):
             copy_range(space.reader, file, at, shard.fd, to, nbytes)
-            return nbytes
+            return [(to, nbytes)]
         case Fill(tensor, start, stop, to, kept):
             for offset, data in blocks(tensor, start, stop, space):
                 write_at(shard.fd, data, to + offset)
             if kept and shard.sidecar:
                 shard.sidecar.record(kept, start, stop, space)
-            return (stop - start) * tensor.dtype.bits // 8
+            return [(to, (stop - start) * tensor.dtype.bits // 8)]
+        case Together():
+            return _fill_together(shard, part, space)
         case Keep(kept, start, stop):
             if shard.sidecar:
                 shard.sidecar.record(kept, start, stop, space)
-            return 0
+            return []
+
+
+def _fill_together(shard: _Shard, part: Together, space: Workspace) -> list[tuple[int, int]]:
+    fills = [*part.each()]
+    wanted = [(fill.tensor, fill.start, fill.stop) for fill in fills]
+    for which, offset, data in blocks_together(wanted, part.stop - part.start, space):
+        write_at(shard.fd, data, fills[which].to + offset)
+    return [(fill.to, (fill.stop - fill.start) * fill.tensor.dtype.bits // 8) for fill in fills]
 
 
 def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int) -> None:

@@ -22,7 +22,17 @@ from ..checkpoint import UNDO, Checkpoint
 from ..errors import FormatError, NoSpace, SurgeryError, listed
 from ..evaluation.arithmetic import exact
 from ..evaluation.evaluate import workspace_of
-from ..evaluation.losses import Erased, Loss, check_finite, erased_in, note_on
+from ..evaluation.losses import (
+    Erased,
+    Loss,
+    Recoded,
+    check_finite,
+    check_survives,
+    erased_in,
+    note_on,
+    note_on_recoded,
+    recoded_in,
+)
 from ..evaluation.read import PIECE, Reader
 from ..evaluation.scratch import SCRATCH
 from ..evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
@@ -69,6 +79,7 @@ class Report:
     history: tuple[object, ...]
     notes: tuple[str, ...] = field(default=())
     erased: tuple[Erased, ...] = ()  # where rounding leaves most of the changed weights as they were
+    recoded: Recoded | None = None  # what is left of a change in codes that were made again
     linked: int = 0  # bytes that lie in the output without having been written: hard links to inputs
     commit: PushReport | None = None  # of an output on the Hub
 
@@ -150,9 +161,10 @@ def execute(
         before = _notes(run, resumed)
         losses = _made(run, todo, share)
         _write_files(run)
-        notes = [*before, *note_on(erased_in(losses), losses), *_record_note(run)]
+        check_survives(recoded_in(losses), plan.survives)
+        notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
         commit = _published(run, **replacing)
-    return _report(run, resumed, erased_in(losses), notes, commit, time.monotonic() - begun)
+    return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,7 @@ def _published(run: _Run, *, overwrite: bool, discard_edits: bool) -> PushReport
 def _report(
     run: _Run,
     resumed: int,
-    erased: tuple[Erased, ...],
+    losses: Mapping[str, Loss],
     notes: Sequence[str],
     commit: PushReport | None,
     seconds: float,
@@ -230,7 +242,8 @@ def _report(
         seconds=seconds,
         history=plan.history,
         notes=tuple(dict.fromkeys(notes)),
-        erased=erased,
+        erased=erased_in(losses),
+        recoded=recoded_in(losses),
         linked=links.nbytes if links else 0,
         commit=commit,
     )
@@ -263,7 +276,7 @@ def _unfinished(run: _Run) -> dict[str, str]:
 
 def _of_users(plan: Plan, scratch: ShardPlan, made: Mapping[str, Loss]) -> dict[str, Loss]:
     """The losses in a scratch tensor, by the tensors into which it goes."""
-    lost = [loss for loss in made.values() if loss.erased or loss.overflowed]
+    lost = [loss for loss in made.values() if loss.erased or loss.overflowed or loss.codes]
     return {name: loss for loss in lost for name in plan.users(scratch.slots[0])}
 
 
@@ -334,7 +347,8 @@ def _resume(run: _Run) -> tuple[list[ShardPlan], int]:
     todo, resumed = list[ShardPlan](), 0
     for shard in run.plan.shards:
         sent = run.delivery is not None and run.delivery.has(shard.name)
-        if not (sent or _is_finished(run, shard)):
+        told = not any(slot.name in run.plan.recoded for slot in shard.slots)  # else what is lost is to be measured
+        if not (told and (sent or _is_finished(run, shard))):
             todo.append(shard)
             continue
         if run.delivery and not sent:

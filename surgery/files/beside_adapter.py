@@ -8,6 +8,7 @@ embeddings.safetensors. Whoever merges the LoRA alone loses it. Names decide; no
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -50,13 +51,13 @@ class Beside:
 def beside(folder: Folder, own: tuple[str, ...]) -> Beside:
     """What lies in the adapter's folder and looks like weights, but for its `own` files."""
     weights, others = list[str](), list[str]()
-    for path, is_file in _inside(folder, ""):
+    for path, is_file in _inside(folder):
         name = path.rpartition("/")[2]
         if not is_file:
             others.append(f"{path}/")
         elif path not in own and _looks(name):
             weights.append(path)
-    return Beside(tuple(weights), tuple(others))
+    return Beside(tuple(sorted(weights)), tuple(sorted(others)))
 
 
 def opened(folder: Folder, path: PathLike) -> Input:
@@ -95,14 +96,24 @@ def _looks(name: str) -> bool:
     return any(fnmatch(name.lower(), one) for one in WEIGHTS) and not any(fnmatch(name, one) for one in LITTER)
 
 
-def _inside(folder: Folder, place: str, depth: int = 0) -> Iterator[tuple[str, bool]]:
-    """Every file, and each folder that is a model or an adapter of its own, but for folders of litter."""
-    for name in folder.names(place):
-        path = f"{place}/{name}" if place else name
-        if folder.has(path):
-            yield path, True
-        elif any(folder.has(f"{path}/{one}") for one in ("config.json", "adapter_config.json")):
-            if not any(fnmatch(name, one) for one in LITTER_FOLDERS):
+def _inside(folder: Folder) -> Iterator[tuple[str, bool]]:
+    """Every file, and each folder that is a model or an adapter of its own, but for folders of litter.
+
+    A folder is entered once, by the shortest of its paths: what links lead to is seen, and links among folders cost
+    nothing.
+    """
+    todo, entered = deque([("", 0)]), {os.path.realpath(folder.path)}
+    while todo:
+        place, depth = todo.popleft()
+        for name in folder.names(place):
+            path = f"{place}/{name}" if place else name
+            real = os.path.realpath(folder.at(path))
+            if folder.has(path):
+                yield path, True
+            elif any(fnmatch(name, one) for one in LITTER_FOLDERS):
+                continue
+            elif any(folder.has(f"{path}/{one}") for one in ("config.json", "adapter_config.json")):
                 yield path, False
-        elif depth < DEPTH and not any(fnmatch(name, one) for one in LITTER_FOLDERS):
-            yield from _inside(folder, path, depth + 1)
+            elif depth < DEPTH and real not in entered:
+                entered.add(real)
+                todo.append((path, depth + 1))

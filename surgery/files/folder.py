@@ -17,6 +17,7 @@ from .opening import regular, regular_status
 from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
 from .symlinks import check_link, followed, leads_out
+from .walking import walked
 
 PathLike = str | os.PathLike[str]
 
@@ -79,25 +80,8 @@ class LocalFolder:
         return sorted(os.listdir(place)) if here else []
 
     def walk(self, without: Collection[str] = ()) -> Iterator[str]:
-        """See `Folder`. Links are followed, but for one to a folder above: what is there is carried there.
-
-        Raises FormatError at a link to a folder outside.
-        """
-        above: dict[str, frozenset[tuple[int, int]]] = {}
-        for here, folders, names in os.walk(self.path, followlinks=True, onerror=_unreadable):
-            status = os.stat(here)
-            key = (status.st_dev, status.st_ino)
-            parents = above.get(os.path.dirname(here), frozenset())
-            if key in parents:
-                folders.clear()
-                continue
-            check_link(here, self.path, follow=self.follow)
-            above[here] = parents | {key}
-            if here == self.path:
-                folders[:] = [f for f in folders if f not in without]
-            folders.sort()
-            inside = os.path.relpath(here, self.path)
-            yield from (name if inside == "." else f"{inside}/{name}" for name in sorted(names))
+        """See `Folder`. Links are followed: `walking.py`."""
+        return walked(self.path, without, follow=self.follow)
 
     def file(self, name: str) -> File:
         """See `Folder`."""
@@ -184,9 +168,3 @@ def _on_hub(text: str) -> tuple[Folder, str]:
 
 def _no_file(error: OSError, path: str) -> FormatError:
     return FormatError(f"cannot read the file: {error.strerror}", where=[path], help="mend it, or move it away")
-
-
-def _unreadable(error: OSError) -> None:
-    raise FormatError(
-        f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions"
-    ) from error

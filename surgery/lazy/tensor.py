@@ -397,6 +397,20 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
     return Sum(dtype, base, tuple(deltas), gain)
 
 
+def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
+    """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
+    if tensor.dtype == dtype:
+        return tensor
+    match tensor:
+        case Zeros(_, shape):
+            return Zeros(dtype, shape)
+        case Reshape() | Narrow() | Permute() | Concat():
+            return moved_alike(tensor, lambda child: in_dtype(child, dtype))
+        case Sum(_, base, deltas, gain):
+            return add(base, deltas, dtype, gain)
+    return add(tensor, [], dtype)
+
+
 def unrounded(tensor: Tensor) -> Tensor:
     """The tensor with all that is decoded in it in float32: what is to be computed on is not rounded before."""
     return replace(tensor, dtype=F32) if isinstance(tensor, Decoded) else moved_alike(tensor, unrounded)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
-from ..evaluation.scratch import SCRATCH, scratch_of, scratch_of_factor
+from ..evaluation.scratch import SCRATCH, encoded_in, scratch_of, scratch_of_factor
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
 from ..files.peft import Adapter
@@ -56,6 +56,8 @@ class Plan:
     replaced: tuple[str, ...]
     added: tuple[str, ...]
     notes: tuple[str, ...]
+    recoded: frozenset[str] = frozenset()  # tensors of codes that are made again, of which the report says what is lost
+    survives: float = 0.0  # share of what is added to them, without which the run is refused
 
     def __repr__(self) -> str:
         return f"<Plan {self.identity[:16]}: {self.tensors} tensors in {len(self.shards)} shards, {self.nbytes} bytes>"
@@ -172,6 +174,8 @@ def plan(
         replaced=tuple(sorted(checkpoint.replaced, key=natural)),
         added=_added(checkpoint, layout),
         notes=checkpoint.notes,
+        recoded=frozenset(name for name, tensor in checkpoint.tensors.items() if next(encoded_in(tensor), None)),
+        survives=checkpoint.survives,
     )
 
 

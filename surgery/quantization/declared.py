@@ -27,4 +27,8 @@ def without(config: Mapping[str, Any]) -> dict[str, Any]:
 def replaced(config: Mapping[str, Any], at: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
     """The config with `said` at the place to which the keys lead."""
     key, *rest = at
-    return {**config, key: replaced(config[key], tuple(rest), said) if rest else dict(said)}
+    inner = config.get(key)
+    return {
+        **config,
+        key: replaced(inner if isinstance(inner, Mapping) else {}, tuple(rest), said) if rest else dict(said),
+    }

@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import SurgeryError, listed
 from ..lazy.dtypes import ARITHMETIC, BF16, F16, F32, F64, Dtype, Kind
-from ..lazy.tensor import Concat, Narrow, Permute, Reshape, Sum, Tensor, Zeros, add, moved_alike
+from ..lazy.tensor import in_dtype
 from ..names import natural
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
@@ -53,20 +53,6 @@ def parsed(dtype: str) -> Dtype:
             f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(NAMES)}, or {', '.join(SHORT)}"
         )
     return NAMES[name]
-
-
-def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
-    """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
-    if tensor.dtype == dtype:
-        return tensor
-    match tensor:
-        case Zeros(_, shape):
-            return Zeros(dtype, shape)
-        case Reshape() | Narrow() | Permute() | Concat():
-            return moved_alike(tensor, lambda child: in_dtype(child, dtype))
-        case Sum(_, base, deltas, gain):
-            return add(base, deltas, dtype, gain)
-    return add(tensor, [], dtype)
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str, *, top: bool = True) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, listed, series
+from ..lazy.tensor import in_dtype
 from ..names import natural, select
 from ..opened import takes_opened
 from ..quantization.quantised import Quantisation, quantised
 from ..quantization.scheme import module_of
 from ..quantization.widen import widened
-from .cast import in_dtype, parsed
+from .cast import parsed
 
 
 @takes_opened

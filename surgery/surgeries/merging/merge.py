@@ -25,6 +25,7 @@ from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ...opened import takes_opened
+from ...quantization.settle import decoded, settled
 from ..cast import cast
 from ..header_ties import along
 from ..rename import Rule, renamed
@@ -39,7 +40,7 @@ from .changes import Placed, join, module_of
 from .frozen import without_copies
 from .lineage import as_trained, check_base, on_changed
 from .own_lora import own_names
-from .quantised import check_computed, check_quantised
+from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
@@ -69,6 +70,9 @@ def merge(
     any_base: bool = False,
     architecture: str | None = None,
     given: Given | None = None,
+    dequantize: bool = False,
+    requantize: bool = False,
+    lossy: bool = False,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's
     dtype.
@@ -93,6 +97,11 @@ def merge(
     fused modules of the base lie, or what they are fused to, where its model type does not: an adapter may be
     trained on their parts, or on the whole.
 
+    Of a quantised base, the weights that adapters touch are written in 16 bits, with those that servers fuse with
+    them, and the rest stays as it is, byte for byte; `dequantize` writes all of it in 16 bits. `requantize` codes
+    what is touched again under the stored scales; a run in which less than half of what was added survives that is
+    refused, unless it may be `lossy`.
+
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is
     supported, PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was
     trained on another type of model, unless `any_base`; nothing is ever half applied. Reads no base
@@ -102,6 +111,10 @@ def merge(
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
     _check_said(tied, given)
+    how = way(dequantize=dequantize, requantize=requantize, lossy=lossy)
+    stored, held = checkpoint, read_quantised(checkpoint)
+    check_way(checkpoint, held, how, dtype)
+    checkpoint = seen = decoded(checkpoint, held)
     lineage = _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
     base = _as_adapted(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     groups = groups_of(base)
@@ -126,11 +139,13 @@ def merge(
         "base_as_trained": base_as_trained or None,
         "given": as_said(given) if given else None,
         "map": [list(rule) for rule in names] or None,
+        "quantised": how if held.weights else None,
     }
     notes = [*lineage, *(note for one in fitted for note in one.notes), *copied, *_notes(base, adapters, plain)]
     step = _step(made, base, adapters, weights, options)
     made = replace(made, history=(*base.history, step), notes=(*made.notes, *notes))
-    return cast(made, dtype) if dtype else made
+    made = cast(made, dtype) if dtype else made
+    return replace(settled(made, seen, stored, held, how), survives=0.5 if requantize and not lossy else 0.0)
 
 
 def _check_said(tied: str, given: Given | None) -> None:

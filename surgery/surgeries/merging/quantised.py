@@ -5,15 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NotSupported, listed, series
+from ...errors import NotSupported, SurgeryError, listed, series
 from ...files.peft import Adapter
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor
+from ...quantization.quantised import NOTHING, Quantisation, quantised
+from ...quantization.settle import How
 
 # Schemes in which a model is quantised while it is loaded, so that adapters are trained on what lies in 16 bit on
 # the Hub.
 ON_LOADING = frozenset({"bitsandbytes", "hqq", "eetq", "quanto", "torchao", "bitnet"})
 _READ = "F16, BF16, F32 and F64 are computed"
+
+
+def way(*, dequantize: bool, requantize: bool, lossy: bool) -> How:
+    """What becomes of quantised weights that adapters touch. Raises SurgeryError for options that contradict each
+    other.
+    """
+    if dequantize and requantize:
+        raise SurgeryError("--dequantize and --requantize contradict each other", help="give one of them")
+    if lossy and not requantize:
+        raise SurgeryError("--lossy says what --requantize may lose", help="give both, or neither")
+    return "dequantized" if dequantize else "requantized" if requantize else "mixed"
+
+
+def read_quantised(checkpoint: Checkpoint) -> Quantisation:
+    """What is quantised in the base; nothing where that cannot be read: then its other tensors can be merged into."""
+    try:
+        return quantised(checkpoint)
+    except NotSupported:
+        return NOTHING
+
+
+def check_way(checkpoint: Checkpoint, held: Quantisation, how: How, dtype: str | None) -> None:
+    """Raise SurgeryError where what was asked goes with a quantised base alone, or not with one."""
+    if how != "mixed" and not held.weights:
+        quantised(checkpoint)  # says why it cannot be read, where it is that
+        option = "--dequantize" if how == "dequantized" else "--requantize"
+        raise SurgeryError(f"nothing is quantised in the base, and {option} was given", where=[checkpoint.path])
+    if dtype is not None and held.weights and how != "dequantized":
+        tip = "add --dequantize, or leave --dtype away"
+        raise SurgeryError(f"weights that stay quantised have no dtype {dtype}", where=[checkpoint.path], help=tip)
 
 
 def check_computed(checkpoint: Checkpoint, adapter: Adapter, module: str, now: Tensor) -> None:
