@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest
+from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest, series
 from ...files.beside_adapter import is_model
 from ...files.peft import TOKENS, Adapter, base_name
 from ...files.refs import has_scheme
@@ -66,7 +66,7 @@ def _by_rule(rules: Sequence[Rule]) -> str:
     """How the rules are given; where there are several, that nobody can tell which is meant."""
     if not rules:
         return ""
-    said = " or ".join(listed([f"--map '{old}={new}'" for old, new in rules], 3))
+    said = series(listed([f"--map '{old}={new}'" for old, new in rules], 3), " or ")
     return f"{said} would place them" + (": which one is meant, names do not tell" if len(rules) > 1 else "")
 
 

@@ -140,7 +140,7 @@ def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
 
 
 def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], names: Sequence[str]) -> AdapterError:
-    modules = sorted({module_of(name) for name in held})
+    modules, options = sorted({module_of(name) for name in held}), [f"--architecture {one}" for one in listed(names)]
     return AdapterError(
         f"the adapter holds a head that {current_class(checkpoint) or 'the base'} has not, and which class it is of is"
         " not clear",
@@ -150,5 +150,5 @@ def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], 
             f"task_type = {adapter.config.get('task_type')!r}",
             f"could be {series(names)}",
         ],
-        help=f"say which class the result is of: {' or '.join(f'--architecture {one}' for one in listed(names))}",
+        help=f"say which class the result is of: {series(options, ' or ')}",
     )
