@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .ties_table import ALWAYS, FLAG_MEANS_MORE, TIED, UNTIED
+from .ties_table import EMBEDDINGS as EMBEDDINGS_OF
+
 # Types whose class ties the output head to the input embedding where config.json does not say.
 TIED_BY_DEFAULT = frozenset(
     """
@@ -163,87 +166,29 @@ class Ties:
     embedding: str = ""
 
 
-def _of(classes: str, ties: Ties) -> dict[str, Ties]:
-    return dict.fromkeys(classes.split(), ties)
+def _tied(lines: str, name: str) -> Ties:
+    """The class's row of the table: lines of a source and what is tied to it."""
+    pairs = [line.split(" = ") for line in lines.split("\n")]
+    others = {one: source for source, tied in pairs for one in tied.split()}
+    said = len(others) == 1 and name not in FLAG_MEANS_MORE
+    embedding = next((one for one, classes in EMBEDDINGS_OF.items() if name in classes.split()), "")
+    return Ties(others, said, name in ALWAYS, embedding)
 
 
-def _bert(stem: str, head: str) -> Ties:
-    weight, bias = f"{stem}.embeddings.word_embeddings.weight", f"{head}.bias"
-    return Ties({f"{head}.decoder.weight": weight, f"{head}.decoder.bias": bias}, said=False)
+# What each class ties: its `_tied_weights_keys`. The classes that are not here are refused where an adapter would
+# untie them.
+TIES: Mapping[str, Ties] = {name: _tied(lines, name) for lines, classes in TIED.items() for name in classes.split()}
 
-
-def _shared(*others: str, stem: str = "", always: bool = False, embedding: str = "") -> Ties:
-    return Ties(dict.fromkeys((f"{name}.weight" for name in others), f"{stem}shared.weight"), False, always, embedding)
-
-
-# What each class ties: its `_tied_weights_keys`. Which tensors a file lacks, and how to say that they differ, is
-# proven by
-# logits in a test; the classes that are not here are refused where an adapter would untie them.
-TIES: Mapping[str, Ties] = {
-    **_of(
-        "LlamaForCausalLM MistralForCausalLM MixtralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM Qwen2MoeForCausalLM "
-        "Qwen3MoeForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM PhiForCausalLM Phi3ForCausalLM "
-        "StableLmForCausalLM Starcoder2ForCausalLM SmolLM3ForCausalLM GraniteForCausalLM CohereForCausalLM "
-        "Cohere2ForCausalLM OlmoForCausalLM Olmo2ForCausalLM",
-        Ties({"lm_head.weight": "model.embed_tokens.weight"}),
-    ),
-    **_of(
-        "GPT2LMHeadModel GPTNeoForCausalLM GPTBigCodeForCausalLM MptForCausalLM",
-        Ties({"lm_head.weight": "transformer.wte.weight"}),
-    ),
-    **_of("BloomForCausalLM FalconForCausalLM", Ties({"lm_head.weight": "transformer.word_embeddings.weight"})),
-    "OPTForCausalLM": Ties({"lm_head.weight": "model.decoder.embed_tokens.weight"}),
-    "WhisperForConditionalGeneration": Ties({"proj_out.weight": "model.decoder.embed_tokens.weight"}),
-    "DistilBertForMaskedLM": Ties({"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}),
-    "ElectraForMaskedLM": Ties({"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"}),
-    **_of("BertForMaskedLM BertForPreTraining BertLMHeadModel", _bert("bert", "cls.predictions")),
-    "BlipForConditionalGeneration": _bert("text_decoder.bert", "text_decoder.cls.predictions"),
-    **_of("RobertaForMaskedLM RobertaForCausalLM XLMRobertaForMaskedLM", _bert("roberta", "lm_head")),
-    **_of(
-        "T5ForConditionalGeneration MT5ForConditionalGeneration UMT5ForConditionalGeneration",
-        _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head", always=True),
-    ),
-    **_of(
-        "T5Model MT5Model UMT5Model T5ForQuestionAnswering MT5ForQuestionAnswering UMT5ForQuestionAnswering",
-        _shared("encoder.embed_tokens", "decoder.embed_tokens", always=True),
-    ),
-    **_of("T5EncoderModel MT5EncoderModel UMT5EncoderModel", _shared("encoder.embed_tokens", always=True)),
-    "SwitchTransformersForConditionalGeneration": _shared("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
-    **_of(
-        "BartForConditionalGeneration MBartForConditionalGeneration PegasusForConditionalGeneration"
-        " M2M100ForConditionalGeneration",
-        _shared("lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
-    ),
-    "PLBartForConditionalGeneration": _shared(
-        "lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens", stem="model."
-    ),
-    **_of("BartModel MBartModel PegasusModel M2M100Model", _shared("decoder.embed_tokens", "encoder.embed_tokens")),
-    **_of(
-        "BartForSequenceClassification MBartForSequenceClassification BartForQuestionAnswering"
-        " MBartForQuestionAnswering",
-        _shared("model.decoder.embed_tokens", "model.encoder.embed_tokens", stem="model."),
-    ),
-    "MarianMTModel": _shared(
-        "lm_head",
-        "model.decoder.embed_tokens",
-        "model.encoder.embed_tokens",
-        stem="model.",
-        embedding="model.encoder.embed_tokens.weight",
-    ),
-    "MarianModel": _shared("decoder.embed_tokens", "encoder.embed_tokens", embedding="encoder.embed_tokens.weight"),
-    **_of(
-        "Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration "
-        "Gemma3ForConditionalGeneration LlavaForConditionalGeneration LlavaOnevisionForConditionalGeneration",
-        Ties({"lm_head.weight": "model.language_model.embed_tokens.weight"}),
-    ),
-}
-
-# Classes of Marian whose encoder and decoder have a vocabulary each: `share_encoder_decoder_embeddings: false`.
-_TWO_VOCABULARIES = {
-    "MarianMTModel": Ties(
-        {"lm_head.weight": "model.decoder.embed_tokens.weight"}, embedding="model.encoder.embed_tokens.weight"
-    ),
-    "MarianModel": None,
+# What classes tie where config.json says something else than most: Marian's encoder and decoder have a vocabulary
+# each, DeBERTa's newer head computes with the embedding itself, which no checkpoint can hold apart.
+_OTHERWISE: Mapping[tuple[str, bool], Mapping[str, Ties | None]] = {
+    ("share_encoder_decoder_embeddings", False): {
+        "MarianMTModel": Ties(
+            {"lm_head.weight": "model.decoder.embed_tokens.weight"}, embedding="model.encoder.embed_tokens.weight"
+        ),
+        "MarianModel": None,
+    },
+    ("legacy", False): {"DebertaForMaskedLM": None, "DebertaV2ForMaskedLM": None},
 }
 # Types whose class ties where config.json says so of the text model within, whatever it says of the whole.
 TIED_WITHIN = frozenset(
@@ -252,24 +197,16 @@ TIED_WITHIN = frozenset(
     qwen2_5_vl qwen2_vl shieldgemma2 video_llama_3
     """.split()
 )
-# Classes whose head is not over the vocabulary: there is nothing that the input embedding could be tied to.
-# These end in what they are for, or are the body alone.
-BODIES = frozenset(
-    f"{name}Model"
-    for name in """
-    Albert Bert Bloom CLIPText Camembert Cohere Deberta DebertaV2 DistilBert Electra Ernie Falcon GPT2 GPTJ GPTNeo
-    GPTNeoX Gemma Gemma2 Gemma3Text Granite Llama MPNet Mistral Mixtral ModernBert OPT Olmo Olmo2 Phi Phi3 Qwen2
-    Qwen2Moe Qwen3 Qwen3Moe Roberta SmolLM3 StableLm Starcoder2 XLMRoberta
-    """.split()
-)
+# Classes whose head is not over the vocabulary, by what they are for: there is nothing that the input embedding could
+# be tied to.
 _HEADLESS = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction)$")
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the model shares one tensor between its input embedding and its output head."""
     classes = config.get("architectures") or []
-    bodies = BODIES if not config.get("auto_map") else frozenset[str]()
-    if classes and all(_HEADLESS.search(str(name)) or name in bodies for name in classes):
+    untied = UNTIED if not config.get("auto_map") else frozenset[str]()
+    if classes and all(_HEADLESS.search(str(name)) or name in untied for name in classes):
         return False
     return _says_tied(config)
 
@@ -289,8 +226,9 @@ def ties(config: Mapping[str, Any]) -> Ties | None:
     the table.
     """
     name = str(next(iter(config.get("architectures") or []), ""))
-    apart = name in _TWO_VOCABULARIES and config.get("share_encoder_decoder_embeddings") is False
-    known = _TWO_VOCABULARIES[name] if apart else TIES.get(name)
+    known = TIES.get(name)
+    for (key, value), classes in _OTHERWISE.items():
+        known = classes.get(name, known) if config.get(key) is value else known
     return known if known and (known.always or _says_tied(config)) else None
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import tiny_models
-import torch
 import transformers as tf
+from changed_bases import trained
 
 import surgery
 from hub.server import Hub
@@ -22,25 +21,6 @@ from surgery.errors import NotSupported
 
 Saved = Callable[..., Path]
 REFUSED = "changes the base it belongs to"
-
-
-def trained(saved: Saved, folder: Path, init: str) -> torch.Tensor:
-    """A trained adapter `folder`/a, and the base that its initialisation made, `folder`/base; what the live model
-    computes.
-    """
-    torch.manual_seed(3)
-    model = peft.get_peft_model(
-        tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(),
-        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=init),
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder / "a")
-    live = tiny_models.output(model.eval(), "llama")
-    model.unload().save_pretrained(folder / "base")
-    return live
 
 
 def put(hub: Hub, name: str, folder: Path) -> str:

@@ -18,7 +18,6 @@ from transformers.pytorch_utils import Conv1D
 
 import surgery
 from surgery.models.families import (
-    BODIES,
     CONV1D_MODULES,
     CONV1D_TYPES,
     EMBEDDINGS,
@@ -28,8 +27,10 @@ from surgery.models.families import (
     TIES,
     is_conv1d,
     is_tied,
+    ties,
 )
 from surgery.models.fused.tables import TABLE
+from surgery.models.ties_table import UNTIED
 
 # Weight tying
 
@@ -85,24 +86,40 @@ def test_what_config_json_says_goes_first(config: dict[str, Any], tied: bool) ->
 
 
 SMALLER = {
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers"), 1),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers"), 2),
     "num_local_experts": 2,
     "num_experts": 2,
+    "n_routed_experts": 2,
 }
 
 
-def tied_in(name: str) -> dict[str, str]:
-    """What transformers ties in the class, in its order."""
-    kind = getattr(tf, name)
-    config = kind.config_class()
-    for one in (config, getattr(config, "text_config", None)):
-        for key in SMALLER.keys() & set(vars(one) if one is not None else ()):
-            setattr(one, key, SMALLER[key])
+def small(config: Any) -> Any:
+    """The config, and those in it, with two layers, and tied wherever it can be said."""
+    for one in [value for value in vars(config).values() if isinstance(value, tf.PreTrainedConfig)]:
+        small(one)
+    for key in SMALLER.keys() & vars(config).keys():
+        if isinstance(vars(config)[key], int):
+            setattr(config, key, SMALLER[key])
+    if vars(config).get("layer_types"):
+        config.layer_types = config.layer_types[:2]
     config.tie_word_embeddings = True
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
-    with torch.device("meta"):
-        return kind(config).all_tied_weights_keys
+    return config
+
+
+def tied_in(name: str) -> dict[str, str]:
+    """What transformers ties in the class, in its order: in one of its default config, or, where that makes none, by
+    what it says.
+    """
+    kind = getattr(tf, name)
+    for shape in (small, lambda config: config):
+        try:
+            config = shape(kind.config_class())
+            config.tie_word_embeddings = True
+            with torch.device("meta"):
+                return kind(config).all_tied_weights_keys
+        except Exception:  # whatever a default config lacks
+            continue
+    return kind._tied_weights_keys
 
 
 @pytest.mark.slow
@@ -114,12 +131,54 @@ def test_ties_are_those_of_the_class_in_its_order(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(BODIES))
-def test_bodies_tie_nothing(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(UNTIED))
+def test_classes_that_tie_nothing(name: str) -> None:
     assert tied_in(name) == {}
     assert not is_tied(
         {"architectures": [name], "model_type": getattr(tf, name).config_class.model_type, "tie_word_embeddings": True}
     )
+
+
+# Ties that depend on more than the class: its layers, options, a nested config's own flag; or that none can be made of.
+NOT_BY_CLASS = frozenset(
+    """
+    DFineForObjectDetection DabDetrForObjectDetection DeformableDetrForObjectDetection GroundingDinoForObjectDetection
+    MMGroundingDinoForObjectDetection PPDocLayoutV3Model RTDetrV2ForObjectDetection UdopEncoderModel
+    UdopForConditionalGeneration DiffusionGemmaModel PeAudioVideoModel Qwen3OmniMoeTalkerForConditionalGeneration
+    EdgeTamModel
+    FlavaForPreTraining GraniteSpeech5ForCTC IdeficsForVisionText2Text CsmForConditionalGeneration
+    BlipForQuestionAnswering Kosmos2ForConditionalGeneration Florence2ForConditionalGeneration
+    SeamlessM4TForSpeechToSpeech
+    SeamlessM4TForTextToSpeech SeamlessM4TModel SeamlessM4Tv2ForSpeechToSpeech SeamlessM4Tv2ForTextToSpeech
+    SeamlessM4Tv2Model
+    """.split()
+)
+
+
+@pytest.mark.slow
+def test_every_class_that_says_what_it_ties_is_in_the_table() -> None:
+    """Or is known to tie by more than its class."""
+    kinds = {name: getattr(tf, name, None) for name in dir(tf) if not name.endswith("PreTrainedModel")}
+    says = {
+        name
+        for name, kind in kinds.items()
+        if isinstance(kind, type)
+        and issubclass(kind, tf.PreTrainedModel)
+        and isinstance(kind._tied_weights_keys, dict)
+        and kind._tied_weights_keys
+    }
+    assert len(says) > 350
+    assert says - TIES.keys() <= NOT_BY_CLASS
+    assert not NOT_BY_CLASS & TIES.keys()
+
+
+@pytest.mark.parametrize("name", ["DebertaForMaskedLM", "DebertaV2ForMaskedLM", "MarianModel"])
+def test_ties_that_config_json_takes_away(name: str) -> None:
+    key = "share_encoder_decoder_embeddings" if name == "MarianModel" else "legacy"
+    config = {"architectures": [name], "tie_word_embeddings": True}
+    assert ties(config) == TIES[name]
+    assert ties({**config, key: True}) == TIES[name]
+    assert ties({**config, key: False}) is None
 
 
 def test_types_that_are_tied_where_the_text_model_says_so() -> None:

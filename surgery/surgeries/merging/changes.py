@@ -24,6 +24,12 @@ class Placed:
         default_factory=dict
     )  # what adapters hold whole and replace rows of, by name in the file
     dropped: dict[str, Tensor] = field(default_factory=dict)  # second copies of what is placed already
+    notes: list[str] = field(default_factory=list)
+
+
+def place_of(key: str) -> str:
+    """The base tensor whose place is taken by what an adapter holds whole under `key`."""
+    return f"{module_of(key)}.{key.rpartition('.')[2]}"
 
 
 def join(placed: Placed, more: Placed) -> None:
@@ -42,5 +48,6 @@ def join(placed: Placed, more: Placed) -> None:
     placed.added |= more.added
     placed.under |= more.under
     placed.dropped |= more.dropped
+    placed.notes += more.notes
     for name, deltas in more.deltas.items():
         placed.deltas.setdefault(name, []).extend(deltas)

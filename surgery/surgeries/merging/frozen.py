@@ -8,13 +8,14 @@ module, is as good as on any other module.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...checkpoint import Checkpoint
 from ...files.peft import TOKENS, Adapter
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor, add
+from .changes import place_of
 from .tied import Group
 
 
@@ -27,17 +28,18 @@ def without_copies(
     the base's, window by window, up to the first that differs. Tied tensors count together: all are copies, or none.
     """
     holder = {name: group.holder for group in groups for name in group.names}
-    touched = [{holder.get(name, name) for name in (*_whole(one), *_changed(one))} for one in adapters]
+    touched = [{holder.get(name, name) for name in (*_whole(one).values(), *_changed(one))} for one in adapters]
     several = {name for name, count in Counter(name for names in touched for name in names).items() if count > 1}
     found = []
     for one, weight in zip(adapters, weights, strict=True):
-        asked = [name for name in _whole(one) if weight != 1 or holder.get(name, name) in several]
+        asked = {key: name for key, name in _whole(one).items() if weight != 1 or holder.get(name, name) in several}
         found.append(_without(one, _copies(checkpoint, one, asked, holder)))
     return found
 
 
-def _whole(adapter: Adapter) -> Iterable[str]:
-    return (name for name in adapter.whole if not TOKENS.fullmatch(name))
+def _whole(adapter: Adapter) -> dict[str, str]:
+    """The base tensor whose place each would take."""
+    return {key: place_of(key) for key in adapter.whole if not TOKENS.fullmatch(key)}
 
 
 def _changed(adapter: Adapter) -> list[str]:
@@ -46,11 +48,11 @@ def _changed(adapter: Adapter) -> list[str]:
     return [*(f"{module}.weight" for module in adapter.lora), *adapter.deltas, *rows]
 
 
-def _copies(checkpoint: Checkpoint, adapter: Adapter, names: Sequence[str], holder: dict[str, str]) -> set[str]:
-    """Of the names, those whose tensor is the base's."""
-    equal = {name for name in names if _is_copy(adapter.whole[name], checkpoint.tensors.get(name))}
-    differing = {holder.get(name, name) for name in names if name not in equal}
-    return {name for name in equal if holder.get(name, name) not in differing}
+def _copies(checkpoint: Checkpoint, adapter: Adapter, names: Mapping[str, str], holder: Mapping[str, str]) -> set[str]:
+    """Of what the adapter holds, those that are the base's tensor of their name."""
+    equal = {key for key, name in names.items() if _is_copy(adapter.whole[key], checkpoint.tensors.get(name))}
+    differing = {holder.get(name, name) for key, name in names.items() if key not in equal}
+    return {key for key in equal if holder.get(names[key], names[key]) not in differing}
 
 
 def _is_copy(tensor: Tensor, base: Tensor | None) -> bool:
@@ -63,9 +65,9 @@ def _is_copy(tensor: Tensor, base: Tensor | None) -> bool:
     return same(tensor, add(base, [], tensor.dtype) if wider else base)
 
 
-def _without(adapter: Adapter, names: set[str]) -> Adapter:
-    if not names:
+def _without(adapter: Adapter, keys: set[str]) -> Adapter:
+    if not keys:
         return adapter
-    gone = {adapter.names[name]: adapter.whole[name] for name in names}
-    kept = {name: tensor for name, tensor in adapter.whole.items() if name not in names}
+    gone = {adapter.names[key]: adapter.whole[key] for key in keys}
+    kept = {key: tensor for key, tensor in adapter.whole.items() if key not in keys}
     return replace(adapter, whole=kept, dropped={**adapter.dropped, **gone})

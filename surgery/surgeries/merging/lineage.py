@@ -40,7 +40,6 @@ def check_base(base: Checkpoint, adapters: Sequence[Adapter], *, any_base: bool)
     for one in (adapter for adapter in adapters if adapter.inputs and adapter.path != base.path):
         if not any_base:
             _check_type(base, one)
-        notes += _other_class(base, one)
         notes += _other_name(base, one, names, made_of) or _other_commit(one, commit) or _other_digests(base, one)
     return notes
 
@@ -85,13 +84,23 @@ def _class_of(adapter: Adapter) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _other_class(base: Checkpoint, adapter: Adapter) -> list[str]:
-    """A note where adapter and base name different classes of one model type."""
-    classes, trained = base.config.get("architectures"), _class_of(adapter)
-    if not trained or not isinstance(classes, list) or not classes or trained in classes:
-        return []
-    said = ", ".join(map(str, classes))
-    return [f"the adapter was trained on {trained}, config.json says {said}: every tensor fits, but is this its base?"]
+def of_other_class(base: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
+    """Notes on adapters that name another class of the model than config.json does once the base is of the class that
+    they need.
+
+    None on the bare body of the model type, or a part of it, such as its encoder: the base has that inside.
+    """
+    classes, notes = base.config.get("architectures"), list[str]()
+    for one in (adapter for adapter in adapters if adapter.inputs and adapter.path != base.path):
+        trained = _class_of(one)
+        told = trained and isinstance(classes, list) and classes and trained not in classes
+        if told and not (trained.endswith("Model") and _akin(_type_of(one), str(base.config.get("model_type") or ""))):
+            said = ", ".join(map(str, classes or ()))
+            notes.append(
+                f"the adapter was trained on {trained}, config.json says {said}: every tensor fits, but is this its"
+                " base?"
+            )
+    return notes
 
 
 def _akin(one: str, other: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ...adapters.attention import on_attention
-from ...adapters.consistency import keeps_ties, strangers, without_factors
+from ...adapters.consistency import keeps_ties, strangers
 from ...adapters.dora import gain
 from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
@@ -38,7 +38,7 @@ from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .changes import Placed, join, module_of
 from .frozen import without_copies
-from .lineage import as_trained, check_base, on_changed
+from .lineage import as_trained, check_base, of_other_class, on_changed
 from .own_lora import own_names
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
@@ -48,6 +48,7 @@ from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
+from .unadapted import notes_on_unadapted
 from .vocabulary import with_vocabulary
 
 
@@ -205,8 +206,8 @@ def _left_out(base: Checkpoint) -> list[str]:
 
 def _notes(base: Checkpoint, adapters: Sequence[Adapter], plain: Sequence[Adapter]) -> list[str]:
     """What a user should know of the adapters, and of files that are not carried."""
-    notes = on_changed(base, adapters)
-    notes += [note for one in plain for note in (*one.notes, *_idle(one, base))]
+    notes = [*of_other_class(base, adapters), *on_changed(base, adapters)]
+    notes += [note for one in plain for note in (*one.notes, *notes_on_unadapted(one, base))]
     return [*notes, *(f"left out, since nothing is left to adapt: {name}" for name in _left_out(base))]
 
 
@@ -306,6 +307,7 @@ def _merged(
         replaced=replaced,
         dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
+        notes=(*checkpoint.notes, *placed.notes),
     )
 
 
@@ -354,16 +356,6 @@ def _check_aimed_at(adapter: Adapter, rules: Sequence[Rule], wanted: Callable[[s
                 " --except"
             ),
         )
-
-
-def _idle(adapter: Adapter, base: Checkpoint) -> list[str]:
-    """A note on what the config aims at and the adapter has nothing for."""
-    if not (idle := without_factors(adapter, base.tensors)):
-        return []
-    return [
-        f"adapter_config.json aims at {len(idle)} modules that {adapter.path} has no factors for:"
-        f" {', '.join(listed(idle, 3))}"
-    ]
 
 
 def _called(adapter: Adapter, rules: Sequence[Rule]) -> Adapter:

@@ -14,8 +14,9 @@ from ...lazy.tensor import Tensor, add, concat, narrow
 from ...models.families import is_tied, ties
 from ...names import is_called
 from .additions import May, is_within
-from .changes import Placed, module_of
+from .changes import Placed, module_of, place_of
 from .tied import Group
+from .token_heads import without_biases
 from .vocabulary import is_head, is_vocabulary
 
 
@@ -34,7 +35,7 @@ def place_whole(
     for key, value in adapter.whole.items():
         module = module_of(key)
         _check_gathered(checkpoint, adapter, key)
-        name = f"{module}.{key.rpartition('.')[2]}"
+        name = place_of(key)
         check_known(checkpoint, adapter, name)
         if TOKENS.fullmatch(key):
             rows[f"{module}.weight"] = key
@@ -56,17 +57,11 @@ def place_whole(
         if name not in checkpoint.tensors:
             lost.append(key)
             continue
-        if f"{module_of(name)}.bias" in checkpoint.tensors:
-            where = [f"{adapter.path}: {adapter.names[key]}", f"base: {module_of(name)}.bias"]
-            tip = (
-                "PEFT computes such a head without its bias, in training too: no checkpoint holds that; leave it out"
-                " with --except"
-            )
-            raise NotSupported("the adapter trained tokens in a head that has a bias", where=where, help=tip)
         _check_weight(adapter, key, weight)
         base = placed.whole.get(name, checkpoint.tensors[name])
         placed.under |= {adapter.names[k]: adapter.whole[k] for k in keys.values() if adapter.whole[k] == base}
         placed.whole[name] = _with_rows(adapter, key, add(base, [], checkpoint.tensors[name].dtype))
+    without_biases(checkpoint, adapter, rows, placed, groups)
     return lost
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -123,6 +124,20 @@ def evidence(case: Case, folder: Path) -> Evidence:
     return Evidence(
         case, folder / "base", folder / "split", tensors_in(folder / "base"), tensors_in(folder / "split"), calls
     )
+
+
+def evidence_of(cases: Mapping[str, Case], factory: pytest.TempPathFactory) -> Callable[[str], Evidence]:
+    """What the case of a name gives, made once."""
+    return cache(lambda name: evidence(cases[name], factory.mktemp("case")))
+
+
+def check_fuses_back(folder: Path) -> None:
+    """The checkpoint `folder`/base is split into `folder`/split, and what is fused from that, `folder`/fused, has the
+    same files.
+    """
+    surgery.write(surgery.split_qkv(surgery.open_checkpoint(folder / "base")), folder / "split")
+    surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(folder / "split")), folder / "fused")
+    assert hashes(folder / "fused") == hashes(folder / "base")
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -256,14 +271,14 @@ def parts_of(run: Evidence, call: Call) -> list[tuple[torch.Tensor, torch.Tensor
     """The written parts (weight, bias) of a call's fused module."""
     parent = run.case.module(call.module).rpartition(".")[0]
     stems = [f"{parent}.{part}".lstrip(".") for part in run.case.parts]
-    return [(_ending(run.parts, f"{stem}.weight"), run.parts.get(_name(run.parts, f"{stem}.bias"))) for stem in stems]
+    return [(ending(run.parts, f"{stem}.weight"), run.parts.get(_name(run.parts, f"{stem}.bias"))) for stem in stems]
 
 
 def check_controls(run: Evidence) -> None:
     """No other layout of as many rows computes it, and neither do parts that change places."""
     call, case = run.calls[0], run.case
     name = case.module(call.module)
-    weight, bias = _ending(run.fused, f"{name}{case.weight}"), run.fused.get(_name(run.fused, f"{name}{case.bias}"))
+    weight, bias = ending(run.fused, f"{name}{case.weight}"), run.fused.get(_name(run.fused, f"{name}{case.bias}"))
     parts = parts_of(run, call)
     told = 0
     for rows, order in others(weight.shape[case.axis], [part.shape[case.axis] for part, _ in parts], case):
@@ -326,7 +341,8 @@ def _name(tensors: Mapping[str, Any], end: str) -> str:
     return found[0] if found else ""
 
 
-def _ending(tensors: Mapping[str, torch.Tensor], end: str) -> torch.Tensor:
+def ending(tensors: Mapping[str, torch.Tensor], end: str) -> torch.Tensor:
+    """The one tensor whose name is `end`, or ends with it."""
     name = _name(tensors, end)
     assert name, f"no {end} among {sorted(tensors)}"
     return tensors[name]

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,9 +25,11 @@ from oracle import (
     attention,
     build,
     check_controls,
+    check_fuses_back,
     check_parts,
     check_round_trip,
     evidence,
+    evidence_of,
     keys_and_values,
     saves_as,
     tensors_in,
@@ -619,7 +620,7 @@ CASES: dict[str, Case] = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Evidence]:
     """run(case) -> what it gives, made once."""
-    return cache(lambda name: evidence(CASES[name], tmp_path_factory.mktemp("case")))
+    return evidence_of(CASES, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -646,9 +647,7 @@ def test_parts_lie_in_other_shards(name: str, tmp_path: Path) -> None:
     base = evidence(replace(CASES[name], shard=""), tmp_path / "whole").base
     surgery.write(surgery.open_checkpoint(base), tmp_path / "base", "2KB")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
-    surgery.write(surgery.split_qkv(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
-    surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused")
-    assert hashes(tmp_path / "fused") == hashes(tmp_path / "base")
+    check_fuses_back(tmp_path)
     assert tensors_in(tmp_path / "split").keys() == tensors_in(tmp_path / "whole" / "split").keys()
 
 

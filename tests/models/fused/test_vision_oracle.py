@@ -17,7 +17,6 @@ import pytest
 import tiny_models
 import torch
 import transformers as tf
-from conftest import hashes
 from oracle import (
     Call,
     Case,
@@ -25,9 +24,12 @@ from oracle import (
     attention,
     build,
     check_controls,
+    check_fuses_back,
     check_parts,
     check_round_trip,
+    ending,
     evidence,
+    evidence_of,
     keys_and_values,
     saves_as,
     tensors_in,
@@ -326,15 +328,8 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Evidence]:
-    """run(case) -> what one run of it gives."""
-    made: dict[str, Evidence] = {}
-
-    def get(name: str) -> Evidence:
-        if name not in made:
-            made[name] = evidence(CASES[name], tmp_path_factory.mktemp(name.replace(" ", "-")))
-        return made[name]
-
-    return get
+    """run(case) -> what it gives, made once."""
+    return evidence_of(CASES, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -498,9 +493,7 @@ def test_in_proj_is_three_projections(name: str, tmp_path: Path) -> None:
     case = POOLED[name]
     model = build(Case(case.model, case.inputs, "", (), ()))
     case.save(model, tmp_path / "base")
-    surgery.write(surgery.split_qkv(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
-    surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused")
-    assert hashes(tmp_path / "fused") == hashes(tmp_path / "base")
+    check_fuses_back(tmp_path)
     tensors = tensors_in(tmp_path / "split")
     assert not any("in_proj_" in n for n in tensors)
     for module, attend, given, output in seen_by(model, case):
@@ -514,12 +507,6 @@ def test_in_proj_is_three_projections(name: str, tmp_path: Path) -> None:
             [(w, b) for (w, _), b in zip(parts, biases, strict=True)],
         ):
             assert (separately(attend, given, wrong) - output).abs().max() > 1e-4
-
-
-def ending(tensors: Mapping[str, torch.Tensor], end: str) -> torch.Tensor:
-    """The one tensor whose name is `end`, or ends with it."""
-    (found,) = [t for n, t in tensors.items() if f".{n}".endswith(f".{end}")]
-    return found
 
 
 # LeViT: projections with a BatchNorm, in which v is wider than q and k
@@ -603,9 +590,7 @@ def test_mobilevitv2(tmp_path: Path) -> None:
     case = Case(lambda: tf.MobileViTV2Model(config), image(64, 64), "", (), ())
     model = build(case)
     model.save_pretrained(tmp_path / "base")
-    surgery.write(surgery.split_qkv(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
-    surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused")
-    assert hashes(tmp_path / "fused") == hashes(tmp_path / "base")
+    check_fuses_back(tmp_path)
     tensors, recorder, modules = tensors_in(tmp_path / "split"), Operands(), dict(model.named_modules())
     names = [n for n in modules if n.endswith("attention.qkv_proj")]
     for name in names:
@@ -714,9 +699,7 @@ def test_classes_that_are_split_load_it(name: str, tmp_path: Path) -> None:
     case = LOADED[name]
     model = build(Case(case.model, case.inputs, "", (), ()))
     model.save_pretrained(tmp_path / "base")
-    surgery.write(surgery.split_qkv(surgery.open_checkpoint(tmp_path / "base")), tmp_path / "split")
-    surgery.write(surgery.fuse_qkv(surgery.open_checkpoint(tmp_path / "split")), tmp_path / "fused")
-    assert hashes(tmp_path / "fused") == hashes(tmp_path / "base")
+    check_fuses_back(tmp_path)
     fused, parts = tensors_in(tmp_path / "base"), tensors_in(tmp_path / "split")
     assert any(case.fused in n for n in fused) and not any(case.fused in n for n in parts)
     assert all(any(part in n for n in parts) for part in case.parts)

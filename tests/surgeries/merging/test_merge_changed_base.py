@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import peft
 import pytest
 import tiny_models
-import torch
 import transformers as tf
+from changed_bases import trained
 from typer.testing import CliRunner
 
 import surgery
@@ -18,25 +16,6 @@ from surgery.errors import NotSupported
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]
-
-
-def trained(saved: Saved, folder: Path, init: Any) -> torch.Tensor:
-    """An adapter of this initialisation, trained a step, and the base that it was trained on; what the live model
-    computes.
-    """
-    torch.manual_seed(3)
-    model = peft.get_peft_model(
-        tf.LlamaForCausalLM.from_pretrained(saved("llama")).eval(),
-        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=init),
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder / "a")
-    live = tiny_models.output(model.eval(), "llama")
-    model.unload().save_pretrained(folder / "base")
-    return live
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "PiSSA"])

@@ -527,14 +527,6 @@ def test_refuses_a_bias_without_a_place(bases: Path, tmp_path: Path) -> None:
     )
 
 
-def test_refuses_tokens_of_a_head_with_a_bias(bases: Path, tmp_path: Path) -> None:
-    """PEFT leaves the bias out of what it computes."""
-    base = base_of("bert-mlm", bases / "bert-mlm0")
-    trained(base, "bert-mlm", tmp_path / "a", target_modules=["query"], trainable_token_indices=[4, 5])
-    what = "the adapter trained tokens in a head that has a bias"
-    check_refused(base, tmp_path / "a", NotSupported, what, "cls.predictions.decoder.bias", "without its bias")
-
-
 @pytest.mark.parametrize(
     ("said", "kind", "what"),
     [

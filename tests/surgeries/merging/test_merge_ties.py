@@ -4,6 +4,7 @@ adapted model does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,13 @@ def test_tied_tensors_become_what_the_live_model_has(case: str, tmp_path: Path) 
 
 
 def test_an_embedding_by_its_shape_where_the_rule_is_not_known(tmp_path: Path) -> None:
-    """Mamba ties `backbone.embeddings`, and no rule says how its class keeps them apart."""
+    """Mamba ties `backbone.embeddings`, and no rule says how somebody's own class of it keeps them apart."""
     base = tf.MambaForCausalLM(
         tf.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True)
     )
     base.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "architectures": ["TheirMambaLM"]}))
     get_peft_model(base, LoraConfig(target_modules=["embeddings"])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(NotSupported, match="how its class keeps tied tensors apart is not known"):
         surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "adapter"))
