@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..lazy.tables import E2M1_CODES
 from ..lazy.tensor import Decoded, Tensor
 from .arithmetic import one_thread, torch_dtype
-from .packing import unpack
+from .packing import byte_table, in_bytes, unpack
 from .scales import SCALES, broken, check_finite
 from .tiles import areas, columns_of
 
@@ -54,7 +54,7 @@ def fill_decoded(decoded: Decoded, start: int, stop: int, out: memoryview, work:
     for at, end, area in areas(start, stop, columns_of(decoded)):
         target = result[at - start : end - start].view(area.tall, area.wide)
         for band in bands(decoded, area.row, area.tall):
-            values = values_of(decoded, band, codes_of(decoded, band, work), work)
+            values = scaled(decoded, band, _numbers_at(decoded, band, work), work)
             above = area.row - (band.matrix * band.rows + band.row)  # rows of the band that were not asked for
             part = values[max(0, above) : above + area.tall, area.column : area.column + area.wide]
             target[max(0, -above) :][: len(part)].copy_(part)
@@ -102,7 +102,15 @@ def word_rows(decoded: Decoded, band: Band) -> tuple[int, int, int]:
 
 
 def _flat_codes(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
-    """The same where bytes of codes run through the whole tensor, whatever dtype they are stored as."""
+    """The same where codes run through the whole tensor."""
+    packing = decoded.coding.packing
+    assert packing
+    data, skip = _flat_bytes(decoded, band, work)
+    return unpack(data[None], packing)[0][skip:][: band.size]
+
+
+def _flat_bytes(decoded: Decoded, band: Band, work: Workspace) -> tuple[torch.Tensor, int]:
+    """The bytes in which its codes lie, whatever dtype they are stored as, and the codes before the band's first."""
     import torch
 
     packing, item = decoded.coding.packing, decoded.codes.dtype.bits // 8
@@ -110,66 +118,128 @@ def _flat_codes(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
     first, last = band.start // packing.fields, -(-(band.start + band.size) // packing.fields)
     low, high = first // item, -(-last // item)
     words = stored(decoded.codes, low, high - low, work, "codes").view(torch.uint8)
-    codes = unpack(words[None, first - low * item : last - low * item], packing)[0]
-    return codes[band.start - first * packing.fields :][: band.size]
+    return words[first - low * item : last - low * item], band.start - first * packing.fields
 
 
 def values_of(decoded: Decoded, band: Band, codes: torch.Tensor, work: Workspace) -> torch.Tensor:
     """What `codes` mean where the band is, in float32 of their own. Raises FormatError where one means no number."""
+    return scaled(decoded, band, numbers(decoded, codes, work), work)
+
+
+def scaled(decoded: Decoded, band: Band, values: torch.Tensor, work: Workspace) -> torch.Tensor:
+    """The numbers of codes, in place, without the zeros and times the scales of their groups. Raises FormatError."""
     try:
-        values = numbers(decoded, codes, work)
         if (zeros := zeros_of(decoded, band, work)) is not None:
+            zeros = by_rows(decoded, band, zeros)
             _grouped(decoded, band, values, zeros).sub_(_shaped(decoded, band, zeros, work))
-        scales = scales_of(decoded, band, work)
+        scales = by_rows(decoded, band, scales_of(decoded, band, work))
         _grouped(decoded, band, values, scales).mul_(_shaped(decoded, band, scales, work))
     except ValueError as error:
         raise broken(decoded.name, error) from error
     return values.mul_(decoded.coding.after) if decoded.coding.after != 1 else values
 
 
+def _numbers_at(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
+    """The numbers of a band's codes: of whole bytes at once, where these hold whole codes."""
+    import torch
+
+    packing = decoded.coding.packing
+    if packing is None or packing.bits == 8 or not in_bytes(packing):
+        return numbers(decoded, codes_of(decoded, band, work), work)
+    table = work.last("bytes", decoded, lambda: byte_table(table_of(decoded, work), packing))
+    if decoded.coding.flat:
+        data, skip = _flat_bytes(decoded, band, work)
+        return _looked_up(table, data)[skip:][: band.size].view(band.tall, band.wide)
+    first, count, wide = word_rows(decoded, band)
+    data = stored(decoded.codes, first * wide, count * wide, work, "codes").view(torch.uint8)
+    return _looked_up(table, data).view(count, -1)[:, : band.wide].contiguous()
+
+
+def _looked_up(table: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """The rows of a table that bytes stand for, one after another."""
+    import numpy as np
+    import torch
+
+    wide = {1: "f4", 2: "f8", 4: "c16"}.get(table.shape[1])
+    if wide is None:
+        return table[data.to(torch.int64)].flatten()
+    rows = table.numpy().view(wide).reshape(-1)
+    return torch.from_numpy(np.take(rows, data.numpy(), mode="clip").view("f4"))
+
+
 def numbers(decoded: Decoded, codes: torch.Tensor, work: Workspace) -> torch.Tensor:
-    """The number that each code is, in float32 of its own. Raises ValueError for one that is none."""
+    """The number that each code is, in float32 of its own. Raises FormatError for one that is none."""
     import torch
 
     kind = decoded.coding.numbers
-    if kind in ("float", "integer"):
+    if kind == "float":
+        return floats_of(decoded, codes)
+    if kind == "integer":
         values = codes.to(torch.float32, copy=True).contiguous()
-        if kind == "float" and not math.isfinite(float(values.sum())):
-            raise ValueError("a code is NaN or infinite")
         return values.sub_(decoded.coding.offset) if decoded.coding.offset else values
-    return table_of(decoded, work)[codes.to(torch.int32)]
+    table = table_of(decoded, work)
+    return torch.index_select(table, 0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
+
+
+def floats_of(decoded: Decoded, codes: torch.Tensor) -> torch.Tensor:
+    """Floats of 8 bits in float32. Those of 4 exponent bits by way of float16, whose exponents are 8 less there."""
+    import torch
+
+    if codes.dtype != torch.float8_e4m3fn:
+        values = codes.to(torch.float32)
+        fine = math.isfinite(float(values.sum()))
+    else:
+        fine = int((codes.view(torch.uint8) & 127).max()) < 127 if codes.numel() else True
+        wide = codes.contiguous().view(torch.int8).to(torch.int16)
+        values = wide.bitwise_left_shift_(7).bitwise_and_(~(1 << 14)).view(torch.float16).to(torch.float32).mul_(256)
+    if not fine:
+        raise broken(decoded.name, ValueError("a code is NaN or infinite"))
+    return values
 
 
 def table_of(decoded: Decoded, work: Workspace) -> torch.Tensor:
-    """The number of each code, where a table says it."""
+    """The number of each code of up to 8 bits that are packed."""
     import torch
 
-    return torch.tensor(E2M1_CODES) if decoded.coding.numbers == "e2m1" else whole(decoded, "table", work)
+    coding = decoded.coding
+    if coding.numbers == "integer" and coding.packing:
+        return torch.arange(1 << coding.packing.bits, dtype=torch.float32) - coding.offset
+    return torch.tensor(E2M1_CODES) if coding.numbers == "e2m1" else whole(decoded, "table", work)
+
+
+def by_rows(decoded: Decoded, band: Band, groups: torch.Tensor) -> torch.Tensor:
+    """The numbers of groups, row by row of the band, where they are not the same for all rows."""
+    tall = decoded.coding.block[0]
+    if decoded.coding.flat or tall == 1 or groups.shape[0] == 1:
+        return groups
+    return groups.repeat_interleave(tall, 0)[band.row % tall :][: band.tall]
+
+
+def _even(decoded: Decoded, band: Band, groups: torch.Tensor) -> bool:
+    """Whether a band is cut into groups of its own, all of one size."""
+    wide = decoded.coding.block[1]
+    if decoded.coding.flat:
+        return not (band.start % wide or band.size % wide)
+    return decoded.part("index") is None and groups.shape[-1] * wide == band.wide
 
 
 def _grouped(decoded: Decoded, band: Band, values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Values as they are, or group by group, whichever `_shaped` numbers go with."""
-    return values.view(band.tall, -1, decoded.coding.block[1]) if _even(decoded, band, groups) else values
+    if not _even(decoded, band, groups):
+        return values
+    wide = decoded.coding.block[1]
+    return values.view(-1, wide) if decoded.coding.flat else values.view(band.tall, -1, wide)
 
 
 def _shaped(decoded: Decoded, band: Band, groups: torch.Tensor, work: Workspace) -> torch.Tensor:
     return groups[..., None] if _even(decoded, band, groups) else spread(decoded, band, groups, work)
 
 
-def _even(decoded: Decoded, band: Band, groups: torch.Tensor) -> bool:
-    """Whether each row is cut into groups of its own, all of one size."""
-    tall, wide = decoded.coding.block
-    lone = not decoded.coding.flat and tall == 1 and decoded.part("index") is None
-    return lone and groups.shape[-1] * wide == band.wide
-
-
 def spread(decoded: Decoded, band: Band, groups: torch.Tensor, work: Workspace) -> torch.Tensor:
-    """The number of each element's group, or what broadcasts to that."""
-    tall, wide = decoded.coding.block
+    """The number of each element's group, or what broadcasts to that; of groups `by_rows`."""
+    wide = decoded.coding.block[1]
     if decoded.coding.flat:
         return groups.repeat_interleave(wide)[band.start % wide :][: band.size].view(band.tall, band.wide)
-    if tall > 1 and groups.shape[0] > 1:
-        groups = groups.repeat_interleave(tall, 0)[band.row % tall :][: band.tall]
     if decoded.part("index") is not None:
         return groups[:, _index(decoded, groups.shape[1], work)]
     return groups.repeat_interleave(wide, 1)[:, : band.wide] if wide > 1 and groups.shape[1] > 1 else groups

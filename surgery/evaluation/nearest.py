@@ -13,6 +13,7 @@ from .arithmetic import one_thread, torch_dtype
 from .decoding import (
     Band,
     bands,
+    by_rows,
     codes_of,
     rows_of,
     scales_of,
@@ -131,7 +132,7 @@ def _candidates(like: Decoded, band: Band, values: torch.Tensor, work: Workspace
     import torch
 
     coding = like.coding
-    scales = spread(like, band, scales_of(like, band, work), work) * coding.after
+    scales = spread(like, band, by_rows(like, band, scales_of(like, band, work)), work) * coding.after
     ratio = torch.nan_to_num(values / scales, nan=0.0)
     if coding.numbers == "float":
         kind = torch_dtype(like.codes.dtype)
@@ -144,7 +145,7 @@ def _candidates(like: Decoded, band: Band, values: torch.Tensor, work: Workspace
         table, order = table_of(like, work).sort(stable=True)
         return order[torch.bucketize(ratio, _midpoints(table))].to(torch.uint8)
     if (zeros := zeros_of(like, band, work)) is not None:
-        ratio += spread(like, band, zeros, work)
+        ratio += spread(like, band, by_rows(like, band, zeros), work)
     low, high = (0, (1 << coding.packing.bits) - 1) if coding.packing else (coding.low, 127)
     return (ratio + coding.offset).round_().clamp_(low, high).to(torch.uint8 if coding.packing else torch.int8)
 

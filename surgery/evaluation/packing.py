@@ -12,9 +12,15 @@ if TYPE_CHECKING:
 
 def unpack(words: torch.Tensor, packing: Packing) -> torch.Tensor:
     """The codes in a matrix of words, as bytes: all fields, those behind the last element too."""
-    if packing.down:
-        return _along_rows(words.t(), packing).t()
-    return _along_rows(words, packing)
+    import torch
+
+    if packing.words > 1:
+        return _stream(words.t(), packing).t() if packing.down else _stream(words, packing)
+    rows, columns = words.shape
+    fields = torch.empty((rows, packing.fields, columns), dtype=torch.uint8)
+    for field, element in enumerate(packing.order or range(packing.fields)):
+        fields[:, element] = (words >> (field * packing.bits)) & ((1 << packing.bits) - 1)
+    return fields.view(-1, columns) if packing.down else fields.transpose(1, 2).reshape(rows, -1)
 
 
 def pack(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -24,18 +30,28 @@ def pack(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
     return _into_words(codes, packing)
 
 
-def _along_rows(words: torch.Tensor, packing: Packing) -> torch.Tensor:
+def in_bytes(packing: Packing) -> bool:
+    """Whether each byte holds whole fields that follow each other along a row."""
+    local = packing.order in ((), (1, 0)) if packing.word == 8 else not packing.order
+    return local and not packing.down and not 8 % packing.bits and not packing.word % packing.bits
+
+
+def byte_table(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """[256, fields of a byte]: what each byte means, of `values` by code."""
+    import torch
+
+    one = Packing(packing.bits, 8, order=packing.order)
+    return values[unpack(torch.arange(256, dtype=torch.uint8)[:, None], one).to(torch.int64)]
+
+
+def _stream(words: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Codes that may end in the next word."""
     import torch
 
     rows, mask = words.shape[0], (1 << packing.bits) - 1
-    if packing.words > 1:
-        stream = words.contiguous().view(torch.uint8).view(rows, -1, packing.bits).to(torch.int64)
-        eight = (stream << _places(packing.bits, 8)).sum(-1, dtype=torch.int64)
-        return ((eight[..., None] >> _places(8, packing.bits)) & mask).to(torch.uint8).view(rows, -1)
-    fields = words.new_empty((rows, words.shape[1], packing.fields), dtype=torch.uint8)
-    for field, element in enumerate(packing.order or range(packing.fields)):
-        fields[..., element] = (words >> (field * packing.bits)) & mask
-    return fields.view(rows, -1)
+    stream = words.contiguous().view(torch.uint8).view(rows, -1, packing.bits).to(torch.int64)
+    eight = (stream << _places(packing.bits, 8)).sum(-1, dtype=torch.int64)
+    return ((eight[..., None] >> _places(8, packing.bits)) & mask).to(torch.uint8).view(rows, -1)
 
 
 def _into_words(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
