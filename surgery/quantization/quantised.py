@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NotSupported
+from ..errors import FormatError, NotSupported
+from ..evaluation.read import content
+from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import bitsandbytes, compressed_tensors, fp8
-from .declared import places
+from . import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-READ = (bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME)
+READ = (awq.SCHEME, bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME, gptq.SCHEME)
 SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
@@ -59,11 +61,11 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     Raises FormatError where codes, companions and config.json contradict each other, NotSupported for a scheme that
     is not read.
     """
-    for at, said in places(checkpoint.config):
+    for at, said, place in _said(checkpoint):
         method = method_of(said)
         if method in SCHEMES:
-            return _found(SCHEMES[method], Source(checkpoint, said), at)
-        where = [f"{checkpoint.path}: config.json: {'.'.join(at)}"]
+            return _found(SCHEMES[method], Source(checkpoint, said, place), at)
+        where = [f"{checkpoint.path}: {': '.join((place, '.'.join(at))) if at else place}"]
         if method in REFUSED:
             raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
         raise NotSupported(
@@ -80,6 +82,24 @@ def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
     used = {name for one in weights.values() for name in (*one.parts, *one.left)}
     left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
     return Quantisation(scheme, weights, source.said, at, tuple(left))
+
+
+def _said(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
+    """What is said of it, and in which file: (keys that lead there, what is said, the file). What other files say
+    counts where config.json says nothing.
+    """
+    found = list(places(checkpoint.config))
+    for at, said in found:
+        yield at, said, "config.json"
+    for name, method in FILES.items() if not found else ():
+        if name in checkpoint.files:
+            yield (), {"quant_method": method, **_content(checkpoint, name)}, name
+
+
+def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    """The JSON in a file of the checkpoint. Raises FormatError."""
+    where = [f"{checkpoint.path}: {name}"]
+    return parse_object(content(checkpoint.files[name]), lambda what: FormatError(what, where=where, help=MEND))
 
 
 TIP = "take the model in 16 bits that it was made from"
