@@ -10,27 +10,37 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch wait for each other longer than a tiny model takes
 
-# What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client. CI runs it; `-m "not slow"`
-# leaves it out.
+# What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client; and single tests of seconds
+# where the rest of their file is quick. CI runs it; `-m "not slow"` leaves it out.
 SLOW = (
+    "checks/test_proof.py",
+    "cli/test_commands.py::test_json_is_one_object_and_nothing_else[words4]",
+    "execution/test_execute.py::test_each_input_byte_is_read_once",
     "faults",
+    "files/test_safetensors.py::test_what_safetensors_refuses_we_refuse",
     "hub",
-    "models/targets",
-    "models/test_families.py",
     "models/fused/test_elsewhere.py",
     "models/fused/test_experts.py",
     "models/fused/test_gate_up.py",
+    "models/fused/test_given.py",
     "models/fused/test_text_oracle.py",
     "models/fused/test_vision_oracle.py",
+    "models/targets",
+    "models/test_families.py",
     "surgeries/injecting",
     "surgeries/merging/test_adapter_fusion.py",
     "surgeries/merging/test_merge_dtype.py",
     "surgeries/merging/test_merge_experts.py",
     "surgeries/merging/test_merge_grid.py",
     "surgeries/merging/test_merge_kinds.py",
+    "surgeries/merging/test_merge_layouts.py",
     "surgeries/merging/test_merge_more.py",
     "surgeries/merging/test_merge_task_heads.py",
+    "surgeries/merging/test_merge_ties.py",
+    "surgeries/merging/test_merge_wrappers.py::test_the_table_names_classes_that_there_are",
     "surgeries/merging/test_tied_layouts.py",
     "surgeries/merging/test_undo_grid.py",
     "surgeries/merging/test_unmerge.py",
@@ -46,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         place = item.path.relative_to(here).as_posix()
-        if any(place == slow or place.startswith(f"{slow}/") for slow in SLOW):
+        test = f"{place}::{item.nodeid.partition('::')[2]}"
+        if any(slow in (place, test) or place.startswith(f"{slow}/") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
 
 

@@ -329,6 +329,9 @@ CLASSES: Mapping[tuple[str, str, str], str] = {
     ("layoutlm", "", "qa_outputs.weight"): """
         layoutlm/LayoutLMForQuestionAnswering
     """,
+    ("led", "", ""): """
+        led/LEDForConditionalGeneration
+    """,
     ("longformer", "", ""): """
         longformer/LongformerForMultipleChoice
     """,
@@ -361,9 +364,11 @@ CLASSES: Mapping[tuple[str, str, str], str] = {
         afmoe/AfmoeForCausalLM apertus/ApertusForCausalLM arcee/ArceeForCausalLM
         aria/AriaForConditionalGeneration aria_text/AriaTextForCausalLM
         audioflamingo3/AudioFlamingo3ForConditionalGeneration axk1/AXK1ForCausalLM axk2/AXK2ForCausalLM
-        bailing_hybrid/BailingHybridForCausalLM bamba/BambaForCausalLM beam/BeamForCausalLM
-        bitnet/BitNetForCausalLM blt/BltForCausalLM canary/CanaryForConditionalGeneration
-        cohere/CohereForCausalLM cohere2/Cohere2ForCausalLM cohere2_moe/Cohere2MoeForCausalLM
+        bailing_hybrid/BailingHybridForCausalLM bamba/BambaForCausalLM bart/BartForConditionalGeneration
+        beam/BeamForCausalLM bigbird_pegasus/BigBirdPegasusForConditionalGeneration bitnet/BitNetForCausalLM
+        blenderbot-small/BlenderbotSmallForConditionalGeneration blenderbot/BlenderbotForConditionalGeneration
+        blt/BltForCausalLM canary/CanaryForConditionalGeneration cohere/CohereForCausalLM
+        cohere2/Cohere2ForCausalLM cohere2_moe/Cohere2MoeForCausalLM
         cohere2_vision/Cohere2VisionForConditionalGeneration cohere_asr/CohereAsrForConditionalGeneration
         cosmos3_edge/Cosmos3EdgeForConditionalGeneration cosmos3_omni/Cosmos3OmniForConditionalGeneration
         cwm/CwmForCausalLM deepseek_v2/DeepseekV2ForCausalLM deepseek_v3/DeepseekV3ForCausalLM
@@ -405,30 +410,32 @@ CLASSES: Mapping[tuple[str, str, str], str] = {
         llava/LlavaForConditionalGeneration llava_next/LlavaNextForConditionalGeneration
         llava_next_video/LlavaNextVideoForConditionalGeneration
         llava_onevision/LlavaOnevisionForConditionalGeneration longcat_flash/LongcatFlashForCausalLM
-        m2m_100/M2M100ForConditionalGeneration mellum/MellumForCausalLM mimo_v2_flash/MiMoV2FlashForCausalLM
-        minicpm3/MiniCPM3ForCausalLM minicpm_ocr/MiniCPMOcrForConditionalGeneration
-        minicpmv4_6/MiniCPMV4_6ForConditionalGeneration minicpmv4_7/MiniCPMV4_7ForConditionalGeneration
-        minimax/MiniMaxForCausalLM minimax_m2/MiniMaxM2ForCausalLM
-        minimax_m3_vl/MiniMaxM3SparseForConditionalGeneration minimax_m3_vl_text/MiniMaxM3VLForCausalLM
-        ministral3/Ministral3ForCausalLM mistral/MistralForCausalLM mistral3/Mistral3ForConditionalGeneration
-        mistral4/Mistral4ForCausalLM mistral_large4/MistralLarge4ForConditionalGeneration
-        mixtral/MixtralForCausalLM mllama/MllamaForConditionalGeneration
-        modernbert-decoder/ModernBertDecoderForCausalLM modernbert/ModernBertForMaskedLM
-        modernbert/ModernBertForMultipleChoice modernvbert/ModernVBertForMaskedLM
-        molmo2/Molmo2ForConditionalGeneration moonshine/MoonshineForConditionalGeneration moshi/MoshiForCausalLM
+        m2m_100/M2M100ForConditionalGeneration mbart/MBartForConditionalGeneration mellum/MellumForCausalLM
+        mimo_v2_flash/MiMoV2FlashForCausalLM minicpm3/MiniCPM3ForCausalLM
+        minicpm_ocr/MiniCPMOcrForConditionalGeneration minicpmv4_6/MiniCPMV4_6ForConditionalGeneration
+        minicpmv4_7/MiniCPMV4_7ForConditionalGeneration minimax/MiniMaxForCausalLM
+        minimax_m2/MiniMaxM2ForCausalLM minimax_m3_vl/MiniMaxM3SparseForConditionalGeneration
+        minimax_m3_vl_text/MiniMaxM3VLForCausalLM ministral3/Ministral3ForCausalLM mistral/MistralForCausalLM
+        mistral3/Mistral3ForConditionalGeneration mistral4/Mistral4ForCausalLM
+        mistral_large4/MistralLarge4ForConditionalGeneration mixtral/MixtralForCausalLM
+        mllama/MllamaForConditionalGeneration modernbert-decoder/ModernBertDecoderForCausalLM
+        modernbert/ModernBertForMaskedLM modernbert/ModernBertForMultipleChoice
+        modernvbert/ModernVBertForMaskedLM molmo2/Molmo2ForConditionalGeneration
+        moonshine/MoonshineForConditionalGeneration moshi/MoshiForCausalLM
         moss_transcribe_diarize/MossTranscribeDiarizeForConditionalGeneration
         muse_glimmer/MuseGlimmerForConditionalGeneration muse_spark/MuseSparkForConditionalGeneration
-        musicflamingo/MusicFlamingoForConditionalGeneration nanochat/NanoChatForCausalLM
-        nemo_speechlm/Nemotron3_5TranscribeForConditionalGeneration
+        musicflamingo/MusicFlamingoForConditionalGeneration mvp/MvpForConditionalGeneration
+        nanochat/NanoChatForCausalLM nemo_speechlm/Nemotron3_5TranscribeForConditionalGeneration
         nemotron3_diarization/Nemotron3DiarizationForAudioFrameClassification nemotron_h/NemotronHForCausalLM
         neomme/NeoMMEForMaskedLM nllb-moe/NllbMoeForConditionalGeneration olmo/OlmoForCausalLM
         olmo2/Olmo2ForCausalLM olmo3/Olmo3ForCausalLM olmo_hybrid/OlmoHybridForCausalLM olmoe/OlmoeForCausalLM
         opt/OPTForCausalLM ovis2/Ovis2ForConditionalGeneration paddleocr_vl/PaddleOCRVLForConditionalGeneration
         paligemma/PaliGemmaForConditionalGeneration patchtst/PatchTSTForClassification
-        pegasus_x/PegasusXForConditionalGeneration persimmon/PersimmonForCausalLM phi/PhiForCausalLM
-        phi3/Phi3ForCausalLM phi4_multimodal/Phi4MultimodalForCausalLM phimoe/PhimoeForCausalLM
-        pi0/PI0ForConditionalGeneration qianfan_ocr/QianfanOCRForConditionalGeneration qwen2/Qwen2ForCausalLM
-        qwen2_5_omni_thinker/Qwen2_5OmniThinkerForConditionalGeneration
+        pegasus/PegasusForConditionalGeneration pegasus_x/PegasusXForConditionalGeneration
+        persimmon/PersimmonForCausalLM phi/PhiForCausalLM phi3/Phi3ForCausalLM
+        phi4_multimodal/Phi4MultimodalForCausalLM phimoe/PhimoeForCausalLM pi0/PI0ForConditionalGeneration
+        plbart/PLBartForConditionalGeneration qianfan_ocr/QianfanOCRForConditionalGeneration
+        qwen2/Qwen2ForCausalLM qwen2_5_omni_thinker/Qwen2_5OmniThinkerForConditionalGeneration
         qwen2_5_vl/Qwen2_5_VLForConditionalGeneration qwen2_audio/Qwen2AudioForConditionalGeneration
         qwen2_moe/Qwen2MoeForCausalLM qwen2_vl/Qwen2VLForConditionalGeneration qwen3/Qwen3ForCausalLM
         qwen3_5/Qwen3_5ForConditionalGeneration qwen3_5_moe/Qwen3_5MoeForConditionalGeneration

@@ -24,7 +24,7 @@ def strided(draw: st.DrawFn) -> tuple[tuple[Dim, ...], int]:
     """Dims in bytes, as lowering gives them, and how many bytes of the result they reach over."""
     run = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16, 18, 100, LONG - 1, LONG, 1500]))
     counts = draw(
-        st.lists(st.integers(2, 9) | st.sampled_from([130, 300]), max_size=3).filter(lambda c: prod(c) * run < 400_000)
+        st.lists(st.integers(2, 9) | st.sampled_from([130, 300]), max_size=3).filter(lambda c: prod(c) * run < 60_000)
     )
     to, at = [], [0] * len(counts)
     reach = run

@@ -16,7 +16,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,16 @@ def scratched(saved: Callable[..., Path], tmp_path: Path) -> Checkpoint:
 CASES = [split_and_merged, odd, scratched]
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch computes in more than one thread outside of workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("case", CASES)
 def test_bytes_do_not_depend_on_workers_memory_or_chunks(
     case: Callable[..., Checkpoint], saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +155,7 @@ def test_bytes_do_not_depend_on_workers_memory_or_chunks(
         assert values[name].view(torch.uint8).equal(checkpoint.load(name).view(torch.uint8)), name
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(70, 100, 5), (3, 1000, 5), (100, 300, 20), (1, 5000, 3)])
 def test_a_worker_computes_in_one_thread(tmp_path: Path, rows: int, columns: int, rank: int) -> None:
     """A new thread takes over torch's number of threads late: small sums came out otherwise than in the caller's

@@ -254,7 +254,8 @@ def test_killed_at_every_system_call_of_an_overwrite(job: Job, other: Job, tmp_p
         states.append(found == after)
         if found == before:
             check_rerun(job, dest, after, overwrite=True)
-        job.write(dest, overwrite=True)
+        else:
+            job.write(dest, overwrite=True)
         assert whole(dest) == after
         assert beside(dest) == []
         shutil.rmtree(dest.parent)

@@ -19,6 +19,7 @@ from ...models.names_v5 import Reading, places
 from ...names import natural
 from ..split import fused_in, split_in
 from .across import EXPERTS, apart_here, fused_here
+from .mending import without_parts
 
 
 def with_names(adapter: Adapter, new: Mapping[str, str]) -> Adapter:
@@ -68,7 +69,7 @@ def under_base_names(checkpoint: Checkpoint, adapter: Adapter, given: Given | No
         raise _either(adapter, full)
     if not full or not full[0].moves:
         if not placed and readings and len(readings[0].places.keys() & set(wanted.values())) > len(here):
-            raise _partly(adapter, readings[0], wanted)
+            raise _partly(checkpoint, adapter, readings[0], wanted)
         return adapter, ""
     found = full[0].places
     new = {
@@ -182,11 +183,12 @@ def _either(adapter: Adapter, readings: list[Reading]) -> NotPlaced:
     )
 
 
-def _partly(adapter: Adapter, reading: Reading, wanted: Mapping[str, str]) -> NotPlaced:
+def _partly(checkpoint: Checkpoint, adapter: Adapter, reading: Reading, wanted: Mapping[str, str]) -> NotPlaced:
     lost = sorted((key for key, name in wanted.items() if name not in reading.places), key=natural)
     return NotPlaced(
         f"{len(lost)} of the adapter's {len(wanted)} modules have no place in the base, by its own names or by those of"
         " transformers",
         where=[adapter.path, *listed(lost)],
-        help=f"the others would have one: {reading}; --map REGEX=REPLACEMENT places the rest",
+        help=f"the others would have one: {reading}; "
+        + (without_parts(checkpoint, lost, wanted.keys() - set(lost)) or "--map REGEX=REPLACEMENT places the rest"),
     )

@@ -5,11 +5,10 @@ it.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from ...checkpoint import Checkpoint
-from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest
+from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest, series
 from ...files.beside_adapter import is_model
 from ...files.peft import TOKENS, Adapter, base_name
 from ...files.refs import has_scheme
@@ -18,6 +17,7 @@ from ..rename import Rule
 from ..split import fused_in, split_in
 from .across import how_to_say
 from .additions import why_not
+from .mending import rules_for, without_parts
 from .own_lora import is_live
 
 
@@ -26,18 +26,21 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
     bases = {n.rpartition(".")[0] for n in checkpoint.tensors} | _across(checkpoint)
     modules = {key: key for key in adapter.lora} | {key: key.rpartition(".")[0] for key in adapter.whole}
     near = nearest(modules[lost[0]], bases)
-    rule = _mending(modules, lost, bases)
+    rules = rules_for(checkpoint, modules, lost, bases)
     rows = [_row(adapter, key) for key in lost]
     new = (
         [key for key in lost if key in adapter.whole and not TOKENS.fullmatch(key)] if len(lost) < len(modules) else []
     )
     tips = [
-        f"--map '{rule[0]}={rule[1]}' would place them" if rule else "",
+        _by_rule(rules),
         f"the nearest names are {', '.join(near)}" if near else "",
     ]
-    tips += [why_not(checkpoint, new)] if new else []
-    tips += _head_less(checkpoint, [modules[key] for key in lost]) if not rule else []
-    if said := how_to_say(checkpoint, [modules[key] for key in lost]):
+    gone = [modules[key] for key in lost]
+    headless = _head_less(checkpoint, gone) if not rules else []
+    tips += headless or ([why_not(checkpoint, new)] if new else [])
+    if not (rules or headless or new) and len(lost) < len(modules):
+        tips.append(without_parts(checkpoint, gone, set(modules.values()) - set(gone)))
+    if said := how_to_say(checkpoint, gone):
         tips.append(said)
     if is_live(checkpoint):
         tips.append(
@@ -57,6 +60,14 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
         help="; ".join(t for t in tips if t)
         or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
     )
+
+
+def _by_rule(rules: Sequence[Rule]) -> str:
+    """How the rules are given; where there are several, that nobody can tell which is meant."""
+    if not rules:
+        return ""
+    said = series(listed([f"--map '{old}={new}'" for old, new in rules], 3), " or ")
+    return f"{said} would place them" + (": which one is meant, names do not tell" if len(rules) > 1 else "")
 
 
 def check_read(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
@@ -107,7 +118,7 @@ def _head_less(checkpoint: Checkpoint, lost: Sequence[str]) -> list[str]:
         return []
     first = min(names)
     classes = ", ".join(listed(classes_with(checkpoint.config, first), 3))
-    leave = first.removesuffix(".weight").replace(".", "\\.")
+    leave = "|".join(sorted({module.replace(".", "\\.") for module in lost}))
     return [
         f"these files are a body without its head, which {classes} has: merge into those, or leave it out with --except"
         f" '{leave}'"
@@ -130,29 +141,3 @@ def _row(adapter: Adapter, key: str) -> str:
     before = base_name(name)
     before = before if key in adapter.whole else before.rpartition(".lora_")[0]
     return key if before == key else f"{before} -> {key}"
-
-
-def _mending(modules: Mapping[str, str], lost: Sequence[str], bases: set[str]) -> Rule | None:
-    """A rule that gives the lost modules a place, and leaves the others where they are; None where none is found."""
-    stay = {name for key, name in modules.items() if key not in lost}
-    for rule in _prefixes(modules[lost[0]], bases):
-        new = {name: re.sub(*rule, name) for name in modules.values()}
-        moved = {new[modules[key]] for key in lost}
-        if moved <= bases - stay and all(new[name] == name for name in stay) and any(new[name] != name for name in new):
-            return rule
-    return None
-
-
-def _prefixes(name: str, bases: set[str]) -> Iterator[Rule]:
-    """The rules that turn `name` into a base name by changing its first parts."""
-    for base in sorted(b for b in bases if b.endswith(f".{name}")):
-        prefix, first = base.removesuffix(name), name.partition(".")[0]
-        yield "^", prefix
-        yield f"^{re.escape(first)}\\.", f"{prefix}{first}."
-    parts = name.split(".")
-    for i in range(1, len(parts)):
-        tail, head = ".".join(parts[i:]), re.escape(".".join(parts[:i]) + ".")
-        if tail in bases:
-            yield f"^{head}", ""
-        for base in sorted(b for b in bases if b.endswith(f".{tail}") and "." in tail):
-            yield f"^{head}", base.removesuffix(tail)

@@ -26,6 +26,7 @@ from ...models.tasks import BODY, TaskClass, prefix_of
 from ...names import compiled, natural
 from .changes import module_of
 from .class_names import fronts_of, under_class
+from .mending import leaving_out
 from .which_class import DECIDES, called, class_of, current_class, missing_in
 
 COLUMNS = frozenset({"objective.weight"})  # heads that have a column for each label
@@ -177,6 +178,15 @@ def _incomplete(
         f"base: {checkpoint.path}: {current_class(checkpoint) or 'no class'}",
         *listed(modules),
     ]
+    if adapted := [one for one in modules if any(key.startswith(f"{one}.") for held in adapters for key in held.lora)]:
+        return AdapterError(
+            f"the adapter was trained in a {kind.name}, with LoRA on parts of it that the base has not",
+            where=where,
+            help=(
+                "merge into a base that has them; or leave them out, and let every loading draw them anew:"
+                f" --architecture {kind.name} --except '{leaving_out(adapted, ())}'"
+            ),
+        )
     return AdapterError(
         f"{kind.name} has {len(modules)} modules that neither the base nor the adapter holds: the training began with"
         " random ones",

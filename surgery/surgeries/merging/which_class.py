@@ -23,6 +23,8 @@ from ...models.names_v5 import in_memory, renames_of
 from ...models.tasks import BODY, TaskClass, all_classes_of, classes_of, parts_of, prefix_of, sizes_of
 from .changes import module_of
 
+# PEFT's tasks that make no head -> how the classes are called that they are of.
+_ENDS = {"CAUSAL_LM": ("ForCausalLM", "LMHeadModel"), "SEQ_2_SEQ_LM": ("ForConditionalGeneration", "MTModel")}
 DECIDES = "--architecture NAME says which class the result is of"
 
 
@@ -84,6 +86,8 @@ def _fitting(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor
     known, parts = all_classes_of(checkpoint.config), _parts_held(checkpoint, adapter)
     names = sorted(name for name, head in heads_of(checkpoint.config).items() if held.keys() <= head)
     names = [name for name in names if name not in known or not parts & known[name].lacks]
+    ends = _ENDS.get(str(adapter.config.get("task_type") or "").upper(), ())
+    names = [name for name in names if name.endswith(ends)] or names if ends else names
     sized = [name for name in names if name not in known or _is_sized(checkpoint, known[name], held)]
     whole = [name for name in sized if heads_of(checkpoint.config)[name] <= held.keys() | checkpoint.tensors.keys()]
     found = whole or sized
@@ -136,7 +140,7 @@ def _said(adapter: Adapter, known: Mapping[str, TaskClass]) -> TaskClass | None:
 
 
 def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], names: Sequence[str]) -> AdapterError:
-    modules = sorted({module_of(name) for name in held})
+    modules, options = sorted({module_of(name) for name in held}), [f"--architecture {one}" for one in listed(names)]
     return AdapterError(
         f"the adapter holds a head that {current_class(checkpoint) or 'the base'} has not, and which class it is of is"
         " not clear",
@@ -146,5 +150,5 @@ def _open(checkpoint: Checkpoint, adapter: Adapter, held: Mapping[str, Tensor], 
             f"task_type = {adapter.config.get('task_type')!r}",
             f"could be {series(names)}",
         ],
-        help=f"say which class the result is of: {' or '.join(f'--architecture {one}' for one in listed(names))}",
+        help=f"say which class the result is of: {series(options, ' or ')}",
     )

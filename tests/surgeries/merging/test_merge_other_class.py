@@ -5,6 +5,8 @@ a pooler. The judge is the live model of the class that PEFT trained.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +45,12 @@ T5 = {
     "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
     "eos_token_id": 1, "decoder_start_token_id": 0,
 }  # fmt: skip
+BART = {
+    "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
+    "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "pad_token_id": 0}
 DISTIL = {
     "vocab_size": 96, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 40,
     "pad_token_id": 0,
@@ -109,12 +117,19 @@ CASES = {
     "whisper": Case("WhisperModel", WHISPER, "WhisperForAudioClassification", QV, ("projector", "classifier")),
     "whisper, with a decoder": Case("WhisperForConditionalGeneration", WHISPER, "WhisperForAudioClassification", QV,
     ("projector", "classifier")),
+    "bart": Case("BartModel", BART, "BartForConditionalGeneration", QV, ("lm_head",), "SEQ_2_SEQ_LM", {}),
+    "gpt2": Case("GPT2Model", GPT2, "GPT2LMHeadModel", ("c_attn",), ("lm_head",), "CAUSAL_LM", {}),
     "t5, encoder": Case("T5EncoderModel", T5, "T5ForTokenClassification", ("q", "v"), (), "TOKEN_CLS"),
 }  # fmt: skip
 
 
 def made(case: Case, folder: Path) -> torch.Tensor:
     """Save the base and the adapter of a case; what the live adapted model computes."""
+    return computed(adapted(case, folder))
+
+
+def adapted(case: Case, folder: Path) -> Any:
+    """Save the base and the adapter of a case; the live adapted model."""
     torch.manual_seed(3)
     kind = getattr(tf, case.base)
     model = kind(kind.config_class(**case.config))
@@ -123,14 +138,14 @@ def made(case: Case, folder: Path) -> torch.Tensor:
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder / "base")
     saved = {"task_type": case.task, "target_modules": list(case.aimed), "modules_to_save": list(case.saved) or None}
-    adapted = peft.get_peft_model(loaded(case, folder), peft.LoraConfig(r=4, lora_alpha=6, **saved))
+    model = peft.get_peft_model(loaded(case, folder), peft.LoraConfig(r=4, lora_alpha=6, **saved))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapted.parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    adapted.save_pretrained(str(folder / "a"), **({"save_embedding_layers": False} if case.options == LETTERS else {}))
-    return computed(peft.PeftModel.from_pretrained(loaded(case, folder), folder / "a").get_base_model())
+    model.save_pretrained(str(folder / "a"), **({"save_embedding_layers": False} if case.options == LETTERS else {}))
+    return peft.PeftModel.from_pretrained(loaded(case, folder), folder / "a").get_base_model().eval()
 
 
 def loaded(case: Case, folder: Path) -> Any:
@@ -138,22 +153,35 @@ def loaded(case: Case, folder: Path) -> Any:
     return getattr(tf, case.trained).from_pretrained(folder / "base", **case.options)
 
 
-def computed(model: Any) -> torch.Tensor:
+def inputs(model: Any) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
     shape = {"input_values": (1, 400), "pixel_values": (1, 3, 32, 32), "input_features": (1, 8, 32)}.get(
         model.main_input_name, (1, 11)
     )
-    shape = {"audio-spectrogram-transformer": (1, 16, 8), "videomae": (1, 4, 3, 32, 32)}.get(
-        model.config.model_type, shape
-    )
-    if model.main_input_name == "input_ids":
-        values = torch.randint(3, 96, shape, generator=generator)
-        values = values[None] if "MultipleChoice" in type(model).__name__ else values
-    else:
-        values = torch.randn(shape, generator=generator)
+    kinds = {"audio-spectrogram-transformer": (1, 16, 8), "videomae": (1, 4, 3, 32, 32)}
+    shape = kinds.get(model.config.model_type, shape)
+    if model.main_input_name != "input_ids":
+        return {model.main_input_name: torch.randn(shape, generator=generator)}
+    values = torch.randint(3, 96, shape, generator=generator)
+    return {"input_ids": values[None] if "MultipleChoice" in type(model).__name__ else values}
+
+
+def computed(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(**{model.main_input_name: values}).logits.float()
-    return found
+        found = model.eval()(**inputs(model))
+    return next(found[name] for name in ("logits", "start_logits") if name in found).float()
+
+
+def of_body(model: Any) -> torch.Tensor:
+    """What the body of a model computes; of T5, its encoder."""
+    body = getattr(model, model.base_model_prefix, model).eval()
+    with torch.no_grad():
+        found: torch.Tensor = (
+            getattr(body, "encoder", body)(**inputs(model))[0]
+            if "T5" in type(model).__name__
+            else (body(**inputs(model))[0])
+        )
+    return found.float()
 
 
 def run(*arguments: str | Path) -> Any:
@@ -237,3 +265,93 @@ def shapes(name: str, kind: str, labels: int = 2) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = getattr(tf, name)(config(num_labels=labels))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+NO_HEAD: dict[str, Any] = {}
+FOLLOWED = {
+    "bert, masked": Case("BertForMaskedLM", BERT, "BertForSequenceClassification", VALUE, (), "SEQ_CLS"),
+    "deberta": Case("DebertaV2Model", BERT, "DebertaV2ForSequenceClassification", ("query_proj",), (), "SEQ_CLS"),
+    "electra": Case("ElectraForPreTraining", {**BERT, "embedding_size": 16}, "ElectraForMaskedLM", VALUE,
+    ("generator_lm_head",), None, NO_HEAD),
+    "distilbert": Case("DistilBertForSequenceClassification", DISTIL, "DistilBertForMaskedLM", ("q_lin",),
+    ("vocab_projector",), None, NO_HEAD),
+    "wav2vec2, no projector": Case("Wav2Vec2Model", SPEECH, SEQUENCES, QV, (), "SEQ_CLS"),
+    "whisper, no projector": Case("WhisperModel", WHISPER, "WhisperForAudioClassification", QV, IMAGES),
+    "vit": Case("ViTModel", IMAGE, "ViTForImageClassification", QV, (), None, NO_HEAD),
+    "vit, trained as a body": Case("ViTForImageClassification", IMAGE, "ViTModel", QV, (), None, NO_HEAD),
+    "dinov2": Case("Dinov2Model", IMAGE, "Dinov2ForImageClassification", QV, (), None, NO_HEAD),
+    "beit": Case("BeitModel", IMAGE, "BeitForImageClassification", QV, (), None, NO_HEAD),
+    "swin": Case("SwinModel", SWIN, "SwinForImageClassification", QV, (), None, NO_HEAD),
+    "roberta": Case("RobertaModel", {**BERT, "pad_token_id": 1}, "RobertaForMaskedLM", VALUE, (), None, NO_HEAD),
+    "hubert": Case("HubertModel", SPEECH, "HubertForCTC", QV, (), None, NO_HEAD),
+    "t5, encoder": Case("T5EncoderModel", T5, "T5ForConditionalGeneration", ("q", "v"), (), "SEQ_2_SEQ_LM", NO_HEAD),
+    "t5, encoder, sequences": Case("T5EncoderModel", T5, "T5ForSequenceClassification", ("q", "v"),
+    ("classification_head",), "SEQ_CLS"),
+    "llama, a head too many": Case("LlamaModel", LLAMA, "LlamaForCausalLM", ("q_proj", "lm_head"), (), "CAUSAL_LM",
+    NO_HEAD),
+}  # fmt: skip
+OPTION = re.compile(r"--[a-z-]+ (?:'[^']*'|[^\s;,]+)")
+
+
+def advised(output: str) -> list[list[str]]:
+    """The options that each piece of an error's help says to give."""
+    _, _, tips = output.partition("help: ")
+    pieces = (OPTION.findall(piece) for piece in re.split(r"; | or (?=--)", tips))
+    return [shlex.split(" ".join(piece)) for piece in pieces if piece]
+
+
+def followed(folder: Path) -> list[str]:
+    """What was given, once the merge follows the first advice of each error until there is none."""
+    given: list[str] = []
+    for _ in range(4):
+        result = run("merge", folder / "base", folder / "a", "-o", folder / "out", *given)
+        if result.exit_code == 0:
+            return given
+        advice = advised(result.output)
+        assert result.exit_code == 1 and advice, result.output
+        assert not set(advice[0]) <= set(given), f"circular: {result.output}"
+        given += advice[0]
+    raise AssertionError(f"no end of advice: {given}")
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_an_error_advises_works_when_it_is_done(name: str, tmp_path: Path) -> None:
+    """The result's class computes what the live model does; what it draws anew is the live model's for that."""
+    case = FOLLOWED[name]
+    live = adapted(case, tmp_path)
+    given = followed(tmp_path)
+    assert given
+    made_of = json.loads((tmp_path / "out/config.json").read_text())["architectures"][0]
+    model, info = getattr(tf, made_of).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    of = computed if made_of == case.trained and "T5" not in made_of else of_body
+    if made_of == case.trained:
+        assert "--architecture" in given
+        kept = {
+            name.replace(".base_layer.", ".").replace(".modules_to_save.default.", "."): tensor
+            for name, tensor in live.state_dict().items()
+            if ".original_module." not in name
+        }
+        model.load_state_dict({name: kept[name] for name in info["missing_keys"]}, strict=False)
+    want, found = of(live), of(model)
+    assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+    checks = surgery.verify(tmp_path / "out", base=tmp_path / "base", adapter=tmp_path / "a").checks
+    assert {one.name for one in checks if not one.ok} <= ({"class"} if info["missing_keys"] else set())
+
+
+def test_a_rule_is_advised_for_each_part_that_it_could_be(tmp_path: Path) -> None:
+    case = Case("CLIPModel", CLIP, "CLIPVisionModel", QV, (), None, {})
+    base = getattr(tf, case.base)(tf.CLIPConfig(**case.config))
+    base.save_pretrained(tmp_path / "base")
+    live = peft.get_peft_model(
+        base.vision_model, peft.LoraConfig(r=4, target_modules=list(QV), init_lora_weights=False)
+    )
+    live.save_pretrained(str(tmp_path / "a"))
+    refused = run("merge", tmp_path / "base", tmp_path / "a", "-o", tmp_path / "out")
+    said = [["--map", "^=text_model."], ["--map", "^=vision_model."]]
+    assert refused.exit_code == 1 and advised(refused.output) == said and "which one is meant" in refused.output
+    assert run("merge", tmp_path / "base", tmp_path / "a", "-o", tmp_path / "out", *said[1]).exit_code == 0
+    found = tf.CLIPModel.from_pretrained(tmp_path / "out").vision_model.eval()
+    pixels = torch.randn(1, 3, 32, 32)
+    want = live.eval()(pixels)[0]
+    assert (found(pixels)[0] - want).abs().max() <= 1e-5 * want.abs().max()
