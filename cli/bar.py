@@ -48,7 +48,7 @@ class Name:
 class NameColumn(ProgressColumn):
     """The tensor or file at hand."""
 
-    def render(self, task: Task) -> Name:  # type: ignore[override]
+    def render(self, task: Task) -> Name:
         return Name(printable(task.description))
 
 
