@@ -45,7 +45,13 @@ def loadable(checkpoint: Checkpoint) -> Check:
     logging.disable_progress_bar()
     try:
         with _as_files(checkpoint) as folder:
-            _, info = kind.from_pretrained(folder, device_map="meta", output_loading_info=True, local_files_only=True)
+            _, info = kind.from_pretrained(
+                folder,
+                device_map="meta",
+                output_loading_info=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are told by name, and not raised without
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         return Check("class", False, f"{names[0]} cannot load it: {str(error).splitlines()[0]}")
     finally:
@@ -87,12 +93,20 @@ def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
         yield folder
 
 
+def _told(found: Any) -> str:
+    """A tensor's name, or (name, shape in the files, shape in the class) in words."""
+    if isinstance(found, tuple):
+        name, here, there = found
+        return f"{name} is {tuple(here)}, the class has {tuple(there)}"
+    return str(found)
+
+
 def _complaints(info: Mapping[str, Any], own: Sequence[str]) -> dict[str, list[str]]:
     """What the class misses, does not know, or has in another shape; the checkpoint's own LoRA is no tensor of a
     class.
     """
     found = {
-        what: sorted(map(str, info.get(what) or ()), key=natural)
+        what: sorted(map(_told, info.get(what) or ()), key=natural)
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
     found["unexpected_keys"] = [name for name in found["unexpected_keys"] if name not in own]

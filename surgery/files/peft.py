@@ -24,6 +24,7 @@ from .beside_adapter import beside as found
 from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at, locate
 from .safetensors import tensors_of
+from .spare import is_spare
 from .strict import parse_object
 from .training import for_training
 from .wrappers import ANY
@@ -37,9 +38,6 @@ _LORA = re.compile(
 )
 _FACTORS = {"lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
 # A name that ends in `base_layer` keeps that: LoRA on several parameters of one module lies in as many nested wrappers.
-# Beside a module's trained tensor PEFT writes the frozen one and the trained one again where it saves embeddings or
-# biases.
-_SPARE = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
 # Rows of an embedding that were trained, and the module whose rows they are.
 TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _WRAPPERS = re.compile(
@@ -202,7 +200,7 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     lora: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     names: dict[str, str] = {}
-    spare = {n: t for n, t in tensors.items() if for_training(n) or (_SPARE.search(n) and _SPARE.sub("", n) in tensors)}
+    spare = {name: one for name, one in tensors.items() if for_training(name) or is_spare(name, tensors)}
     for name, tensor in tensors.items():
         if name in spare:
             continue

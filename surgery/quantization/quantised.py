@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NotSupported
+from ..errors import FormatError, NotSupported
+from ..evaluation.read import content
+from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import bitsandbytes, fp8
-from .declared import places
+from . import awq, bitsandbytes, fp8, gptq
+from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-SCHEMES: Mapping[str, Scheme] = {scheme.method: scheme for scheme in (bitsandbytes.SCHEME, fp8.SCHEME)}
+SCHEMES: Mapping[str, Scheme] = {
+    scheme.method: scheme for scheme in (awq.SCHEME, bitsandbytes.SCHEME, fp8.SCHEME, gptq.SCHEME)
+}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
 REFUSED: Mapping[str, str] = {
@@ -56,12 +60,12 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     Raises FormatError where codes, companions and config.json contradict each other, NotSupported for a scheme that
     is not read.
     """
-    for at, said in places(checkpoint.config):
+    for at, said, place in _said(checkpoint):
         method = method_of(said)
         if method in SCHEMES:
-            source = Source(checkpoint, said)
+            source = Source(checkpoint, said, place)
             return Quantisation(SCHEMES[method], SCHEMES[method].find(source), said, at)
-        where = [f"{checkpoint.path}: config.json: {'.'.join(at)}"]
+        where = [f"{checkpoint.path}: {': '.join((place, '.'.join(at))) if at else place}"]
         if method in REFUSED:
             raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
         raise NotSupported(
@@ -70,6 +74,24 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
             help=f"{TIP}; read are {', '.join(SCHEMES)}",
         )
     return NOTHING
+
+
+def _said(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
+    """What is said of it, and in which file: (keys that lead there, what is said, the file). What other files say
+    counts where config.json says nothing.
+    """
+    found = list(places(checkpoint.config))
+    for at, said in found:
+        yield at, said, "config.json"
+    for name, method in FILES.items() if not found else ():
+        if name in checkpoint.files:
+            yield (), {"quant_method": method, **_content(checkpoint, name)}, name
+
+
+def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    """The JSON in a file of the checkpoint. Raises FormatError."""
+    where = [f"{checkpoint.path}: {name}"]
+    return parse_object(content(checkpoint.files[name]), lambda what: FormatError(what, where=where, help=MEND))
 
 
 TIP = "take the model in 16 bits that it was made from"

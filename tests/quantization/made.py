@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 Tensors = dict[str, torch.Tensor]
 
@@ -78,3 +83,18 @@ def fp8(shape: tuple[int, ...], block: tuple[int, int] | None, scale: torch.dtyp
     if not block:
         scales = scales.reshape(scales.shape[:-2])
     return Made({"m.weight": codes, "m.weight_scale_inv": scales}, said, (codes.float() * each).to(dtype))
+
+
+@cache
+def fixtures(family: str) -> dict[str, Callable[[], Made]]:
+    """Cases that were made once with packages that are not installed for the tests: fixtures/make_*.py."""
+    with safe_open(Path(__file__).parent / f"fixtures/{family}.safetensors", "pt") as file:
+        said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def make(case: str) -> Made:
+        parts = {n.removeprefix(f"{case}/"): t for n, t in tensors.items() if n.startswith(f"{case}/")}
+        weight = parts.pop("weight")
+        codes = next(n for n in parts if n.endswith(("qweight", "qdata")))
+        return Made(parts, json.loads(said[case]), weight, codes)
+
+    return {case: lambda case=case: make(case) for case in sorted(said)}  # type: ignore[misc]

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NothingMatched, NotSupported, PlanError, SurgeryError
-from surgery.models.families import TIES, ties
+from surgery.models.families import ties
 from surgery_cli.app import app
 
 EPS = torch.finfo(torch.float32).eps
@@ -273,23 +273,6 @@ def test_the_table_says_what_keeps_tied_tensors_apart(family: str, bases: Path, 
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         right = torch.equal(output(type(model).from_pretrained(folder).eval()), output(model))
         assert right == (said or known.said)
-
-
-@pytest.mark.parametrize("name", TIES)
-def test_the_table_of_ties_is_what_the_classes_say(name: str) -> None:
-    kind = getattr(tf, name)
-    config = kind.config_class()
-    config.tie_word_embeddings = True
-    with torch.device("meta"):
-        model = kind(config)
-    assert model.all_tied_weights_keys == dict(TIES[name].others)
-    embedding = (TIES[name].embedding or next(iter(TIES[name].others.values()))).rpartition(".")[0]
-    assert model.get_submodule(embedding) is model.get_input_embeddings()
-    config.tie_word_embeddings = False
-    flag = type(config)(
-        **{k: v for k, v in config.to_dict().items() if k != "transformers_version"}
-    ).tie_word_embeddings
-    assert flag == TIES[name].always
 
 
 # Vocabularies of another size
