@@ -73,7 +73,7 @@ def _words(encoded: Encoded, band: Band, work: Workspace) -> torch.Tensor:
     fields = unpack(stored(like.codes, first * wide, count * wide, work, "words").view(count, wide), packing)
     held = fields[: band.tall, : band.wide]
     held.copy_(nearest(like, band, values, held, work))
-    return pack(fields, packing)
+    return pack(fields, packing)[:count, :wide]
 
 
 def _flat(encoded: Encoded, start: int, stop: int, work: Workspace) -> torch.Tensor:
@@ -148,7 +148,7 @@ def _candidates(like: Decoded, band: Band, values: torch.Tensor, work: Workspace
         return torch.index_select(order.to(torch.uint8), 0, places.flatten().to(torch.int32)).view(places.shape)
     if (zeros := zeros_of(like, band, work)) is not None:
         ratio += spread(like, band, by_rows(like, band, zeros), work)
-    low, high = (0, (1 << coding.packing.bits) - 1) if coding.packing else (coding.low, 127)
+    low, high = (0, (1 << coding.packing.bits) - 1) if coding.packing else (coding.low, coding.high)
     return (ratio + coding.offset).round_().clamp_(low, high).to(torch.uint8 if coding.packing else torch.int8)
 
 

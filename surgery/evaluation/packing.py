@@ -58,6 +58,7 @@ def _stream(words: torch.Tensor, packing: Packing) -> torch.Tensor:
     import torch
 
     rows, mask = words.shape[0], (1 << packing.bits) - 1
+    words = torch.nn.functional.pad(words, (0, -words.shape[1] % packing.words))
     stream = words.contiguous().view(torch.uint8).view(rows, -1, packing.bits).to(torch.int64)
     eight = (stream << _places(packing.bits, 8)).sum(-1, dtype=torch.int64)
     return ((eight[..., None] >> _places(8, packing.bits)) & mask).to(torch.uint8).view(rows, -1)
