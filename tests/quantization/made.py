@@ -78,3 +78,12 @@ def fp8(shape: tuple[int, ...], block: tuple[int, int] | None, scale: torch.dtyp
     if not block:
         scales = scales.reshape(scales.shape[:-2])
     return Made({"m.weight": codes, "m.weight_scale_inv": scales}, said, (codes.float() * each).to(dtype))
+
+
+def fp8_blocks(value: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of a matrix that the blocks divide, and their scales in float32."""
+    tall, wide = block
+    parts = value.unflatten(-1, (-1, wide)).unflatten(0, (-1, tall))
+    scales = parts.abs().amax((1, 3)).clamp(min=1e-8) / 448
+    codes = (parts / scales[:, None, :, None]).clamp(-448, 448).reshape(value.shape)
+    return codes.to(torch.float8_e4m3fn), scales
