@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 KEYS = ("quantization_config", "compression_config")
+# Files beside config.json in which older repositories say it, and how, where they do not say that themselves.
+FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def places(config: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:

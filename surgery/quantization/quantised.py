@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NotSupported
+from ..errors import FormatError, NotSupported
+from ..evaluation.read import content
+from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import bitsandbytes, fp8
-from .declared import places
+from . import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-SCHEMES: Mapping[str, Scheme] = {scheme.method: scheme for scheme in (bitsandbytes.SCHEME, fp8.SCHEME)}
+READ = (awq.SCHEME, bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME, gptq.SCHEME)
+SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
 REFUSED: Mapping[str, str] = {
@@ -34,13 +37,15 @@ REFUSED: Mapping[str, str] = {
 @dataclass(frozen=True)
 class Quantisation:
     """What is quantised in a checkpoint: nothing, or `weights` by the names that they have in 16 bits, by `scheme`,
-    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere.
+    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere. `left` are
+    tensors that go where none of them is quantised any more.
     """
 
     scheme: Scheme | None
     weights: Mapping[str, Quantised]
     said: Mapping[str, Any]
     at: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     def over(self, inner: Callable[[Tensor], Tensor]) -> Quantisation:
         """The same with what `inner` makes of each weight."""
@@ -56,20 +61,45 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     Raises FormatError where codes, companions and config.json contradict each other, NotSupported for a scheme that
     is not read.
     """
-    for at, said in places(checkpoint.config):
+    for at, said, place in _said(checkpoint):
         method = method_of(said)
         if method in SCHEMES:
-            source = Source(checkpoint, said)
-            return Quantisation(SCHEMES[method], SCHEMES[method].find(source), said, at)
-        where = [f"{checkpoint.path}: config.json: {'.'.join(at)}"]
+            return _found(SCHEMES[method], Source(checkpoint, said, place), at)
+        where = [f"{checkpoint.path}: {': '.join((place, '.'.join(at))) if at else place}"]
         if method in REFUSED:
             raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
         raise NotSupported(
             f"weights quantised by `{method}` are not known",
             where=where,
-            help=f"{TIP}; read are {', '.join(SCHEMES)}",
+            help=f"{TIP}; read are {', '.join(scheme.method for scheme in READ)}",
         )
     return NOTHING
+
+
+def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
+    """What is quantised by a scheme."""
+    weights = scheme.find(source)
+    used = {name for one in weights.values() for name in (*one.parts, *one.left)}
+    left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
+    return Quantisation(scheme, weights, source.said, at, tuple(left))
+
+
+def _said(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
+    """What is said of it, and in which file: (keys that lead there, what is said, the file). What other files say
+    counts where config.json says nothing.
+    """
+    found = list(places(checkpoint.config))
+    for at, said in found:
+        yield at, said, "config.json"
+    for name, method in FILES.items() if not found else ():
+        if name in checkpoint.files:
+            yield (), {"quant_method": method, **_content(checkpoint, name)}, name
+
+
+def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    """The JSON in a file of the checkpoint. Raises FormatError."""
+    where = [f"{checkpoint.path}: {name}"]
+    return parse_object(content(checkpoint.files[name]), lambda what: FormatError(what, where=where, help=MEND))
 
 
 TIP = "take the model in 16 bits that it was made from"
@@ -77,7 +107,8 @@ TIP = "take the model in 16 bits that it was made from"
 
 def method_of(said: Mapping[str, Any]) -> str:
     """How config.json names the scheme."""
-    method = said.get("quant_method")
+    nested = said.get("quantization_config")
+    method = said.get("quant_method") or (nested.get("format") if isinstance(nested, Mapping) else None)
     if not method and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         return "bitsandbytes"
     return str(method or said.get("format") or "")

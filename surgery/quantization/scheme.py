@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import FormatError, listed
 from ..evaluation.read import Reader
 from ..lazy.dtypes import BF16, F16, F32, Dtype
-from ..lazy.tensor import Stored, Tensor
+from ..lazy.tensor import Shape, Stored, Tensor
 
 DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
 REFETCH = "fetch the checkpoint again; if it is as it was published, it is broken there"
@@ -70,25 +71,62 @@ class Source:
             raise self.broken("the codes of a quantised weight are not there, and what says their meaning is", [name])
         return self.tensors[name]
 
-    def check_sizes(self, weight: str, wanted: Mapping[str, int]) -> None:
-        """Raise FormatError unless each of these parts of a weight is there, with so many elements."""
-        if missing := [name for name in wanted if name not in self.tensors]:
+    def check_there(self, weight: str, names: Sequence[str]) -> None:
+        """Raise FormatError unless each of these parts of a weight is there."""
+        if missing := [name for name in names if name not in self.tensors]:
             raise self.broken(f"{weight} has codes, and not all that says what they mean", missing)
+
+    def check_sizes(self, weight: str, wanted: Mapping[str, int], said: str = "") -> None:
+        """Raise FormatError unless each of these parts of a weight is there, with so many elements."""
+        self.check_there(weight, list(wanted))
         wrong = [
             f"{n}: {self.tensors[n].size}, not {size}" for n, size in wanted.items() if self.tensors[n].size != size
         ]
         if wrong:
-            raise self.broken(f"what belongs to the codes of {weight} has another size than they need", wrong)
+            raise self.broken(f"what belongs to the codes of {weight} has another size than they need{said}", wrong)
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        """The shape of a stored matrix. Raises FormatError where it is none."""
+        shape = self.stored(name).shape
+        if len(shape) != 2 or not all(shape):
+            raise self.broken(f"codes are {list(shape)}, and no matrix", [name])
+        return shape[0], shape[1]
+
+    def number(self, key: str, value: object) -> int:
+        """What is said of `key`: a number of bits or of elements, or -1. Raises FormatError where it is none."""
+        if type(value) is not int or value < -1 or not value:
+            raise self.broken(f"`{key}` is {value!r}, and not a number of bits or elements", [key])
+        return value
+
+    def check_shapes(self, weight: str, said: str, wanted: Mapping[str, tuple[Sequence[str], Shape]]) -> None:
+        """Raise FormatError unless each of these parts of a weight is there, in one of the dtypes and of the shape
+        that follow from what is `said`.
+        """
+        self.check_sizes(weight, {name: prod(shape) for name, (_, shape) in wanted.items()}, f", with {said}")
+        wrong = [
+            f"{name}: {found.dtype} {list(found.shape)}, not {' or '.join(dtypes)} {list(shape)}"
+            for name, (dtypes, shape) in wanted.items()
+            if (found := self.tensors[name]).shape != shape or found.dtype.name not in dtypes
+        ]
+        if wrong:
+            raise self.broken(f"what belongs to the codes of {weight} is not what they need, with {said}", wrong)
 
     def bytes_of(self, name: str) -> bytes:
         """The content of a small stored tensor."""
-        tensor = self.tensors[name]
-        if not isinstance(tensor, Stored):
-            raise self.broken(f"{name} was changed, and is needed as it was stored", [name])
-        data = bytearray(tensor.nbytes)
+        return self.contents([name])[name]
+
+    def contents(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The same of several, which are read in the order of the files."""
+        tensors = {name: tensor for name in names if isinstance(tensor := self.tensors[name], Stored)}
+        if changed := [name for name in names if name not in tensors]:
+            raise self.broken(f"{changed[0]} was changed, and is needed as it was stored", changed)
+        found = dict[str, bytes]()
         with closing(Reader()) as reader:
-            reader.read(tensor.file, tensor.offset, memoryview(data))
-        return bytes(data)
+            for name, tensor in sorted(tensors.items(), key=lambda one: (one[1].file.path, one[1].offset)):
+                data = bytearray(tensor.nbytes)
+                reader.read(tensor.file, tensor.offset, memoryview(data))
+                found[name] = bytes(data)
+        return found
 
     def broken(self, what: str, names: Sequence[str], tip: str = REFETCH) -> FormatError:
         """The error for tensors that contradict each other, or what is said of them."""
@@ -104,11 +142,16 @@ class Scheme:
 
     `find` gives the quantised weights by the names that they have in 16 bits. `skip(said, modules, all)` is what is
     said where `modules` are in 16 bits now, of `all` that were quantised; None where no loader would honour it, and
-    `why` says so.
+    `why` says so. `rescaled` says what was done to the model around its weights, where they are not close to those
+    that it was made from: adapters of the one do not fit the other then. It goes by `aliases` too. `activations` are
+    the last names of tensors that say nothing of weights, and go where no weight is quantised any more.
     """
 
     method: str
     find: Find
     skip: Callable[[Mapping[str, Any], Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
     why: str = ""
+    aliases: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
     files: tuple[str, ...] = field(default=())  # beside config.json, that say the same, and are dropped in 16 bits
+    rescaled: str = ""

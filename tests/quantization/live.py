@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from quantization import made
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -90,10 +89,19 @@ def make_fp8(plain: Path, folder: Path, block: int = 32) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     for name in [name for name in tensors if name.endswith("_proj.weight")]:
-        codes, scales = made.fp8_blocks(tensors[name].float(), (block, block))
+        codes, scales = fp8_blocks(tensors[name].float(), (block, block))
         tensors |= {name: codes, f"{name}_scale_inv": scales}
     shards = {n: f"model-0000{1 + ('layers.1' in n)}-of-00002.safetensors" for n in sorted(tensors)}
     for shard in set(shards.values()):
         save_file({n: tensors[n] for n in tensors if shards[n] == shard}, folder / shard, {"format": "pt"})
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": shards}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def fp8_blocks(value: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of a matrix that the blocks divide, and their scales in float32."""
+    tall, wide = block
+    parts = value.unflatten(-1, (-1, wide)).unflatten(0, (-1, tall))
+    scales = parts.abs().amax((1, 3)).clamp(min=1e-8) / 448
+    codes = (parts / scales[:, None, :, None]).clamp(-448, 448).reshape(value.shape)
+    return codes.to(torch.float8_e4m3fn), scales

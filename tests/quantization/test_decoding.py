@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, fp8
+from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, compressed, fixtures, fp8, ordered_groups, padded_words
 from safetensors.torch import save_file
 
 import surgery
 from surgery.evaluation.evaluate import blocks, load, workspace_of
-from surgery.lazy.tensor import Decoded, Encoded, Tensor, permute, unrounded
+from surgery.lazy.tensor import permute, unrounded
 from surgery.quantization.quantised import Quantised, quantised
+from surgery.quantization.recode import recoded
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, Callable[[], Made]] = {}
@@ -35,6 +36,38 @@ for shape, block, scale in (
 ):
     title = f"fp8-{'x'.join(map(str, shape))}-{block}-{str(scale)[6:]}"
     CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
+for family in ("gptq", "awq"):
+    CASES |= {f"{family}-{case}": make for case, make in fixtures(family).items()}
+
+INT, FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
+for bits, even, dtype in itertools.product(range(2, 9), (True, False), (BF16, F16)):
+    for shape, how in (
+        ((37, 96), {"strategy": "group", "group_size": 32}),
+        ((5, 133), {"strategy": "channel"}),
+        ((96, 64), {"strategy": "group", "group_size": 16}),
+    ):
+        title = f"ct-int{bits}-{even}-{str(dtype)[6:]}-{shape[0]}x{shape[1]}"
+        args = {"num_bits": bits, "type": "int", "symmetric": even, **how}
+        CASES[title] = lambda a=(shape, "pack-quantized", dtype), b=args: compressed(*a, **b)  # type: ignore[misc]
+for bits, even in itertools.product((3, 5, 6, 7, 4), (True, False)):
+    CASES[f"ct-padded-int{bits}-{even}"] = lambda a=((90, 128), bits, 32, even): padded_words(*a)  # type: ignore[misc]
+    CASES[f"ct-ordered-{even}"] = lambda a=((13, 96), 16, even): ordered_groups(*a)  # type: ignore[misc]
+for title, shape, form, args in (
+    ("int8-channel", (7, 33), "int-quantized", {**INT, "num_bits": 8, "strategy": "channel"}),
+    ("int8-tensor", (7, 33), "int-quantized", {**INT, "num_bits": 8, "strategy": "tensor"}),
+    ("int4-plain", (7, 64), "int-quantized", {**INT, "num_bits": 4, "strategy": "group", "group_size": 32}),
+    ("int8-zeros", (7, 33), "naive-quantized", {"type": "int", "symmetric": False, "strategy": "channel"}),
+    ("int8-zero", (7, 33), "int-quantized", {"type": "int", "symmetric": False, "strategy": "tensor"}),
+    ("fp8-channel", (7, 33), "float-quantized", {**FLOAT, "num_bits": 8, "strategy": "channel"}),
+    ("fp8-tensor", (7, 33), "float-quantized", {**FLOAT, "num_bits": 8, "strategy": "tensor"}),
+    ("fp8-block", (70, 96), "float-quantized", {**FLOAT, "strategy": "block", "block_structure": [32, 32]}),
+    ("fp8-ragged", (70, 100), "naive-quantized", {**FLOAT, "strategy": "block", "block_structure": [32, 32]}),
+    ("nvfp4", (7, 96), "nvfp4-pack-quantized", {**FLOAT, "num_bits": 4, "strategy": "tensor_group", "group_size": 16}),
+    ("mxfp4", (7, 96), "mxfp4-pack-quantized", {**FLOAT, "num_bits": 4, "strategy": "group", "group_size": 32}),
+    ("mxfp8", (7, 96), "mxfp8-quantized", {**FLOAT, "num_bits": 8, "strategy": "group", "group_size": 32}),
+):
+    more = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8} if title.startswith("mx") else {}
+    CASES[f"ct-{title}"] = lambda a=(shape, form), b={**args, **more}: compressed(*a, **b)  # type: ignore[misc]
 
 
 def opened(made: Made, folder: Path) -> Quantised:
@@ -74,22 +107,31 @@ def test_any_rows_are_the_rows_of_the_whole(case: str, tmp_path: Path) -> None:
     assert same(load(permute(one.weight, axes)), made.weight.transpose(-1, -2))
 
 
-def decoded_in(tensor: Tensor) -> Decoded:
-    """The decoded tensor under movement."""
-    return tensor if isinstance(tensor, Decoded) else decoded_in(tensor.base)  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_not_changed_gives_its_own_codes(case: str, tmp_path: Path) -> None:
     made = CASES[case]()
-    decoded = decoded_in(opened(made, tmp_path).weight)
-    found = load(Encoded(unrounded(decoded), decoded))
+    weight = opened(made, tmp_path).weight
+    found = load(recoded(weight, unrounded(weight)))
     stored = made.tensors[made.codes]
     assert found.shape == stored.shape
     assert torch.equal(found.view(torch.uint8), stored.contiguous().view(torch.uint8))
 
 
-NEAREST = ("nf4-64-True-bfloat16-5x33", "fp4-64-False-float32-3x130", "int8-bfloat16", "fp8-40x50-None-float32")
+NEAREST = {  # a byte in which all codes are 1
+    "nf4-64-True-bfloat16-5x33": 17,
+    "fp4-64-False-float32-3x130": 17,
+    "int8-bfloat16": 1,
+    "fp8-40x50-None-float32": 1,
+    "gptq-2-16-asym-act-gptq-float16": 85,
+    "gptq-4-32-sym-gptq-float16": 17,
+    "gptq-8--1-asym-gptq_v2-float16": 1,
+    "awq-gemm-32x64-32": 17,
+    "awq-gemv-32x128-64": 17,
+    "ct-nvfp4": 17,
+    "ct-mxfp4": 17,
+    "ct-mxfp8": 1,
+    "ct-int8-zeros": 1,
+}
 
 
 @pytest.mark.parametrize("case", NEAREST)
@@ -97,20 +139,19 @@ def test_the_nearest_code_is_taken(case: str, tmp_path: Path) -> None:
     """No other code of the same group is nearer than the one chosen, for numbers between the grid's and beyond it."""
     made = CASES[case]()
     folder = tmp_path / "base"
-    decoded = decoded_in(opened(made, folder).weight)
+    weight = opened(made, folder).weight
     noise = torch.randn(made.weight.shape, generator=torch.Generator().manual_seed(1)) * 0.02
     save_file({"m.weight": made.weight.float() + noise}, tmp_path / "wanted.safetensors")
     wanted = surgery.open_checkpoint(tmp_path / "wanted.safetensors")["m.weight"]
-    codes = load(Encoded(wanted, decoded)).view(made.tensors[made.codes].dtype)
+    codes = load(recoded(weight, wanted)).view(made.tensors[made.codes].dtype)
     values = load(wanted)
 
     def distance(codes: torch.Tensor) -> torch.Tensor:
         other = Made({**made.tensors, made.codes: codes}, made.config, made.weight)
-        return (load(unrounded(decoded_in(opened(other, tmp_path / "other").weight))) - values).abs()
+        return (load(unrounded(opened(other, tmp_path / "other").weight)) - values).abs()
 
     chosen, raw = distance(codes), made.tensors[made.codes].contiguous()
-    bits = 4 if case[1] in "fp" and case[2] == "4" else 8
-    for code in range(1 << bits):
+    for code in range(255 // NEAREST[case] + 1):
         if not ("fp8" in case and code in (127, 255)) and not ("int8" in case and code == 128):
-            same_everywhere = torch.full_like(raw.view(torch.uint8), code * 17 if bits == 4 else code).view(raw.dtype)
+            same_everywhere = torch.full_like(raw.view(torch.uint8), code * NEAREST[case]).view(raw.dtype)
             assert (chosen <= distance(same_everywhere) * (1 + 1e-6)).all()

@@ -63,7 +63,7 @@ def test_codes_that_do_not_change_cost_the_record_nothing(quantised: Quantised, 
 @pytest.mark.parametrize("how", ALL)
 def test_a_record_that_does_not_fit_the_codes_is_told(quantised: Quantised, tmp_path: Path, how: str) -> None:
     base = quantised(how)
-    lora = adapter(base, tmp_path / "lora", 0.05, target_modules=["q_proj"])
+    lora = adapter(base, tmp_path / "lora", 0.002, target_modules=["q_proj"])
     merged_and_back(base, lora, tmp_path, **WAYS["requantize"])
     assert surgery.verify(tmp_path / "out", check_class=False, check_all=True).ok
     path = sorted((tmp_path / "out").glob("*.safetensors"))[-1]

@@ -13,7 +13,6 @@ from ...errors import series
 from ...files.peft import PREFIX, Adapter
 from ...files.refs import has_scheme, parse_ref
 from ...lazy.tensor import Tensor
-from ...models.default_targets import default_targets
 from ...models.fused.row import Site
 from ...names import natural
 from ...opened import takes_opened
@@ -23,6 +22,7 @@ from .modules import Kind, Module, checked, parameters_in, told
 from .options import ALL_LINEAR, DEFAULTS, check_options
 from .parameters import Parameter, as_peft_reads, keys_of, targeted
 from .saved import around, task_of
+from .target_names import aims_at, as_in_memory, defaults_here
 from .targets import asked_apart, check_biases, check_patterns, check_targets, chosen_of, without_copied
 
 
@@ -56,7 +56,8 @@ def inject(
 
     Targets are as PEFT takes them: last names, a regular expression for whole names, or "all-linear" (without the
     output head). Where neither modules nor parameters are named, PEFT's own targets for the model type are taken,
-    and a note names them. Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`.
+    and a note names them. Parts of fused modules can be targeted, too: `q_proj` and `v_proj` of a `qkv_proj`;
+    and modules by the names that files have, where the class calls them otherwise.
     `target_parameters` are names of parameters, such as `experts.gate_up_proj`, which holds all experts of a layer.
     What is a Linear, a Conv1D, an embedding or a convolution follows from config.json, names and shapes, or, with
     `check_class`, from the class, which transformers builds on the meta device. `init` is PEFT's own
@@ -68,7 +69,7 @@ def inject(
     Raises NothingMatched for a target that is not in the base, NotSupported for one that LoRA cannot be put on.
     """
     named = target_modules if isinstance(target_modules, str) else list(target_modules)
-    wanted = named or ([] if target_parameters else default_targets(base.config.get("model_type")))
+    wanted = named or ([] if target_parameters else defaults_here(base))
     task, ends, saved = task_of(base, modules_to_save)
     config: dict[str, Any] = {
         **DEFAULTS,
@@ -92,7 +93,7 @@ def inject(
     }
     check_options(config, init)
     step = {"surgery": "inject", "rank": rank, "init": init, "seed": seed}
-    adapter = _adapter(base, config, saved, step, check_class=check_class)
+    adapter = _adapter(base, config, saved, step, check_class=check_class, parts=bool(named))
     return adapter if named or not wanted else replace(adapter, notes=(_defaulted(base, wanted), *adapter.notes))
 
 
@@ -102,12 +103,21 @@ def _defaulted(base: Checkpoint, targets: str | Sequence[str]) -> str:
 
 
 def _adapter(
-    base: Checkpoint, config: dict[str, Any], saved: Mapping[str, Tensor], step: Mapping[str, Any], *, check_class: bool
+    base: Checkpoint,
+    config: dict[str, Any],
+    saved: Mapping[str, Tensor],
+    step: Mapping[str, Any],
+    *,
+    check_class: bool,
+    parts: bool,
 ) -> Adapter:
-    """The adapter that `config` asks for, with the tensors that are `saved` whole."""
+    """The adapter that `config` asks for, with the tensors that are `saved` whole; on `parts` of fused modules too, or
+    where it aims at nothing else.
+    """
     whole = told(base)
-    read = as_peft_reads(base, config, whole)
-    parted = asked_apart(base, config, whole)
+    config["target_modules"], said = as_in_memory(base, config["target_modules"], whole)
+    read = [*said, *as_peft_reads(base, config, whole)]
+    parted = asked_apart(base, config, whole) if parts or not aims_at(whole, config["target_modules"]) else []
     apart, modules = base, whole
     if parted:
         apart = split_at(base, parted)

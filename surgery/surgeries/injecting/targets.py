@@ -18,6 +18,7 @@ from .factors import rank_of
 from .modules import Kind, Module, tied
 from .options import ALL_LINEAR
 from .saved import is_copied
+from .target_names import parts_here
 
 
 def chosen_of(config: Mapping[str, Any], modules: Mapping[str, Module]) -> list[str]:
@@ -110,6 +111,7 @@ def check_targets(
         if near
         else f"modules are called {series(listed(leaves, 12))}"
     )
+    tip += parts_here(base)
     tip += "; a text is a regular expression for whole names" if near and isinstance(wanted, str) else ""
     what = (
         f"{len(idle or targets)} of {len(targets)} targets are in no module of the base:"
