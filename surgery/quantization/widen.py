@@ -49,7 +49,9 @@ def _unsaid(checkpoint: Checkpoint, one: Quantised) -> Mapping[str, Tensor]:
     return {
         part: tensor
         for part in (*one.parts, *one.left)
-        if (tensor := checkpoint.tensors.get(part)) is not None and not used & set(stored(tensor))
+        if (tensor := checkpoint.tensors.get(part)) is not None
+        and (leaves := set(stored(tensor)))
+        and not used & leaves
     }
 
 
