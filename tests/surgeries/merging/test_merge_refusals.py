@@ -238,19 +238,23 @@ def fp8(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
 
 
-def test_a_half_precision_adapter_on_an_fp8_base(adapter: Path, saved: Saved, tmp_path: Path) -> None:
-    base = edited(saved("llama"), tmp_path / "base", fp8)
+def test_a_half_precision_adapter_on_a_base_of_another_fp8(adapter: Path, saved: Saved, tmp_path: Path) -> None:
+    def quark(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        fp8(config, tensors)
+        config["quantization_config"]["quant_method"] = "quark"
+
+    base = edited(saved("llama"), tmp_path / "base", quark)
     folder = edited(
         adapter, tmp_path / "a", lambda _, tensors: tensors.update({n: t.half() for n, t in tensors.items()})
     )
     tip = "or dequantise the base first; F16, BF16, F32 and F64 are computed"
-    where = ("base: model.layers.0.self_attn.q_proj.weight", "config.json: quantization_config says fp8")
+    where = ("base: model.layers.0.self_attn.q_proj.weight", "config.json: quantization_config says quark", "not known")
     refused(base, folder, NotSupported, "cannot compute on F8_E4M3 tensors", *where, tip)
 
 
 def packed(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """The base as GPTQ and AWQ write it: four bits of several weights in one number, under another name."""
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    """The base as GPTQModel writes it in planes: four bits of several weights in one number, under another name."""
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_p"}
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
         out, width = tensors.pop(name).shape
         module = name.removesuffix(".weight")
@@ -275,6 +279,7 @@ def test_a_packed_base(adapter: Path, saved: Saved, tmp_path: Path) -> None:
         what,
         more,
         "config.json: quantization_config says gptq",
+        "split in planes",
         "dequantise the base first",
     )
 
@@ -319,7 +324,7 @@ def test_a_quantised_base_is_merged_where_it_is_not_quantised(saved: Saved, tmp_
 
 def test_another_architecture_is_no_quantised_one(saved: Saved, adapter: Path, tmp_path: Path) -> None:
     base = edited(
-        saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "gptq"})
+        saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "quark"})
     )
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.pop("auto_mapping", None))
     refused(base, folder, NotPlaced, "6 of the adapter's 6 modules have no place in the base")
