@@ -226,14 +226,14 @@ def write(name: str, path: Path, shard_size: str | None) -> None:
         (path / "model.safetensors.index.json").write_bytes(encode_index({"total_size": sum(sizes.values())}, layout))
 
 
-def write_adapter(path: Path, rank: int, targets: list[str]) -> None:
-    """A PEFT adapter for the llama."""
+def write_adapter(path: Path, rank: int, targets: list[str], layers: int = LAYERS) -> None:
+    """A PEFT adapter for the llama, or for one of so many layers."""
     import torch
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(1)
     tensors = {}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for module, (out, into) in LINEARS.items():
             if module.rpartition(".")[2] in targets:
                 name = f"base_model.model.model.layers.{layer}.{module}"

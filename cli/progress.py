@@ -14,17 +14,9 @@ if TYPE_CHECKING:
 
 
 def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from .bar import bar
 
-    columns = (
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return bar()
 
 
 @contextmanager

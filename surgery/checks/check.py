@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import VerificationFailed
+from ..errors import VerificationFailed, printable
 from .proof import Proof
 
 
@@ -28,6 +28,10 @@ class Verification:
     path: str
     checks: tuple[Check, ...]
     proof: Proof | None = None
+
+    def __repr__(self) -> str:
+        failed = sum(check.ok is False for check in self.checks)
+        return f"<Verification of {printable(self.path)}: {len(self.checks)} checks, {failed} failed>"
 
     @property
     def ok(self) -> bool:

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..checkpoint import Checkpoint, of_adapter, open_any
-from ..errors import FormatError, SurgeryError
+from ..errors import FormatError, SurgeryError, printable
 from ..evaluation.compare import identical, workspace
 from ..evaluation.measure import Measure, measure
 from ..evaluation.read import content, same_content
@@ -81,6 +81,12 @@ class Difference:
     identical: tuple[str, ...]
     config: tuple[Field, ...]
     files: Names
+
+    def __repr__(self) -> str:
+        counts = ("only_a", "only_b", "unlike", "changed", "identical", "config")
+        said = ", ".join(f"{len(found)} {name}" for name in counts if (found := getattr(self, name)))
+        verdict = "equal" if self.equal else "different"
+        return f"<Difference of {printable(self.a)} and {printable(self.b)}: {verdict}; {said or 'no tensors'}>"
 
     @property
     def equal(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
 from ..checkpoint import Checkpoint, open_any
-from ..errors import LayoutError, NotSupported, SurgeryError, series
+from ..errors import LayoutError, NotSupported, SurgeryError, printable, series
 from ..files.folder import folder_at
 from ..files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from ..files.peft import Adapter
@@ -74,6 +74,11 @@ class Inspection:
     files: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        kind, total = " ".join(filter(None, (self.model_type, self.kind))), self.total
+        where = printable(self.path)
+        return f"<Inspection of {where}: {printable(kind)}, {total.tensors} tensors, {total.parameters:,} parameters>"
 
 
 @takes_opened

@@ -160,6 +160,9 @@ class Proof:
 
     tensors: tuple[Judgement, ...]
 
+    def __repr__(self) -> str:
+        return f"<Proof of {len(self.tensors)} tensors: {len(self.wrong)} wrong>"
+
     @property
     def ok(self) -> bool:
         """Whether every adapter is merged into its tensors, once, and all else is the base's."""

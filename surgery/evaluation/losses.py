@@ -88,16 +88,15 @@ def rounded_away(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor
 
 def requantised(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor) -> Loss:
     """What is left of `values` where codes can mean `after` alone, and meant `before`."""
-    import torch
 
     def dot(one: torch.Tensor, other: torch.Tensor) -> float:
-        return float((one * other).sum(dtype=torch.float64))
+        return float((one * other).sum())
 
     wanted, change = values - before, after - before
     off = change - wanted
     return Loss(
         codes=before.numel(),
-        moved=int((after != before).sum()),
+        moved=int((after != before).count_nonzero()),
         wanted=dot(wanted, wanted),
         arrived=dot(change, wanted),
         noise=dot(off, off),

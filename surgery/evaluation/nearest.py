@@ -73,7 +73,7 @@ def _words(encoded: Encoded, band: Band, work: Workspace) -> torch.Tensor:
     fields = unpack(stored(like.codes, first * wide, count * wide, work, "words").view(count, wide), packing)
     held = fields[: band.tall, : band.wide]
     held.copy_(nearest(like, band, values, held, work))
-    return pack(fields, packing)
+    return pack(fields, packing)[:count, :wide]
 
 
 def _flat(encoded: Encoded, start: int, stop: int, work: Workspace) -> torch.Tensor:
@@ -139,15 +139,27 @@ def _candidates(like: Decoded, band: Band, values: torch.Tensor, work: Workspace
         most = torch.finfo(kind).max
         return ratio.clamp_(-most, most).to(kind)
     if coding.numbers == "e2m1":
-        magnitude = torch.bucketize(ratio.abs(), _midpoints(torch.tensor(E2M1)))
-        return (magnitude + torch.signbit(ratio) * 8).to(torch.uint8)
+        return _above(ratio.abs(), _midpoints(torch.tensor(E2M1))).add_(torch.signbit(ratio), alpha=8)
     if coding.numbers == "table":
         table, order = table_of(like, work).sort(stable=True)
-        return order[torch.bucketize(ratio, _midpoints(table))].to(torch.uint8)
+        places = _above(ratio, _midpoints(table))
+        if torch.equal(order, torch.arange(len(order))):
+            return places
+        return torch.index_select(order.to(torch.uint8), 0, places.flatten().to(torch.int32)).view(places.shape)
     if (zeros := zeros_of(like, band, work)) is not None:
         ratio += spread(like, band, by_rows(like, band, zeros), work)
-    low, high = (0, (1 << coding.packing.bits) - 1) if coding.packing else (coding.low, 127)
+    low, high = (0, (1 << coding.packing.bits) - 1) if coding.packing else (coding.low, coding.high)
     return (ratio + coding.offset).round_().clamp_(low, high).to(torch.uint8 if coding.packing else torch.int8)
+
+
+def _above(values: torch.Tensor, ascending: torch.Tensor) -> torch.Tensor:
+    """How many of a few numbers each value is above."""
+    import torch
+
+    found = torch.zeros(values.shape, dtype=torch.uint8)
+    for number in ascending.tolist():
+        found += values > number
+    return found
 
 
 def _midpoints(ascending: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,18 @@ def unpack(words: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 def pack(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
     """What `unpack` takes apart: words of uint8 or int32."""
-    if packing.down:
-        return _into_words(codes.t(), packing).t()
-    return _into_words(codes, packing)
+    import torch
+
+    if packing.words > 1:
+        return _into_stream(codes.t(), packing).t() if packing.down else _into_stream(codes, packing)
+    kind = torch.uint8 if packing.word == 8 else torch.int32
+    columns = codes.shape[1]
+    fields = codes.view(-1, packing.fields, columns) if packing.down else codes.reshape(len(codes), -1, packing.fields)
+    words = torch.zeros(fields[:, 0].shape if packing.down else fields[..., 0].shape, dtype=kind)
+    for field, element in enumerate(packing.order or range(packing.fields)):
+        part = fields[:, element] if packing.down else fields[..., element]
+        words |= part.to(kind) << (field * packing.bits)
+    return words
 
 
 def in_bytes(packing: Packing) -> bool:
@@ -49,26 +58,19 @@ def _stream(words: torch.Tensor, packing: Packing) -> torch.Tensor:
     import torch
 
     rows, mask = words.shape[0], (1 << packing.bits) - 1
+    words = torch.nn.functional.pad(words, (0, -words.shape[1] % packing.words))
     stream = words.contiguous().view(torch.uint8).view(rows, -1, packing.bits).to(torch.int64)
     eight = (stream << _places(packing.bits, 8)).sum(-1, dtype=torch.int64)
     return ((eight[..., None] >> _places(8, packing.bits)) & mask).to(torch.uint8).view(rows, -1)
 
 
-def _into_words(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _into_stream(codes: torch.Tensor, packing: Packing) -> torch.Tensor:
     import torch
 
     rows = codes.shape[0]
-    if packing.words > 1:
-        eight = (codes.reshape(rows, -1, 8).to(torch.int64) << _places(8, packing.bits)).sum(-1, dtype=torch.int64)
-        stream = (eight[..., None] >> _places(packing.bits, 8)) & 255
-        return stream.to(torch.uint8).view(rows, -1).view(torch.int32)
-    fields = codes.reshape(rows, -1, packing.fields)
-    words = torch.zeros(fields.shape[:2], dtype=torch.int64)
-    for field, element in enumerate(packing.order or range(packing.fields)):
-        words |= fields[..., element].to(torch.int64) << (field * packing.bits)
-    if packing.word == 8:
-        return words.to(torch.uint8)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+    eight = (codes.reshape(rows, -1, 8).to(torch.int64) << _places(8, packing.bits)).sum(-1, dtype=torch.int64)
+    stream = (eight[..., None] >> _places(packing.bits, 8)) & 255
+    return stream.to(torch.uint8).view(rows, -1).view(torch.int32)
 
 
 def _places(count: int, bits: int) -> torch.Tensor:

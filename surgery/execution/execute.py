@@ -19,7 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..checkpoint import UNDO, Checkpoint
-from ..errors import FormatError, NoSpace, SurgeryError, listed
+from ..errors import FormatError, NoSpace, SurgeryError, listed, printable
 from ..evaluation.arithmetic import exact
 from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import (
@@ -82,6 +82,10 @@ class Report:
     recoded: Recoded | None = None  # what is left of a change in codes that were made again
     linked: int = 0  # bytes that lie in the output without having been written: hard links to inputs
     commit: PushReport | None = None  # of an output on the Hub
+
+    def __repr__(self) -> str:
+        done = f"{self.tensors} tensors in {self.shards} shards, {self.computed} computed, {self.nbytes:,} bytes"
+        return f"<Report of {printable(self.output)}: {done} in {self.seconds:.1f} s>"
 
 
 @takes_opened

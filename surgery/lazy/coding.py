@@ -61,7 +61,7 @@ class Coding:
     """What a code means; see the module's docstring. `packing` None: each code is an element of its own.
 
     `offset` is subtracted from integers; `step` is added to packed zeros. Integers that are not packed lie in
-    [`low`, 127]. `block` is how many rows and columns share a scale; if the coding is `flat`, codes and scales count
+    [`low`, `high`]. `block` is how many rows and columns share a scale; if the coding is `flat`, codes and scales count
     through the whole tensor in row-major order, and its second number is how many elements do. `after` multiplies
     what the formula gives, in float32. Scales that are quantised themselves lie in blocks of `nested`, and `shift` is
     added to them.
@@ -75,6 +75,7 @@ class Coding:
     zero: Packing | None = None
     step: int = 0
     low: int = -128
+    high: int = 127
     flat: bool = False
     after: float = 1.0
     nested: int = 256

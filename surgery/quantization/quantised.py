@@ -11,13 +11,12 @@ from ..errors import FormatError, NotSupported
 from ..evaluation.read import content
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import awq, bitsandbytes, fp8, gptq
+from . import awq, bitsandbytes, compressed_tensors, fp8, gptq
 from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-SCHEMES: Mapping[str, Scheme] = {
-    scheme.method: scheme for scheme in (awq.SCHEME, bitsandbytes.SCHEME, fp8.SCHEME, gptq.SCHEME)
-}
+READ = (awq.SCHEME, bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME, gptq.SCHEME)
+SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
 REFUSED: Mapping[str, str] = {
@@ -44,13 +43,15 @@ REFUSED: Mapping[str, str] = {
 @dataclass(frozen=True)
 class Quantisation:
     """What is quantised in a checkpoint: nothing, or `weights` by the names that they have in 16 bits, by `scheme`,
-    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere.
+    as is `said` at the place in config.json to which the keys `at` lead; () where it is said elsewhere. `left` are
+    tensors that go where none of them is quantised any more.
     """
 
     scheme: Scheme | None
     weights: Mapping[str, Quantised]
     said: Mapping[str, Any]
     at: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     def over(self, inner: Callable[[Tensor], Tensor]) -> Quantisation:
         """The same with what `inner` makes of each weight."""
@@ -69,17 +70,24 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     for at, said, place in declared(checkpoint):
         method = method_of(said)
         if method in SCHEMES:
-            source = Source(checkpoint, said, place)
-            return Quantisation(SCHEMES[method], SCHEMES[method].find(source), said, at)
+            return _found(SCHEMES[method], Source(checkpoint, said, place), at)
         where = [f"{checkpoint.path}: {': '.join((place, '.'.join(at))) if at else place}"]
         if method in REFUSED:
             raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
         raise NotSupported(
             f"weights quantised by `{method}` are not known",
             where=where,
-            help=f"{TIP}; read are {', '.join(SCHEMES)}",
+            help=f"{TIP}; read are {', '.join(scheme.method for scheme in READ)}",
         )
     return NOTHING
+
+
+def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
+    """What is quantised by a scheme."""
+    weights = scheme.find(source)
+    used = {name for one in weights.values() for name in (*one.parts, *one.left)}
+    left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
+    return Quantisation(scheme, weights, source.said, at, tuple(left))
 
 
 def declared(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
@@ -105,7 +113,8 @@ TIP = "take the model in 16 bits that it was made from"
 
 def method_of(said: Mapping[str, Any]) -> str:
     """How config.json names the scheme."""
-    method = said.get("quant_method")
+    nested = said.get("quantization_config")
+    method = said.get("quant_method") or (nested.get("format") if isinstance(nested, Mapping) else None)
     if not method and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         return "bitsandbytes"
     if not method and {"bits", "group_size"} <= said.keys():

@@ -71,10 +71,14 @@ class Source:
             raise self.broken("the codes of a quantised weight are not there, and what says their meaning is", [name])
         return self.tensors[name]
 
+    def check_there(self, weight: str, names: Sequence[str]) -> None:
+        """Raise FormatError unless each of these parts of a weight is there."""
+        if missing := [name for name in names if name not in self.tensors]:
+            raise self.broken(f"{weight} has codes, and not all that says what they mean", missing)
+
     def check_sizes(self, weight: str, wanted: Mapping[str, int], said: str = "") -> None:
         """Raise FormatError unless each of these parts of a weight is there, with so many elements."""
-        if missing := [name for name in wanted if name not in self.tensors]:
-            raise self.broken(f"{weight} has codes, and not all that says what they mean", missing)
+        self.check_there(weight, list(wanted))
         wrong = [
             f"{n}: {self.tensors[n].size}, not {size}" for n, size in wanted.items() if self.tensors[n].size != size
         ]
@@ -109,13 +113,20 @@ class Source:
 
     def bytes_of(self, name: str) -> bytes:
         """The content of a small stored tensor."""
-        tensor = self.tensors[name]
-        if not isinstance(tensor, Stored):
-            raise self.broken(f"{name} was changed, and is needed as it was stored", [name])
-        data = bytearray(tensor.nbytes)
+        return self.contents([name])[name]
+
+    def contents(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The same of several, which are read in the order of the files."""
+        tensors = {name: tensor for name in names if isinstance(tensor := self.tensors[name], Stored)}
+        if changed := [name for name in names if name not in tensors]:
+            raise self.broken(f"{changed[0]} was changed, and is needed as it was stored", changed)
+        found = dict[str, bytes]()
         with closing(Reader()) as reader:
-            reader.read(tensor.file, tensor.offset, memoryview(data))
-        return bytes(data)
+            for name, tensor in sorted(tensors.items(), key=lambda one: (one[1].file.path, one[1].offset)):
+                data = bytearray(tensor.nbytes)
+                reader.read(tensor.file, tensor.offset, memoryview(data))
+                found[name] = bytes(data)
+        return found
 
     def broken(self, what: str, names: Sequence[str], tip: str = REFETCH) -> FormatError:
         """The error for tensors that contradict each other, or what is said of them."""
@@ -132,12 +143,15 @@ class Scheme:
     `find` gives the quantised weights by the names that they have in 16 bits. `skip(said, modules, all)` is what is
     said where `modules` are in 16 bits now, of `all` that were quantised; None where no loader would honour it, and
     `why` says so. `rescaled` says what was done to the model around its weights, where they are not close to those
-    that it was made from: adapters of the one do not fit the other then.
+    that it was made from: adapters of the one do not fit the other then. It goes by `aliases` too. `activations` are
+    the last names of tensors that say nothing of weights, and go where no weight is quantised any more.
     """
 
     method: str
     find: Find
     skip: Callable[[Mapping[str, Any], Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
     why: str = ""
+    aliases: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
     files: tuple[str, ...] = field(default=())  # beside config.json, that say the same, and are dropped in 16 bits
     rescaled: str = ""

@@ -71,6 +71,9 @@ def _with_codes(
 ) -> Checkpoint:
     """`made` with the stored parts of these weights; the codes of those that were `touched` are made again."""
     tensors, weight_map, dropped = dict(made.tensors), dict(made.weight_map), dict(made.dropped)
+    for name in held.left:
+        tensors[name], weight_map[name] = checkpoint.tensors[name], checkpoint.weight_map[name]
+        dropped.pop(name, None)
     for name in names:
         one, now = held.weights[name], tensors.pop(name)
         del weight_map[name]

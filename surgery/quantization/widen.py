@@ -35,6 +35,9 @@ def widened(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) 
             weight_map.pop(part, None)
         dropped |= _unsaid(checkpoint, one)
         tensors[name], weight_map[name] = one.weight, shard
+    for name in held.left if len(names) == len(held.weights) else ():
+        dropped[name] = tensors.pop(name)
+        del weight_map[name]
     made = replace(checkpoint, tensors=tensors, weight_map=weight_map, dropped=dropped)
     return _configured(made, held, names)
 

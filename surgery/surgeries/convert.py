@@ -5,12 +5,13 @@ same.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, PlanError, listed, series
+from ..errors import NothingMatched, PlanError, listed
+from ..models.alike import alike
 from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
@@ -58,14 +59,18 @@ def _target(checkpoint: Checkpoint, to: str) -> Target:
     for target in known:
         if target.name == to:
             return target
+    raise NothingMatched(
+        f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=_known(kind, to, known)
+    )
+
+
+def _known(kind: object, to: str, known: Sequence[Target]) -> str:
+    """What the type can become; where nothing is known of it, which types look like it."""
     if known:
-        tip = f"model type `{kind}` can become {', '.join(target.name for target in known)}"
-    else:
-        tip = (
-            f"no target is known for model type `{kind}`; types with one are"
-            f" {series(sorted({t.source for t in TARGETS}))}"
-        )
-    raise NothingMatched(f"no way is known from model type `{kind}` to `{to}`", where=[checkpoint.path], help=tip)
+        names = [target.name for target in known]
+        return f"model type `{kind}` can become {', '.join(names)}{alike(to, names)}"
+    sources = {target.source for target in TARGETS}
+    return f"no target is known for model type `{kind}`; {len(sources)} types have one{alike(kind, sources)}"
 
 
 def _resolved(config: Mapping[str, Any], target: Target) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import TypeVar
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
-from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, nearest, series
+from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
 from ..lazy.tensor import Tensor, Zeros
+from ..models.alike import alike
 from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
 from ..models.fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
 from ..models.fused.given import Given, chosen, given_sites, given_split_sites
@@ -380,11 +381,9 @@ def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched |
 
 
 def _near(kind: object, kinds: Collection[str]) -> str:
-    """How many model types are known, and which are called like this one."""
-    known, name = known_types(kinds), str(kind or "")
-    near = [one for one in nearest(name, known) if one[:3] == name[:3]]
-    alike = f", of which {series(near)} begin like `{name}`" if near else ""
-    return f"{len(known)} model types are known to have such modules{alike}"
+    """How many model types are known, and which look like this one."""
+    known = known_types(kinds)
+    return f"{len(known)} model types are known to have such modules{alike(kind, known)}"
 
 
 def _ambiguous(checkpoint: Checkpoint, looks: Sequence[tuple[str, str]]) -> LayoutError:

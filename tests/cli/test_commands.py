@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +291,28 @@ def test_progress_is_drawn_on_a_terminal_only(saved: Saved, tmp_path: Path) -> N
     drawn = os.read(leader, 1 << 16).decode()
     assert "/s" in drawn or "kB" in drawn
     assert done.stdout.startswith("done\n")
+
+
+@pytest.mark.parametrize("width", [80, 60, 40, 132])
+def test_progress_keeps_to_one_line_and_shows_the_end_of_the_name(width: int) -> None:
+    """Drawn on a terminal of that width: no line is wider, and none is wrapped into a second."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    code = """
+from surgery_cli.progress import looking
+with looking(shown=True) as on_tensor:
+    on_tensor("model.language_model.layers.17.block_sparse_moe.experts.63.self_attn.q_proj.weight", 10**9, 10**10)
+    import time; time.sleep(0.3)
+"""
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", code], stdin=follower, stdout=follower, stderr=follower, env=env, check=True)
+    os.close(follower)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(leader, 1 << 16).decode())
+    frames = [line.rstrip() for line in re.split(r"[\r\n]+", drawn) if line.strip()]
+    assert max(map(len, frames)) <= width
+    assert all(frame.lstrip()[0] in "━╸╺" for frame in frames), "a name was wrapped into a line of its own"
+    assert width < 80 or frames[-1].endswith("q_proj.weight")
+    assert width < 60 or frames[-1].endswith("t")
 
 
 def test_shell_completion_knows_the_commands() -> None:

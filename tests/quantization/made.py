@@ -98,3 +98,84 @@ def fixtures(family: str) -> dict[str, Callable[[], Made]]:
         return Made(parts, json.loads(said[case]), weight, codes)
 
     return {case: lambda case=case: make(case) for case in sorted(said)}  # type: ignore[misc]
+
+
+def compressed(shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.bfloat16, **args: object) -> Made:
+    """By a compressor of compressed-tensors, of scales that cover the numbers; what it makes of them again."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=kind)  # type: ignore[arg-type]
+    value = weights(shape, dtype=dtype)
+    given = {"weight": value, **_scales(value, scheme.weights)}
+    compressor = BaseCompressor.get_value_from_registry(kind)
+    stored = compressor.compress(given, scheme)
+    decoded = compressor.decompress(stored, scheme)["weight"].detach()
+    parts = {f"m.{name}": tensor.detach() for name, tensor in stored.items()}
+    assert scheme.weights
+    group = {"targets": ["Linear"], "format": kind, "weights": json.loads(scheme.weights.model_dump_json())}
+    said = {"quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": group}, "ignore": []}
+    return Made(parts, said, decoded, "m.weight_packed" if "m.weight_packed" in parts else "m.weight")
+
+
+def _scales(value: torch.Tensor, args: object) -> Tensors:
+    """Scales, and zero points, that compressed-tensors computes of the least and the greatest numbers of a group."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+    assert isinstance(args, QuantizationArgs)
+    rows, columns = value.shape[-2:]
+    tall, wide = {
+        "tensor": (rows, columns),
+        "channel": (1, columns),
+        "block": tuple(args.block_structure or ()),
+    }.get(str(args.strategy), (1, args.group_size))
+    padded = torch.zeros(*value.shape[:-2], -(-rows // tall) * tall, -(-columns // wide) * wide, dtype=value.dtype)
+    padded[..., :rows, :columns] = value
+    cells = padded.unflatten(-1, (-1, wide)).unflatten(-3, (-1, tall))
+    outer = generate_gparam(value.amin(), value.amax()) if args.strategy == "tensor_group" else None
+    scale, zero = calculate_qparams(cells.amin((-1, -3)), cells.amax((-1, -3)), args, global_scale=outer)
+    made = {"weight_scale": scale, "weight_zero_point": zero, "weight_global_scale": outer}
+    if args.strategy == "tensor":
+        made = {name: tensor.reshape(1) for name, tensor in made.items() if tensor is not None}
+    return {name: tensor for name, tensor in made.items() if tensor is not None}
+
+
+def padded_words(shape: tuple[int, int], bits: int, group: int, symmetric: bool) -> Made:
+    """pack-quantized as it was written before words became one stream: so many whole fields in a word of 32 bits."""
+    made = compressed(
+        shape, "pack-quantized", num_bits=bits, type="int", strategy="group", group_size=group, symmetric=symmetric
+    )
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    def again(name: str, size: tuple[int, int], along: int) -> torch.Tensor:
+        codes = unpack_from_int32(made.tensors[name], bits, torch.Size(size), along).long() + (1 << (bits - 1))  # type: ignore[arg-type]
+        codes, fields = codes.movedim(along, -1), 32 // bits
+        words = torch.zeros(codes.shape[0], -(-codes.shape[1] // fields), dtype=torch.int64)
+        for i in range(codes.shape[1]):
+            words[:, i // fields] |= codes[:, i] << (i % fields * bits)
+        return words.to(torch.int32).movedim(-1, along).contiguous()
+
+    tensors = {**made.tensors, made.codes: again(made.codes, shape, 1)}
+    if not symmetric:
+        tensors["m.weight_zero_point"] = again("m.weight_zero_point", (shape[0], -(-shape[1] // group)), 0)
+    return Made(tensors, made.config, made.weight, made.codes)
+
+
+def ordered_groups(shape: tuple[int, int], group: int, symmetric: bool) -> Made:
+    """pack-quantized with columns that are no neighbours in a group (`weight_g_idx`), decoded by the formula."""
+    made = compressed(
+        shape, "pack-quantized", num_bits=4, type="int", strategy="group", group_size=group, symmetric=symmetric
+    )
+    index = torch.randperm(shape[1], generator=torch.Generator().manual_seed(5)) // group
+    scale = made.tensors["m.weight_scale"].float()
+    grid = scale.repeat_interleave(group, 1)
+    codes = (made.weight.float() / grid).nan_to_num().round()
+    parts = {**made.tensors, "m.weight_g_idx": index.to(torch.int32)}
+    if symmetric:
+        return Made(parts, made.config, (codes * scale[:, index]).to(made.weight.dtype), made.codes)
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    raw = unpack_from_int32(made.tensors[made.codes], 4, torch.Size(shape)).float()
+    zero = unpack_from_int32(made.tensors["m.weight_zero_point"], 4, scale.shape, 0).float()
+    return Made(parts, made.config, ((raw - zero[:, index]) * scale[:, index]).to(made.weight.dtype), made.codes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, fixtures, fp8
+from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, compressed, fixtures, fp8, ordered_groups, padded_words
 from safetensors.torch import save_file
 
 import surgery
@@ -38,6 +38,36 @@ for shape, block, scale in (
     CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
 for family in ("gptq", "awq"):
     CASES |= {f"{family}-{case}": make for case, make in fixtures(family).items()}
+
+INT, FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
+for bits, even, dtype in itertools.product(range(2, 9), (True, False), (BF16, F16)):
+    for shape, how in (
+        ((37, 96), {"strategy": "group", "group_size": 32}),
+        ((5, 133), {"strategy": "channel"}),
+        ((96, 64), {"strategy": "group", "group_size": 16}),
+    ):
+        title = f"ct-int{bits}-{even}-{str(dtype)[6:]}-{shape[0]}x{shape[1]}"
+        args = {"num_bits": bits, "type": "int", "symmetric": even, **how}
+        CASES[title] = lambda a=(shape, "pack-quantized", dtype), b=args: compressed(*a, **b)  # type: ignore[misc]
+for bits, even in itertools.product((3, 5, 6, 7, 4), (True, False)):
+    CASES[f"ct-padded-int{bits}-{even}"] = lambda a=((90, 128), bits, 32, even): padded_words(*a)  # type: ignore[misc]
+    CASES[f"ct-ordered-{even}"] = lambda a=((13, 96), 16, even): ordered_groups(*a)  # type: ignore[misc]
+for title, shape, form, args in (
+    ("int8-channel", (7, 33), "int-quantized", {**INT, "num_bits": 8, "strategy": "channel"}),
+    ("int8-tensor", (7, 33), "int-quantized", {**INT, "num_bits": 8, "strategy": "tensor"}),
+    ("int4-plain", (7, 64), "int-quantized", {**INT, "num_bits": 4, "strategy": "group", "group_size": 32}),
+    ("int8-zeros", (7, 33), "naive-quantized", {"type": "int", "symmetric": False, "strategy": "channel"}),
+    ("int8-zero", (7, 33), "int-quantized", {"type": "int", "symmetric": False, "strategy": "tensor"}),
+    ("fp8-channel", (7, 33), "float-quantized", {**FLOAT, "num_bits": 8, "strategy": "channel"}),
+    ("fp8-tensor", (7, 33), "float-quantized", {**FLOAT, "num_bits": 8, "strategy": "tensor"}),
+    ("fp8-block", (70, 96), "float-quantized", {**FLOAT, "strategy": "block", "block_structure": [32, 32]}),
+    ("fp8-ragged", (70, 100), "naive-quantized", {**FLOAT, "strategy": "block", "block_structure": [32, 32]}),
+    ("nvfp4", (7, 96), "nvfp4-pack-quantized", {**FLOAT, "num_bits": 4, "strategy": "tensor_group", "group_size": 16}),
+    ("mxfp4", (7, 96), "mxfp4-pack-quantized", {**FLOAT, "num_bits": 4, "strategy": "group", "group_size": 32}),
+    ("mxfp8", (7, 96), "mxfp8-quantized", {**FLOAT, "num_bits": 8, "strategy": "group", "group_size": 32}),
+):
+    more = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8} if title.startswith("mx") else {}
+    CASES[f"ct-{title}"] = lambda a=(shape, form), b={**args, **more}: compressed(*a, **b)  # type: ignore[misc]
 
 
 def opened(made: Made, folder: Path) -> Quantised:
@@ -97,6 +127,10 @@ NEAREST = {  # a byte in which all codes are 1
     "gptq-8--1-asym-gptq_v2-float16": 1,
     "awq-gemm-32x64-32": 17,
     "awq-gemv-32x128-64": 17,
+    "ct-nvfp4": 17,
+    "ct-mxfp4": 17,
+    "ct-mxfp8": 1,
+    "ct-int8-zeros": 1,
 }
 
 

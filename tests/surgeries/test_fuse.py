@@ -157,8 +157,11 @@ def test_nothing_to_fuse_says_why(saved: Saved) -> None:
     assert error.value.help and "model types are known to have such modules" in error.value.help
 
 
-@pytest.mark.parametrize(("kind", "near"), [("falcom", "falcon"), ("gpt_neoxx", "gpt_neox"), ("nothing-like-it", "")])
-def test_an_unknown_type_gets_those_that_begin_like_it(
+@pytest.mark.parametrize(
+    ("kind", "near"),
+    [("falcom", "falcon"), ("gpt_neoxx", "gpt_neox"), ("pfalcon", "falcon"), ("hpi3", "phi3"), ("@@@@", "")],
+)
+def test_an_unknown_type_gets_those_that_look_like_it(
     kind: str, near: str, saved: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = shutil.copytree(saved("llama"), tmp_path / "base")
@@ -168,4 +171,4 @@ def test_an_unknown_type_gets_those_that_begin_like_it(
         with pytest.raises(surgery.NothingMatched) as caught:
             verb(surgery.open_checkpoint(base))
         tip = str(caught.value.help)
-        assert len(tip) < 250 and (f"{near}" in tip and f"begin like `{kind}`" in tip) == bool(near)
+        assert len(tip) < 250 and (f"{near}" in tip and f"nearest to `{kind}` " in tip) == bool(near)

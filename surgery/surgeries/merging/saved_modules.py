@@ -12,6 +12,7 @@ from ...errors import AdapterError, NotSupported
 from ...files.peft import TOKENS, Adapter
 from ...lazy.tensor import Tensor, add, concat, narrow
 from ...models.families import is_tied, ties
+from ...models.nested_ties import tied_part
 from ...names import is_called
 from .additions import May, is_within
 from .changes import Placed, module_of, place_of
@@ -93,14 +94,15 @@ def check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
     text = config.get("text_config")
     entries = {config.get("vocab_size"), text.get("vocab_size") if isinstance(text, Mapping) else None} - {None}
     looks = tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] in entries
-    if (is_head(name.rpartition(".")[0]) or looks) and is_tied(config) and ties(config) is None:
+    part, entry = tied_part(config)
+    tied = name.startswith(part) if part else is_tied(config) and ties(config) is None
+    if (is_head(name.rpartition(".")[0]) or looks) and tied:
+        said = f"architectures is {config.get('architectures')!r}"
+        where = f"in {entry} of config.json" if entry else "in config.json"
         raise NotSupported(
             "the adapter changes a tied tensor, and how its class keeps tied tensors apart is not known",
-            where=[
-                f"{adapter.path}: {name}",
-                f"config.json: architectures is {checkpoint.config.get('architectures')!r}",
-            ],
-            help="untie the base first: store both tensors and set tie_word_embeddings to false",
+            where=[f"{adapter.path}: {name}", f"config.json: {said}"],
+            help=f"untie the base first: store both tensors and set tie_word_embeddings to false {where}",
         )
 
 

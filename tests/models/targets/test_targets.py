@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -476,8 +477,26 @@ def test_refuses_unknown_pairs(saved: Callable[..., Path]) -> None:
         "llama",
         NothingMatched,
         what,
-        "no target is known for model type `bloom`; types with one are baichuan, chatglm",
+        "no target is known for model type `bloom`; ",
     )
+
+
+@pytest.mark.parametrize(("kind", "near"), [("phi33", "phi3"), ("hpi3", "phi3"), ("chat_glm", "chatglm"), ("@@@@", "")])
+def test_an_unknown_source_gets_the_nearest_and_no_list_of_all(
+    kind: str, near: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(saved("phi3"), tmp_path / "base")
+    (base / "config.json").write_text(json.dumps({**config_of(base), "model_type": kind}))
+    with pytest.raises(NothingMatched) as caught:
+        surgery.convert(surgery.open_checkpoint(base), "llama")
+    tip = str(caught.value.help)
+    assert len(tip) < 200 and (f"nearest to `{kind}` {near}" in tip if near else "nearest" not in tip)
+
+
+def test_a_target_that_is_mistyped_gets_the_nearest(saved: Callable[..., Path]) -> None:
+    with pytest.raises(NothingMatched) as caught:
+        surgery.convert(surgery.open_checkpoint(saved("phi3")), "lama")
+    assert "nearest to `lama` llama" in str(caught.value.help)
 
 
 def edited(folder: Path, dest: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
