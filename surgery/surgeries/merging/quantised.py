@@ -103,4 +103,5 @@ def _instead(checkpoint: Checkpoint, adapter: Adapter) -> str:
     which = f" (the adapter names {named})" if isinstance(named, str) and named else ""
     if set(_methods(checkpoint).values()) & ON_LOADING:
         return f"merge into the 16-bit model that this one was made from{which}: it is the usual base of such adapters"
-    return f"merge into the 16-bit model that this one was made from{which}, or dequantise the base first"
+    how = ", with the program that made it" if why_unread(checkpoint) else ""
+    return f"merge into the 16-bit model that this one was made from{which}, or dequantise the base first{how}"
