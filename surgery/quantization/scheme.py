@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import FormatError, listed
+from ..errors import FormatError, listed, series
 from ..evaluation.read import Reader
 from ..lazy.dtypes import BF16, F16, F32, Dtype
 from ..lazy.tensor import Constant, Shape, Stored, Tensor
@@ -104,7 +104,7 @@ class Source:
         """
         self.check_sizes(weight, {name: prod(shape) for name, (_, shape) in wanted.items()}, f", with {said}")
         wrong = [
-            f"{name}: {found.dtype} {list(found.shape)}, not {' or '.join(dtypes)} {list(shape)}"
+            f"{name}: {found.dtype} {list(found.shape)}, not {series(dtypes, ' or ')} {list(shape)}"
             for name, (dtypes, shape) in wanted.items()
             if (found := self.tensors[name]).shape != shape or found.dtype.name not in dtypes
         ]
