@@ -1,5 +1,5 @@
-"""The commands that write the same weights in another way, or fewer of them: reshard, convert, dequantize, rename,
-drop; and clean.
+"""The commands that write the same weights in another way, or fewer of them: reshard, convert, dequantize,
+quantize, rename, drop; and clean.
 """
 
 from __future__ import annotations
@@ -60,6 +60,34 @@ def dequantize(
 
     told = {"only": only or None, "except_": except_ or None, "dtype": check_dtype(dtype) if dtype else None}
     written(lambda: surgery.dequantize(surgery.open_checkpoint(model), **told), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def quantize(
+    model: Model,
+    scheme: Annotated[
+        str,
+        typer.Option(
+            "--scheme", metavar="SCHEME", help="nf4, nf4-double or fp8; nf4:128 and such, in blocks of another size."
+        ),
+    ] = "",
+    only: Annotated[
+        str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name matches; the rest stays as is.")
+    ] = "",
+    except_: Annotated[
+        str, typer.Option("--except", metavar="REGEX", help="Leave modules as they are whose whole name matches.")
+    ] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Write linear weights as codes, bit for bit as bitsandbytes (NF4) and transformers (FP8 in blocks) do."""
+    import surgery
+
+    if not scheme:
+        raise typer.BadParameter("quantize needs it: nf4, nf4-double or fp8", param_hint="--scheme")
+    told = {"only": only or None, "except_": except_ or None}
+    written(lambda: surgery.quantize(surgery.open_checkpoint(model), scheme, **told), options)
 
 
 @app.command(rich_help_panel=PANEL)

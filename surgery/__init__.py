@@ -53,6 +53,7 @@ from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
+from .surgeries.quantize import quantize
 from .surgeries.rename import drop, rename
 from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
@@ -123,6 +124,7 @@ __all__ = [
     "plan_push",
     "preview",
     "push",
+    "quantize",
     "reindex",
     "rename",
     "reversible",

@@ -326,9 +326,9 @@ def whole(decoded: Decoded, name: str, work: Workspace) -> torch.Tensor:
 
 
 def stored(tensor: Tensor, start: int, count: int, work: Workspace, use: str) -> torch.Tensor:
-    """Elements [start, start + count), in the workspace's memory for `use`."""
+    """Elements [start, start + count), in the workspace's memory for `use`; what they are made of has its own."""
     import torch
 
-    raw = work.buffer(f"decoded {use}", count * tensor.dtype.bits // 8)
-    work.fill(tensor, start, start + count, raw)
+    raw = work.buffer(f"decoded {use} {work.depth}", count * tensor.dtype.bits // 8)
+    work.fill_under(tensor, start, start + count, raw)
     return torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)) if count else torch.empty(0)

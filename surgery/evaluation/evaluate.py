@@ -15,9 +15,11 @@ from ..errors import NotSupported
 from ..lazy.runs import to_bytes, window
 from ..lazy.tensor import (
     Before,
+    Constant,
     Decoded,
     Encoded,
     File,
+    Fresh,
     Norms,
     Random,
     Restored,
@@ -31,6 +33,7 @@ from .arithmetic import TORCH_NAMES, exact, torch_dtype
 from .corrections import block_of
 from .decoding import fill_decoded
 from .draw import draw
+from .fresh import fill_constant, fill_fresh
 from .nearest import fill_encoded
 from .norms import fill_norms
 from .scratch import scratch_of, tiled_in
@@ -50,6 +53,8 @@ FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Norms: fill_norms,
     Decoded: fill_decoded,
     Encoded: fill_encoded,
+    Fresh: fill_fresh,
+    Constant: fill_constant,
     Before: fill_before,
     Restored: fill_restored,
     Random: lambda tensor, start, stop, out, work: draw(tensor, start, stop, out),

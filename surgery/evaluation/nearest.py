@@ -99,7 +99,7 @@ def _values(encoded: Encoded, band: Band, work: Workspace) -> torch.Tensor:
     """The numbers of a band that are to be coded, in float32."""
     import torch
 
-    raw = work.buffer("encoded", band.size * 4)
+    raw = work.buffer(f"encoded {work.depth}", band.size * 4)
     work.fill_under(encoded.of, band.start, band.start + band.size, raw)
     return torch.frombuffer(raw, dtype=torch.float32).view(band.tall, band.wide)
 

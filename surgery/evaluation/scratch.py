@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..lazy.runs import Piece, lower
-from ..lazy.tensor import Decoded, Encoded, Norms, Sum, Tensor, changes, children, has_arithmetic
+from ..lazy.tensor import Decoded, Encoded, Fresh, Norms, Sum, Tensor, changes, children, has_arithmetic
 from .tiles import columns_of
 
 SCRATCH = "scratch"  # the path under which a plan names the file of its scratch tensors
@@ -19,7 +19,7 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
             return scratch_of(leaf.of) or leaf
         if isinstance(leaf, Sum) and (found := _inside(leaf) or (None if _by_rows(piece) else leaf)):
             return found
-        if isinstance(leaf, Decoded | Encoded) and (found := _of(leaf) or (None if _by_rows(piece) else leaf)):
+        if isinstance(leaf, Decoded | Encoded | Fresh) and (found := _of(leaf) or (None if _by_rows(piece) else leaf)):
             return found
     return None
 
@@ -37,7 +37,7 @@ def _inside(total: Sum) -> Tensor | None:
     return next((found for factor in factors if (found := scratch_of_factor(factor))), None)
 
 
-def _of(coded: Decoded | Encoded) -> Tensor | None:
+def _of(coded: Decoded | Encoded | Fresh) -> Tensor | None:
     """What must be there before codes can be read, or made: all that they are made of is read in rows."""
     return next((found for child in children(coded) if (found := scratch_of(child))), None)
 
@@ -55,9 +55,9 @@ def sums_in(tensor: Tensor) -> Iterator[Sum]:
     return (found for found in tiled_in(tensor) if isinstance(found, Sum))
 
 
-def tiled_in(tensor: Tensor) -> Iterator[Sum | Decoded | Encoded]:
+def tiled_in(tensor: Tensor) -> Iterator[Sum | Decoded | Encoded | Fresh]:
     """What in it is best made in whole rows."""
-    if isinstance(tensor, Sum | Decoded | Encoded):
+    if isinstance(tensor, Sum | Decoded | Encoded | Fresh):
         yield tensor
         return
     for child in children(tensor):

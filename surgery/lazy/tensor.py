@@ -2,10 +2,11 @@
 
 A closed sum type of frozen dataclasses, handled with `match`:
 
-    leaves       Stored | Zeros | Random               bytes of a file; nothing at all; numbers drawn from a key
+    leaves       Stored | Zeros | Random | Constant    bytes of a file; nothing at all; drawn from a key; said here
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
     arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms
-    coding       Decoded | Encoded                     the numbers that codes mean; the codes nearest to numbers
+    coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
+                                                       scales that are there, or under new ones, and these
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
 
 What a sum adds to its base, and what multiplies it, is open: `change.py` says what each kind of it answers.
@@ -25,6 +26,7 @@ from ..errors import LayoutError, NotSupported
 from .change import Change, Delta
 from .coding import Coding
 from .dtypes import ARITHMETIC, F32, Dtype
+from .fresh import Rule
 
 Shape = tuple[int, ...]
 
@@ -103,6 +105,15 @@ class Random(_Sized):
     @property
     def dtype(self) -> Dtype:  # type: ignore[override]
         return F32
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(_Sized):
+    """These bytes: a table or a text that a format stores as a tensor."""
+
+    dtype: Dtype
+    shape: Shape
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +237,17 @@ class Encoded(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Fresh(_Sized):
+    """What the numbers `of` become where they are quantised by `rule`: their codes, or the `scales` of these."""
+
+    dtype: Dtype
+    shape: Shape
+    of: Tensor
+    rule: Rule
+    scales: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Norms(_Sized):
     """Euclidean norms, in float32, of the rows of a matrix, or of its columns. Not row-local: a plan computes it
     before all else.
@@ -294,7 +316,7 @@ class Input:
     tensors: Mapping[str, Stored]
 
 
-Leaf = Stored | Zeros | Random | Sum | Decoded | Encoded | Norms | Before | Restored
+Leaf = Stored | Zeros | Random | Constant | Sum | Decoded | Encoded | Fresh | Norms | Before | Restored
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
 
 
@@ -434,7 +456,7 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (codes, *(part for _, part in parts))
         case Encoded(of, like):
             return (of, *children(like))
-        case Norms(of):
+        case Norms(of) | Fresh(of=of):
             return (of,)
         case Before(_, after, deltas, gain):
             return (after, *(factor for change in changes(deltas, gain) for factor in change.factors))
@@ -455,7 +477,7 @@ def is_computed(tensor: Tensor) -> bool:
     """Whether any value in it is made and not copied. What is restored without a correction is copied, and compared."""
     if isinstance(tensor, Restored) and tensor.frames.size:
         return True
-    return isinstance(tensor, Sum | Norms | Random | Before | Decoded | Encoded) or any(
+    return isinstance(tensor, Sum | Norms | Random | Constant | Before | Decoded | Encoded | Fresh) or any(
         is_computed(child) for child in children(tensor)
     )
 
@@ -464,7 +486,7 @@ def has_arithmetic(tensor: Tensor) -> bool:
     """Whether a sum is in it: exactly reversible or not, without or with torch."""
     if isinstance(tensor, Restored) and tensor.frames.size:  # corrections are put in by torch
         return True
-    return isinstance(tensor, Sum | Norms | Before | Decoded | Encoded) or any(
+    return isinstance(tensor, Sum | Norms | Before | Decoded | Encoded | Fresh) or any(
         has_arithmetic(child) for child in children(tensor)
     )
 
@@ -488,6 +510,8 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return tensor.over(inner)
         case Encoded(of, like):
             return Encoded(inner(of), like.over(inner))
+        case Fresh(of=of):
+            return replace(tensor, of=inner(of))
     return moved_alike(tensor, inner)
 
 

@@ -7,7 +7,20 @@ from collections import Counter
 from ..checkpoint import Checkpoint
 from ..errors import PlanError, listed
 from ..lazy.runs import Piece, lower
-from ..lazy.tensor import Before, Decoded, Encoded, Restored, Shape, Stored, Sum, Tensor, changes, children, stored
+from ..lazy.tensor import (
+    Before,
+    Decoded,
+    Encoded,
+    Fresh,
+    Restored,
+    Shape,
+    Stored,
+    Sum,
+    Tensor,
+    changes,
+    children,
+    stored,
+)
 from ..names import natural
 
 _PRIME, _POINT = 2**127 - 1, 3**79
@@ -34,7 +47,7 @@ def check_conserved(checkpoint: Checkpoint) -> None:
                 case Sum() as leaf:
                     for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
                         count(child)
-                case Before() | Restored() | Decoded() | Encoded() as leaf:
+                case Before() | Restored() | Decoded() | Encoded() | Fresh() as leaf:
                     for child in children(leaf):
                         count(child)
 

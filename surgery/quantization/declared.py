@@ -8,7 +8,7 @@ from typing import Any
 KEYS = ("quantization_config", "compression_config")
 MLX = "quantization"
 # Files beside config.json in which older repositories say it, and how, where they do not say that themselves.
-FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 
 
 def places(config: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:

@@ -11,11 +11,12 @@ from ..errors import FormatError, NotSupported
 from ..evaluation.read import content
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from . import awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt
 from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-READ = (awq.SCHEME, bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME, gptq.SCHEME)
+FAMILIES = (awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt)
+READ = tuple(family.SCHEME for family in FAMILIES)
 SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
@@ -99,10 +100,10 @@ def declared(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[
         yield at, said, "config.json"
     for name, method in FILES.items() if not found else ():
         if name in checkpoint.files:
-            yield (), {"quant_method": method, **_content(checkpoint, name)}, name
+            yield (), {"quant_method": method, **said_in(checkpoint, name)}, name
 
 
-def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+def said_in(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     """The JSON in a file of the checkpoint. Raises FormatError."""
     where = [f"{checkpoint.path}: {name}"]
     return parse_object(content(checkpoint.files[name]), lambda what: FormatError(what, where=where, help=MEND))

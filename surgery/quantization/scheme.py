@@ -12,10 +12,10 @@ from math import prod
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import FormatError, listed
+from ..errors import FormatError, listed, series
 from ..evaluation.read import Reader
 from ..lazy.dtypes import BF16, F16, F32, Dtype
-from ..lazy.tensor import Shape, Stored, Tensor
+from ..lazy.tensor import Constant, Shape, Stored, Tensor
 
 DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
 REFETCH = "fetch the checkpoint again; if it is as it was published, it is broken there"
@@ -104,7 +104,7 @@ class Source:
         """
         self.check_sizes(weight, {name: prod(shape) for name, (_, shape) in wanted.items()}, f", with {said}")
         wrong = [
-            f"{name}: {found.dtype} {list(found.shape)}, not {' or '.join(dtypes)} {list(shape)}"
+            f"{name}: {found.dtype} {list(found.shape)}, not {series(dtypes, ' or ')} {list(shape)}"
             for name, (dtypes, shape) in wanted.items()
             if (found := self.tensors[name]).shape != shape or found.dtype.name not in dtypes
         ]
@@ -118,9 +118,9 @@ class Source:
     def contents(self, names: Sequence[str]) -> dict[str, bytes]:
         """The same of several, which are read in the order of the files."""
         tensors = {name: tensor for name in names if isinstance(tensor := self.tensors[name], Stored)}
-        if changed := [name for name in names if name not in tensors]:
+        found = {name: tensor.data for name in names if isinstance(tensor := self.tensors[name], Constant)}
+        if changed := [name for name in names if name not in tensors and name not in found]:
             raise self.broken(f"{changed[0]} was changed, and is needed as it was stored", changed)
-        found = dict[str, bytes]()
         with closing(Reader()) as reader:
             for name, tensor in sorted(tensors.items(), key=lambda one: (one[1].file.path, one[1].offset)):
                 data = bytearray(tensor.nbytes)

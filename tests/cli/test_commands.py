@@ -71,7 +71,7 @@ COMMANDS = (
         "split-experts",
         "fuse-experts",
     ),
-    *("convert", "inject", "merge", "rename", "drop", "verify", "diff", "clean", "demo"),
+    *("convert", "quantize", "inject", "merge", "rename", "drop", "verify", "diff", "clean", "demo"),
 )
 
 

@@ -94,7 +94,7 @@ def fixtures(family: str) -> dict[str, Callable[[], Made]]:
     def make(case: str) -> Made:
         parts = {n.removeprefix(f"{case}/"): t for n, t in tensors.items() if n.startswith(f"{case}/")}
         weight = parts.pop("weight")
-        codes = next(n for n in parts if n.endswith(("qweight", "qdata")))
+        codes = next(n for n in parts if n.endswith(("qweight", "qdata", "m.weight")))
         return Made(parts, json.loads(said[case]), weight, codes)
 
     return {case: lambda case=case: make(case) for case in sorted(said)}  # type: ignore[misc]
@@ -179,3 +179,28 @@ def ordered_groups(shape: tuple[int, int], group: int, symmetric: bool) -> Made:
     raw = unpack_from_int32(made.tensors[made.codes], 4, torch.Size(shape)).float()
     zero = unpack_from_int32(made.tensors["m.weight_zero_point"], 4, scale.shape, 0).float()
     return Made(parts, made.config, ((raw - zero[:, index]) * scale[:, index]).to(made.weight.dtype), made.codes)
+
+
+def gpt_oss(shape: tuple[int, int, int]) -> Made:
+    """Blocks and scales of experts (experts, out, in), and what transformers makes of them, (experts, in, out)."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    experts, rows, columns = shape
+    draw = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), generator=draw).to(torch.uint8)
+    scales = torch.randint(0, 200, (experts, rows, columns // 32), generator=draw).to(torch.uint8)
+    decoded = convert_moe_packed_tensors(blocks, scales)
+    parts = {"m.weight_blocks": blocks, "m.weight_scales": scales}
+    return Made(parts, {"quant_method": "mxfp4"}, decoded, "m.weight_blocks")
+
+
+def fbgemm(shape: tuple[int, ...], tall: bool) -> Made:
+    """Rows with a scale each, or, of experts, columns, whose scales lie in a row, or are as tall as many of them."""
+    value = weights(shape).float()
+    axis = 1 if len(shape) == 3 else -1
+    scale = value.abs().amax(axis, keepdim=True).clamp(min=1e-8) / 448
+    codes = (value / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    decoded = (codes.float() * scale).bfloat16()
+    stored = scale.transpose(1, 2).contiguous() if tall else scale
+    said = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]}
+    return Made({"m.weight": codes, "m.weight_scale": stored}, said, decoded)
