@@ -88,3 +88,19 @@ def hashes(folder: Path, *, without: tuple[str, ...] = (".surgery",)) -> dict[st
         if path.is_file() and not relative.startswith(without):
             found[relative] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """quantised("nf4"), ("int8"), ("fp8") -> a tiny Llama that is quantised so; in 16 bits it lies beside, `plain`."""
+    from quantization.live import make, make_plain
+
+    folder = tmp_path_factory.mktemp("quantised")
+    make_plain(folder / "plain")
+
+    def made(how: str) -> Path:
+        if not (folder / how).exists():
+            make(how, folder / "plain", folder / how)
+        return folder / how
+
+    return made

@@ -3,85 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from quantization.live import HOW, Quantised, adapter, judged, logits, raw
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import surgery
-
-INPUT = torch.arange(20)[None]
-NF4 = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.bfloat16,
-)
-HOW = {"nf4": NF4, "int8": BitsAndBytesConfig(load_in_8bit=True)}
-Quantised = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
-    """quantised("nf4") -> a tiny Llama that transformers quantised and saved."""
-    folder = tmp_path_factory.mktemp("quantised")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=96,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "plain")
-
-    def make(how: str) -> Path:
-        if not (folder / how).exists():
-            live = AutoModelForCausalLM.from_pretrained(
-                folder / "plain", quantization_config=HOW[how], device_map="cpu", dtype=torch.bfloat16
-            )
-            live.save_pretrained(folder / how)
-        return folder / how
-
-    return make
-
-
-def adapter(base: Path, folder: Path, spread: float, **options: Any) -> Path:
-    """LoRA with random factors, made by PEFT on the model in 16 bits."""
-    torch.manual_seed(1)
-    live = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base.parent / "plain"), LoraConfig(r=4, lora_alpha=16, **options)
-    )
-    for name, value in live.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(value, std=spread)
-    live.save_pretrained(folder)
-    return folder
-
-
-def logits(live: torch.nn.Module) -> torch.Tensor:
-    """What it computes, in float32."""
-    with torch.no_grad():
-        return live(INPUT).logits.float()
-
-
-def judged(base: Path, lora: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the base computes in float32, decoded by transformers, and what it does with PEFT's adapter live."""
-    live = AutoModelForCausalLM.from_pretrained(base, device_map="cpu").dequantize().float()
-    before = logits(live)
-    return before, logits(PeftModel.from_pretrained(live, lora))
-
-
-def raw(folder: Path) -> dict[str, bytes]:
-    """The bytes of each tensor."""
-    tensors = load_file(folder / "model.safetensors")
-    return {name: t.reshape(-1).view(torch.uint8).numpy().tobytes() for name, t in tensors.items()}
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -47,6 +47,7 @@ from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
 from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
+from .through import through_codes
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .unadapted import notes_on_unadapted
@@ -75,6 +76,7 @@ def merge(
     dequantize: bool = False,
     requantize: bool = False,
     lossy: bool = False,
+    through: str | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's
     dtype.
@@ -102,13 +104,15 @@ def merge(
     Of a quantised base, the weights that adapters touch are written in 16 bits, with those that servers fuse with
     them, and the rest stays as it is, byte for byte; `dequantize` writes all of it in 16 bits. `requantize` codes
     what is touched again under the stored scales; a run in which less than half of what was added survives that is
-    refused, unless it may be `lossy`.
+    refused, unless it may be `lossy`. An adapter that was trained on codes of this base, which is in 16 bits, is
+    merged `through` them: "nf4", "nf4:64:double" or what else `quantize` takes; each weight of a linear module, touched
+    or not, is then what its codes mean.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is
     supported, PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was
     trained on another type of model, unless `any_base`; nothing is ever half applied. Reads no base
-    tensor, but of tied ones that are stored twice, and of copies of the base that several adapters, or a weighted
-    one, hold.
+    tensor, but of tied ones that are stored twice, of copies of the base that several adapters, or a weighted one,
+    hold, and `through` double quantisation.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
@@ -116,7 +120,7 @@ def merge(
     how = way(dequantize=dequantize, requantize=requantize, lossy=lossy)
     stored, held = checkpoint, read_quantised(checkpoint)
     check_way(checkpoint, held, how, dtype)
-    checkpoint = seen = decoded(checkpoint, held)
+    checkpoint = seen = through_codes(decoded(checkpoint, held), held, through)
     lineage = _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
     base = _as_adapted(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     groups = groups_of(base)
@@ -142,6 +146,7 @@ def merge(
         "given": as_said(given) if given else None,
         "map": [list(rule) for rule in names] or None,
         "quantised": how if held.weights else None,
+        "through": through,
     }
     notes = [*lineage, *(note for one in fitted for note in one.notes), *copied, *_notes(base, adapters, plain)]
     step = _step(made, base, adapters, weights, options)
