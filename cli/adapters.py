@@ -51,7 +51,7 @@ def merge(
     adapters: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ADAPTER...]",
+            metavar="ADAPTER",
             help="PEFT adapters, here or on the Hub, summed in one pass; without one, BASE's own LoRA.",
             show_default=False,
         ),
@@ -149,7 +149,7 @@ def unmerge(
     ],
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False),
+        typer.Argument(metavar="ADAPTER", help="Only with --approximate: what was merged.", show_default=False),
     ] = None,
     approximate: Annotated[
         bool,
