@@ -18,6 +18,7 @@ from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
+from ...files.called import called
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
@@ -228,7 +229,8 @@ def _step(
     """What the history says of this merge: its adapters, what it did, and the options that were given."""
     return {
         "surgery": "merge",
-        "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
+        "base": called(base.path),
+        "adapters": [_told(base, a, w) for a, w in zip(adapters, weights, strict=True)],
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in made.tensors.items()),
         "replaced": len(made.replaced) - len(base.replaced),
         "added": sorted(made.tensors.keys() - base.tensors.keys()),
@@ -236,9 +238,10 @@ def _step(
     }
 
 
-def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
-    """What the history says of an adapter."""
-    told: dict[str, Any] = {"digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
+    """What the history says of an adapter; its name where it lies in a place of its own."""
+    name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
+    told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
