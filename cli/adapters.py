@@ -93,6 +93,18 @@ def merge(
         bool,
         typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
     ] = False,
+    through: Annotated[
+        str,
+        typer.Option(
+            "--through",
+            metavar="nf4[:BLOCK][:double]",
+            help=(
+                "BASE is in 16 bits, the adapter was trained on its NF4 (QLoRA): each linear weight, touched or not,"
+                " is what its codes mean."
+            ),
+            rich_help_panel=CODES,
+        ),
+    ] = "",
     *,
     merging: Merging,
     options: Writing,
@@ -115,6 +127,7 @@ def merge(
             dequantize=dequantize,
             requantize=requantize,
             lossy=lossy,
+            through=through or None,
         )
         return surgery.reversible(merged, before) if reversible else merged
 

@@ -61,6 +61,7 @@ def _way(step: Step) -> Merging:
         add=step.get("add"),
         architecture=step.get("architecture"),
         given=given_as(given) if given is not None else None,
+        through=step.get("through"),
     )
 
 
@@ -81,5 +82,6 @@ def _options(merging: Merging) -> dict[str, str | None]:
         "architecture": merging.architecture,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in merging.names),
         "dtype": merging.dtype,
+        "through": merging.through,
         "given": json.dumps(as_said(merging.given)) if merging.given else "",
     }

@@ -70,6 +70,7 @@ class Merging:
     architecture: str | None = None
     base_as_trained: bool = False
     given: Given | None = None
+    through: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises."""
@@ -87,6 +88,7 @@ class Merging:
             architecture=self.architecture,
             base_as_trained=self.base_as_trained,
             given=self.given,
+            through=self.through,
             again=True,
             tokenizer="base",
             any_base=True,

@@ -24,7 +24,13 @@ REFUSED: Mapping[str, str] = {
     "hqq": "its zeros are fractions that are subtracted in 16 bits, and transformers no longer reads it",
     "bitnet": "its layers quantise their activations too, so that the weights in 16 bits are another model",
     "eetq": "its codes lie in the order of one GPU kernel",
-    "quanto": "transformers does not save it",
+    "quanto": "transformers cannot save it, and no other program reads it",
+    "mlx": "MLX lays codes, scales and biases out for its own kernels; mlx_lm.convert --dequantize makes 16 bits of it",
+    "gguf": "its weights are blocks in a GGUF file, and no safetensors",
+    "marlin": "its codes lie in the order of one GPU kernel",
+    "bitblas": "its codes lie in the order of one GPU kernel",
+    "qqq": "its codes lie in the order of one GPU kernel",
+    "paroquant": "its weights are rotated, and the rotations lie beside them",
     "aqlm": "its codes stand for vectors",
     "vptq": "its codes stand for vectors",
     "spqr": "its codes stand for vectors",
@@ -62,7 +68,7 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     Raises FormatError where codes, companions and config.json contradict each other, NotSupported for a scheme that
     is not read.
     """
-    for at, said, place in _said(checkpoint):
+    for at, said, place in declared(checkpoint):
         method = method_of(said)
         if method in SCHEMES:
             return _found(SCHEMES[method], Source(checkpoint, said, place), at)
@@ -85,7 +91,7 @@ def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
     return Quantisation(scheme, weights, source.said, at, tuple(left))
 
 
-def _said(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
+def declared(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
     """What is said of it, and in which file: (keys that lead there, what is said, the file). What other files say
     counts where config.json says nothing.
     """
@@ -112,4 +118,6 @@ def method_of(said: Mapping[str, Any]) -> str:
     method = said.get("quant_method") or (nested.get("format") if isinstance(nested, Mapping) else None)
     if not method and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         return "bitsandbytes"
+    if not method and {"bits", "group_size"} <= said.keys():
+        return "mlx"
     return str(method or said.get("format") or "")
