@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import NotSupported, series
+from ..errors import NotSupported, listed, series
 from ..names import natural
 from .scheme import Quantised, Source, module_of
 
