@@ -166,6 +166,11 @@ def rows8() -> Made:
     return fbgemm((7, 33), False)
 
 
+def also(name: str, dtype: torch.dtype) -> Change:
+    """A tensor more, of codes alone."""
+    return lambda tensors, said: tensors.update({name: torch.zeros(4, 8).to(dtype)})
+
+
 def group_said(**more: Any) -> Change:
     """What a group of compressed-tensors says."""
     return lambda tensors, said: said["config_groups"]["group_0"].update(more)
@@ -303,6 +308,10 @@ BROKEN = {
         nvfp4, with_("m.weight_global_scale", lambda t: t.repeat(2)), r"scale of all is \[2\]"
     ),
     "mxfp4-scale-byte-of-none": Broken(mxfp4, with_("m.weight_scale", one(255)), "255.*m.weight_packed", late=True),
+    "ct-codes-of-a-name-of-their-own": Broken(ct4, also("e.gate_up_proj", torch.uint8), "without what.*e.gate_up_proj"),
+    "ct-floats-of-a-name-of-their-own": Broken(ct4, also("e.up", torch.float8_e4m3fn), "without what.*e.up"),
+    "modelopt-codes-alone": Broken(modelopt, also("e.gate_up_proj", torch.uint8), "without what.*e.gate_up_proj"),
+    "nf4-codes-alone": Broken(nf4, also("n.weight", torch.uint8), "without what says their meaning.*n.weight"),
     "ct-zeros-left-out": Broken(ct4, said(format="sparse-24-bitmask"), "are not read: weights that are zero"),
     "ct-sparse": Broken(ct4, said(sparsity_config={"format": "sparse-bitmask"}), "sparse-bitmask are not read"),
     "ct-marlin": Broken(ct4, group_said(format="marlin-24"), "marlin-24 are not read: the codes lie"),
