@@ -50,6 +50,7 @@ from .task_heads import Selection, as_its_class
 from .through import through_codes
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
+from .trained_base import on_codes
 from .unadapted import notes_on_unadapted
 from .vocabulary import with_vocabulary
 
@@ -121,7 +122,8 @@ def merge(
     stored, held = checkpoint, read_quantised(checkpoint)
     check_way(checkpoint, held, how, dtype)
     checkpoint = seen = through_codes(decoded(checkpoint, held), held, through)
-    lineage = _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
+    lineage = on_codes(stored, held, adapters, any_base=any_base, through=through)
+    lineage += _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
     base = _as_adapted(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     groups = groups_of(base)
     wide = widened(base, groups)
