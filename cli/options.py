@@ -535,7 +535,8 @@ def _options_of(group: Any) -> Sequence[tuple[Field[Any], Any]]:
     found = list[tuple[Field[Any], Any]]()
     for field in fields(group):
         hint = hints[field.name]
-        found += _options_of(hint) if is_dataclass(hint) else [(field, hint)]
+        nested: bool = is_dataclass(hint)
+        found += _options_of(hint) if nested else [(field, hint)]
     return found
 
 
