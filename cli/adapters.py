@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .injecting import Injecting
-from .options import Merging, Model, Writing, writing_options
+from .options import CODES, Merging, Model, Writing, writing_options
 from .running import written
 
 if TYPE_CHECKING:
@@ -76,6 +76,18 @@ def merge(
             "--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte."
         ),
     ] = False,
+    through: Annotated[
+        str,
+        typer.Option(
+            "--through",
+            metavar="nf4[:BLOCK][:double]",
+            help=(
+                "BASE is in 16 bits, the adapter was trained on its NF4 (QLoRA): each linear weight, touched or not,"
+                " is what its codes mean."
+            ),
+            rich_help_panel=CODES,
+        ),
+    ] = "",
     *,
     merging: Merging,
     options: Writing,
@@ -95,6 +107,7 @@ def merge(
             again=again,
             tokenizer=tokenizer or None,
             any_base=any_base,
+            through=through or None,
         )
         return surgery.reversible(merged, before) if reversible else merged
 

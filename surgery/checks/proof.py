@@ -74,6 +74,7 @@ class Merging:
     given: Given | None = None
     dequantize: bool = False
     requantize: bool = False
+    through: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         """The base with the adapters merged so; raises what `merge` raises. What it may lose is no matter here."""
@@ -91,6 +92,7 @@ class Merging:
             architecture=self.architecture,
             base_as_trained=self.base_as_trained,
             given=self.given,
+            through=self.through,
             again=True,
             tokenizer="base",
             any_base=True,

@@ -68,6 +68,7 @@ OUTPUT_HEAD = re.compile(
 )
 OUTPUT_HEADS = {
     "rwkv": "head",
+    "speecht5": "text_decoder_postnet.lm_head",
     "modernbert": "decoder",
     "modernbert-decoder": "decoder",
 }  # what is no head in other types

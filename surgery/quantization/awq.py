@@ -14,9 +14,9 @@ from typing import Any
 from ..errors import NotSupported, listed
 from ..lazy.coding import Coding, Packing
 from ..lazy.tensor import Decoded, narrow, permute
-from .gptq import CODES, FLOATS, INTS, as_stored, check_complete, modules
+from .gptq import FLOATS, INTS, as_stored, check_complete, modules
 from .scheme import Quantised, Scheme, Source
-from .skip_lists import extended, skipped
+from .skip_lists import check_listed, extended
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 ROW, DOWN = Packing(4, 32), Packing(4, 32, down=True)
@@ -28,6 +28,7 @@ OTHERS = {
     "marlin": "its codes lie in the order of one GPU kernel",
 }
 PADDED = {64: 2, 32: 4}  # words of zeros come in such numbers, by the size of groups
+LIST = "modules_to_not_convert"
 FILES = ("quant_config.json", "quantize_config.json")
 CHANGED = "AWQ multiplied the inputs of its weights, and what comes before them undoes it"
 
@@ -40,9 +41,7 @@ def find(source: Source) -> dict[str, Quantised]:
     _check_unscaled(source)
     found = {f"{m}.weight": weight_of(source, m, group, version) for m in modules(source)}
     check_complete(source, found)
-    entries = source.said.get("modules_to_not_convert") or []
-    if wrong := [m for m in modules(source) if skipped(map(str, entries), m)]:
-        raise source.broken("modules are said to be not quantised, and have codes", [m + CODES for m in wrong])
+    check_listed(source, LIST, found)
     return found
 
 
@@ -117,8 +116,8 @@ def _gemv(source: Source, codes: str, zeros: str, scales: str, group: int) -> De
 
 
 def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:
-    """The list goes by one name."""
-    return extended(said, "modules_to_not_convert", modules, quantised)
+    """The one list that AWQ has."""
+    return extended(said, LIST, modules, quantised)
 
 
 SCHEME = Scheme("awq", find, skip, files=FILES, rescaled=CHANGED)

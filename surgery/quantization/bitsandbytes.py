@@ -14,11 +14,12 @@ from ..lazy.coding import Coding, Packing
 from ..lazy.tensor import Decoded, Tensor, permute, reshape
 from ..models.families import is_conv1d
 from .scheme import DTYPES, Quantised, Scheme, Source
-from .skip_lists import extended
+from .skip_lists import check_listed, extended
 
 STATE = ".quant_state.bitsandbytes__"
 PER_127 = 0.007874015718698502  # 1 / 127 in float32, by which bitsandbytes multiplies
 NIBBLES = Packing(4, 8, order=(1, 0))
+LIST = "llm_int8_skip_modules"
 FIELDS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
 
 
@@ -36,6 +37,7 @@ def find(source: Source) -> dict[str, Quantised]:
     lone += [n for n in source.tensors if n.endswith("weight_format") and _beside(n, "weight") not in found]
     if lone:
         raise source.broken("scales lie here without what says whose they are", lone)
+    check_listed(source, LIST, found)
     return found
 
 
@@ -116,7 +118,7 @@ def _as_stored(source: Source, weight: str, decoded: Decoded) -> Tensor:
 
 def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:
     """The list has the name of int8's for 4 bits as well; where there is none, loaders leave the head out."""
-    return extended(said, "llm_int8_skip_modules", modules, quantised)
+    return extended(said, LIST, modules, quantised)
 
 
 SCHEME = Scheme("bitsandbytes", find, skip)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 KEYS = ("quantization_config", "compression_config")
+MLX = "quantization"
 # Files beside config.json in which older repositories say it, and how, where they do not say that themselves.
-FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 
 
 def places(config: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -15,6 +16,8 @@ def places(config: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tupl
     for key in KEYS:
         if isinstance(said := config.get(key), Mapping) and said:
             yield (*at, key), said
+    if not at and isinstance(said := config.get(MLX), Mapping) and {"bits", "group_size"} <= said.keys():
+        yield (MLX,), said
     for key, value in config.items():
         if isinstance(value, Mapping) and key not in KEYS:
             yield from places(value, (*at, key))

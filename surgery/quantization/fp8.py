@@ -12,11 +12,12 @@ from typing import Any
 from ..lazy.coding import Coding, Packing, Scale
 from ..lazy.tensor import Decoded, Shape, Tensor, reshape
 from .scheme import Quantised, Scheme, Source
-from .skip_lists import extended
+from .skip_lists import check_listed, extended
 
 FLOATS = ("F8_E4M3", "F8_E5M2")
 SCALES = ("{0}_scale_inv", "{0}_scale", "{1}.scale", "{1}.qscale_weight")  # of a weight, of its module
 LEFT = ("activation_scale", "input_scale", "qscale_act")
+LISTS = ("modules_to_not_convert", "ignored_layers")
 NIBBLES = Packing(4, 8)
 
 
@@ -37,6 +38,8 @@ def find(source: Source) -> dict[str, Quantised]:
     used = {part for one in found.values() for part in one.parts}
     if stray := [n for n in source.tensors if n.endswith("_scale_inv") and n not in used]:
         raise source.broken("scales are here, and no float8 weights that they belong to", stray)
+    for key in LISTS:
+        check_listed(source, key, found)
     return found
 
 

@@ -11,11 +11,12 @@ from ..errors import FormatError, NotSupported
 from ..evaluation.read import content
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from . import awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt
 from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-READ = (awq.SCHEME, bitsandbytes.SCHEME, compressed_tensors.SCHEME, fp8.SCHEME, gptq.SCHEME)
+FAMILIES = (awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt)
+READ = tuple(family.SCHEME for family in FAMILIES)
 SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
 # What cannot be expressed as numbers of their own, or is laid out for one program's kernels.
@@ -23,7 +24,13 @@ REFUSED: Mapping[str, str] = {
     "hqq": "its zeros are fractions that are subtracted in 16 bits, and transformers no longer reads it",
     "bitnet": "its layers quantise their activations too, so that the weights in 16 bits are another model",
     "eetq": "its codes lie in the order of one GPU kernel",
-    "quanto": "transformers does not save it",
+    "quanto": "transformers cannot save it, and no other program reads it",
+    "mlx": "MLX lays codes, scales and biases out for its own kernels; mlx_lm.convert --dequantize makes 16 bits of it",
+    "gguf": "its weights are blocks in a GGUF file, and no safetensors",
+    "marlin": "its codes lie in the order of one GPU kernel",
+    "bitblas": "its codes lie in the order of one GPU kernel",
+    "qqq": "its codes lie in the order of one GPU kernel",
+    "paroquant": "its weights are rotated, and the rotations lie beside them",
     "aqlm": "its codes stand for vectors",
     "vptq": "its codes stand for vectors",
     "spqr": "its codes stand for vectors",
@@ -61,7 +68,7 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
     Raises FormatError where codes, companions and config.json contradict each other, NotSupported for a scheme that
     is not read.
     """
-    for at, said, place in _said(checkpoint):
+    for at, said, place in declared(checkpoint):
         method = method_of(said)
         if method in SCHEMES:
             return _found(SCHEMES[method], Source(checkpoint, said, place), at)
@@ -77,14 +84,22 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
 
 
 def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
-    """What is quantised by a scheme."""
+    """What is quantised by a scheme. Raises FormatError for codes that belong to no weight."""
     weights = scheme.find(source)
     used = {name for one in weights.values() for name in (*one.parts, *one.left)}
+    if lone := [n for n, t in source.tensors.items() if n not in used and _is_codes(n, t)]:
+        raise source.broken(f"codes lie here without what says their meaning in {scheme.method}", lone)
     left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
     return Quantisation(scheme, weights, source.said, at, tuple(left))
 
 
-def _said(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
+def _is_codes(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor can be nothing else, as masks of attention can that are stored as bytes (`attn.bias`)."""
+    kind, last = tensor.dtype.name, name.rpartition(".")[2]
+    return len(tensor.shape) > 1 and (kind.startswith("F8_E") or (kind in ("U8", "I8") and not last.endswith("bias")))
+
+
+def declared(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:
     """What is said of it, and in which file: (keys that lead there, what is said, the file). What other files say
     counts where config.json says nothing.
     """
@@ -93,10 +108,10 @@ def _said(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str
         yield at, said, "config.json"
     for name, method in FILES.items() if not found else ():
         if name in checkpoint.files:
-            yield (), {"quant_method": method, **_content(checkpoint, name)}, name
+            yield (), {"quant_method": method, **said_in(checkpoint, name)}, name
 
 
-def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+def said_in(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     """The JSON in a file of the checkpoint. Raises FormatError."""
     where = [f"{checkpoint.path}: {name}"]
     return parse_object(content(checkpoint.files[name]), lambda what: FormatError(what, where=where, help=MEND))
@@ -111,4 +126,6 @@ def method_of(said: Mapping[str, Any]) -> str:
     method = said.get("quant_method") or (nested.get("format") if isinstance(nested, Mapping) else None)
     if not method and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         return "bitsandbytes"
+    if not method and {"bits", "group_size"} <= said.keys():
+        return "mlx"
     return str(method or said.get("format") or "")

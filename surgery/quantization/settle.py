@@ -23,7 +23,7 @@ from .declared import replaced
 from .partners import with_partners
 from .quantised import Quantisation
 from .recode import recoded
-from .widen import mixed, widened
+from .widen import beside, mixed, widened
 
 How = Literal["mixed", "dequantized", "requantized"]
 
@@ -49,7 +49,7 @@ def settled(made: Checkpoint, seen: Checkpoint, checkpoint: Checkpoint, held: Qu
     back = [name for name in held.weights if name in made.tensors and name not in wide]
     result = _with_codes(made, checkpoint, held, back, touched)
     said = mixed(checkpoint, held, sorted(wide, key=natural)) if wide else held.said
-    result = _said(result, seen, checkpoint, held, said)
+    result = _said(result, seen, checkpoint, held, said, wide)
     return replace(result, notes=(*result.notes, *_notes(held, wide, touched, how)))
 
 
@@ -93,14 +93,17 @@ def _with_codes(
 
 
 def _said(
-    result: Checkpoint, seen: Checkpoint, checkpoint: Checkpoint, held: Quantisation, said: Mapping[str, Any]
+    result: Checkpoint,
+    seen: Checkpoint,
+    checkpoint: Checkpoint,
+    held: Quantisation,
+    said: Mapping[str, Any],
+    wide: Collection[str],
 ) -> Checkpoint:
     """`result` with what is `said` of its quantisation now, in the config that the surgery left, and the files."""
-    assert held.scheme
-    beside = {name: checkpoint.files[name] for name in held.scheme.files if name in checkpoint.files}
-    files = {**result.files, **beside}
+    files = {**result.files, **beside(checkpoint, held, wide)}
     same = result.files.get("config.json") == seen.files.get("config.json")
-    if same and said == held.said and "config.json" in checkpoint.files:
+    if same and (said == held.said or not held.at) and "config.json" in checkpoint.files:
         return replace(result, files={**files, "config.json": checkpoint.files["config.json"]})
     config = checkpoint.config if same else result.config
     return replace(result, files=files).with_config(replaced(config, held.at, said) if held.at else config)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..names import natural
+from .scheme import Quantised, Source, module_of
 
 HEAD = "lm_head"
 
@@ -28,6 +29,16 @@ def matches(entry: str, module: str) -> bool:
 def skipped(entries: Iterable[str], module: str) -> bool:
     """Whether one of them does."""
     return any(matches(entry, module) for entry in entries)
+
+
+def check_listed(source: Source, key: str, found: Mapping[str, Quantised]) -> None:
+    """Raise FormatError where the list that is called `key` names modules that are quantised."""
+    entries = source.said.get(key) or []
+    if not isinstance(entries, list):
+        raise source.broken(f"`{key}` is {entries!r}, and no list of modules", [key])
+    names = [str(entry) for entry in entries]
+    if wrong := [one.codes for weight, one in found.items() if skipped(names, module_of(weight))]:
+        raise source.broken(f"`{key}` names modules as not quantised that have codes", wrong)
 
 
 def extended(said: Mapping[str, Any], key: str, modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -10,10 +11,10 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import NotSupported, listed
 from ..lazy.dtypes import Dtype
-from ..lazy.tensor import Tensor, stored
+from ..lazy.tensor import File, Tensor, stored
 from ..names import natural
 from .declared import replaced, without
-from .quantised import Quantisation
+from .quantised import Quantisation, said_in
 from .scheme import DTYPES, Quantised, module_of
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -62,22 +63,41 @@ def _configured(made: Checkpoint, held: Quantisation, names: Collection[str]) ->
         made = replace(made, files=files)
         config = _of_dtype(without(made.config), [held.weights[name].weight.dtype for name in names])
         return made.with_config(config) if "config.json" in files else made
-    return made.with_config(replaced(made.config, held.at, mixed(made, held, names)))
+    said = mixed(made, held, names)
+    made = replace(made, files={**made.files, **beside(made, held, names)})
+    return made.with_config(replaced(made.config, held.at, said)) if held.at else made
+
+
+def beside(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -> Mapping[str, File | bytes]:
+    """The files that say the same as config.json, with what they say where the weights `names` are in 16 bits."""
+    assert held.scheme
+    found = {name: file for name in held.scheme.files if (file := checkpoint.files.get(name)) is not None}
+    if held.scheme.skip is None or not names:
+        return found
+    wide, still = _modules(held, names)
+    return {
+        name: f"{json.dumps(held.scheme.skip(said_in(checkpoint, name), wide, still), indent=4)}\n".encode()
+        for name in found
+    }
 
 
 def mixed(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -> Mapping[str, Any]:
     """What is to be said where only the weights called `names` are in 16 bits. Raises NotSupported."""
     assert held.scheme
-    if held.scheme.skip is None or not held.at:
+    if held.scheme.skip is None or not (held.at or held.scheme.files):
         why = held.scheme.why or "config.json does not say how it is quantised"
         raise NotSupported(
             f"some weights in 16 bits and others quantised is what no loader of {held.scheme.method} takes: {why}",
             where=[checkpoint.path, *listed(sorted(names, key=natural))],
             help="dequantise all of it: --dequantize; or keep the codes, at a price: --requantize",
         )
+    return held.scheme.skip(held.said, *_modules(held, names))
+
+
+def _modules(held: Quantisation, names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The modules of the weights called `names`, and those of the others."""
     wide = sorted({module_of(name) for name in names}, key=natural)
-    still = sorted({module_of(name) for name in held.weights if name not in names}, key=natural)
-    return held.scheme.skip(held.said, wide, still)
+    return wide, sorted({module_of(name) for name in held.weights if name not in names}, key=natural)
 
 
 def _of_dtype(config: Mapping[str, Any], dtypes: list[Dtype]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, PlanError, listed
+from ..errors import NothingMatched, PlanError, listed, series
 from ..models.alike import alike
 from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
@@ -68,7 +68,7 @@ def _known(kind: object, to: str, known: Sequence[Target]) -> str:
     """What the type can become; where nothing is known of it, which types look like it."""
     if known:
         names = [target.name for target in known]
-        return f"model type `{kind}` can become {', '.join(names)}{alike(to, names)}"
+        return f"model type `{kind}` can become {series(names)}{alike(to, names)}"
     sources = {target.source for target in TARGETS}
     return f"no target is known for model type `{kind}`; {len(sources)} types have one{alike(kind, sources)}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,28 +94,38 @@ def fixtures(family: str) -> dict[str, Callable[[], Made]]:
     def make(case: str) -> Made:
         parts = {n.removeprefix(f"{case}/"): t for n, t in tensors.items() if n.startswith(f"{case}/")}
         weight = parts.pop("weight")
-        codes = next(n for n in parts if n.endswith(("qweight", "qdata")))
+        codes = next(n for n in parts if n.endswith(("qweight", "qdata", "m.weight")))
         return Made(parts, json.loads(said[case]), weight, codes)
 
     return {case: lambda case=case: make(case) for case in sorted(said)}  # type: ignore[misc]
 
 
 def compressed(shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.bfloat16, **args: object) -> Made:
-    """By a compressor of compressed-tensors, of scales that cover the numbers; what it makes of them again."""
+    """By a compressor of compressed-tensors; what it makes of them again."""
+    parts, decoded = compress(weights(shape, dtype=dtype), kind, args)
+    codes = "m.weight_packed" if "weight_packed" in parts else "m.weight"
+    return Made({f"m.{name}": part for name, part in parts.items()}, said_of_compressed(kind, args), decoded, codes)
+
+
+def compress(value: torch.Tensor, kind: str, args: Mapping[str, object]) -> tuple[Tensors, torch.Tensor]:
+    """What compressed-tensors stores of a weight, under scales that cover its numbers, and what it decodes."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=kind)  # type: ignore[arg-type]
-    value = weights(shape, dtype=dtype)
-    given = {"weight": value, **_scales(value, scheme.weights)}
     compressor = BaseCompressor.get_value_from_registry(kind)
-    stored = compressor.compress(given, scheme)
+    stored = compressor.compress({"weight": value, **_scales(value, scheme.weights)}, scheme)
     decoded = compressor.decompress(stored, scheme)["weight"].detach()
-    parts = {f"m.{name}": tensor.detach() for name, tensor in stored.items()}
-    assert scheme.weights
-    group = {"targets": ["Linear"], "format": kind, "weights": json.loads(scheme.weights.model_dump_json())}
-    said = {"quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": group}, "ignore": []}
-    return Made(parts, said, decoded, "m.weight_packed" if "m.weight_packed" in parts else "m.weight")
+    return {name: tensor.detach() for name, tensor in stored.items()}, decoded
+
+
+def said_of_compressed(kind: str, args: Mapping[str, object]) -> dict[str, object]:
+    """What config.json says of it."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    weights = json.loads(QuantizationArgs(**args).model_dump_json())  # type: ignore[arg-type]
+    group = {"targets": ["Linear"], "format": kind, "weights": weights}
+    return {"quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": group}, "ignore": []}
 
 
 def _scales(value: torch.Tensor, args: object) -> Tensors:
@@ -179,3 +189,28 @@ def ordered_groups(shape: tuple[int, int], group: int, symmetric: bool) -> Made:
     raw = unpack_from_int32(made.tensors[made.codes], 4, torch.Size(shape)).float()
     zero = unpack_from_int32(made.tensors["m.weight_zero_point"], 4, scale.shape, 0).float()
     return Made(parts, made.config, ((raw - zero[:, index]) * scale[:, index]).to(made.weight.dtype), made.codes)
+
+
+def gpt_oss(shape: tuple[int, int, int]) -> Made:
+    """Blocks and scales of experts (experts, out, in), and what transformers makes of them, (experts, in, out)."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    experts, rows, columns = shape
+    draw = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), generator=draw).to(torch.uint8)
+    scales = torch.randint(0, 200, (experts, rows, columns // 32), generator=draw).to(torch.uint8)
+    decoded = convert_moe_packed_tensors(blocks, scales)
+    parts = {"m.weight_blocks": blocks, "m.weight_scales": scales}
+    return Made(parts, {"quant_method": "mxfp4"}, decoded, "m.weight_blocks")
+
+
+def fbgemm(shape: tuple[int, ...], tall: bool) -> Made:
+    """Rows with a scale each, or, of experts, columns, whose scales lie in a row, or are as tall as many of them."""
+    value = weights(shape).float()
+    axis = 1 if len(shape) == 3 else -1
+    scale = value.abs().amax(axis, keepdim=True).clamp(min=1e-8) / 448
+    codes = (value / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    decoded = (codes.float() * scale).bfloat16()
+    stored = scale.transpose(1, 2).contiguous() if tall else scale
+    said = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]}
+    return Made({"m.weight": codes, "m.weight_scale": stored}, said, decoded)

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import Made, bitsandbytes_4bit, bitsandbytes_8bit, compressed, fixtures, fp8, ordered_groups, padded_words
+from made import (
+    Made,
+    bitsandbytes_4bit,
+    bitsandbytes_8bit,
+    compressed,
+    fbgemm,
+    fixtures,
+    fp8,
+    gpt_oss,
+    ordered_groups,
+    padded_words,
+)
 from safetensors.torch import save_file
 
 import surgery
@@ -36,7 +47,7 @@ for shape, block, scale in (
 ):
     title = f"fp8-{'x'.join(map(str, shape))}-{block}-{str(scale)[6:]}"
     CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
-for family in ("gptq", "awq"):
+for family in ("gptq", "awq", "modelopt"):
     CASES |= {f"{family}-{case}": make for case, make in fixtures(family).items()}
 
 INT, FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
@@ -68,6 +79,12 @@ for title, shape, form, args in (
 ):
     more = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8} if title.startswith("mx") else {}
     CASES[f"ct-{title}"] = lambda a=(shape, form), b={**args, **more}: compressed(*a, **b)  # type: ignore[misc]
+
+CASES["gpt-oss"] = lambda: gpt_oss((3, 24, 96))
+CASES["gpt-oss-square"] = lambda: gpt_oss((2, 64, 64))
+for shape, tall in (((7, 33), False), ((3, 20, 36), False), ((3, 20, 36), True), ((2, 32, 32), True)):
+    title = f"fbgemm-{'x'.join(map(str, shape))}-{tall}"
+    CASES[title] = lambda a=(shape, tall): fbgemm(*a)  # type: ignore[misc]
 
 
 def opened(made: Made, folder: Path) -> Quantised:
@@ -131,6 +148,9 @@ NEAREST = {  # a byte in which all codes are 1
     "ct-mxfp4": 17,
     "ct-mxfp8": 1,
     "ct-int8-zeros": 1,
+    "gpt-oss": 17,
+    "modelopt-nvfp4-3x80": 17,
+    "fbgemm-3x20x36-True": 1,
 }
 
 
@@ -152,6 +172,6 @@ def test_the_nearest_code_is_taken(case: str, tmp_path: Path) -> None:
 
     chosen, raw = distance(codes), made.tensors[made.codes].contiguous()
     for code in range(255 // NEAREST[case] + 1):
-        if not ("fp8" in case and code in (127, 255)) and not ("int8" in case and code == 128):
+        if not (("fp8" in case or "fbgemm" in case) and code in (127, 255)) and not ("int8" in case and code == 128):
             same_everywhere = torch.full_like(raw.view(torch.uint8), code * NEAREST[case]).view(raw.dtype)
             assert (chosen <= distance(same_everywhere) * (1 + 1e-6)).all()

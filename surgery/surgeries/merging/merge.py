@@ -18,6 +18,7 @@ from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
+from ...files.called import called
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
@@ -46,8 +47,10 @@ from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
 from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
+from .through import through_codes
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
+from .trained_base import on_codes
 from .unadapted import notes_on_unadapted
 from .vocabulary import with_vocabulary
 
@@ -74,6 +77,7 @@ def merge(
     dequantize: bool = False,
     requantize: bool = False,
     lossy: bool = False,
+    through: str | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's
     dtype.
@@ -101,13 +105,15 @@ def merge(
     Of a quantised base, the weights that adapters touch are written in 16 bits, with those that servers fuse with
     them, and the rest stays as it is, byte for byte; `dequantize` writes all of it in 16 bits. `requantize` codes
     what is touched again under the stored scales; a run in which less than half of what was added survives that is
-    refused, unless it may be `lossy`.
+    refused, unless it may be `lossy`. An adapter that was trained on codes of this base, which is in 16 bits, is
+    merged `through` them: "nf4", "nf4:64:double" or what else `quantize` takes; each weight of a linear module, touched
+    or not, is then what its codes mean.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is
     supported, PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was
     trained on another type of model, unless `any_base`; nothing is ever half applied. Reads no base
-    tensor, but of tied ones that are stored twice, and of copies of the base that several adapters, or a weighted
-    one, hold.
+    tensor, but of tied ones that are stored twice, of copies of the base that several adapters, or a weighted one,
+    hold, and `through` double quantisation.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
@@ -115,8 +121,9 @@ def merge(
     how = way(dequantize=dequantize, requantize=requantize, lossy=lossy)
     stored, held = checkpoint, read_quantised(checkpoint)
     check_way(checkpoint, held, how, dtype)
-    checkpoint = seen = decoded(checkpoint, held)
-    lineage = _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
+    checkpoint = seen = through_codes(decoded(checkpoint, held), held, through)
+    lineage = on_codes(stored, held, adapters, any_base=any_base, through=through)
+    lineage += _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
     base = _as_adapted(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     groups = groups_of(base)
     wide = widened(base, groups)
@@ -141,6 +148,7 @@ def merge(
         "given": as_said(given) if given else None,
         "map": [list(rule) for rule in names] or None,
         "quantised": how if held.weights else None,
+        "through": through,
     }
     notes = [*lineage, *(note for one in fitted for note in one.notes), *copied, *_notes(base, adapters, plain)]
     step = _step(made, base, adapters, weights, options)
@@ -221,7 +229,8 @@ def _step(
     """What the history says of this merge: its adapters, what it did, and the options that were given."""
     return {
         "surgery": "merge",
-        "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
+        "base": called(base.path),
+        "adapters": [_told(base, a, w) for a, w in zip(adapters, weights, strict=True)],
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in made.tensors.items()),
         "replaced": len(made.replaced) - len(base.replaced),
         "added": sorted(made.tensors.keys() - base.tensors.keys()),
@@ -229,9 +238,10 @@ def _step(
     }
 
 
-def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
-    """What the history says of an adapter."""
-    told: dict[str, Any] = {"digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
+    """What the history says of an adapter; its name where it lies in a place of its own."""
+    name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
+    told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 

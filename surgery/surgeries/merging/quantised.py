@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ...checkpoint import Checkpoint
 from ...errors import NotSupported, SurgeryError, listed, series
 from ...files.peft import Adapter
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor
-from ...quantization.quantised import NOTHING, Quantisation, quantised
+from ...quantization.quantised import NOTHING, Quantisation, declared, method_of, quantised
 from ...quantization.settle import How
 
 # Schemes in which a model is quantised while it is loaded, so that adapters are trained on what lies in 16 bit on
@@ -55,7 +55,7 @@ def check_computed(checkpoint: Checkpoint, adapter: Adapter, module: str, now: T
     name = f"{module}.weight"
     for dtype in (checkpoint.tensors[name].dtype, now.dtype):
         if dtype not in ARITHMETIC:
-            where = [f"{adapter.path}: {module}", f"base: {name}", *_said(checkpoint)]
+            where = [f"{adapter.path}: {module}", f"base: {name}", *_said(checkpoint), *why_unread(checkpoint)]
             raise NotSupported(
                 f"cannot compute on {dtype} tensors", where=where, help=f"{_instead(checkpoint, adapter)}; {_READ}"
             )
@@ -69,32 +69,39 @@ def check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str
         [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _said(checkpoint) else []
     )
     if here:
+        why = why_unread(checkpoint)
         names = [n for n in checkpoint.tensors if n.startswith(f"{here[0]}.")]
         raise NotSupported(
             f"{len(here)} of the adapter's {len(adapter.lora)} modules are quantised in the base",
-            where=[adapter.path, *listed(here), f"{here[0]} has {series(listed(names))}", *_said(checkpoint)],
+            where=[adapter.path, *listed(here), f"{here[0]} has {series(listed(names))}", *_said(checkpoint), *why],
             help=_instead(checkpoint, adapter),
         )
 
 
-def _method(checkpoint: Checkpoint) -> str:
-    """What config.json says of how the weights are quantised; "" where it says nothing."""
-    said = checkpoint.config.get("quantization_config")
-    if not said:
-        return ""
-    how = said.get("quant_method") or said.get("format") if isinstance(said, Mapping) else None
-    return str(how or "not how")
+def why_unread(checkpoint: Checkpoint) -> list[str]:
+    """Why its quantised weights are not read, where they are not."""
+    try:
+        quantised(checkpoint)
+    except NotSupported as error:
+        return [error.what]
+    return []
+
+
+def _methods(checkpoint: Checkpoint) -> dict[str, str]:
+    """How the weights are quantised, by the place that says so."""
+    found = declared(checkpoint)
+    return {f"{place}: {'.'.join(at)}" if at else place: method_of(said) or "not how" for at, said, place in found}
 
 
 def _said(checkpoint: Checkpoint) -> list[str]:
-    method = _method(checkpoint)
-    return [f"config.json: quantization_config says {method}"] if method else []
+    return [f"{place} says {method}" for place, method in _methods(checkpoint).items()][:1]
 
 
 def _instead(checkpoint: Checkpoint, adapter: Adapter) -> str:
     """Which base to take."""
     named = adapter.config.get("base_model_name_or_path")
     which = f" (the adapter names {named})" if isinstance(named, str) and named else ""
-    if _method(checkpoint) in ON_LOADING:
+    if set(_methods(checkpoint).values()) & ON_LOADING:
         return f"merge into the 16-bit model that this one was made from{which}: it is the usual base of such adapters"
-    return f"merge into the 16-bit model that this one was made from{which}, or dequantise the base first"
+    how = ", with the program that made it" if why_unread(checkpoint) else ""
+    return f"merge into the 16-bit model that this one was made from{which}, or dequantise the base first{how}"

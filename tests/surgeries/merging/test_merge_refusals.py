@@ -249,8 +249,8 @@ def test_a_half_precision_adapter_on_codes_of_which_the_config_says_nothing(
 
 
 def packed(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """The base as GPTQ and AWQ write it: four bits of several weights in one number, under another name."""
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    """The base as GPTQModel writes it in planes: four bits of several weights in one number, under another name."""
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_p"}
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
         out, width = tensors.pop(name).shape
         module = name.removesuffix(".weight")
@@ -275,7 +275,8 @@ def test_a_packed_base(adapter: Path, saved: Saved, tmp_path: Path) -> None:
         what,
         more,
         "config.json: quantization_config says gptq",
-        "dequantise the base first",
+        "split in planes",
+        "dequantise the base first, with the program that made it",
     )
 
 
@@ -319,7 +320,7 @@ def test_a_quantised_base_is_merged_where_it_is_not_quantised(saved: Saved, tmp_
 
 def test_another_architecture_is_no_quantised_one(saved: Saved, adapter: Path, tmp_path: Path) -> None:
     base = edited(
-        saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "gptq"})
+        saved("bert"), tmp_path / "base", lambda config, _: config.update(quantization_config={"quant_method": "quark"})
     )
     folder = edited(adapter, tmp_path / "a", lambda config, _: config.pop("auto_mapping", None))
     refused(base, folder, NotPlaced, "6 of the adapter's 6 modules have no place in the base")
