@@ -31,7 +31,9 @@ def test_codes_against_16_bits(quantised: Quantised, how: str) -> None:
     for change in found.decoded:
         mine = live.get_parameter(change.name).detach().float()
         wanted = (mine - plain[change.name].float()).norm() / mine.norm()
-        assert change.measure and change.measure.relative == pytest.approx(float(wanted), rel=0.02)
+        assert change.measure and change.measure.relative == pytest.approx(
+            float(wanted), rel=0.06
+        )  # rounded once there
         assert change.b == "BF16"
     assert all(change.measure is None for change in found.unlike)
     one = surgery.diff(base, base.parent / "plain", tensors=".*layers.0.mlp.up_proj.*")
