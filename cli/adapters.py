@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .injecting import Injecting
-from .options import Merging, Model, Writing, writing_options
+from .options import CODES, Merging, Model, Writing, writing_options
 from .running import written
 
 if TYPE_CHECKING:
     import surgery
 
-CODES = "A quantised base"
 app = typer.Typer()
 PANEL = "Adapters"
 
@@ -77,22 +76,6 @@ def merge(
             "--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte."
         ),
     ] = False,
-    dequantize: Annotated[
-        bool,
-        typer.Option("--dequantize", help="All of it in 16 bits, and not only what is touched.", rich_help_panel=CODES),
-    ] = False,
-    requantize: Annotated[
-        bool,
-        typer.Option(
-            "--requantize",
-            help="What is touched is coded again, under the scales that are stored; the report says what survives.",
-            rich_help_panel=CODES,
-        ),
-    ] = False,
-    lossy: Annotated[
-        bool,
-        typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
-    ] = False,
     through: Annotated[
         str,
         typer.Option(
@@ -124,9 +107,6 @@ def merge(
             again=again,
             tokenizer=tokenizer or None,
             any_base=any_base,
-            dequantize=dequantize,
-            requantize=requantize,
-            lossy=lossy,
             through=through or None,
         )
         return surgery.reversible(merged, before) if reversible else merged

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WRITING, LAYOUT, RUNNING, FUSED = "Output", "Layout", "Running", "Fused modules, where config.json does not tell"
 MERGING = "How adapters are merged"
+CODES = "A quantised base"
 COMMIT = "The commit on the Hub"
 
 Model = Annotated[
@@ -406,6 +407,23 @@ class Merging:
         ),
     ] = None
 
+    dequantize: Annotated[
+        bool,
+        typer.Option("--dequantize", help="All of it in 16 bits, and not only what is touched.", rich_help_panel=CODES),
+    ] = False
+    requantize: Annotated[
+        bool,
+        typer.Option(
+            "--requantize",
+            help="What is touched is coded again, under the scales that are stored; the report says what survives.",
+            rich_help_panel=CODES,
+        ),
+    ] = False
+    lossy: Annotated[
+        bool,
+        typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
+    ] = False
+
     lying: Fused = Fused()
 
     def beside(self) -> list[str] | None:
@@ -438,6 +456,9 @@ class Merging:
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
             "given": self.lying.given(),
+            "dequantize": self.dequantize,
+            "requantize": self.requantize,
+            "lossy": self.lossy,
         }
 
 
