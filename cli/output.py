@@ -251,7 +251,11 @@ def show_verification(found: surgery.Verification) -> None:
     wrong.
     """
     marks = {True: "ok", False: "FAILED", None: "not checked"}
-    rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
+    told = {str(one) for one in found.proof.wrong} if found.proof else set()
+    rows = list[tuple[str, str]]()
+    for c in found.checks:
+        rows += [(marks[c.ok], f"{c.name}: {c.detail}")]
+        rows += [("", f"  {row}") for row in c.where if c.ok is False and row not in told]
     _table(rows, found.path)
     if found.proof is None:
         return

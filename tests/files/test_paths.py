@@ -91,14 +91,11 @@ def test_a_write_carries_nothing_of_git(path: str, saved: Callable[..., Path], t
     assert path[: path.casefold().index(".git") + 4] in note
 
 
-@pytest.mark.parametrize("shard", ["sub/.git/x.safetensors", "a/b/.GIT/x.safetensors"])
-def test_a_shard_in_a_folder_of_git_is_refused(shard: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["sub/.git/config", "a/b/.GIT/hooks/x", ".git/config"])
+def test_a_file_that_a_surgery_puts_into_a_folder_of_git_is_refused(
+    path: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     checkpoint = surgery.open_checkpoint(saved("llama"))
-    moved = replace(
-        checkpoint,
-        weight_map=dict.fromkeys(checkpoint.tensors, shard),
-        metadata=dict.fromkeys([shard], {"format": "pt"}),
-    )
     with pytest.raises(surgery.PlanError, match="a folder that is not theirs"):
-        surgery.write(moved, tmp_path / "out")
+        surgery.write(replace(checkpoint, files={**checkpoint.files, path: b""}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
