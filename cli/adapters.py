@@ -105,6 +105,15 @@ def merge(
             rich_help_panel=CODES,
         ),
     ] = "",
+    trained_on: Annotated[
+        str,
+        typer.Option(
+            "--trained-on",
+            metavar="QUANTISED",
+            help="The adapter was trained on these codes, and BASE is another: the report says what that costs.",
+            rich_help_panel=CODES,
+        ),
+    ] = "",
     *,
     merging: Merging,
     options: Writing,
@@ -128,6 +137,7 @@ def merge(
             requantize=requantize,
             lossy=lossy,
             through=through or None,
+            trained_on=surgery.open_checkpoint(trained_on) if trained_on else None,
         )
         return surgery.reversible(merged, before) if reversible else merged
 
