@@ -93,7 +93,7 @@ def mxfp4(shape: Shape) -> Made:
     """With the exponents that OCP's standard gives, so that the largest numbers may saturate."""
 
     def floors(value: torch.Tensor, args: object) -> made.Tensors:
-        exponents = value.float().unflatten(-1, (-1, 32)).abs().amax(-1).log2().floor() - 2
+        exponents = value.float().view(*value.shape[:-1], -1, 32).abs().amax(-1).log2().floor() - 2
         return {**scales(value, args), "weight_scale": exponents.exp2().to(scales(value, args)["weight_scale"].dtype)}
 
     scales = made._scales
