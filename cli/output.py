@@ -9,11 +9,16 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import surgery
-from surgery.errors import listed, printable
+from surgery.checks.counted import Target
+from surgery.checks.fused_modules import FusedModules
+from surgery.checks.quantised_weights import Quantization
+from surgery.errors import listed, printable, series
 from surgery.evaluation.measure import Measure
 from surgery.lazy.tensor import Tensor
 from surgery.names import select
 from surgery.planning.sharding import parse_size
+
+from . import steps
 
 
 def show_json(value: Any) -> None:
@@ -172,18 +177,41 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
     rows += [("dtype", f"{name}: {c.tensors} tensors, {size(c.nbytes)}") for name, c in found.dtypes.items()]
     rows += [("shards", f"{len(found.shards)}: {_some([f'{n} ({size(c.nbytes)})' for n, c in found.shards.items()])}")]
     rows += [(key, _plain(value)) for key, value in found.adapter.items()]
-    rows += [("fused", text) for text in found.fused]
+    rows += [("fused", _fused(one)) for one in found.fused]
     rows += [("tied", text) for text in found.ties]
-    rows += [("quantised", found.quantization)] if found.quantization else []
-    rows += (
-        [("targets", _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in found.targets], 12))]
-        if found.targets
-        else []
-    )
+    rows += _quantised(found.quantization) if found.quantization else []
+    rows += [("targets", _targets(found.targets))] if found.targets else []
     rows += [("files", f"{len(found.files)}: {_some(found.files, 8)}")] if found.files else []
-    rows += [("history", _step(step)) for step in found.history]
+    rows += [("history", steps.told(step)) for step in found.history]
     rows += [("note", note) for note in found.notes]
     _table(rows)
+
+
+def _fused(one: FusedModules) -> str:
+    """`6 × qkv_proj -> q_proj, k_proj, v_proj: 1 × [512|128|128] (model type phi3)`."""
+    if one.layout:
+        return f"{one.modules} × {one.name} -> {series(one.parts)}: {one.layout} ({one.why})"
+    could = f": {' or '.join(one.could_be)}" if one.could_be else ""
+    looks = f"{one.modules} module{'s'[: one.modules != 1]} such as {one.such_as}"
+    return f"{looks}: {one.why} fused, but in a layout that is not known{could}"
+
+
+def _quantised(found: Quantization) -> list[tuple[str, str]]:
+    """A line for each scheme, and one for what is in numbers of its own."""
+    if not found.schemes:
+        return [("quantised", found.method)]
+    rows = [
+        f"{one.scheme}: {one.weights} weights, {one.parameters:,} parameters, {size(one.nbytes)} of codes and scales: "
+        + _targets(one.modules)
+        for one in found.schemes
+    ]
+    others = found.others
+    rows += [f"not quantised: {others.tensors} tensors, {others.parameters:,} parameters, {size(others.nbytes)}"]
+    return [("quantised", row) for row in rows]
+
+
+def _targets(targets: Sequence[Target]) -> str:
+    return _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in targets], 12)
 
 
 def show_tensors(
@@ -359,16 +387,6 @@ def _shapes(shapes: Sequence[Sequence[int]]) -> str:
 
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _step(step: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in step.items() if k != "surgery" and v not in ((), [], 0)}
-    return f"{step.get('surgery')}: " + "; ".join(f"{k} {_short(v)}" for k, v in rest.items())
-
-
-def _short(value: Any) -> str:
-    text = json_module.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | tuple) else str(value)
-    return text if len(text) <= 120 else text[:117] + "…"
 
 
 def _table(rows: Sequence[tuple[str, str]], title: str = "") -> None:

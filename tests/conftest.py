@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client; and single tests of seconds
 # where the rest of their file is quick. CI runs it; `-m "not slow"` leaves it out.
 SLOW = (
+    "checks/test_inspect_quantised.py",
     "checks/test_proof.py",
     "cli/test_commands.py::test_json_is_one_object_and_nothing_else[words4]",
     "execution/test_execute.py::test_each_input_byte_is_read_once",

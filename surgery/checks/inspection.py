@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
 from ..checkpoint import Checkpoint, open_any
-from ..errors import LayoutError, NotSupported, SurgeryError, printable, series
+from ..errors import SurgeryError, printable
 from ..files.folder import folder_at
 from ..files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from ..files.peft import Adapter
 from ..lazy.tensor import Shape, Tensor
 from ..models.families import EMBEDDINGS, HEADS, is_tied
-from ..models.fused.detect import choices, detect, looks_fused
 from ..models.header_ties import entries_in
 from ..models.tasks import is_bare
 from ..names import natural
 from ..opened import takes_opened
 from ..surgeries.merging.own_lora import own_adapter, own_names
+from .counted import Count, Target, count, targets_of
+from .fused_modules import FusedModules, fused_in
+from .quantised_weights import Quantization, quantization_in
 
 # Of adapter_config.json, what says which modules have what.
 SHOWN = (
@@ -38,26 +40,11 @@ FACTORS = ("lora_A.weight", "lora_embedding_A", "lora_B.weight", "lora_embedding
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """So many tensors, elements and bytes."""
-
-    tensors: int
-    parameters: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Modules that an adapter can be put on, by last name: how many there are, and the shapes of their weights."""
-
-    name: str
-    modules: int
-    shapes: tuple[Shape, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect` found. Empty fields mean that there is nothing of the kind."""
+    """What `inspect` found. Empty fields mean that there is nothing of the kind.
+
+    `total.parameters` counts quantised weights as what they mean; `dtypes` and `shards`, what is stored.
+    """
 
     path: str
     kind: str  # "checkpoint" or "adapter"
@@ -67,9 +54,9 @@ class Inspection:
     dtypes: Mapping[str, Count]
     shards: Mapping[str, Count]
     ties: tuple[str, ...]
-    fused: tuple[str, ...]
+    fused: tuple[FusedModules, ...]
     targets: tuple[Target, ...]
-    quantization: str
+    quantization: Quantization | None
     adapter: Mapping[str, Any]
     files: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
@@ -91,29 +78,31 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """What an opened checkpoint is, whatever surgeries it has behind it."""
     config, tensors, own = checkpoint.config, checkpoint.tensors, set(own_names(checkpoint))
-    plain = {name: tensor for name, tensor in tensors.items() if name not in own}
+    quantization, meant, unread = quantization_in(checkpoint)
+    plain = {name: tensor for name, tensor in meant.tensors.items() if name not in own}
+    fused, unclear = fused_in(meant)
     return Inspection(
         path=checkpoint.path,
         kind="checkpoint",
         model_type=str(config.get("model_type", "")),
         architectures=tuple(map(str, config.get("architectures") or ())),
-        total=_count(tensors.values()),
+        total=replace(count(tensors.values()), parameters=count(meant.tensors.values()).parameters),
         dtypes=_by(tensors, lambda name: tensors[name].dtype.name),
         shards=_by(tensors, lambda name: checkpoint.weight_map[name]),
         ties=_ties(checkpoint),
-        fused=_fused(checkpoint),
-        targets=_targets(
+        fused=fused,
+        targets=targets_of(
             {
                 n.removesuffix(".weight"): t.shape
                 for n, t in plain.items()
                 if n.endswith(".weight") and len(t.shape) == 2
             }
         ),
-        quantization=_quantization(config),
+        quantization=quantization,
         adapter=_own(checkpoint) if own else {},
         files=tuple(sorted(checkpoint.files)),
         history=checkpoint.history,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *unclear, *unread),
     )
 
 
@@ -129,13 +118,13 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         kind="adapter",
         model_type="",
         architectures=(),
-        total=_count(adapter.tensors.values()),
+        total=count(adapter.tensors.values()),
         dtypes=_by(adapter.tensors, lambda name: adapter.tensors[name].dtype.name),
-        shards={ADAPTER_WEIGHTS: _count(adapter.tensors.values())},
+        shards={ADAPTER_WEIGHTS: count(adapter.tensors.values())},
         ties=(),
         fused=(),
-        targets=_targets(_adapted(adapter)),
-        quantization="",
+        targets=targets_of(_adapted(adapter)),
+        quantization=None,
         adapter=_described(adapter),
         files=tuple(sorted(f for f in folder.names() if folder.has(f))) if folder else (),
         history=(),
@@ -174,19 +163,11 @@ def _adapted(adapter: Adapter) -> dict[str, Shape]:
     return found
 
 
-def _count(tensors: Iterable[Tensor]) -> Count:
-    number = parameters = nbytes = 0
-    for tensor in tensors:
-        size = tensor.size
-        number, parameters, nbytes = number + 1, parameters + size, nbytes + size * tensor.dtype.bits // 8
-    return Count(number, parameters, nbytes)
-
-
 def _by(tensors: Mapping[str, Tensor], key: Callable[[str], str]) -> dict[str, Count]:
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in tensors.items():
         groups[key(name)].append(tensor)
-    return {name: _count(groups[name]) for name in sorted(groups, key=natural)}
+    return {name: count(groups[name]) for name in sorted(groups, key=natural)}
 
 
 def _ties(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -207,44 +188,3 @@ def _ties_of_class(checkpoint: Checkpoint) -> tuple[str, ...]:
         return ()
     stored = f"also stored: {', '.join(heads)}" if heads else "the head is not stored"
     return (f"{', '.join(inputs)} is the output head too ({stored})",)
-
-
-def _fused(checkpoint: Checkpoint) -> tuple[str, ...]:
-    try:
-        sites = detect(checkpoint.config, checkpoint.tensors)
-    except (LayoutError, NotSupported) as error:
-        return (f"a fused family, but {error.what}",)
-    found = Counter((site.row.fused, tuple(site.row.parts.values()), str(site.layout), site.why) for site in sites)
-    known = [f"{n} × {fused} -> {series(parts)}: {layout} ({why})" for (fused, parts, layout, why), n in found.items()]
-    taken = {site.module for site in sites}
-    return (
-        *known,
-        *_undetermined(checkpoint, [pair for pair in looks_fused(checkpoint.tensors) if pair[0] not in taken]),
-    )
-
-
-def _undetermined(checkpoint: Checkpoint, looks: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each name that looks fused: what its layout could be."""
-    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for module, suffix in looks:
-        alike[module.rpartition(".")[2]].append((module, suffix))
-    return [
-        f"{len(pairs)} modules such as {pairs[0][0]}: by their name, but in a layout that is not known"
-        + (f": {could}" if (could := " or ".join(choices(checkpoint.config, checkpoint.tensors, *pairs[0]))) else "")
-        for pairs in alike.values()
-    ]
-
-
-def _targets(modules: Mapping[str, Shape]) -> tuple[Target, ...]:
-    """The modules with what is, or could be, added to each, by last name."""
-    shapes: dict[str, Counter[Shape]] = defaultdict(Counter)
-    for module, shape in modules.items():
-        parts = module.split(".")
-        last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
-        shapes[".".join(parts[last:])][shape] += 1
-    return tuple(Target(leaf, sum(c.values()), tuple(sorted(c))) for leaf, c in sorted(shapes.items()))
-
-
-def _quantization(config: Mapping[str, Any]) -> str:
-    said = config.get("quantization_config") or config.get("compression_config")
-    return str(said.get("quant_method") or said.get("format") or "unnamed") if isinstance(said, Mapping) else ""

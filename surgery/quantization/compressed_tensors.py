@@ -8,7 +8,7 @@ elements that share a scale, and must agree. Sources: compressed-tensors 0.20 (`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -77,12 +77,11 @@ def find(source: Source) -> dict[str, Quantised]:
     """
     _check_said(source)
     groups, coded = groups_of(source), _coded(source)
-    _check_listed(source, coded)
-    shapes = _shapes(source, coded)
+    _check_listed(source, coded, groups)
+    shapes, choose = _shapes(source, coded), _chooser(source, groups)
     found = dict[str, Quantised]()
     for module, codes in coded.items():
-        group = _group_of(source, groups, module)
-        found[f"{module}.weight"] = _quantised(source, module, codes, group, shapes)
+        found[f"{module}.weight"] = _quantised(source, module, codes, choose(module), shapes)
     used = {name for one in found.values() for name in (*one.parts, *one.left)}
     stray = [n for n in source.tensors if n.rpartition(".")[2] in PARTS and n not in used]
     if stray:
@@ -151,38 +150,52 @@ def _coded(source: Source) -> dict[str, str]:
     }
 
 
-def matches(target: str, module: str) -> bool:
-    """Whether a target or an entry of `ignore` means the module by its name."""
-    if not target.startswith("re:"):
-        return target == module
+def named_by(entries: Iterable[str]) -> Callable[[str], bool]:
+    """Whether one of the entries means a module by its name: as it is, or as a pattern from the start."""
+    names, patterns = set(entries), [found for entry in entries if (found := _pattern(entry))]
+    return lambda module: module in names or any(pattern.match(module) for pattern in patterns)
+
+
+def _pattern(entry: str) -> re.Pattern[str] | None:
+    """The pattern that an entry is, if it is one."""
     try:
-        return re.match(target.removeprefix("re:"), module) is not None
+        return re.compile(entry.removeprefix("re:")) if entry.startswith("re:") else None
     except re.error:
-        return False
+        return None
 
 
-def _check_listed(source: Source, coded: Mapping[str, str]) -> None:
+def _check_listed(source: Source, coded: Mapping[str, str], groups: Sequence[Group]) -> None:
     """Raise FormatError where config.json names modules that are not what it says."""
-    said = inner(source.said)
-    ignored = [str(entry) for entry in said.get("ignore") or []]
-    if wrong := [codes for module, codes in coded.items() if any(matches(entry, module) for entry in ignored)]:
+    ignored = [str(entry) for entry in inner(source.said).get("ignore") or []]
+    is_ignored = named_by(ignored)
+    if wrong := [codes for module, codes in coded.items() if is_ignored(module)]:
         raise source.broken("weights are quantised that config.json lists as not quantised (`ignore`)", wrong)
-    targets = {target for group in groups_of(source) for target in group.targets} - set(ignored)
+    targets = {target for group in groups for target in group.targets}
     plain = [n for t in sorted(targets, key=natural) if t not in coded and (n := f"{t}.weight") in source.tensors]
-    if plain:
+    if plain := [name for name in plain if not is_ignored(name.removesuffix(".weight"))]:
         raise source.broken("config.json says of weights that they are quantised, and they are not", plain)
 
 
-def _group_of(source: Source, groups: Sequence[Group], module: str) -> Group:
-    """The group of a module: of those that name it the first, else of those that name a class."""
-    by_name = [(("re:" in t, t), g) for g in groups for t in g.targets if matches(t, module)]
-    embedding = "emb" in module.rpartition(".")[2]
-    by_class = [((("Embedding" in t) != embedding, t), g) for g in groups for t in g.targets if ":" not in t]
-    by_class = [(key, g) for key, g in by_class if "." not in key[1]]
-    for found in (by_name, by_class):
-        if found:
-            return min(found, key=lambda one: one[0])[1]
-    raise source.broken("a weight is quantised, and no group of config.json (`config_groups`) means it", [module])
+def _chooser(source: Source, groups: Sequence[Group]) -> Callable[[str], Group]:
+    """The group of a module: of those that name it, else of those with a pattern, else with a class, the first."""
+    targets = {target: group for group in reversed(groups) for target in group.targets}
+    patterns = [(pattern, targets[t]) for t in sorted(targets) if (pattern := _pattern(t))]
+    classes = [t for t in sorted(targets) if ":" not in t and "." not in t]
+    linear = sorted(classes, key=lambda name: "Embedding" in name)
+
+    def choose(module: str) -> Group:
+        if module in targets:
+            return targets[module]
+        for pattern, group in patterns:
+            if pattern.match(module):
+                return group
+        if not classes:
+            what = "a weight is quantised, and no group of config.json (`config_groups`) means it"
+            raise source.broken(what, [f"{module}.weight"])
+        embedding = "emb" in module.rpartition(".")[2]
+        return targets[linear[-1] if embedding else linear[0]]
+
+    return choose
 
 
 def _shapes(source: Source, coded: Mapping[str, str]) -> dict[str, Shape]:
@@ -423,7 +436,8 @@ def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[st
     """`ignore` has whole names, patterns and classes; nothing is left out that it does not list."""
     deeper = inner(said)
     before = [str(entry) for entry in deeper.get("ignore") or []]
-    wanted = [m for m in sorted(modules, key=natural) if not any(matches(entry, m) for entry in before)]
+    is_listed = named_by(before)
+    wanted = [module for module in sorted(modules, key=natural) if not is_listed(module)]
     now = {**deeper, "ignore": [*before, *wanted]}
     return now if deeper is said else {**said, "quantization_config": now}
 

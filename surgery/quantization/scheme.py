@@ -121,10 +121,13 @@ class Source:
         found = {name: tensor.data for name in names if isinstance(tensor := self.tensors[name], Constant)}
         if changed := [name for name in names if name not in tensors and name not in found]:
             raise self.broken(f"{changed[0]} was changed, and is needed as it was stored", changed)
+        ends = dict[str, int]()
+        for tensor in tensors.values():
+            ends[tensor.file.path] = max(ends.get(tensor.file.path, 0), tensor.offset + tensor.nbytes)
         with closing(Reader()) as reader:
             for name, tensor in sorted(tensors.items(), key=lambda one: (one[1].file.path, one[1].offset)):
                 data = bytearray(tensor.nbytes)
-                reader.read(tensor.file, tensor.offset, memoryview(data))
+                reader.read(tensor.file, tensor.offset, memoryview(data), ends[tensor.file.path])
                 found[name] = bytes(data)
         return found
 

@@ -365,7 +365,8 @@ def test_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
 def test_fused_tensors_of_an_unknown_family_are_named(tmp_path: Path) -> None:
     save_file({"h.0.self_attention.query_key_value.weight": torch.zeros(6, 2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
-    assert "1 modules such as h.0.self_attention.query_key_value: by their name" in surge("inspect", tmp_path).stdout
+    shown = surge("inspect", tmp_path).stdout
+    assert "1 module such as h.0.self_attention.query_key_value: by its name fused, but in a layout" in shown
     refused = surge("split-qkv", tmp_path, "--dry-run")
     assert refused.exit_code == 1
     assert (

@@ -116,7 +116,10 @@ def test_the_same_merge_from_the_hub(
     surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter)), tmp_path / "here")
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
     there, here = (json.loads((tmp_path / d / ".surgery" / "manifest.json").read_text()) for d in ("there", "here"))
-    assert there["history"] == here["history"]
+    (told,), (local,) = there["history"], here["history"]
+    assert told["base"] == ("org/base" if where != "adapter" else base.name)
+    assert told["adapters"][0]["name"] == ("org/adapter" if where != "base" else "a")
+    assert {**told, "base": "", "adapters": [{**told["adapters"][0], "name": "a"}]} == {**local, "base": ""}
     whole = len(hub.seen("GET /file/.*adapter_model"))
     assert whole <= 2  # its header, and all of it once, for any number of workers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -104,21 +104,31 @@ def fixtures(family: str) -> dict[str, Callable[[], Made]]:
 
 
 def compressed(shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.bfloat16, **args: object) -> Made:
-    """By a compressor of compressed-tensors, of scales that cover the numbers; what it makes of them again."""
+    """By a compressor of compressed-tensors; what it makes of them again."""
+    parts, decoded = compress(weights(shape, dtype=dtype), kind, args)
+    codes = "m.weight_packed" if "weight_packed" in parts else "m.weight"
+    return Made({f"m.{name}": part for name, part in parts.items()}, said_of_compressed(kind, args), decoded, codes)
+
+
+def compress(value: torch.Tensor, kind: str, args: Mapping[str, object]) -> tuple[Tensors, torch.Tensor]:
+    """What compressed-tensors stores of a weight, under scales that cover its numbers, and what it decodes."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=kind)  # type: ignore[arg-type]
-    value = weights(shape, dtype=dtype)
-    given = {"weight": value, **_scales(value, scheme.weights)}
     compressor = BaseCompressor.get_value_from_registry(kind)
-    stored = compressor.compress(given, scheme)
+    stored = compressor.compress({"weight": value, **_scales(value, scheme.weights)}, scheme)
     decoded = compressor.decompress(stored, scheme)["weight"].detach()
-    parts = {f"m.{name}": tensor.detach() for name, tensor in stored.items()}
-    assert scheme.weights
-    group = {"targets": ["Linear"], "format": kind, "weights": json.loads(scheme.weights.model_dump_json())}
-    said = {"quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": group}, "ignore": []}
-    return Made(parts, said, decoded, "m.weight_packed" if "m.weight_packed" in parts else "m.weight")
+    return {name: tensor.detach() for name, tensor in stored.items()}, decoded
+
+
+def said_of_compressed(kind: str, args: Mapping[str, object]) -> dict[str, object]:
+    """What config.json says of it."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    weights = json.loads(QuantizationArgs(**args).model_dump_json())  # type: ignore[arg-type]
+    group = {"targets": ["Linear"], "format": kind, "weights": weights}
+    return {"quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": group}, "ignore": []}
 
 
 def _scales(value: torch.Tensor, args: object) -> Tensors:

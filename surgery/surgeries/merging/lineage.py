@@ -67,8 +67,8 @@ def _type_of(adapter: Adapter) -> str:
     parent = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
     if isinstance(parent, str) and (found := _PARENT.fullmatch(parent)):
         return found["type"]
-    named = _named(adapter)
-    if not named or has_scheme(named) or not os.path.isfile(path := os.path.join(named, "config.json")):
+    said = named(adapter)
+    if not said or has_scheme(said) or not os.path.isfile(path := os.path.join(said, "config.json")):
         return ""
     with open(path, "rb") as stream:
         raw = stream.read(1 << 20)
@@ -111,7 +111,8 @@ def _akin(one: str, other: str) -> bool:
     return a.startswith(b) or b.startswith(a)
 
 
-def _named(adapter: Adapter) -> str:
+def named(adapter: Adapter) -> str:
+    """What the adapter says that it was trained on."""
     said = adapter.config.get("base_model_name_or_path")
     return said if isinstance(said, str) else ""
 
@@ -166,9 +167,15 @@ def _leaf(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].casefold()
 
 
+def names_it(base: Checkpoint, adapter: Adapter) -> bool:
+    """Whether what the adapter says that it was trained on is this base's name, or place."""
+    said, names = named(adapter), _names(base)[0]
+    return bool(said) and (_leaf(said) in {_leaf(name) for name in names} or os.path.realpath(said) in names)
+
+
 def _other_name(base: Checkpoint, adapter: Adapter, names: set[str], made_of: set[str]) -> list[str]:
     """A note where the adapter names another model than this."""
-    said = _named(adapter)
+    said = named(adapter)
     called = {_leaf(name) for name in names}
     if not said or _leaf(said) in called or os.path.realpath(said) in names:
         return []
@@ -188,7 +195,7 @@ def _other_commit(adapter: Adapter, commit: str) -> list[str]:
     if not isinstance(said, str) or not commit or not re.fullmatch(r"[0-9a-f]{40}", said) or said == commit:
         return []
     return [
-        f"{adapter.path} was trained on commit {said} of {_named(adapter)}, and the base given is of commit {commit}"
+        f"{adapter.path} was trained on commit {said} of {named(adapter)}, and the base given is of commit {commit}"
     ]
 
 

@@ -18,6 +18,7 @@ from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
+from ...files.called import called
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, is_computed, reshape
 from ...lazy.tensor import add as summed
@@ -49,6 +50,7 @@ from .task_heads import Selection, as_its_class
 from .through import through_codes
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
+from .trained_base import on_codes
 from .unadapted import notes_on_unadapted
 from .vocabulary import with_vocabulary
 
@@ -120,7 +122,8 @@ def merge(
     stored, held = checkpoint, read_quantised(checkpoint)
     check_way(checkpoint, held, how, dtype)
     checkpoint = seen = through_codes(decoded(checkpoint, held), held, through)
-    lineage = _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
+    lineage = on_codes(stored, held, adapters, any_base=any_base, through=through)
+    lineage += _check_belonging(checkpoint, adapters, again=again, any_base=any_base, any_head=architecture is not None)
     base = _as_adapted(checkpoint, adapters, weights, Selection(names, only, except_), architecture)
     groups = groups_of(base)
     wide = widened(base, groups)
@@ -226,7 +229,8 @@ def _step(
     """What the history says of this merge: its adapters, what it did, and the options that were given."""
     return {
         "surgery": "merge",
-        "adapters": [_told(a, w) for a, w in zip(adapters, weights, strict=True)],
+        "base": called(base.path),
+        "adapters": [_told(base, a, w) for a, w in zip(adapters, weights, strict=True)],
         "computed": sum(is_computed(t) and t != base.tensors.get(n) for n, t in made.tensors.items()),
         "replaced": len(made.replaced) - len(base.replaced),
         "added": sorted(made.tensors.keys() - base.tensors.keys()),
@@ -234,9 +238,10 @@ def _step(
     }
 
 
-def _told(adapter: Adapter, weight: float) -> dict[str, Any]:
-    """What the history says of an adapter."""
-    told: dict[str, Any] = {"digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
+    """What the history says of an adapter; its name where it lies in a place of its own."""
+    name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
+    told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 

@@ -13,8 +13,10 @@ import torch
 from conftest import hashes
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 import surgery
+from surgery.checks.fused_modules import FusedModules
 from surgery.errors import LayoutError, NothingMatched, NotSupported, SurgeryError
 from surgery.lazy.dtypes import F32
 from surgery.lazy.tensor import Tensor, Zeros
@@ -22,6 +24,7 @@ from surgery.models.fused.detect import STYLES, candidates, choices, detect, det
 from surgery.models.fused.layout import Layout, Place
 from surgery.models.fused.row import IN_PROJ, Row
 from surgery.models.fused.tables import TABLE
+from surgery_cli.app import app
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
@@ -214,9 +217,9 @@ def test_more_than_one_layout_is_refused_with_the_candidates(
     assert error.where[2:] == ((f"{leaf} could be {' or '.join(found)}",) if found else ())
     styles = [choice.split()[0] for choice in found] or STYLES[leaf]
     assert error.help and f"--layout {' or '.join(styles)} (and --groups, --slots" in error.help
-    (line,) = surgery.inspect(tmp_path).fused
-    assert line.startswith(f"1 modules such as h.0.attn.{leaf}: by their name, but in a layout that is not known")
-    assert line.endswith(f": {' or '.join(found)}" if found else "known")
+    (one,) = surgery.inspect(tmp_path).fused
+    assert (one.name, one.modules, one.such_as) == (leaf, 1, f"h.0.attn.{leaf}")
+    assert (one.layout, list(one.could_be)) == ("", found)
     assert hashes(tmp_path) == before
 
 
@@ -241,12 +244,15 @@ def test_inspect_names_what_was_taken_and_why(tmp_path: Path) -> None:
         {n: torch.zeros(s) for n, s in {**tensors, "vision.0.attn.qkv.weight": (24, 8)}.items()},
         tmp_path / "model.safetensors",
     )
-    assert surgery.inspect(tmp_path).fused == (
-        "3 × Wqkv -> q_proj, k_proj, v_proj: 1 × [8|8|8] (by its name and shape, which leave one layout)",
-        (
-            "1 modules such as vision.0.attn.qkv: by their name, but in a layout that is not known: blocked 1 × [8|8|8]"
-            " or interleaved"
-        ),
+    known, unknown = surgery.inspect(tmp_path).fused
+    parts, why = ("q_proj", "k_proj", "v_proj"), "by its name and shape, which leave one layout"
+    assert known == FusedModules("Wqkv", 3, "h.0.attn.Wqkv", parts, "1 × [8|8|8]", why)
+    assert unknown.could_be == ("blocked 1 × [8|8|8]", "interleaved") and unknown.such_as == "vision.0.attn.qkv"
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout
+    assert f"3 × Wqkv -> q_proj, k_proj, v_proj: 1 × [8|8|8] ({why})\n" in shown
+    assert (
+        "1 module such as vision.0.attn.qkv: by its name fused, but in a layout that is not known: blocked 1 × [8|8|8]"
+        " or interleaved\n" in shown
     )
 
 

@@ -1,0 +1,150 @@
+"""A step of a checkpoint's history in words, on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from surgery.errors import listed
+
+Step = Mapping[str, Any]
+SHOWN = 4
+
+
+def told(step: Step) -> str:
+    """What was done in it. A step that nobody here knows, or that is not as surgery writes it, by its fields."""
+    with suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return WORDS[step["surgery"]](step)
+    rest = {key: value for key, value in step.items() if key != "surgery" and value not in (None, (), [], {}, "", 0)}
+    return f"{step.get('surgery')}: " + "; ".join(f"{key} {_field(value)}" for key, value in rest.items())
+
+
+def _field(value: Any) -> str:
+    """A field of an unknown step, however it nests."""
+    if isinstance(value, Mapping):
+        return _some([f"{key} {_field(one)}" for key, one in value.items()])
+    return _some(map(_field, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _some(items: Iterable[Any]) -> str:
+    return ", ".join(listed([str(item) for item in items], SHOWN))
+
+
+def _line(verb: str, *more: str) -> str:
+    return f"{verb}: {'; '.join(found)}" if (found := [part for part in more if part]) else verb
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what if number == 1 else f'{what}s'}"
+
+
+def _given(step: Step, *keys: str) -> list[str]:
+    """The options that were given, by name."""
+    return [f"{key.replace('_', '-')} {_field(step[key])}" for key in keys if step.get(key) not in (None, [], {})]
+
+
+def _rules(rules: Sequence[Sequence[str]]) -> str:
+    return _some(f"{pattern} -> {replacement}" for pattern, replacement in rules)
+
+
+def _merge(step: Step) -> str:
+    adapters = _some(_adapter(one) for one in step["adapters"])
+    into = f" into {step['base']}" if step.get("base") else ""
+    return _line(
+        f"merge {adapters}{into}",
+        f"{_count(step['computed'], 'tensor')} computed",
+        f"{step['replaced']} replaced" if step.get("replaced") else "",
+        f"added {_some(step['added'])}" if step.get("added") else "",
+        f"map {_rules(step['map'])}" if step.get("map") else "",
+        *_given(step, "only", "except", "add", "tokenizer", "architecture", "given", "quantised"),
+        "base as trained" if step.get("base_as_trained") else "",
+    )
+
+
+def _adapter(one: Mapping[str, Any]) -> str:
+    name = one.get("name") or f"an adapter of digest {one['digest'][:12]}"
+    weight = f"weight {one['weight']:g}" if one.get("weight", 1) != 1 else ""
+    beside = f"with {_some(one['with'])}" if one.get("with") else ""
+    said = [weight, _count(one["modules"], "module"), beside]
+    return f"{name} ({', '.join(part for part in said if part)})"
+
+
+def _split(step: Step) -> str:
+    return _line(
+        "split", *(f"{m['count']} × {m['fused']} into {_some(m['parts'])} ({m['layout']})" for m in step["modules"])
+    )
+
+
+def _fuse(step: Step) -> str:
+    return _line(
+        "fuse", *(f"{m['count']} × {_some(m['parts'])} into {m['fused']} ({m['layout']})" for m in step["modules"])
+    )
+
+
+def _rename(step: Step) -> str:
+    return _line("rename", f"{_count(step['renamed'], 'tensor')} by {_rules(step['rules'])}")
+
+
+def _drop(step: Step) -> str:
+    dropped = step["dropped"]
+    return _line("drop", f"{_count(len(dropped), 'tensor')} by {step['pattern']}", _some(dropped))
+
+
+def _convert(step: Step) -> str:
+    return _line(f"convert {step['from']} to {step['to']}", str(step["class"]))
+
+
+def _cast(step: Step) -> str:
+    kept = step.get("kept")
+    return _line("cast", str(step["dtype"]), f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "")
+
+
+def _replicate(step: Step) -> str:
+    order = step["layers"]
+    return _line("replicate", f"{len(order)} layers: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
+
+
+def _inject(step: Step) -> str:
+    return _line("inject LoRA", *(f"{key.replace('_', ' ')} {_field(step[key])}" for key in step if key != "surgery"))
+
+
+def _inject_into(step: Step) -> str:
+    return _line("put LoRA into the checkpoint", _count(step["tensors"], "tensor"))
+
+
+def _dequantize(step: Step) -> str:
+    weights = f"{_count(step['weights'], 'weight')} of {_field(step['schemes'])}"
+    return _line("dequantize", weights, *_given(step, "only", "except", "dtype"))
+
+
+def _quantize(step: Step) -> str:
+    return _line(
+        "quantize", f"{_count(step['weights'], 'weight')} as {step['scheme']}", *_given(step, "only", "except")
+    )
+
+
+def _unmerge(step: Step) -> str:
+    if step.get("approximate"):
+        return _line("unmerge, approximately", f"adapters of digest {_some(d[:12] for d in step['adapters'])}")
+    dropped = step.get("dropped")
+    return _line(
+        "unmerge", f"{_count(step['restored'], 'tensor')} restored", f"dropped {_some(dropped)}" if dropped else ""
+    )
+
+
+WORDS: Mapping[str, Callable[[Step], str]] = {
+    "cast": _cast,
+    "convert": _convert,
+    "dequantize": _dequantize,
+    "drop": _drop,
+    "fuse": _fuse,
+    "inject": _inject,
+    "inject_into": _inject_into,
+    "merge": _merge,
+    "quantize": _quantize,
+    "rename": _rename,
+    "replicate": _replicate,
+    "split": _split,
+    "unmerge": _unmerge,
+}
