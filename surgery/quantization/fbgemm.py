@@ -11,8 +11,9 @@ from ..lazy.coding import Coding
 from ..lazy.tensor import Decoded, reshape
 from .fp8 import FLOATS, LEFT
 from .scheme import Quantised, Scheme, Source
-from .skip_lists import extended
+from .skip_lists import check_listed, extended
 
+KEY = "modules_to_not_convert"
 MORE = ("input_scale_ub",)
 
 
@@ -22,6 +23,7 @@ def find(source: Source) -> dict[str, Quantised]:
     stray = [n for n in source.tensors if n.endswith(".weight_scale") and n.removesuffix("_scale") not in found]
     if stray:
         raise source.broken("scales are here, and no float8 weights that they belong to", stray)
+    check_listed(source, KEY, found)
     return found
 
 
@@ -39,6 +41,4 @@ def _weight(source: Source, name: str) -> Quantised:
     return Quantised("FP8 of fbgemm, a scale for each output", decoded, (name, scale), left)
 
 
-SCHEME = Scheme(
-    "fbgemm_fp8", find, lambda said, modules, quantised: extended(said, "modules_to_not_convert", modules, quantised)
-)
+SCHEME = Scheme("fbgemm_fp8", find, lambda said, modules, quantised: extended(said, KEY, modules, quantised))

@@ -84,11 +84,19 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
 
 
 def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
-    """What is quantised by a scheme."""
+    """What is quantised by a scheme. Raises FormatError for codes that belong to no weight."""
     weights = scheme.find(source)
     used = {name for one in weights.values() for name in (*one.parts, *one.left)}
+    if lone := [n for n, t in source.tensors.items() if n not in used and _is_codes(n, t)]:
+        raise source.broken(f"codes lie here without what says their meaning in {scheme.method}", lone)
     left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
     return Quantisation(scheme, weights, source.said, at, tuple(left))
+
+
+def _is_codes(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor can be nothing else, as masks of attention can that are stored as bytes (`attn.bias`)."""
+    kind, last = tensor.dtype.name, name.rpartition(".")[2]
+    return len(tensor.shape) > 1 and (kind.startswith("F8_E") or (kind in ("U8", "I8") and not last.endswith("bias")))
 
 
 def declared(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], str]]:

@@ -48,7 +48,8 @@ def settled(made: Checkpoint, seen: Checkpoint, checkpoint: Checkpoint, held: Qu
         return made
     back = [name for name in held.weights if name in made.tensors and name not in wide]
     result = _with_codes(made, checkpoint, held, back, touched)
-    said = mixed(checkpoint, held, sorted(wide, key=natural)) if wide else held.said
+    plain = {*wide, *_new(made, seen)} if wide or (held.scheme and held.scheme.skip) else set[str]()
+    said = mixed(checkpoint, held, sorted(plain, key=natural)) if plain else held.said
     result = _said(result, seen, checkpoint, held, said, wide)
     return replace(result, notes=(*result.notes, *_notes(held, wide, touched, how)))
 
@@ -64,6 +65,12 @@ def _touched(made: Checkpoint, held: Quantisation) -> list[str]:
             help="dequantise the base first: surgery dequantize BASE -o OUT; or all of it along: --dequantize",
         )
     return [name for name, one in held.weights.items() if made.tensors.get(name, one.weight) is not one.weight]
+
+
+def _new(made: Checkpoint, seen: Checkpoint) -> list[str]:
+    """The matrices that a surgery added, such as a classifier's: loaders would look for their codes."""
+    added = ((name, tensor) for name, tensor in made.tensors.items() if name not in seen.tensors)
+    return [name for name, tensor in added if name.endswith(".weight") and len(tensor.shape) > 1]
 
 
 def _with_codes(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..errors import NotSupported, listed, series
 from ..names import natural
 from .scheme import Quantised, Source, module_of
 
@@ -43,8 +44,15 @@ def check_listed(source: Source, key: str, found: Mapping[str, Quantised]) -> No
 
 def extended(said: Mapping[str, Any], key: str, modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:
     """What is said, with `modules` in the list that is called `key`; with the head, unless that is `quantised`."""
-    listed = said.get(key)
-    before = [str(entry) for entry in listed] if isinstance(listed, list) else []
-    head = [] if listed is not None or HEAD in quantised else [HEAD]
+    there = said.get(key)
+    before = [str(entry) for entry in there] if isinstance(there, list) else []
+    head = [] if there is not None or HEAD in quantised else [HEAD]
     wanted = [module for module in sorted(modules, key=natural) if not skipped(before, module)]
-    return {**said, key: list(dict.fromkeys([*before, *head, *wanted]))}
+    entries = list(dict.fromkeys([*before, *head, *wanted]))
+    if caught := [one for one in quantised if skipped(entries, one) and not skipped(before, one)]:
+        raise NotSupported(
+            "loaders would take modules that are quantised for ones that are not, by names of those",
+            where=[f"{key}: {series(listed(wanted))}", *listed(caught)],
+            help="write all of it in 16 bits: --dequantize; or keep the codes, at a price: --requantize",
+        )
+    return {**said, key: entries}

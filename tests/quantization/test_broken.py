@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 import torch
 from handmade import write_adapter
-from made import Made, Tensors, bitsandbytes_4bit, bitsandbytes_8bit, fixtures, fp8
+from made import (
+    Made,
+    Tensors,
+    bitsandbytes_4bit,
+    bitsandbytes_8bit,
+    compressed,
+    fbgemm,
+    fixtures,
+    fp8,
+    gpt_oss,
+    ordered_groups,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -103,6 +114,79 @@ def fp8_exponents() -> Made:
     return fp8((40, 50), (16, 32), torch.float8_e8m0fnu, torch.bfloat16)
 
 
+def ct(bits: int, shape: tuple[int, int] = (8, 64), **how: Any) -> Made:
+    args = {"type": "int", "symmetric": True, "strategy": "group", "group_size": 32, **how}
+    args |= {"group_size": None} if args["strategy"] == "channel" else {}
+    return compressed(shape, "pack-quantized" if bits < 8 else "int-quantized", num_bits=bits, **args)
+
+
+def ct3(shape: tuple[int, int] = (8, 64)) -> Made:
+    return ct(3, shape, strategy="channel")
+
+
+def ct4() -> Made:
+    return ct(4)
+
+
+def ct4_zeros() -> Made:
+    return ct(4, (16, 64), symmetric=False)
+
+
+def ct_ordered() -> Made:
+    return ordered_groups((13, 96), 16, True)
+
+
+def ct_int8() -> Made:
+    return ct(8, strategy="channel")
+
+
+def ct_fp8() -> Made:
+    return compressed((8, 64), "float-quantized", type="float", num_bits=8, strategy="channel")
+
+
+def nvfp4() -> Made:
+    return compressed((8, 64), "nvfp4-pack-quantized", type="float", num_bits=4, strategy="tensor_group", group_size=16)
+
+
+def mxfp4() -> Made:
+    more = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8}
+    return compressed(
+        (8, 64), "mxfp4-pack-quantized", type="float", num_bits=4, strategy="group", group_size=32, **more
+    )
+
+
+def oss() -> Made:
+    return gpt_oss((3, 24, 96))
+
+
+def modelopt() -> Made:
+    return fixtures("modelopt")["nvfp4-7x64"]()
+
+
+def rows8() -> Made:
+    return fbgemm((7, 33), False)
+
+
+def also(name: str, dtype: torch.dtype) -> Change:
+    """A tensor more, of codes alone."""
+    return lambda tensors, said: tensors.update({name: torch.zeros(4, 8).to(dtype)})
+
+
+def group_said(**more: Any) -> Change:
+    """What a group of compressed-tensors says."""
+    return lambda tensors, said: said["config_groups"]["group_0"].update(more)
+
+
+def weights_said(**more: Any) -> Change:
+    """What it says of weights."""
+    return lambda tensors, said: said["config_groups"]["group_0"]["weights"].update(more)
+
+
+def one_of(at: int, value: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An element is that."""
+    return lambda tensor: torch.where(torch.arange(len(tensor)) == at, value, tensor)
+
+
 BROKEN = {
     "gptq-without-scales": Broken(gptq, without("m.scales"), "not all that says what they mean.*m.scales"),
     "gptq-without-zeros": Broken(gptq, without("m.qzeros"), "not all that says what they mean.*m.qzeros"),
@@ -185,6 +269,80 @@ BROKEN = {
     "fp8-code-nan": Broken(fp8_blocks, with_("m.weight", one(127)), "NaN or infinite.*m.weight", late=True),
     "fp8-scale-byte-of-none": Broken(fp8_exponents, with_("m.weight_scale_inv", one(255)), "255.*m.weight", late=True),
     "fp8-said-not-quantised": Broken(fp8_blocks, said(modules_to_not_convert=["m"]), "have codes.*m.weight"),
+    "ct-without-scales": Broken(ct4, without("m.weight_scale"), "not all that says what they mean.*m.weight_scale"),
+    "ct-without-codes": Broken(ct4, without("m.weight_packed"), "no codes that they belong to.*m.weight_scale"),
+    "ct-scales-of-another-shape": Broken(ct4, with_("m.weight_scale", lambda t: t[:, :1]), r"\[8, 1\].*groups of 32"),
+    "ct-scales-turned": Broken(ct4, with_("m.weight_scale", lambda t: t.t()), r"are \[2, 8\].*m.weight_scale"),
+    "ct-other-groups": Broken(ct4, weights_said(group_size=16), r"groups of 16: \[8, 4\].*m.weight_scale"),
+    "ct-groups-of-none": Broken(ct4, weights_said(group_size=None), "which elements share a scale"),
+    "ct-other-bits": Broken(ct4, weights_said(num_bits=8), "64 codes of 8 bits need 16 words, and there are 8"),
+    "ct-bits-that-are-none": Broken(ct4, weights_said(num_bits="four"), "bits from 1 to 8.*config_groups.group_0"),
+    "ct-floats-said": Broken(ct4, weights_said(type="float"), "are int of 4 bits, and config.json says float"),
+    "ct-shape-of-fewer-columns": Broken(ct4, with_("m.weight_shape", one_of(1, 32)), "32 codes of 4 bits need 4"),
+    "ct-shape-of-fewer-rows": Broken(ct4, with_("m.weight_shape", one_of(0, 7)), r"shape is said to be \[7, 64\]"),
+    "ct-shape-of-less-than-none": Broken(ct4, with_("m.weight_shape", one_of(1, -64)), "m.weight_shape"),
+    "ct-codes-of-64-bits": Broken(ct4, with_("m.weight_packed", lambda t: t.long()), "I64, and not I32 or U8"),
+    "ct-another-format": Broken(ct4, group_said(format="nvfp4-pack-quantized"), "is I32, and config.json says nvfp4"),
+    "ct-said-not-quantised": Broken(ct4, said(ignore=["m"]), "lists as not quantised.*m.weight_packed"),
+    "ct-said-not-quantised-by-a-pattern": Broken(ct4, said(ignore=["re:m$"]), "lists as not quantised"),
+    "ct-in-no-group": Broken(ct4, group_said(targets=["re:.*q_proj"]), "no group of config.json.*m.weight"),
+    "ct-plain-said-quantised": Broken(ct4, group_said(targets=["plain", "m"]), "and they are not.*plain.weight"),
+    "ct-no-targets": Broken(ct4, group_said(targets="Linear"), "lacks targets"),
+    "ct-zeros-missing": Broken(ct4, weights_said(symmetric=False), "not all.*m.weight_zero_point"),
+    "ct-zeros-of-another-shape": Broken(
+        ct4_zeros, with_("m.weight_zero_point", lambda t: t[:, :1]), r"zero points are \[2, 1\]"
+    ),
+    "ct-words-to-read-in-two-ways": Broken(
+        ct3, lambda t, s: t.update(ct3((8, 16)).tensors), "16 codes of 3 bits in 2 words.*two ways"
+    ),
+    "ct-index-of-fewer": Broken(ct_ordered, with_("m.weight_g_idx", lambda t: t[:-1]), "96 columns need a group each"),
+    "ct-index-beyond": Broken(ct_ordered, with_("m.weight_g_idx", one(6)), "group 6, and there are 6", late=True),
+    "ct-scale-nan": Broken(ct4, with_("m.weight_scale", one(float("nan"))), "NaN or infinite.*m.weight", late=True),
+    "ct-int8-without-scales": Broken(ct_int8, without("m.weight_scale"), "not all.*m.weight_scale"),
+    "ct-int8-said-float": Broken(ct_int8, weights_said(type="float"), "I8 codes are int of 8"),
+    "ct-fp8-code-nan": Broken(ct_fp8, with_("m.weight", one(127)), "NaN or infinite.*m.weight", late=True),
+    "ct-fp8-other-blocks": Broken(
+        ct_fp8, weights_said(strategy="block", block_structure=[4, 16]), r"blocks of 4 x 16: \[2, 4\]"
+    ),
+    "nvfp4-without-the-scale-of-all": Broken(nvfp4, without("m.weight_global_scale"), "not all.*m.weight_global_scale"),
+    "nvfp4-many-scales-of-all": Broken(
+        nvfp4, with_("m.weight_global_scale", lambda t: t.repeat(2)), r"scale of all is \[2\]"
+    ),
+    "mxfp4-scale-byte-of-none": Broken(mxfp4, with_("m.weight_scale", one(255)), "255.*m.weight_packed", late=True),
+    "ct-codes-of-a-name-of-their-own": Broken(ct4, also("e.gate_up_proj", torch.uint8), "without what.*e.gate_up_proj"),
+    "ct-floats-of-a-name-of-their-own": Broken(ct4, also("e.up", torch.float8_e4m3fn), "without what.*e.up"),
+    "modelopt-codes-alone": Broken(modelopt, also("e.gate_up_proj", torch.uint8), "without what.*e.gate_up_proj"),
+    "nf4-codes-alone": Broken(nf4, also("n.weight", torch.uint8), "without what says their meaning.*n.weight"),
+    "ct-zeros-left-out": Broken(ct4, said(format="sparse-24-bitmask"), "are not read: weights that are zero"),
+    "ct-sparse": Broken(ct4, said(sparsity_config={"format": "sparse-bitmask"}), "sparse-bitmask are not read"),
+    "ct-marlin": Broken(ct4, group_said(format="marlin-24"), "marlin-24 are not read: the codes lie"),
+    "ct-mxfp6": Broken(ct4, group_said(format="mxfp6-pack-quantized"), "are not read: floats of 6 bits"),
+    "gpt-oss-without-scales": Broken(oss, without("m.weight_scales"), "not all.*m.weight_scales"),
+    "gpt-oss-without-blocks": Broken(oss, without("m.weight_blocks"), "no blocks of codes.*m.weight_scales"),
+    "gpt-oss-scales-of-another-shape": Broken(
+        oss, with_("m.weight_scales", lambda t: t[:, :, :1]), r"scales U8 \[3, 24, 1\].*m.weight_scales"
+    ),
+    "gpt-oss-blocks-of-8": Broken(oss, with_("m.weight_blocks", lambda t: t[..., :8]), "and not U8"),
+    "gpt-oss-blocks-of-integers": Broken(oss, with_("m.weight_blocks", lambda t: t.to(torch.int8)), "codes are I8"),
+    "gpt-oss-in-16-bits-too": Broken(oss, lambda t, s: t.update({"m.weight": torch.ones(2)}), "and as blocks of codes"),
+    "gpt-oss-scale-byte-of-none": Broken(oss, with_("m.weight_scales", one(255)), "255.*m.weight_blocks", late=True),
+    "modelopt-without-scales": Broken(modelopt, without("m.weight_scale"), "not all.*m.weight_scale"),
+    "modelopt-without-the-scale-of-all": Broken(modelopt, without("m.weight_scale_2"), "not all.*m.weight_scale_2"),
+    "modelopt-without-codes": Broken(modelopt, without("m.weight"), "no codes that they belong to.*m.weight_scale"),
+    "modelopt-scales-of-another-shape": Broken(
+        modelopt, with_("m.weight_scale", lambda t: t[:, :2]), r"a scale for 16 columns, and has F8_E4M3 \[7, 2\]"
+    ),
+    "modelopt-said-not-quantised": Broken(modelopt, said(ignore=["m*"]), "listed as left out.*m.weight"),
+    "modelopt-plain-said-quantised": Broken(modelopt, said(quantized_layers={"plain": {}}), "are not.*plain.weight"),
+    "modelopt-scaled-inputs": Broken(
+        modelopt, lambda t, s: t.update({"m.pre_quant_scale": torch.ones(64)}), "multiplies the inputs"
+    ),
+    "fbgemm-without-scales": Broken(rows8, without("m.weight_scale"), "not all.*m.weight_scale"),
+    "fbgemm-without-codes": Broken(rows8, without("m.weight"), "no float8 weights.*m.weight_scale"),
+    "fbgemm-scales-of-another-shape": Broken(
+        rows8, with_("m.weight_scale", lambda t: t[:-1]), "m.weight_scale: 6, not"
+    ),
+    "fbgemm-said-not-quantised": Broken(rows8, said(modules_to_not_convert=["m"]), "not quantised.*m.weight"),
 }
 
 

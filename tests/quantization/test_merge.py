@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from quantization.live import HOW, Quantised, adapter, judged, logits, raw
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import surgery
 
@@ -108,3 +110,65 @@ def test_a_plain_base_has_nothing_to_dequantise(quantised: Quantised, tmp_path: 
     lora = adapter(base, tmp_path / "lora", 0.05, target_modules=["q_proj"])
     with pytest.raises(surgery.SurgeryError, match="nothing is quantised"):
         surgery.merge(surgery.open_checkpoint(base.parent / "plain"), surgery.open_adapter(lora), requantize=True)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    "all linear, rslora": {"target_modules": "all-linear", "use_rslora": True},
+    "saved head": {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    "embedding": {"target_modules": ["embed_tokens", "up_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("requantize", [False, True])
+def test_kinds_of_adapters(quantised: Quantised, tmp_path: Path, kind: str, requantize: bool) -> None:
+    """As on plain bases; coded again, what comes out is nearer to it than the base is."""
+    base = quantised("nf4")
+    lora = adapter(base, tmp_path / "lora", 0.05, **KINDS[kind])
+    merged = surgery.merge(
+        surgery.open_checkpoint(base), surgery.open_adapter(lora), requantize=requantize, lossy=requantize
+    )
+    surgery.write(merged, tmp_path / "out")
+    before, wanted = judged(base, lora)
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu"))
+    assert (wanted - before).abs().max() > (1.5 if requantize else 20) * (found - wanted).abs().max()
+
+
+def test_several_adapters_at_weights(quantised: Quantised, tmp_path: Path) -> None:
+    base = quantised("nf4")
+    loras = [adapter(base, tmp_path / "a", 0.05, target_modules=["q_proj"])]
+    loras += [adapter(base, tmp_path / "b", 0.03, target_modules=["q_proj", "gate_proj"])]
+    opened = [surgery.open_adapter(lora) for lora in loras]
+    surgery.write(surgery.merge(surgery.open_checkpoint(base), opened, [0.5, 2.0]), tmp_path / "out")
+    live = AutoModelForCausalLM.from_pretrained(base, device_map="cpu").dequantize().float()
+    before = logits(live)
+    live = PeftModel.from_pretrained(live, loras[0], adapter_name="a")
+    live.load_adapter(loras[1], adapter_name="b")
+    live.add_weighted_adapter(["a", "b"], [0.5, 2.0], "both", combination_type="cat")
+    live.set_adapter("both")
+    wanted, found = logits(live), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu"))
+    assert (wanted - before).abs().max() > 20 * (found - wanted).abs().max()
+
+
+def test_a_classifier_on_a_quantised_body(quantised: Quantised, tmp_path: Path) -> None:
+    """The head is new, and in 16 bits: config.json says so, else loaders would expect its codes."""
+    base = quantised("nf4")
+    torch.manual_seed(2)
+    options = {"num_labels": 3, "pad_token_id": 0}
+    live = AutoModelForSequenceClassification.from_pretrained(base.parent / "plain", **options)
+    live = get_peft_model(live, LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=16, target_modules=["q_proj"]))
+    for name, value in live.named_parameters():
+        if "lora_" in name or "score" in name:
+            torch.nn.init.normal_(value, std=0.05)
+    live.save_pretrained(tmp_path / "lora")
+    surgery.write(
+        surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(tmp_path / "lora")), tmp_path / "out"
+    )
+    plain = surgery.dequantize(surgery.open_checkpoint(base))
+    surgery.write(plain, tmp_path / "plain")
+    wide = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain", dtype=torch.float32, **options)
+    wanted = logits(PeftModel.from_pretrained(wide, tmp_path / "lora"))
+    found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", device_map="cpu", pad_token_id=0)
+    assert type(found.score) is torch.nn.Linear
+    assert (logits(found) - wanted).abs().max() < 0.05 * wanted.abs().max()
