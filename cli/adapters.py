@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .injecting import Injecting
-from .options import Merging, Model, Writing, writing_options
+from .options import CODES, Merging, Model, Writing, writing_options
 from .running import written
 
 if TYPE_CHECKING:
     import surgery
 
-CODES = "A quantised base"
 app = typer.Typer()
 PANEL = "Adapters"
 
@@ -51,7 +50,7 @@ def merge(
     adapters: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ADAPTER...]",
+            metavar="ADAPTER",
             help="PEFT adapters, here or on the Hub, summed in one pass; without one, BASE's own LoRA.",
             show_default=False,
         ),
@@ -76,22 +75,6 @@ def merge(
         typer.Option(
             "--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte."
         ),
-    ] = False,
-    dequantize: Annotated[
-        bool,
-        typer.Option("--dequantize", help="All of it in 16 bits, and not only what is touched.", rich_help_panel=CODES),
-    ] = False,
-    requantize: Annotated[
-        bool,
-        typer.Option(
-            "--requantize",
-            help="What is touched is coded again, under the scales that are stored; the report says what survives.",
-            rich_help_panel=CODES,
-        ),
-    ] = False,
-    lossy: Annotated[
-        bool,
-        typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
     ] = False,
     through: Annotated[
         str,
@@ -133,9 +116,6 @@ def merge(
             again=again,
             tokenizer=tokenizer or None,
             any_base=any_base,
-            dequantize=dequantize,
-            requantize=requantize,
-            lossy=lossy,
             through=through or None,
             trained_on=surgery.open_checkpoint(trained_on) if trained_on else None,
         )
@@ -159,7 +139,7 @@ def unmerge(
     ],
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ADAPTER...]", help="Only with --approximate: what was merged.", show_default=False),
+        typer.Argument(metavar="ADAPTER", help="Only with --approximate: what was merged.", show_default=False),
     ] = None,
     approximate: Annotated[
         bool,

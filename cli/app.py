@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 
 from . import adapters, edit, fused, hub, look
+from .helping import Commands, with_examples
 
 app = typer.Typer(
     name="surgery",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -51,4 +53,4 @@ def _top(
 
 
 for _group in (look, edit, fused, adapters, hub):
-    app.add_typer(_group.app)
+    app.add_typer(with_examples(_group.app))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import As, Debug, Json, Maps, Model, Writing, parse_map, writing_options
+from .options import As, Debug, Json, Maps, Model, Writing, needing, parse_map, writing_options
 from .running import guarded, written
 
 app = typer.Typer()
@@ -16,7 +16,7 @@ PANEL = "Edit"
 
 
 @app.command(rich_help_panel=PANEL)
-@writing_options
+@needing("max_shard_size")
 def reshard(model: Model, *, options: Writing) -> None:
     """Write the same tensors into other shards: [bold]--max-shard-size 5GB[/bold], [bold]--balanced[/bold]."""
     import surgery
@@ -27,7 +27,7 @@ def reshard(model: Model, *, options: Writing) -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-@writing_options
+@needing("to")
 def convert(model: Model, to: As = "", *, options: Writing) -> None:
     """Write the same weights as another class of transformers loads them: a Phi-3 [bold]--as llama[/bold]."""
     import surgery
@@ -63,7 +63,7 @@ def dequantize(
 
 
 @app.command(rich_help_panel=PANEL)
-@writing_options
+@needing("scheme")
 def quantize(
     model: Model,
     scheme: Annotated[
@@ -91,9 +91,9 @@ def quantize(
 
 
 @app.command(rich_help_panel=PANEL)
-@writing_options
+@needing("maps")
 def rename(model: Model, maps: Maps = None, *, options: Writing) -> None:
-    r"""Rewrite tensor names, wherever the pattern occurs: [bold]--map '^transformer\\.=model.'[/bold]."""
+    r"""Rewrite tensor names, wherever the pattern occurs: [bold]--map '^transformer\.=model.'[/bold]."""
     import surgery
 
     if not maps:
@@ -103,7 +103,7 @@ def rename(model: Model, maps: Maps = None, *, options: Writing) -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-@writing_options
+@needing("pattern")
 def drop(
     model: Model,
     pattern: Annotated[
@@ -152,7 +152,7 @@ def reindex(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a right index beside untouched shards, where the index is stale: surgery reindex DIR."""
+    """Write a right index beside untouched shards, where the index is stale."""
     import surgery
 
     from . import output

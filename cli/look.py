@@ -151,7 +151,7 @@ def verify(
 @app.command(rich_help_panel=PANEL)
 def demo(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Where to work; a temporary folder if not given.")
+        Path | None, typer.Argument(metavar="DIR", help="Where to work; a temporary folder if not given.")
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -5,9 +5,10 @@ takes, of `Fused` and of `Merging`, where it has a parameter of that type.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 WRITING, LAYOUT, RUNNING, FUSED = "Output", "Layout", "Running", "Fused modules, where config.json does not tell"
 MERGING = "How adapters are merged"
+CODES = "A quantised base"
 COMMIT = "The commit on the Hub"
 
 Model = Annotated[
@@ -119,7 +121,6 @@ class Writing:
                 "Where the result goes (needed, but for --dry-run): a folder, or hf://org/name\\[@branch], shard by"
                 " shard."
             ),
-            rich_help_panel=WRITING,
         ),
     ] = None
     overwrite: Annotated[
@@ -406,6 +407,23 @@ class Merging:
         ),
     ] = None
 
+    dequantize: Annotated[
+        bool,
+        typer.Option("--dequantize", help="All of it in 16 bits, and not only what is touched.", rich_help_panel=CODES),
+    ] = False
+    requantize: Annotated[
+        bool,
+        typer.Option(
+            "--requantize",
+            help="What is touched is coded again, under the scales that are stored; the report says what survives.",
+            rich_help_panel=CODES,
+        ),
+    ] = False
+    lossy: Annotated[
+        bool,
+        typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
+    ] = False
+
     lying: Fused = Fused()
 
     def beside(self) -> list[str] | None:
@@ -438,6 +456,9 @@ class Merging:
             "architecture": self.architecture or None,
             "base_as_trained": self.base_as_trained,
             "given": self.lying.given(),
+            "dequantize": self.dequantize,
+            "requantize": self.requantize,
+            "lossy": self.lossy,
         }
 
 
@@ -480,11 +501,12 @@ def _names(text: str) -> dict[str, str]:
     return {key: name for key, _, name in pairs}
 
 
-def writing_options(command: Callable[..., None]) -> Callable[..., None]:
+def writing_options(command: Callable[..., None], needs: str = "") -> Callable[..., None]:
     """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the
     command line.
 
-    A group may hold another one, whose options then stand in its place.
+    A group may hold another one, whose options then stand in its place. First comes what must be given: the option
+    that the command `needs`, and the output.
     """
     taken = inspect.signature(command).parameters.values()
     hints = get_type_hints(command, include_extras=True)
@@ -500,18 +522,43 @@ def writing_options(command: Callable[..., None]) -> Callable[..., None]:
         made = {name: _made(group, values) for name, group in groups.items()}
         command(*args, **values, **made)
 
-    parameters = [p.replace(annotation=hints[p.name]) for p in (*(p for p in taken if p.name not in groups), *shared)]
+    if needs:
+        hints[needs] = _needed(hints[needs])
+    order = sorted((*(p for p in taken if p.name not in groups), *shared), key=lambda p: _rank(p.name, hints, needs))
+    parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in order]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
 
 
-def _options_of(group: Any) -> Iterator[tuple[Field[Any], Any]]:
+def needing(option: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`writing_options` for a command that does nothing without one of its options."""
+    return partial(writing_options, needs=option)
+
+
+def _rank(name: str, hints: dict[str, Any], needs: str) -> int:
+    """Arguments come first, then what must be given."""
+    kind = hints[name].__metadata__[0]
+    return 0 if isinstance(kind, typer.models.ArgumentInfo) else 1 if name == needs else 2 if name == "out" else 3
+
+
+def _needed(hint: Any) -> Any:
+    """The same option, among the first ones, and its help says that it must be given."""
+    option = copy(hint.__metadata__[0])
+    option.help, option.rich_help_panel = f"{option.help} [bold](needed)[/bold]", None
+    return Annotated[hint.__origin__, option]
+
+
+@cache
+def _options_of(group: Any) -> Sequence[tuple[Field[Any], Any]]:
     """The options of a group, with their types."""
     hints = get_type_hints(group, include_extras=True)
+    found = list[tuple[Field[Any], Any]]()
     for field in fields(group):
         hint = hints[field.name]
-        yield from _options_of(hint) if is_dataclass(hint) else [(field, hint)]
+        nested: bool = is_dataclass(hint)
+        found += _options_of(hint) if nested else [(field, hint)]
+    return found
 
 
 def _made(group: Any, values: dict[str, Any]) -> Any:

@@ -270,7 +270,15 @@ def show_difference(found: surgery.Difference, *, json: bool) -> None:
         ]
         changes = [{**asdict(c), "measure": m} for c, m in zip((*found.unlike, *found.changed), measured, strict=True)]
         unlike = len(found.unlike)
-        show_json({**asdict(found), "unlike": changes[:unlike], "changed": changes[unlike:], "equal": found.equal})
+        show_json(
+            {
+                **asdict(found),
+                "recoded": found.recoded,
+                "unlike": changes[:unlike],
+                "changed": changes[unlike:],
+                "equal": found.equal,
+            }
+        )
         return
     files = found.files
     lists = [
@@ -278,6 +286,8 @@ def show_difference(found: surgery.Difference, *, json: bool) -> None:
         ("only in B", found.only_b),
         ("unlike", [f"{c.name}: {c.a} -> {c.b}" for c in found.unlike]),
         ("changed", [c.name for c in found.changed]),
+        ("quantised", [f"{c.name}: {c.a} -> {c.b}" for c in found.decoded]),
+        ("other codes, the same values", found.recoded),
         ("identical", found.identical),
         ("config", [f"{f.name}: {f.a} -> {f.b}" for f in found.config]),
         (
@@ -288,7 +298,7 @@ def show_difference(found: surgery.Difference, *, json: bool) -> None:
     rows = [("A", found.a), ("B", found.b)]
     rows += [(what, f"{len(names)}: {_some(names)}") for what, names in lists if names]
     _table(rows, "equal" if found.equal else "different")
-    if measures := [(c.name, c.measure) for c in (*found.unlike, *found.changed) if c.measure]:
+    if measures := [(c.name, c.measure) for c in (*found.unlike, *found.changed, *found.decoded) if c.measure]:
         print()
         _grid(("name", "max", "mean", "relative", "differing", "ulps"), [_measured(name, m) for name, m in measures])
 

@@ -13,7 +13,8 @@ from .checkpoint import Checkpoint, open_any, open_checkpoint
 from .checks.check import Check, Verification
 from .checks.diff import Change, Difference, diff
 from .checks.inspection import Inspection, inspect
-from .checks.proof import Judgement, Proof, Verdict
+from .checks.judgement import Judgement, Verdict
+from .checks.proof import Proof
 from .checks.verify import verify
 from .errors import (
     AdapterError,

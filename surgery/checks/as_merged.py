@@ -61,6 +61,8 @@ def _way(step: Step) -> Merging:
         add=step.get("add"),
         architecture=step.get("architecture"),
         given=given_as(given) if given is not None else None,
+        dequantize=step.get("quantised") == "dequantized",
+        requantize=step.get("quantised") == "requantized",
         through=step.get("through"),
     )
 
@@ -82,6 +84,7 @@ def _options(merging: Merging) -> dict[str, str | None]:
         "architecture": merging.architecture,
         "map": ", ".join(f"{pattern}={replacement}" for pattern, replacement in merging.names),
         "dtype": merging.dtype,
+        "quantised weights": "in 16 bits" if merging.dequantize else "coded again" if merging.requantize else "",
         "through": merging.through,
         "given": json.dumps(as_said(merging.given)) if merging.given else "",
     }

@@ -1,18 +1,18 @@
 """Diff: what differs between two checkpoints, or two adapters?
 
-By name, whatever the shards. Values are read in a stream, as numbers only where bytes differ. Of config.json and
-adapter_config.json the fields are compared, of other files the bytes; shards, indices and what surgery itself notes
-are no files.
+By name, whatever the shards; quantised weights by what their codes mean as well, also against 16 bits. Values are
+read in a stream, as numbers only where bytes differ. Of config.json and adapter_config.json the fields are compared,
+of other files the bytes; shards, indices and what surgery itself notes are no files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -29,6 +29,7 @@ from ..files.strict import MEND, parse_object
 from ..lazy.tensor import File, Tensor
 from ..names import natural, select
 from ..opened import takes_opened
+from .meaning import Meaning, meanings
 
 OnTensor = Callable[[str, int, int], None]  # a tensor's name, its bytes, and those of all that are looked at
 CONFIGS = ("config.json", ADAPTER_CONFIG)
@@ -39,7 +40,7 @@ ABSENT = "absent"
 class Change:
     """A tensor of both that is not the same: its dtype and shape in either, and how far apart the values are.
 
-    `measure` is None where the shapes differ, or where torch has no such dtype.
+    `measure` is None where the shapes differ, where torch has no such dtype, and for codes.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Names:
 @dataclass(frozen=True, slots=True)
 class Difference:
     """What `diff` found between `a` and `b`. `unlike` tensors have another dtype or shape, `changed` ones other
-    bytes.
+    bytes. `decoded` are weights that are quantised in either and not stored alike in both, as what they mean.
     """
 
     a: str
@@ -81,6 +82,12 @@ class Difference:
     identical: tuple[str, ...]
     config: tuple[Field, ...]
     files: Names
+    decoded: tuple[Change, ...] = ()
+
+    @property
+    def recoded(self) -> tuple[str, ...]:
+        """Weights whose values are the same, and only codes or scales are others."""
+        return tuple(c.name for c in self.decoded if c.measure and not c.measure.largest and not c.measure.nonfinite)
 
     def __repr__(self) -> str:
         counts = ("only_a", "only_b", "unlike", "changed", "identical", "config")
@@ -131,7 +138,8 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
     names = select(known, tensors) if tensors else sorted(known, key=natural)
     pairs = [(n, one.tensors[n], other.tensors[n]) for n in names if n in one.tensors and n in other.tensors]
     changes = dict(_changes(pairs, on_tensor))
-    found = [change for change in changes.values() if change]
+    meaning = meanings(one, other, [name for name, change in changes.items() if change is None])
+    found = [_bare(change, meaning) for change in changes.values() if change]
     return Difference(
         one.path,
         other.path,
@@ -142,7 +150,26 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
         identical=tuple(name for name, change in changes.items() if change is None),
         config=() if tensors else _fields(one.files, other.files),
         files=Names((), ()) if tensors else _files(one.files, other.files),
+        decoded=_decoded(meaning, set(names)),
     )
+
+
+def _bare(change: Change, meaning: Meaning) -> Change:
+    """Without what is said of codes as if they were numbers."""
+    return replace(change, measure=None) if change.name in meaning.codes else change
+
+
+def _decoded(meaning: Meaning, names: Set[str]) -> tuple[Change, ...]:
+    """How far weights are apart that are not stored alike."""
+    pairs = [(name, *pair) for name, pair in meaning.pairs.items() if name in names]
+    return tuple(
+        Change(name, *meaning.kinds[name], change.measure if change else _same(meaning.pairs[name][0]))
+        for name, change in _changes(pairs, None)
+    )
+
+
+def _same(tensor: Tensor) -> Measure:
+    return Measure(tensor.size, 0, 0.0, 0.0, 0.0, None)
 
 
 def _changes(

@@ -9,18 +9,20 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import listed, series
+from ..errors import SurgeryError, listed, series
 from ..files.index import encode_index
 from ..files.refs import has_scheme
 from ..files.safetensors import encode_header
 from ..lazy.dtypes import Dtype
-from ..lazy.tensor import Shape
+from ..lazy.tensor import Shape, has_arithmetic
 from ..names import natural
+from ..quantization.quantised import quantised
+from ..quantization.settle import decoded
 from ..surgeries.merging.own_lora import own_names
 from .check import Check
 
@@ -39,6 +41,34 @@ def loadable(checkpoint: Checkpoint) -> Check:
         return Check(
             "class", None, f"transformers {transformers.__version__} has no class {names[0]}; remote code is never run"
         )
+    seen, said = checkpoint, ""
+    try:
+        info = _asked(kind, checkpoint)
+    except _REFUSALS as error:
+        seen, why = _in_16_bits(checkpoint), str(error).splitlines()[0]
+        if seen is checkpoint:
+            return Check("class", False, f"{names[0]} cannot load it: {why}")
+        try:
+            info, said = _asked(kind, seen), ", of what its codes mean in 16 bits: codes cannot be asked about here"
+        except _REFUSALS as again:
+            return Check("class", False, f"{names[0]} cannot load it: {str(again).splitlines()[0]}")
+    own = own_names(checkpoint)
+    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
+    if rows:
+        return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
+    rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""
+    return Check(
+        "class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape{said}{rest}"
+    )
+
+
+_REFUSALS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+
+
+def _asked(kind: Any, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What the class says of the files, without a word of its own. Raises what it raises."""
+    import transformers
+
     logging: Any = transformers.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -52,18 +82,18 @@ def loadable(checkpoint: Checkpoint) -> Check:
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # they are told by name, and not raised without
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        return Check("class", False, f"{names[0]} cannot load it: {str(error).splitlines()[0]}")
+            return dict(info)
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    own = own_names(checkpoint)
-    rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
-    if rows:
-        return Check("class", False, f"{names[0]} would not load it whole", tuple(rows))
-    rest = f"; {len(own)} tensors of LoRA beside them are PEFT's to load" if own else ""
-    return Check("class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape{rest}")
+
+
+def _in_16_bits(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as what its codes mean; itself, where it has none that are read."""
+    with suppress(SurgeryError):
+        return decoded(checkpoint, quantised(checkpoint))
+    return checkpoint
 
 
 @contextmanager
@@ -71,7 +101,7 @@ def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
     """A local folder with the checkpoint's config and headers: its own, or, of one on the Hub, a temporary one of
     sparse files.
     """
-    if not has_scheme(checkpoint.path):
+    if not has_scheme(checkpoint.path) and not any(has_arithmetic(t) for t in checkpoint.tensors.values()):
         yield checkpoint.path
         return
     with tempfile.TemporaryDirectory() as folder:

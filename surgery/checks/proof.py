@@ -10,6 +10,7 @@ apart:
     mistake transposed         S - W is about D with its last two axes exchanged
     wrong              none of these
     kept, changed      no adapter touches it, and it is as in the base, or it is not
+    coded again        it is quantised, and its codes are nearest to E; or lost, where less than half of D is in them
     missing, added, unlike   not there, there too much, of another dtype or shape than can be compared
 
 Rounding explains |S - E| of at most 4 ulps of max(|W|, |E|) in the coarser of the stored dtype and the base's, 2
@@ -24,12 +25,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
-from ..errors import printable
 from ..evaluation.compare import bits, chunks, comparing, identical, ulp, workspace
 from ..evaluation.workspace import Workspace
 from ..files.peft import Adapter
@@ -41,13 +40,16 @@ from ..models.header_ties import header_ties
 from ..models.tying import all_families, holder_of
 from ..names import natural
 from ..surgeries.merging.merge import merge
+from ..surgeries.merging.quantised import read_quantised
 from ..surgeries.rename import Rule
 from .diff import OnTensor
+from .facing import facing
+from .judgement import Judgement, Verdict, rounding
+from .recoded import judged_codes
 
 if TYPE_CHECKING:
     import torch
 
-SUM_ULPS, DELTA_ULPS, ORDER_ULPS = 4, 2, 16
 LEAST_FACTOR, SIGMAS = 0.01, 6
 # Of the change's square norm, what may be something else where the change is called a multiple of a delta, and as
 # many times the
@@ -70,10 +72,12 @@ class Merging:
     architecture: str | None = None
     base_as_trained: bool = False
     given: Given | None = None
+    dequantize: bool = False
+    requantize: bool = False
     through: str | None = None
 
     def __call__(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
-        """The base with the adapters merged so; raises what `merge` raises."""
+        """The base with the adapters merged so; raises what `merge` raises. What it may lose is no matter here."""
         return merge(
             base,
             adapters,
@@ -92,24 +96,15 @@ class Merging:
             again=True,
             tokenizer="base",
             any_base=True,
+            dequantize=self.dequantize,
+            requantize=self.requantize,
+            lossy=self.requantize,
         )
 
-
-class Verdict(StrEnum):
-    """What is said of one tensor."""
-
-    EXACT = "exact"
-    ROUNDED = "rounded"
-    KEPT = "kept"
-    TIED = "tied"
-    NOT_APPLIED = "never applied"
-    SCALED = "scaled"
-    TRANSPOSED = "transposed"
-    WRONG = "wrong"
-    CHANGED = "changed"
-    MISSING = "missing"
-    ADDED = "added"
-    UNLIKE = "unlike"
+    def whole(self, base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+        """The same with all weights in 16 bits."""
+        dequantize = bool(read_quantised(base).weights)
+        return replace(self, dequantize=dequantize, requantize=False)(base, adapters)
 
 
 # What is said of tensors that adapters touch; and the part of these that are wrong where another adapter was merged.
@@ -117,43 +112,6 @@ _TOUCHED = frozenset(
     {Verdict.EXACT, Verdict.ROUNDED, Verdict.NOT_APPLIED, Verdict.SCALED, Verdict.TRANSPOSED, Verdict.WRONG}
 )
 _NEARLY = 0.9
-RIGHT = frozenset({Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT, Verdict.TIED})
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What is said of one tensor. `differing` of its `elements` are not what one rounding gives, `beyond` of these
-    by more than rounding explains; by at most `ulps`, which are those of the stored dtype at the larger of |W| and
-    |E|. `factor` is that of a scaled one: how often its delta was applied.
-    """
-
-    name: str
-    verdict: Verdict
-    elements: int = 0
-    differing: int = 0
-    ulps: int = 0
-    beyond: int = 0
-    factor: float | None = None
-    detail: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong with it."""
-        return self.verdict in RIGHT
-
-    def __str__(self) -> str:
-        match self.verdict:
-            case Verdict.ROUNDED:
-                said = (
-                    f"differs by rounding in {self.differing} of {self.elements} elements, by at most {self.ulps} ulps"
-                )
-            case Verdict.SCALED:
-                said = f"applied {self.factor:.4g} times: twice, or with another alpha, rank or weight"
-            case Verdict.WRONG | Verdict.CHANGED:
-                said = f"{self.verdict}: {self.differing} of {self.elements} elements differ, by up to {self.ulps} ulps"
-            case _:
-                said = str(self.verdict)
-        return f"{printable(self.name)}: {said}{f' ({self.detail})' if self.detail else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,19 +165,20 @@ def prove(
     Raises what `merge` raises. Holds a few windows of 4 MB; a tensor that has to be transposed lies in a temporary
     file.
     """
-    expected = how(base, adapters)
+    whole, again = how.whole(base, adapters), how(base, adapters) if how.requantize else None
     kinds = {t.dtype for a in adapters for t in a.tensors.values() if t.dtype in ARITHMETIC}
     judged, total = [], sum(tensor.nbytes for tensor in merged.tensors.values())
     with workspace() as work:
-        for name in sorted({*expected.tensors, *merged.tensors}, key=natural):
-            if name not in merged.tensors:
-                judged.append(_missing(name, expected.tensors[name], merged, base, work))
-            elif name not in expected.tensors:
+        sides = facing(merged, base, whole, again, work)
+        for name in sorted({*sides.wanted, *sides.got, *sides.codes}, key=natural):
+            if name in sides.codes:
+                judged.append(judged_codes(name, *sides.codes[name], work))
+            elif name not in sides.got:
+                judged.append(_missing(name, sides.wanted[name], merged, base, work))
+            elif name not in sides.wanted:
                 judged.append(Judgement(name, Verdict.ADDED, detail="neither the base nor an adapter has it"))
             else:
-                judged.append(
-                    _judged(name, merged.tensors[name], base.tensors.get(name), expected.tensors[name], kinds, work)
-                )
+                judged.append(_judged(name, sides.got[name], sides.before.get(name), sides.wanted[name], kinds, work))
             if on_tensor:
                 on_tensor(name, merged.tensors[name].nbytes if name in merged.tensors else 0, total)
     return Proof(tuple(judged))
@@ -366,7 +325,7 @@ def _verdict(sides: _Sides, tally: _Tally, work: Workspace) -> dict[str, Any]:
 def _tally(sides: _Sides, work: Workspace) -> _Tally:
     import torch
 
-    tally = _Tally()
+    tally, columns = _Tally(), sides.stored.shape[-1] if sides.stored.shape else 1
     for e, w, s in _sided(sides, work):
         r = e.to(s.dtype)
         stored, before, after, rounded = (x.to(torch.float64).nan_to_num(0, 0, 0) for x in (s, w, e, r))
@@ -388,7 +347,7 @@ def _tally(sides: _Sides, work: Workspace) -> _Tally:
         error = (s.to(torch.float64) - e.to(torch.float64)).abs()[
             other
         ]  # NaN where either is no number: beyond any bound
-        tally.beyond += int((~(error <= _bound(sides, before, after, d)[other])).sum())
+        tally.beyond += int((~(error <= rounding(before, after, d, columns, sides.sums, sides.deltas)[other])).sum())
         away = (stored - rounded).abs() / ulp(torch.maximum(before.abs(), after.abs()), sides.sums[:1])
         tally.ulps = max(tally.ulps, ceil(float(away.max())))
     return tally
@@ -397,19 +356,6 @@ def _tally(sides: _Sides, work: Workspace) -> _Tally:
 def _sided(sides: _Sides, work: Workspace) -> Iterator[list[torch.Tensor]]:
     with comparing((sides.expected, sides.base, sides.stored), work) as three:
         yield from chunks(three, work)
-
-
-def _bound(sides: _Sides, before: torch.Tensor, after: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """How far from E rounding may lead, element by element."""
-    import torch
-
-    columns = sides.stored.shape[-1] if sides.stored.shape else 1
-    rows = d.abs().view(-1, columns if len(d) % columns == 0 else len(d))
-    largest = rows.amax(1, keepdim=True).expand_as(rows).reshape(-1)
-    size = torch.maximum(before.abs(), after.abs())
-    return (
-        SUM_ULPS * ulp(size, sides.sums) + DELTA_ULPS * ulp(largest, sides.deltas) + ORDER_ULPS * ulp(largest, (F32,))
-    )
 
 
 def _turned(four: Sequence[Tensor], work: Workspace) -> _Tally:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..adapters.consistency import contradictions, doubts
 from ..checkpoint import UNDO, Checkpoint, open_any, open_checkpoint
-from ..errors import HubError, SurgeryError, listed
+from ..errors import HubError, NotSupported, SurgeryError, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
@@ -27,15 +28,19 @@ from ..lazy.tensor import Tensor
 from ..models.fused.given import Given
 from ..names import natural
 from ..opened import takes_opened
+from ..quantization.quantised import quantised
+from ..surgeries.dequantize import schemes_of
 from ..surgeries.merging.merge import merge
 from ..surgeries.merging.own_lora import own_adapter, own_names
+from ..surgeries.merging.quantised import way
 from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
 from .as_merged import as_merged
 from .check import Check, Verification
 from .diff import OnTensor
+from .judgement import Verdict
 from .loadable import loadable
-from .proof import Merging, Proof, Verdict, prove
+from .proof import Merging, Proof, prove
 from .undo import unrestored
 
 
@@ -60,6 +65,9 @@ def verify(
     architecture: str | None = None,
     base_as_trained: bool = False,
     given: Given | None = None,
+    dequantize: bool = False,
+    requantize: bool = False,
+    lossy: bool = False,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
@@ -79,6 +87,8 @@ def verify(
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained, given)
+    way(dequantize=dequantize, requantize=requantize, lossy=lossy)
+    told = replace(told, dequantize=dequantize, requantize=requantize)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)
@@ -89,7 +99,7 @@ def verify(
         _check_alone(found, base)
         return _verify_adapter(found, values, on_tensor)
     path = found.path if has_scheme(found.path) else _named(path)
-    checks = [_structure(found), *_manifest(found)]
+    checks = [_structure(found), *_manifest(found), *_quantised(found)]
     checks += _record(found, replayed=check_record, every=check_all or values)
     checks += _own(found)
     checks += [_finite(found.tensors, found.weight_map, on_tensor)] if values else []
@@ -129,6 +139,8 @@ def _replayed(
 
     No merge of adapters that contradict themselves is replayed.
     """
+    if any(check.ok is False for check in _quantised(merged)):
+        return [Check("merge", None, "not replayed: the quantised weights contradict themselves")], None
     if wrong := [check for one in adapters if not (check := _consistent(one)).ok]:
         return [*wrong, Check("merge", None, "not replayed: the adapter contradicts itself")], None
     told, said = as_merged(merged, base, adapters) if told == Merging() else (told, [])
@@ -150,7 +162,17 @@ def _merged(proof: Proof) -> Check:
         said = f"{len(wrong)} tensors are not what the merge gives{_strangers(proof)}"
         return Check("merge", False, said, tuple(listed([str(one) for one in wrong])))
     exact, rounded, kept = (len(proof.of(v)) for v in (Verdict.EXACT, Verdict.ROUNDED, Verdict.KEPT))
-    return Check("merge", True, f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base")
+    said = f"{exact} tensors merged exactly, {rounded} but for rounding; {kept} as in the base{_again(proof)}"
+    return Check("merge", True, said)
+
+
+def _again(proof: Proof) -> str:
+    """What of the merge is in weights that were coded again, whoever did it."""
+    if not (coded := proof.of(Verdict.RECODED)):
+        return ""
+    told = [(one.factor, one.name) for one in coded if one.factor is not None]
+    least = f", of what was merged {min(told)[0]:.1%} survives at least ({min(told)[1]})" if told else ""
+    return f"; {len(coded)} coded again{least}"
 
 
 def _strangers(proof: Proof) -> str:
@@ -199,6 +221,21 @@ def _structure(checkpoint: Checkpoint) -> Check:
     return Check(
         "structure", True, f"{len(checkpoint.tensors)} tensors in {shards} shards: headers, index and files agree"
     )
+
+
+def _quantised(checkpoint: Checkpoint) -> list[Check]:
+    """Whether codes, what belongs to them and config.json agree; no check where nothing is quantised."""
+    try:
+        held = quantised(checkpoint)
+    except NotSupported as error:
+        return [Check("quantization", None, error.what, error.where)]
+    except SurgeryError as error:
+        return [Check("quantization", False, error.what, error.where)]
+    if not held.weights:
+        return []
+    schemes = series(schemes_of(held, list(held.weights)))
+    said = f"{len(held.weights)} weights are quantised ({schemes}): codes, companions and config.json agree"
+    return [Check("quantization", True, said)]
 
 
 def _own(checkpoint: Checkpoint) -> list[Check]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -329,15 +330,20 @@ def _shape(weight: Weight, bits: int) -> Shape:
     return shape
 
 
+@cache
+def _fitting(bits: int, elements: int, words: int) -> tuple[Packing, ...]:
+    """The packings in which so many elements fill so many words."""
+    return tuple(one for one in (Packing(bits), Packing(bits, padded=True)) if one.length(elements) == words)
+
+
 def _packing(weight: Weight, elements: int, words: int, part: str, like: Packing | None = None) -> Packing:
     """How so many elements lie in so many words: in one stream of bits, or, in older files, in fields of a word; of
     both, as those that they are `like` do. Raises FormatError where neither fits, or where both do.
     """
     bits = weight.group.bits
-    dense, padded = Packing(bits), Packing(bits, padded=True)
-    fits = [packing for packing in (dense, padded) if packing.length(elements) == words]
+    fits = _fitting(bits, elements, words)
     if not fits:
-        what = f"{elements} codes of {bits} bits need {dense.length(elements)} words, and there are {words}"
+        what = f"{elements} codes of {bits} bits need {Packing(bits).length(elements)} words, and there are {words}"
         raise weight.broken(what, part)
     if like in fits:
         return like

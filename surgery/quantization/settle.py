@@ -109,6 +109,9 @@ def _said(
 ) -> Checkpoint:
     """`result` with what is `said` of its quantisation now, in the config that the surgery left, and the files."""
     files = {**result.files, **beside(checkpoint, held, wide)}
+    old, new = checkpoint.metadata, result.metadata
+    told = {shard: old[shard] for shard in old if new.get(shard) == seen.metadata.get(shard)}
+    result = replace(result, metadata={**new, **told})
     same = result.files.get("config.json") == seen.files.get("config.json")
     if same and (said == held.said or not held.at) and "config.json" in checkpoint.files:
         return replace(result, files={**files, "config.json": checkpoint.files["config.json"]})

@@ -60,7 +60,7 @@ def _configured(made: Checkpoint, held: Quantisation, names: Collection[str]) ->
     assert held.scheme
     if len(names) == len(held.weights):
         files = {name: file for name, file in made.files.items() if name not in held.scheme.files}
-        made = replace(made, files=files)
+        made = replace(made, files=files, metadata=_headers(made, held))
         config = _of_dtype(without(made.config), [held.weights[name].weight.dtype for name in names])
         return made.with_config(config) if "config.json" in files else made
     said = mixed(made, held, names)
@@ -79,6 +79,12 @@ def beside(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -
         name: f"{json.dumps(held.scheme.skip(said_in(checkpoint, name), wide, still), indent=4)}\n".encode()
         for name in found
     }
+
+
+def _headers(made: Checkpoint, held: Quantisation) -> Mapping[str, Mapping[str, str] | None]:
+    """The `__metadata__` of its shards, where nothing is quantised any more."""
+    unsaid = held.scheme.header if held.scheme else None
+    return {shard: unsaid(said) if unsaid and said else said for shard, said in made.metadata.items()}
 
 
 def mixed(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -> Mapping[str, Any]:

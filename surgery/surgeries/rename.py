@@ -9,6 +9,7 @@ from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
 from ..names import compiled, select
 from ..opened import takes_opened
+from ..quantization.kept_whole import check_dropped, renamed_whole
 from .header_ties import along
 
 Rule = tuple[str, str]
@@ -20,8 +21,10 @@ def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 
         rename(checkpoint, [(r"^transformer\.", "model.")])
 
-    A tensor keeps its shard, and a name that a header ties to it is rewritten as well.
-    Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide.
+    A tensor keeps its shard, and a name that a header ties to it is rewritten as well, as is one in config.json's list
+    of modules that are not quantised.
+    Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide, or where codes
+    would lose what belongs to them.
     """
     return along(checkpoint, lambda parted: _rename(parted, rules))
 
@@ -29,11 +32,19 @@ def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 def _rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
     new = renamed(list(checkpoint.tensors), rules)
     step = {"surgery": "rename", "rules": [list(r) for r in rules], "renamed": sum(o != n for o, n in new.items())}
-    return checkpoint.with_step(
+    made = checkpoint.with_step(
         step,
         tensors={new[n]: t for n, t in checkpoint.tensors.items()},
         weight_map={new[n]: s for n, s in checkpoint.weight_map.items()},
     )
+    return renamed_whole(checkpoint, made, new, lambda name: rewritten(name, rules))
+
+
+def rewritten(name: str, rules: Sequence[Rule]) -> str:
+    """One name under the rules, in turn."""
+    for pattern, replacement in rules:
+        name = compiled(pattern).sub(replacement, name)
+    return name
 
 
 def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
@@ -73,13 +84,15 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
 def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
     """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does.
 
-    What a header ties to one that is left out, and does not match, is stored.
+    What a header ties to one that is left out, and does not match, is stored. Raises PlanError where codes would be
+    left without what they need, or the reverse.
     """
     return along(checkpoint, lambda parted: _drop(parted, pattern))
 
 
 def _drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
     dropped = {name: checkpoint.tensors[name] for name in select(checkpoint.tensors, pattern)}
+    check_dropped(checkpoint, dropped)
     return checkpoint.with_step(
         {"surgery": "drop", "pattern": pattern, "dropped": list(dropped)},
         tensors={n: t for n, t in checkpoint.tensors.items() if n not in dropped},

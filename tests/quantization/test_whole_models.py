@@ -184,3 +184,31 @@ def test_an_adapter_merged_computes_what_it_does_live(row: str, checkpoint: Quan
     if row not in WIDE:
         stored, now = load_file(base / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
         assert all(torch.equal(now[n], stored[n]) for n in stored if ".layers.1.self_attn." not in n)
+
+
+def test_experts_of_gpt_oss_take_an_adapter(checkpoint: Quantised, tmp_path: Path) -> None:
+    """All in 16 bits, since all are touched; or in one layer, for which there is no loader; or coded again."""
+    base, wide = surgery.open_checkpoint(checkpoint("gpt-oss")), tmp_path / "wide"
+    adapters = {}
+    for layers in ("0", "01"):
+        torch.manual_seed(1)
+        names = [f"layers.{n}.mlp.experts.gate_up_proj" for n in layers]
+        names += [f"layers.{n}.mlp.experts.down_proj" for n in layers]
+        lora = LoraConfig(r=4, lora_alpha=16, target_modules=[], target_parameters=names)
+        live = get_peft_model(AutoModelForCausalLM.from_pretrained(_plain(checkpoint("gpt-oss"))), lora)
+        for name, value in live.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(value, std=0.1)
+        live.save_pretrained(tmp_path / layers)
+        adapters[layers] = surgery.open_adapter(tmp_path / layers)
+    with pytest.raises(surgery.NotSupported, match="in all layers, or in none"):
+        surgery.merge(base, adapters["0"])
+    surgery.write(surgery.merge(base, adapters["01"]), tmp_path / "out")
+    surgery.write(surgery.dequantize(base), wide)
+    live = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.float32)
+    before = logits(live)
+    after = logits(PeftModel.from_pretrained(live, tmp_path / "01"))
+    assert (logits(loaded(tmp_path / "out")) - after).norm() < 0.05 * (after - before).norm()
+    report = surgery.write(surgery.merge(base, adapters["01"], requantize=True, lossy=True), tmp_path / "again")
+    assert report.recoded and report.recoded.tensors == 4
+    assert (logits(loaded(tmp_path / "again")) - after).norm() < (before - after).norm()

@@ -16,6 +16,8 @@ from ...lazy.tensor import Tensor
 from ...models.fused.row import Site
 from ...names import natural
 from ...opened import takes_opened
+from ...quantization.settle import decoded
+from ..merging.quantised import read_quantised
 from ..split import in_memory_sites, sites_held, split_at
 from .factors import factors, on_parameter
 from .modules import Kind, Module, checked, parameters_in, told
@@ -64,10 +66,11 @@ def inject(
     kaiming-uniform, or gaussian with deviation 1/r; embeddings get A zero and B normal, as PEFT does. Numbers follow
     from `seed` and the tensor's name. `alpha` is `rank` where not given. `use_dora` takes the magnitudes from the
     base, when it is written; `modules_to_save` are copied, with the heads that PEFT trains along for the class's
-    task.
+    task. A quantised base is taken as what its codes mean: the adapter is the one for QLoRA.
 
     Raises NothingMatched for a target that is not in the base, NotSupported for one that LoRA cannot be put on.
     """
+    base = decoded(base, read_quantised(base))
     named = target_modules if isinstance(target_modules, str) else list(target_modules)
     wanted = named or ([] if target_parameters else defaults_here(base))
     task, ends, saved = task_of(base, modules_to_save)

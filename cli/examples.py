@@ -1,0 +1,30 @@
+"""For each command, how it is typed: its help shows these lines."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "inspect": ("surgery inspect base", "surgery inspect base --tensors '.*q_proj.*'"),
+    "diff": ("surgery diff base merged",),
+    "verify": ("surgery verify merged --base base --adapter adapter",),
+    "demo": ("surgery demo play",),
+    "reshard": ("surgery reshard base -o out --max-shard-size 5GB",),
+    "convert": ("surgery convert base -o llama --as llama",),
+    "dequantize": ("surgery dequantize base-fp8 -o base-bf16",),
+    "quantize": ("surgery quantize base -o base-nf4 --scheme nf4",),
+    "rename": (r"surgery rename base -o out --map '^transformer\.=model.'",),
+    "drop": (r"surgery drop base -o out --pattern 'mtp\..*'",),
+    "clean": ("surgery clean out",),
+    "reindex": ("surgery reindex base",),
+    "split": ("surgery split base -o split",),
+    "fuse": ("surgery fuse split -o fused",),
+    "split-qkv": ("surgery split-qkv base -o split", "surgery split-qkv base -o split --layout grouped --groups 8"),
+    "fuse-qkv": ("surgery fuse-qkv split -o fused",),
+    "split-gate-up": ("surgery split-gate-up base -o split",),
+    "fuse-gate-up": ("surgery fuse-gate-up split -o fused",),
+    "split-experts": ("surgery split-experts base -o split",),
+    "fuse-experts": ("surgery fuse-experts split -o fused",),
+    "inject": ("surgery inject base -o lora --rank 16 --target-modules q_proj,v_proj",),
+    "merge": ("surgery merge base adapter -o merged", "surgery merge base-nf4 adapter -o merged --requantize"),
+    "unmerge": ("surgery unmerge merged -o base",),
+    "push": ("surgery push merged org/name --private",),
+}

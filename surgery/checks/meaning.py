@@ -1,0 +1,48 @@
+"""Quantised weights of two checkpoints, side by side as what their codes mean."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ..checkpoint import Checkpoint
+from ..lazy.dtypes import ARITHMETIC, F32
+from ..lazy.tensor import Tensor, in_dtype
+from ..quantization.kept_whole import held_in
+from ..quantization.quantised import Quantisation
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """`pairs` of weights by the names that they have in 16 bits, in float32, of those that are quantised in either
+    and not stored alike in both; `kinds` says how they are. `codes` are the stored tensors that they are made of,
+    which are no numbers by themselves.
+    """
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    kinds: Mapping[str, tuple[str, str]]
+    codes: frozenset[str]
+
+
+def meanings(a: Checkpoint, b: Checkpoint, same: Collection[str]) -> Meaning:
+    """What quantised weights mean in both, unless all that they are made of is the `same`. Reads headers."""
+    held = held_in(a), held_in(b)
+    pairs, kinds, codes = dict[str, tuple[Tensor, Tensor]](), dict[str, tuple[str, str]](), set[str]()
+    for name in dict.fromkeys((*held[0].weights, *held[1].weights)):
+        parts = {part for one in held if name in one.weights for part in one.weights[name].parts}
+        codes |= parts
+        found = [_found(side, one, name) for side, one in zip((a, b), held, strict=True)]
+        one, other = found
+        if one and other and one[0].shape == other[0].shape and not parts <= set(same):
+            pairs[name], kinds[name] = (one[0], other[0]), (one[1], other[1])
+    return Meaning(pairs, kinds, frozenset(codes))
+
+
+def _found(side: Checkpoint, held: Quantisation, name: str) -> tuple[Tensor, str] | None:
+    """The weight in float32, and how it is stored; None where it is not there as numbers."""
+    if one := held.weights.get(name):
+        return in_dtype(one.weight, F32), one.scheme
+    tensor = side.tensors.get(name)
+    if tensor is None or tensor.dtype not in ARITHMETIC:
+        return None
+    return in_dtype(tensor, F32), tensor.dtype.name
