@@ -88,6 +88,15 @@ def merge(
             rich_help_panel=CODES,
         ),
     ] = "",
+    trained_on: Annotated[
+        str,
+        typer.Option(
+            "--trained-on",
+            metavar="QUANTISED",
+            help="The adapter was trained on these codes, and BASE is another: the report says what that costs.",
+            rich_help_panel=CODES,
+        ),
+    ] = "",
     *,
     merging: Merging,
     options: Writing,
@@ -108,6 +117,7 @@ def merge(
             tokenizer=tokenizer or None,
             any_base=any_base,
             through=through or None,
+            trained_on=surgery.open_checkpoint(trained_on) if trained_on else None,
         )
         return surgery.reversible(merged, before) if reversible else merged
 

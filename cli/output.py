@@ -105,6 +105,7 @@ def show_plan(
                 "files": sorted(plan.files),
                 "nbytes": disk,
                 "notes": plan.notes,
+                "costs": plan.costs,
                 **({"hub": _pushed(push)} if push else {}),
             }
         )

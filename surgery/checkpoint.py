@@ -73,6 +73,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # what a user should know, for the report
     before: Checkpoint | None = None  # what the output shall hold a record of, so that it can be restored
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
+    costs: Mapping[str, Any] = field(default_factory=dict)  # of a base that adapters were not trained on
     survives: float = 0.0  # share of what is added to weights that are coded again, without which a run is refused
 
     def __repr__(self) -> str:

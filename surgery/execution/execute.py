@@ -81,6 +81,7 @@ class Report:
     notes: tuple[str, ...] = field(default=())
     erased: tuple[Erased, ...] = ()  # where rounding leaves most of the changed weights as they were
     recoded: Recoded | None = None  # what is left of a change in codes that were made again
+    costs: Mapping[str, object] = field(default_factory=dict)  # what another base than the adapters' costs
     linked: int = 0  # bytes that lie in the output without having been written: hard links to inputs
     commit: PushReport | None = None  # of an output on the Hub
 
@@ -249,6 +250,7 @@ def _report(
         notes=tuple(dict.fromkeys(map(in_both, notes))),
         erased=erased_in(losses),
         recoded=recoded_in(losses),
+        costs=plan.costs,
         linked=links.nbytes if links else 0,
         commit=commit,
     )

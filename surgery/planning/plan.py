@@ -13,7 +13,7 @@ A plan can be pickled, and split by output shard. Its `identity` changes with an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +58,7 @@ class Plan:
     added: tuple[str, ...]
     notes: tuple[str, ...]
     recoded: frozenset[str] = frozenset()  # tensors of codes that are made again, of which the report says what is lost
+    costs: Mapping[str, Any] = field(default_factory=dict)  # what another base than the adapters' costs
     survives: float = 0.0  # share of what is added to them, without which the run is refused
 
     def __repr__(self) -> str:
@@ -176,6 +177,7 @@ def plan(
         added=_added(checkpoint, layout),
         notes=tuple(map(in_both, checkpoint.notes)),
         recoded=frozenset(name for name, tensor in checkpoint.tensors.items() if next(encoded_in(tensor), None)),
+        costs=checkpoint.costs,
         survives=checkpoint.survives,
     )
 

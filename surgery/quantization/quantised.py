@@ -11,11 +11,11 @@ from ..errors import FormatError, NotSupported
 from ..evaluation.read import content
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt
+from . import auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao
 from .declared import FILES, places
 from .scheme import Quantised, Scheme, Source
 
-FAMILIES = (awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt)
+FAMILIES = (auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao)
 READ = tuple(family.SCHEME for family in FAMILIES)
 SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 

@@ -147,7 +147,8 @@ class Scheme:
     said where `modules` are in 16 bits now, of `all` that were quantised; None where no loader would honour it, and
     `why` says so. `rescaled` says what was done to the model around its weights, where they are not close to those
     that it was made from: adapters of the one do not fit the other then. It goes by `aliases` too. `activations` are
-    the last names of tensors that say nothing of weights, and go where no weight is quantised any more.
+    the last names of tensors that say nothing of weights, and go where no weight is quantised any more. `header` is
+    what a shard's `__metadata__` says then.
     """
 
     method: str
@@ -158,3 +159,4 @@ class Scheme:
     activations: tuple[str, ...] = ()
     files: tuple[str, ...] = field(default=())  # beside config.json, that say the same, and are dropped in 16 bits
     rescaled: str = ""
+    header: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None

@@ -78,6 +78,7 @@ def _with_codes(
 ) -> Checkpoint:
     """`made` with the stored parts of these weights; the codes of those that were `touched` are made again."""
     tensors, weight_map, dropped = dict(made.tensors), dict(made.weight_map), dict(made.dropped)
+    touched = frozenset(touched)
     for name in held.left:
         tensors[name], weight_map[name] = checkpoint.tensors[name], checkpoint.weight_map[name]
         dropped.pop(name, None)
@@ -109,6 +110,9 @@ def _said(
 ) -> Checkpoint:
     """`result` with what is `said` of its quantisation now, in the config that the surgery left, and the files."""
     files = {**result.files, **beside(checkpoint, held, wide)}
+    old, new = checkpoint.metadata, result.metadata
+    told = {shard: old[shard] for shard in old if new.get(shard) == seen.metadata.get(shard)}
+    result = replace(result, metadata={**new, **told})
     same = result.files.get("config.json") == seen.files.get("config.json")
     if same and (said == held.said or not held.at) and "config.json" in checkpoint.files:
         return replace(result, files={**files, "config.json": checkpoint.files["config.json"]})

@@ -60,7 +60,7 @@ def _configured(made: Checkpoint, held: Quantisation, names: Collection[str]) ->
     assert held.scheme
     if len(names) == len(held.weights):
         files = {name: file for name, file in made.files.items() if name not in held.scheme.files}
-        made = replace(made, files=files)
+        made = replace(made, files=files, metadata=_headers(made, held))
         config = _of_dtype(without(made.config), [held.weights[name].weight.dtype for name in names])
         return made.with_config(config) if "config.json" in files else made
     said = mixed(made, held, names)
@@ -81,6 +81,12 @@ def beside(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -
     }
 
 
+def _headers(made: Checkpoint, held: Quantisation) -> Mapping[str, Mapping[str, str] | None]:
+    """The `__metadata__` of its shards, where nothing is quantised any more."""
+    unsaid = held.scheme.header if held.scheme else None
+    return {shard: unsaid(said) if unsaid and said else said for shard, said in made.metadata.items()}
+
+
 def mixed(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) -> Mapping[str, Any]:
     """What is to be said where only the weights called `names` are in 16 bits. Raises NotSupported."""
     assert held.scheme
@@ -96,6 +102,7 @@ def mixed(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) ->
 
 def _modules(held: Quantisation, names: Collection[str]) -> tuple[list[str], list[str]]:
     """The modules of the weights called `names`, and those of the others."""
+    names = frozenset(names)
     wide = sorted({module_of(name) for name in names}, key=natural)
     return wide, sorted({module_of(name) for name in held.weights if name not in names}, key=natural)
 

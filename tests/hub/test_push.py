@@ -441,7 +441,7 @@ def test_a_new_card_says_what_was_done(hub: Hub, tmp_path: Path) -> None:
         "license_name": "phi",
         "license_link": "LICENSE",
     }
-    assert "# model" in card and "1. `merge`: computed `1`" in card and surgery.open_adapter(adapter).digest in card
+    assert "# model" in card and "1. `merge`: base `org/base`" in card and surgery.open_adapter(adapter).digest in card
     assert is_ours(card) and not is_ours(card.replace("# model", "# My model"))
     assert str(tmp_path) not in card
 

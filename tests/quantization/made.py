@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -16,12 +16,14 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Made:
-    """The stored tensors of a module `m`, what config.json says, and the weight that the reference decodes."""
+    """The stored tensors of a module `m`, what config.json says, and the weight that the reference decodes; `header` is
+    the `__metadata__` of its shard."""
 
     tensors: Tensors
     config: dict[str, object]
     weight: torch.Tensor
     codes: str = "m.weight"
+    header: dict[str, str] = field(default_factory=dict)
 
 
 def weights(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -95,9 +97,10 @@ def fixtures(family: str) -> dict[str, Callable[[], Made]]:
         parts = {n.removeprefix(f"{case}/"): t for n, t in tensors.items() if n.startswith(f"{case}/")}
         weight = parts.pop("weight")
         codes = next(n for n in parts if n.endswith(("qweight", "qdata", "m.weight")))
-        return Made(parts, json.loads(said[case]), weight, codes)
+        return Made(parts, json.loads(said[case]), weight, codes, json.loads(said.get(f"header/{case}", "{}")))
 
-    return {case: lambda case=case: make(case) for case in sorted(said)}  # type: ignore[misc]
+    cases = sorted(case for case in said if not case.startswith("header/"))
+    return {case: lambda case=case: make(case) for case in cases}  # type: ignore[misc]
 
 
 def compressed(shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.bfloat16, **args: object) -> Made:

@@ -24,6 +24,7 @@ from made import (
     gpt_oss,
     ordered_groups,
 )
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import surgery
@@ -345,6 +346,40 @@ BROKEN = {
 }
 
 
+def torchao() -> Made:
+    return fixtures("torchao")["int8-rows"]()
+
+
+def auto_round(form: str = "auto_round:auto_gptq") -> Made:
+    """The same codes as GPTQ has, under another name."""
+    one = gptq()
+    told = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "packing_format": form}
+    return Made(one.tensors, told, one.weight, one.codes)
+
+
+BROKEN |= {
+    "torchao-without-scales": Broken(torchao, without("m._weight_scale"), "not all.*m._weight_scale"),
+    "torchao-without-codes": Broken(torchao, without("m._weight_qdata"), "are not there.*m._weight_qdata"),
+    "torchao-scales-of-another-shape": Broken(torchao, with_("m._weight_scale", lambda t: t[:-1]), "32, not 33"),
+    "torchao-codes-of-another-dtype": Broken(torchao, with_("m._weight_qdata", lambda t: t.short()), "I16"),
+    "torchao-codes-of-which-nothing-is-said": Broken(
+        torchao, lambda t, s: t.update({"n._weight_qdata": t["m._weight_qdata"]}), "no header says.*n._weight_qdata"
+    ),
+    "torchao-scale-nan": Broken(
+        torchao, with_("m._weight_scale", one(float("nan"))), "NaN or infinite.*m._weight_qdata", late=True
+    ),
+    "torchao-said-not-quantised": Broken(torchao, said(modules_to_not_convert=["m"]), "have codes.*m._weight_qdata"),
+    "auto-round-without-bits": Broken(auto_round, lambda t, s: s.pop("bits"), "`bits` is None"),
+    "auto-round-said-not-quantised": Broken(
+        auto_round, said(extra_config={"m": {"bits": 16}}), "m is said to be not quantised"
+    ),
+    "auto-round-otherwise-packed": Broken(auto_round, said(packing_format="auto_round:fake"), "read are auto_round"),
+    "auto-round-of-floats": Broken(auto_round, said(data_type="mx_fp"), "as `mx_fp` are not read"),
+    "auto-round-rotated": Broken(auto_round, said(rotation_config={"a": 1}), "after a rotation"),
+    "auto-round-other-bits-as-awq": Broken(auto_round, said(packing_format="auto_round:auto_awq", bits=8), "AWQ's"),
+}
+
+
 def written(case: Broken, folder: Path) -> Path:
     """A checkpoint with the weight as it was broken, and a plain one."""
     made, folder = case.made(), folder / "base"
@@ -353,7 +388,7 @@ def written(case: Broken, folder: Path) -> Path:
     folder.mkdir()
     plain = torch.ones(made.weight.shape, dtype=torch.bfloat16)
     whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    save_file({**whole, "plain.weight": plain}, folder / "model.safetensors")
+    save_file({**whole, "plain.weight": plain}, folder / "model.safetensors", made.header)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
     return folder
 
@@ -524,3 +559,72 @@ def test_the_weight_of_a_conv1d_is_in_out(tmp_path: Path) -> None:
         assert torch.equal(
             surgery.open_checkpoint(tmp_path / f"{case}-out").load("h.0.attn.c_attn.weight"), made.weight.t()
         )
+
+
+def test_what_auto_round_packs_is_what_gptq_and_awq_do(tmp_path: Path) -> None:
+    """The second form of zeros, too; and a module with other bits."""
+    v2, v1, four = (
+        fixtures("gptq")["4-32-asym-gptq_v2-float16"](),
+        fixtures("gptq")["8-32-sym-gptq-float16"](),
+        fixtures("awq")["gemm-32x64-32"](),
+    )
+    for made, form, more in (
+        (v2, "auto_round:gptqmodel", {}),
+        (v1, "auto_round:auto_gptq", {"extra_config": {"m": {"bits": 8}, "n": {"bits": 16}}}),
+        (four, "auto_round:auto_awq", {}),
+    ):
+        (folder := tmp_path / form).mkdir()
+        save_file({n: t.contiguous() for n, t in made.tensors.items()}, folder / "model.safetensors")
+        config = {**auto_round(form).config, **more}
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
+        assert torch.equal(surgery.dequantize(surgery.open_checkpoint(folder)).load("m.weight"), made.weight)
+
+
+def torchao_shard(case: str, folder: Path, header: dict[str, str] | None = None) -> Path:
+    made = fixtures("torchao")[case]()
+    folder.mkdir()
+    header = {"format": "pt", **made.header} if header is None else header
+    save_file(made.tensors, folder / "model.safetensors", header)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": made.config}))
+    return folder
+
+
+def test_headers_say_nothing_of_torchao_afterwards(tmp_path: Path) -> None:
+    """But all that they did where codes stay codes."""
+    base = surgery.open_checkpoint(torchao_shard("int8-rows", tmp_path / "base"))
+    lora = surgery.open_adapter(write_adapter(tmp_path / "lora", {"m": (33, 40)}))
+    surgery.write(surgery.dequantize(base), tmp_path / "plain")
+    surgery.write(surgery.merge(base, lora, dequantize=True), tmp_path / "merged")
+    surgery.write(surgery.merge(base, lora, requantize=True, lossy=True), tmp_path / "coded")
+    for name in ("plain", "merged", "coded"):
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
+            assert file.metadata() == (base.metadata["model.safetensors"] if name == "coded" else {"format": "pt"})
+            assert (set(file.keys()) == {"m.weight"}) is (name != "coded")
+        said = json.loads((tmp_path / name / "config.json").read_text())
+        assert ("quantization_config" in said) is (name == "coded")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tensor_names": "["}, "no JSON"),
+        ({"tensor_names": "{}"}, "a list of tensors that is none"),
+        ({"m.weight": "{"}, "does not say what a tensor"),
+        ({"m.weight": "[]"}, "this and that"),
+        ({"m.weight": '{"_type": "Int4Tensor"}'}, "torchao's Int4Tensor are not read"),
+        ({"m.weight": '{"_type": "Int8Tensor"}'}, "cannot be"),
+        ({"m.weight": '{"_type": "Float8Tensor", "_data": {"block_size": [1, 40], "dtype": "float16"}}'}, "I8"),
+        ({"m.weight": '{"_type": "Int8Tensor", "_data": {"block_size": [1, 20], "dtype": "float16"}}'}, "33, not 66"),
+    ],
+)
+def test_headers_that_lie(change: dict[str, str], says: str, tmp_path: Path) -> None:
+    header = {**fixtures("torchao")["int8-rows"]().header, **change}
+    base = torchao_shard("int8-rows", tmp_path / "base", header)
+    with pytest.raises(surgery.SurgeryError, match=says):
+        surgery.dequantize(surgery.open_checkpoint(base))
+
+
+def test_numbers_of_4_bits_in_bytes_are_refused(tmp_path: Path) -> None:
+    base = torchao_shard("intx-4-bits", tmp_path / "base")
+    with pytest.raises(surgery.NotSupported, match="IntxUnpackedToInt8Tensor of int4 are not read"):
+        surgery.dequantize(surgery.open_checkpoint(base))

@@ -47,8 +47,8 @@ for shape, block, scale in (
 ):
     title = f"fp8-{'x'.join(map(str, shape))}-{block}-{str(scale)[6:]}"
     CASES[title] = lambda a=(shape, block, scale, BF16): fp8(*a)  # type: ignore[misc]
-for family in ("gptq", "awq", "modelopt"):
-    CASES |= {f"{family}-{case}": make for case, make in fixtures(family).items()}
+for family in ("gptq", "awq", "modelopt", "torchao"):
+    CASES |= {f"{family}-{case}": make for case, make in fixtures(family).items() if case != "intx-4-bits"}
 
 INT, FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
 for bits, even, dtype in itertools.product(range(2, 9), (True, False), (BF16, F16)):
@@ -90,7 +90,7 @@ for shape, tall in (((7, 33), False), ((3, 20, 36), False), ((3, 20, 36), True),
 def opened(made: Made, folder: Path) -> Quantised:
     """The weight, found in a checkpoint that holds it."""
     folder.mkdir(exist_ok=True)
-    save_file({n: t.contiguous() for n, t in made.tensors.items()}, folder / "model.safetensors")
+    save_file({n: t.contiguous() for n, t in made.tensors.items()}, folder / "model.safetensors", made.header)
     config = {"model_type": "llama", "dtype": str(made.weight.dtype)[6:], "quantization_config": made.config}
     (folder / "config.json").write_text(json.dumps(config))
     return quantised(surgery.open_checkpoint(folder)).weights["m.weight"]
@@ -144,6 +144,8 @@ NEAREST = {  # a byte in which all codes are 1
     "gptq-8--1-asym-gptq_v2-float16": 1,
     "awq-gemm-32x64-32": 17,
     "awq-gemv-32x128-64": 17,
+    "torchao-int8-rows-half": 1,
+    "torchao-float8-rows": 1,
     "ct-nvfp4": 17,
     "ct-mxfp4": 17,
     "ct-mxfp8": 1,
@@ -167,11 +169,12 @@ def test_the_nearest_code_is_taken(case: str, tmp_path: Path) -> None:
     values = load(wanted)
 
     def distance(codes: torch.Tensor) -> torch.Tensor:
-        other = Made({**made.tensors, made.codes: codes}, made.config, made.weight)
+        other = Made({**made.tensors, made.codes: codes}, made.config, made.weight, header=made.header)
         return (load(unrounded(opened(other, tmp_path / "other").weight)) - values).abs()
 
     chosen, raw = distance(codes), made.tensors[made.codes].contiguous()
     for code in range(255 // NEAREST[case] + 1):
-        if not (("fp8" in case or "fbgemm" in case) and code in (127, 255)) and not ("int8" in case and code == 128):
+        floats = any(kind in case for kind in ("fp8", "float8", "fbgemm"))
+        if not (floats and code in (127, 255)) and not ("int8" in case and code == 128):
             same_everywhere = torch.full_like(raw.view(torch.uint8), code * NEAREST[case]).view(raw.dtype)
             assert (chosen <= distance(same_everywhere) * (1 + 1e-6)).all()

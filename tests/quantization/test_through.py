@@ -123,3 +123,44 @@ def test_a_base_with_codes_of_its_own_is_refused(bases: Path, tmp_path: Path) ->
     codes = surgery.quantize(surgery.open_checkpoint(bases / "llama"), "nf4")
     with pytest.raises(surgery.SurgeryError, match="this one is quantised"):
         surgery.merge(codes, surgery.open_adapter(lora), through="nf4")
+
+
+def test_what_another_base_costs_is_measured(bases: Path, tmp_path: Path) -> None:
+    """Against the figures that torch gives; the result is the same byte for byte."""
+    base, opened = bases / "llama", surgery.open_checkpoint(bases / "llama")
+    surgery.write(surgery.quantize(opened, "nf4-double"), tmp_path / "codes")
+    surgery.write(surgery.dequantize(surgery.open_checkpoint(tmp_path / "codes")), tmp_path / "decoded")
+    lora, _ = trained(base, tmp_path / "lora", True, target_modules=["q_proj", "down_proj"])
+    adapter = surgery.open_adapter(lora)
+    made = surgery.merge(opened, adapter, trained_on=surgery.open_checkpoint(tmp_path / "codes"))
+    report = surgery.write(made, tmp_path / "out")
+    surgery.write(surgery.merge(opened, adapter), tmp_path / "without")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    plain, codes = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "decoded"))
+    merged = surgery.merge(opened, adapter, dtype="float32")
+    figures = report.costs["weights"]
+    assert set(figures) == {n for n in plain if "q_proj" in n or "down_proj" in n}
+    for name, said in figures.items():
+        weight = plain[name].float()
+        added, off = (merged.load(name) - weight).norm(), (codes[name].float() - weight).norm()
+        assert abs(said["delta"] / added - 1) < 1e-4
+        assert abs(said["quantisation"] / off - 1) < 1e-3
+        assert abs(said["ratio"] / (off / added) - 1) < 1e-3
+    worst = max(figures, key=lambda name: figures[name]["ratio"])
+    assert report.costs["worst"]["weight"] == worst
+    assert f"in the worst, {worst}" in " ".join(report.notes)
+    through = surgery.merge(
+        opened, adapter, through="nf4-double", trained_on=surgery.open_checkpoint(tmp_path / "codes")
+    )
+    assert through.costs["worst"]["ratio"] < 0.01 * report.costs["worst"]["ratio"] + 0.05
+
+
+def test_what_was_not_quantised_cannot_have_been_trained_on_so(bases: Path, tmp_path: Path) -> None:
+    lora, _ = trained(bases / "llama", tmp_path / "lora", True, target_modules=["q_proj"])
+    opened = surgery.open_checkpoint(bases / "llama")
+    with pytest.raises(surgery.NothingMatched, match="is quantised in what"):
+        surgery.merge(opened, surgery.open_adapter(lora), trained_on=opened)
+    other = surgery.quantize(surgery.open_checkpoint(bases / "llama"), "nf4", except_=".*q_proj")
+    with pytest.raises(surgery.NothingMatched, match="is quantised in what"):
+        surgery.merge(opened, surgery.open_adapter(lora), trained_on=other)

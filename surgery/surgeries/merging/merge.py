@@ -51,6 +51,7 @@ from .through import through_codes
 from .tied import Group, groups_of, narrowed, widened
 from .tokenizer import with_tokenizer
 from .trained_base import on_codes
+from .trained_on import with_costs
 from .unadapted import notes_on_unadapted
 from .vocabulary import with_vocabulary
 
@@ -78,6 +79,7 @@ def merge(
     requantize: bool = False,
     lossy: bool = False,
     through: str | None = None,
+    trained_on: Checkpoint | None = None,
 ) -> Checkpoint:
     """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's
     dtype.
@@ -107,13 +109,14 @@ def merge(
     what is touched again under the stored scales; a run in which less than half of what was added survives that is
     refused, unless it may be `lossy`. An adapter that was trained on codes of this base, which is in 16 bits, is
     merged `through` them: "nf4", "nf4:64:double" or what else `quantize` takes; each weight of a linear module, touched
-    or not, is then what its codes mean.
+    or not, is then what its codes mean. `trained_on` is a quantised checkpoint on which the adapters were trained,
+    where the base is another: what that costs is measured, and changes nothing of the result.
 
     Raises NotPlaced where an adapter tensor has no place, NotSupported where an adapter asks for more than is
     supported, PlanError for an adapter that is in the base already, unless `again`, AdapterError for one that was
     trained on another type of model, unless `any_base`; nothing is ever half applied. Reads no base
     tensor, but of tied ones that are stored twice, of copies of the base that several adapters, or a weighted one,
-    hold, and `through` double quantisation.
+    hold, `through` double quantisation, and where `trained_on` is given.
     """
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
@@ -153,6 +156,7 @@ def merge(
     notes = [*lineage, *(note for one in fitted for note in one.notes), *copied, *_notes(base, adapters, plain)]
     step = _step(made, base, adapters, weights, options)
     made = replace(made, history=(*base.history, step), notes=(*made.notes, *notes))
+    made = with_costs(made, seen, trained_on)
     made = cast(made, dtype) if dtype else made
     return replace(settled(made, seen, stored, held, how), survives=0.5 if requantize and not lossy else 0.0)
 
