@@ -158,6 +158,7 @@ def settled(text: str, here: Path) -> str:
     """An output without what differs from run to run, and from one type of CPU to another."""
     text = re.sub(r"in \d+\.\d+ s, [\d.]+ [kMG]?B/s", "in … s", text.replace(str(here), "…"))
     text = re.sub(r"\d+ bytes in \.surgery/|[\d.]+ ?%(?= of | \w)|[\d.]+ ?%$", "…", text, flags=re.MULTILINE)
+    text = re.sub(r"[\d.]+ times|(?<=worst, )[\w.]+?(?=\. By)", "…", text)
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
