@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint
-from ..errors import SurgeryError, listed
+from ..errors import SurgeryError, listed, series
 from ..lazy.tensor import Tensor
 from ..quantization.declared import places
 from ..quantization.quantised import Quantisation, method_of, quantised
@@ -49,7 +49,7 @@ def quantization_in(checkpoint: Checkpoint) -> tuple[Quantization | None, Checkp
         meant = decoded(checkpoint, held)
     except SurgeryError as error:
         found = Quantization(_said(checkpoint) or "unnamed", (), count(checkpoint.tensors.values()))
-        return found, checkpoint, [f"its codes are not read: {'; '.join([error.what, *listed(error.where[1:], 3)])}"]
+        return found, checkpoint, [f"its codes are not read: {series([error.what, *listed(error.where[1:], 3)], '; ')}"]
     method = held.scheme.method if held.scheme else _said(checkpoint)
     return _found(checkpoint, held, method) if method else None, meant, []
 
