@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -141,7 +140,7 @@ def verify(
             return
         if not quiet:
             output.show_verification(found)
-        if not found.ok and not quiet and sys.stdout.isatty() and sys.stderr.isatty():
+        if not found.ok and not quiet and output.one_place():
             raise typer.Exit(1)
         found.require()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import surgery
+from surgery.arguments import of_command_line
 from surgery.checks.counted import Target
 from surgery.checks.fused_modules import FusedModules
 from surgery.checks.quantised_weights import Quantization
@@ -38,6 +40,15 @@ def show_error(error: surgery.SurgeryError, *, json: bool) -> None:
         )
     else:
         _styled(f"error: {error.told}", stderr=True)
+
+
+def one_place() -> bool:
+    """Whether standard output and standard error go to the same place, such as one terminal or one log."""
+    try:
+        out, err = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 
 
 # What Ctrl-C leaves, and what to do: of an output that is staged, and of a push.
@@ -121,7 +132,7 @@ def show_plan(
     rows += [("files", f"{len(plan.files)}: {_some(sorted(plan.files))}"), ("disk", size(disk))]
     torch = ", and torch itself (about 220 MB)" if plan.arithmetic else ""
     rows += [("memory", f"at most {size(parse_size(memory))} of buffers{torch}")]
-    rows += [("note", note) for note in plan.notes]
+    rows += [("note", of_command_line(note)) for note in plan.notes]
     rows += _push_rows(push) if push else []
     _table(rows, "dry run: nothing was written")
 
@@ -146,7 +157,7 @@ def show_report(report: surgery.Report) -> None:
         ("tensors", _tensors(report)),
         ("files", f"{report.files} carried or written"),
         ("bytes", f"{size(report.nbytes)} in {report.seconds:.1f} s, {size(int(rate))}/s"),
-        *(("note", note) for note in report.notes),
+        *(("note", of_command_line(note)) for note in report.notes),
     ]
     _table(rows, "done")
 
@@ -184,7 +195,7 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
     rows += [("targets", _targets(found.targets))] if found.targets else []
     rows += [("files", f"{len(found.files)}: {_some(found.files, 8)}")] if found.files else []
     rows += [("history", steps.told(step)) for step in found.history]
-    rows += [("note", note) for note in found.notes]
+    rows += [("note", of_command_line(note)) for note in found.notes]
     _table(rows)
 
 
@@ -241,7 +252,11 @@ def show_verification(found: surgery.Verification) -> None:
     wrong.
     """
     marks = {True: "ok", False: "FAILED", None: "not checked"}
-    rows = [(marks[c.ok], f"{c.name}: {c.detail}") for c in found.checks]
+    told = {str(one) for one in found.proof.wrong} if found.proof else set()
+    rows = list[tuple[str, str]]()
+    for c in found.checks:
+        rows += [(marks[c.ok], f"{c.name}: {c.detail}")]
+        rows += [("", f"  {row}") for row in c.where if c.ok is False and row not in told]
     _table(rows, found.path)
     if found.proof is None:
         return
@@ -344,7 +359,7 @@ def _push_rows(plan: surgery.PushPlan) -> list[tuple[str, str]]:
         for item in getattr(plan, what)
     ]
     rows += [("bytes", f"{size(plan.nbytes)} to be sent, at most")]
-    return rows + [("note", note) for note in plan.notes]
+    return rows + [("note", of_command_line(note)) for note in plan.notes]
 
 
 def show_push_report(report: surgery.PushReport, *, json: bool) -> None:
@@ -364,7 +379,7 @@ def show_push_report(report: surgery.PushReport, *, json: bool) -> None:
     rows += [("tag", report.tag)] if report.tag else []
     rows += [(what, f"{len(paths)}: {_some(paths)}") for what, paths in lists if paths]
     rows += [("bytes", f"{size(report.nbytes)} in {report.seconds:.1f} s")]
-    rows += [("note", note) for note in report.notes]
+    rows += [("note", of_command_line(note)) for note in report.notes]
     _table(rows, "done" if report.sent or report.copied or report.deleted else "nothing to do: the Hub has all of it")
 
 

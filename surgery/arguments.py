@@ -42,6 +42,18 @@ def argument(option: str) -> str:
     return OTHERWISE.get(option) or f"{option[2:].replace('-', '_')}="
 
 
+def in_both(note: str) -> str:
+    """A note that says what its options are in Python, too."""
+    python = in_python(note)
+    return f"{note} ({python})" if python else note
+
+
+def of_command_line(note: str) -> str:
+    """`in_both` taken back, for who reads it there."""
+    plain, mark, _ = note.rpartition(" (in Python, ")
+    return plain if mark and in_both(plain) == note else note
+
+
 def in_python(text: str) -> str:
     """What the options of a text are in Python, as one line; empty where it names none, or says so itself."""
     said = [f"{option} is {argument(option)}" for option in options_in(text)]

@@ -21,6 +21,7 @@ from .evaluation.read import content
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.index import Index, parse_index
 from .files.manifest import read_manifest
+from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_adapter
@@ -363,7 +364,7 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
     files: dict[str, File | bytes] = {}
     left = [f"{f}/" for f in folder.names() if f in LEFT_FOLDERS and f != ".surgery" and not folder.has(f)]
     shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
-    paths = [path for path in folder.walk(LEFT_FOLDERS) if path not in shards]
+    paths, run = without_git(path for path in folder.walk(LEFT_FOLDERS) if path not in shards)
     nested = list(
         dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path)
     )
@@ -383,6 +384,8 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
         )
     if left:
         notes.append("left out, since they would still hold the old weights: " + ", ".join(listed(left)))
+    if run:
+        notes.append(f"left out, since git would run or believe what lies there: {', '.join(listed(run))}")
     if nested:
         notes.append("carried untouched, with checkpoints of their own: " + ", ".join(f"{n}/" for n in nested))
     return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))

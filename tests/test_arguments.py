@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import typer.main
 from handmade import write_adapter, write_phi3
+from typer.testing import CliRunner
 
 import surgery
-from surgery.arguments import OTHERWISE, argument, in_python, options_in
+from surgery.arguments import OTHERWISE, argument, in_both, in_python, of_command_line, options_in
 from surgery.errors import SurgeryError
 from surgery_cli.app import app
 
@@ -129,3 +130,38 @@ def test_nothing_is_said_twice_or_of_nothing() -> None:
     assert in_python("repeat it with --again, in Python again=True") == ""
     assert in_python("take the base again") == ""
     assert "in Python" not in str(SurgeryError("no such file", where=["a --map b"], help="look again"))
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "LoRA on 12 × Linear: by config.json, names and shapes; --check-class asks the class",
+        "kept, but for 3.0 % in x; --dtype float32 keeps the change",
+        "weights lie beside it, and a merge takes them by --with FILE only: x.safetensors",
+        "no option is named here (in Python, as it is)",
+        "the adapter's; --tokenizer base keeps the base's, in Python tokenizer='base'",
+    ],
+)
+def test_a_note_says_both_once_and_the_command_line_its_own(note: str) -> None:
+    both = in_both(note)
+    assert in_both(both) == both and of_command_line(both) == note
+    assert all(argument(option) in both for option in options_in(note)) or "in Python" in note
+
+
+def test_notes_of_plans_and_reports_name_the_arguments(tmp_path: Path) -> None:
+    base = surgery.open_checkpoint(write_phi3(tmp_path / "base", layers=1, hidden=64))
+    plan = surgery.plan(surgery.inject(base, ["o_proj"]))
+    report = surgery.execute(plan, tmp_path / "lora")
+    for notes in (plan.notes, report.notes):
+        assert "--check-class asks the class (in Python, --check-class is check_class=)" in " ".join(notes)
+    words = ["inject", str(tmp_path / "base"), "--target-modules", "o_proj", "-o", str(tmp_path / "again")]
+    shown = CliRunner().invoke(app, words).stdout
+    assert "--check-class asks the class\n" in shown and "in Python" not in shown
+
+
+def test_an_inspected_adapter_with_weights_beside_it(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", {"model.layers.0.self_attn.o_proj": (8, 8)})
+    (folder / "non_lora_trainables.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    (note,) = [note for note in surgery.inspect(folder).notes if "--with" in note]
+    assert "surgery.open_adapter(…, beside=[…])" in note
+    assert "in Python" not in CliRunner().invoke(app, ["inspect", str(folder)]).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pytest
 import tiny_models
 import torch
 import transformers as tf
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import surgery
 from surgery.adapters import kinds
 from surgery.models.fused.tables import TABLE
 from surgery.models.targets import TARGETS
+from surgery.quantization import quantised
 from surgery_cli.app import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -120,3 +123,97 @@ def test_the_families_are_those_of_the_table(kind: str) -> None:
 
 def test_the_kinds_of_adapters_are_those_of_the_table() -> None:
     assert kinds.table() in README
+
+
+# The tasks, in order, in one folder
+
+TASKS = README[README.index("## What you can do") : README.index("## What is supported")]
+ELSEWHERE = ("### LoRA on q and v of SAM", "### On the Hub")  # run by a test of its own; not without the Hub
+BLOCK = re.compile(r"```(text|bash|python)\n(.*?)```", re.DOTALL)
+
+
+def blocks(text: str = TASKS) -> list[tuple[str, str]]:
+    """(language, content) of each block that runs here."""
+    sections = re.split(r"(?=^###? )", text, flags=re.MULTILINE)
+    return [found for one in sections if not one.startswith(ELSEWHERE) for found in BLOCK.findall(one)]
+
+
+def commands(content: str, language: str) -> list[tuple[str, str]]:
+    """(command, what is shown of it) in a block."""
+    if language == "bash":
+        return [(line, "") for line in content.splitlines()]
+    parts = re.split(r"^\$ ", content, flags=re.MULTILINE)
+    return [(command, shown) for part in parts[1:] for command, _, shown in [part.partition("\n")]]
+
+
+def run(command: str) -> str:
+    """What it says; commands of surgery run in this process."""
+    words = shlex.split(command, comments=True)
+    if words[0] != "surgery":
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60).stdout
+    return CliRunner().invoke(app, words[1:]).output
+
+
+def settled(text: str, here: Path) -> str:
+    """An output without what differs from run to run, and from one type of CPU to another."""
+    text = re.sub(r"in \d+\.\d+ s, [\d.]+ [kMG]?B/s", "in … s", text.replace(str(here), "…"))
+    text = re.sub(r"\d+ bytes in \.surgery/|[\d.]+ ?%(?= of | \w)|[\d.]+ ?%$", "…", text, flags=re.MULTILINE)
+    text = re.sub(r"[\d.]+ times|(?<=worst, )[\w.]+?(?=\. By)", "…", text)
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+
+
+def playground(folder: Path) -> Path:
+    """What the demo leaves, and a checkpoint as gpt-oss is published."""
+    from surgery_cli.demo import make
+
+    make(str(folder))
+    for name in ("split", "merged", "result"):
+        (folder / name).mkdir()
+    (folder / "gpt-oss").mkdir()
+    (folder / "gpt-oss" / "config.json").write_text(
+        '{"model_type": "gpt_oss", "dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}\n'
+    )
+    tensors = {"model.embed_tokens.weight": torch.zeros(512, 64, dtype=torch.bfloat16)}
+    for layer in range(2):
+        for part, rows, columns in (("gate_up_proj", 192, 64), ("down_proj", 64, 96)):
+            name = f"model.layers.{layer}.mlp.experts.{part}"
+            tensors[f"{name}_blocks"] = torch.randint(0, 256, (4, rows, columns // 32, 16), dtype=torch.uint8)
+            tensors[f"{name}_scales"] = torch.randint(110, 125, (4, rows, columns // 32), dtype=torch.uint8)
+            tensors[f"{name}_bias"] = torch.zeros(4, rows, dtype=torch.bfloat16)
+    save_file(tensors, folder / "gpt-oss" / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_the_tasks_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And say what is shown of them."""
+    monkeypatch.chdir(playground(tmp_path))
+    scope: dict[str, object] = {}
+    for language, content in blocks():
+        if language == "python":
+            exec(compile(content, "README.md", "exec"), scope)
+            continue
+        for command, shown in commands(content, language):
+            said = run(command)
+            if language == "text":
+                assert settled(said, tmp_path) == settled(shown, tmp_path), command
+            else:
+                assert "error" not in said.lower(), (command, said)
+
+
+def test_no_block_of_the_tasks_is_passed_over() -> None:
+    """But those that need the Hub, or are run by another test."""
+    left = [block for block in BLOCK.findall(TASKS) if block not in blocks()]
+    assert all("org/" in content or "sam" in content.lower() for _, content in left)
+    assert all(content.startswith("$ ") for language, content in blocks() if language == "text")
+    assert "surgery demo play && cd play" in README
+
+
+def test_the_schemes_are_those_of_the_table() -> None:
+    section = README[README.index("| scheme | in config.json |") : README.index("Limits: weights whose codes")]
+    rows = [line.split("|")[1:-1] for line in section.strip().splitlines()[2:]]
+    read = {name: cells for cells in rows if "refused" not in cells[0] for name in re.findall(r"`([^`]+)`", cells[1])}
+    assert read.keys() == {scheme.method for scheme in quantised.READ}
+    for scheme in quantised.READ:
+        assert ("none" in read[scheme.method][3]) is (scheme.skip is None)
+    refused = {name for cells in rows if "refused" in cells[0] for name in re.findall(r"`([^`]+)`", cells[1])}
+    assert refused and refused <= quantised.REFUSED.keys()

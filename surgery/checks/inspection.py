@@ -11,6 +11,7 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
+from ..arguments import in_both
 from ..checkpoint import Checkpoint, open_any
 from ..errors import SurgeryError, printable
 from ..files.folder import folder_at
@@ -102,7 +103,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         adapter=_own(checkpoint) if own else {},
         files=tuple(sorted(checkpoint.files)),
         history=checkpoint.history,
-        notes=(*checkpoint.notes, *unclear, *unread),
+        notes=tuple(map(in_both, (*checkpoint.notes, *unclear, *unread))),
     )
 
 
@@ -128,7 +129,7 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         adapter=_described(adapter),
         files=tuple(sorted(f for f in folder.names() if folder.has(f))) if folder else (),
         history=(),
-        notes=(*contradictions(adapter), *doubts(adapter), *adapter.notes, *unread),
+        notes=tuple(map(in_both, (*contradictions(adapter), *doubts(adapter), *adapter.notes, *unread))),
     )
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint
 from ..errors import FormatError, NoSpace, SurgeryError, listed, printable
 from ..evaluation.arithmetic import exact
@@ -246,7 +247,7 @@ def _report(
         resumed=resumed,
         seconds=seconds,
         history=plan.history,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(map(in_both, notes))),
         erased=erased_in(losses),
         recoded=recoded_in(losses),
         costs=plan.costs,

@@ -26,7 +26,7 @@ def _edit(folder: Folder, manifest: Manifest, name: str) -> str:
     except FormatError as error:
         return error.what
     if file.size != manifest.files[name]:
-        return f"{file.size} bytes, written with {manifest.files[name]}"
+        return f"{file.size} bytes, and not of the size that surgery wrote, {manifest.files[name]}"
     digest = manifest.digests.get(name, "")
     return "edited: its content is another, of the same size" if digest and _hash_like(digest, file) != digest else ""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 LONGEST = 255  # bytes that a file system takes for one part of a path
 CONTROL, NO_TEXT, TOO_LONG = "a control character is in it", "not UTF-8", f"a part of more than {LONGEST} bytes"
+GIT = ".git"
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -37,6 +38,19 @@ def fault_of(path: object) -> str:
 def faults_in(paths: Iterable[object]) -> list[str]:
     """One line for each that names no file inside a folder: the path, and why."""
     return [f"{path if isinstance(path, str) else repr(path)}: {fault}" for path in paths if (fault := fault_of(path))]
+
+
+def without_git(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The paths outside git's own folders, or files of that name, at any depth; and these folders, each once."""
+    kept, left = list[str](), dict[str, None]()
+    for path in paths:
+        parts = path.split("/")
+        at = next((i for i, part in enumerate(parts) if part.casefold() == GIT), -1)
+        if at < 0:
+            kept.append(path)
+        else:
+            left["/".join(parts[: at + 1]) + ("/" if at + 1 < len(parts) else "")] = None
+    return kept, list(left)
 
 
 def within(path: str) -> list[str]:

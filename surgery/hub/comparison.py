@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..arguments import in_both
 from ..errors import listed
 from ..files.peft import CONFIG as ADAPTER_CONFIG
 from .content import Item, Local, PushPlan, Remote, raw_of
@@ -64,7 +65,7 @@ def with_others(plan: PushPlan, files: Iterable[str]) -> PushPlan:
                 if odd
                 else []
             ),
-            *_of_adapter(plan, _replaced_adapter(names, others)),
+            *map(in_both, _of_adapter(plan, _replaced_adapter(names, others))),
         ),
     )
 

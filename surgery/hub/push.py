@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..checks.verify import verify
-from ..errors import FormatError, HubError, NotACheckpoint, NotAllowed, SurgeryError, listed
+from ..errors import FormatError, HubError, NotACheckpoint, NotAllowed, PlanError, SurgeryError, listed
 from ..files.card import CARD, metadata_of
 from ..files.folder import LocalFolder, absolute
 from ..files.manifest import MANIFEST
+from ..files.paths import faults_in
 from ..files.refs import SCHEME, has_scheme, is_ref, parse_ref
 from ..opened import takes_opened
 from . import client
@@ -88,6 +89,7 @@ def plan_push(
         api, repo_id, private=private, revision=revision, create_pr=create_pr, message=message, tag=tag, keep=keep
     )
     files, notes = _files(path)
+    _check_names(files, path)
     plan = with_files(api, replace(plan, notes=tuple(notes)), path, files)
     if plan.parent and not plan.empty:
         check_tag(api, plan, "")  # the commit that it is to name is still to be made
@@ -183,6 +185,16 @@ def _check_options(revision: str | None, *, create_pr: bool, tag: str) -> None:
         raise SurgeryError("a pull request is opened against main", help=tip)
     if create_pr and tag:
         raise SurgeryError("what a pull request holds is not tagged", help="merge it first, then tag it")
+
+
+def _check_names(files: Iterable[str], folder: str) -> None:
+    """Raise PlanError for names that a write refuses, too."""
+    if wrong := faults_in(files):
+        raise PlanError(
+            f"{len(wrong)} files have names that are no paths inside a folder everywhere",
+            where=[folder, *listed(wrong)],
+            help="rename them, or move them out of the folder",
+        )
 
 
 def _files(folder: str) -> tuple[dict[str, Local], list[str]]:

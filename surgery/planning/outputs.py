@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from ..checkpoint import UNDO
 from ..errors import DestinationError, PlanError, listed
 from ..files.manifest import MANIFEST
-from ..files.paths import faults_in, folded, within
+from ..files.paths import GIT, faults_in, folded, within
 from .steps import ShardPlan
 
-KEPT = (".surgery", ".git")  # programs believe, or run, what lies in these folders
+KEPT = (".surgery", GIT)  # programs believe, or run, what lies in these folders
 _MEND = "rename it where it comes from: a shard in the index, a file in the source folder"
 
 
@@ -39,12 +39,18 @@ def check_paths(shards: Sequence[ShardPlan], files: Iterable[str]) -> None:
             f"{len(wrong)} outputs would have names that are no paths inside a folder", where=listed(wrong), help=_MEND
         )
     given = [path for path, what in outputs if what in ("a shard", "a carried file")]
-    if kept := [path for path in given if path.partition("/")[0].casefold() in KEPT]:
+    if kept := [path for path in given if _is_kept(path)]:
         what = f"{len(kept)} outputs would lie in a folder that is not theirs"
         raise PlanError(
             what, where=listed(kept), help=f"nothing is carried into {' or '.join(KEPT)}; rename it where it comes from"
         )
     _check_apart(outputs)
+
+
+def _is_kept(path: str) -> bool:
+    """Whether it lies in surgery's own folder, or in one of git's, at any depth."""
+    parts = path.casefold().split("/")
+    return parts[0] in KEPT or GIT in parts
 
 
 def _check_apart(outputs: Sequence[tuple[str, str]]) -> None:

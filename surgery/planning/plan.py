@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
 from ..evaluation.scratch import SCRATCH, encoded_in, scratch_of, scratch_of_factor
@@ -174,7 +175,7 @@ def plan(
         dropped=tuple(sorted(checkpoint.dropped, key=natural)),
         replaced=tuple(sorted(checkpoint.replaced, key=natural)),
         added=_added(checkpoint, layout),
-        notes=checkpoint.notes,
+        notes=tuple(map(in_both, checkpoint.notes)),
         recoded=frozenset(name for name, tensor in checkpoint.tensors.items() if next(encoded_in(tensor), None)),
         costs=checkpoint.costs,
         survives=checkpoint.survives,

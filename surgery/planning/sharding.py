@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint
 from ..errors import SurgeryError
 from ..hub.shards import split_into_shards
 from ..names import natural
+from ..quantization.kept_whole import held_in
 
 _UNITS = (
     {"": 1, "B": 1}
@@ -52,7 +53,8 @@ def assign(
     """Tensor -> shard file name. Without a size every tensor stays in the shard that it came from.
 
     One shard is called `model.safetensors`. `balanced` takes as few shards, and makes the largest as small as the order
-    allows; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own.
+    allows; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own. Of a
+    quantised checkpoint, codes are in one shard with what belongs to them.
     """
     if max_shard_size is None:
         if balanced:
@@ -60,9 +62,25 @@ def assign(
         kept = {name: checkpoint.weight_map[name] for name in in_order(checkpoint)}
         single = len(set(kept.values())) == 1 and not checkpoint.headers  # which are written under their own names
         return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
-    sizes = {name: checkpoint.tensors[name].nbytes for name in in_order(checkpoint)}
     limit = parse_size(max_shard_size)
-    return split_into_shards(sizes, _even(sizes, limit) if balanced else limit, checkpoint.stem)
+    units = _units(checkpoint, limit)
+    sizes = {unit: sum(checkpoint.tensors[name].nbytes for name in names) for unit, names in units.items()}
+    layout = split_into_shards(sizes, _even(sizes, limit) if balanced else limit, checkpoint.stem)
+    return {name: layout[unit] for unit, names in units.items() for name in names}
+
+
+def _units(checkpoint: Checkpoint, limit: int) -> dict[str, list[str]]:
+    """The tensors that stay together, in the order in which shards are filled, by the first of them: codes and what
+    belongs to them, where the limit allows; each other one is alone.
+    """
+    first, found = dict[str, str](), dict[str, list[str]]()
+    for one in held_in(checkpoint).weights.values():
+        parts = sorted((part for part in (*one.parts, *one.left) if part in checkpoint.tensors), key=natural)
+        if sum(checkpoint.tensors[part].nbytes for part in parts) <= limit:
+            first |= dict.fromkeys(parts, parts[0])
+    for name in in_order(checkpoint):
+        found.setdefault(first.get(name, name), []).append(name)
+    return found
 
 
 def _even(sizes: Mapping[str, int], limit: int) -> int:

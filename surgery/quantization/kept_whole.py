@@ -15,7 +15,7 @@ from ..names import natural
 from .declared import replaced
 from .quantised import NOTHING, Quantisation, quantised
 from .scheme import module_of
-from .skip_lists import skipped
+from .skip_lists import skipping
 
 LISTS = ("llm_int8_skip_modules", "modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
 TOGETHER = "codes and what belongs to them go together: match the whole module, such as {0}"
@@ -81,12 +81,10 @@ def _check_lists(
 ) -> None:
     """Raise PlanError for modules that the lists would name otherwise under their new names."""
     modules = {module_of(o): module_of(n) for o, n in new.items() if o.endswith(".weight") and n.endswith(".weight")}
-    wrong = [
-        f"{module} -> {called}: {key}"
-        for key in old
-        for module, called in modules.items()
-        if module != called and skipped(_plain(old[key]), module) != skipped(_plain(now[key]), called)
-    ]
+    wrong = list[str]()
+    for key in old:
+        was, would = skipping(_plain(old[key])), skipping(_plain(now[key]))
+        wrong += [f"{m} -> {called}: {key}" for m, called in modules.items() if m != called and was(m) != would(called)]
     if wrong:
         raise PlanError(
             f"config.json would say of {len(wrong)} renamed modules that they are quantised, and they are not, or the"
@@ -96,5 +94,5 @@ def _check_lists(
         )
 
 
-def _plain(entries: list[str]) -> list[str]:
-    return [entry.removeprefix("re:") for entry in entries]
+def _plain(entries: list[str]) -> tuple[str, ...]:
+    return tuple(entry.removeprefix("re:") for entry in entries)

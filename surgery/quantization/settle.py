@@ -78,6 +78,7 @@ def _with_codes(
 ) -> Checkpoint:
     """`made` with the stored parts of these weights; the codes of those that were `touched` are made again."""
     tensors, weight_map, dropped = dict(made.tensors), dict(made.weight_map), dict(made.dropped)
+    touched = frozenset(touched)
     for name in held.left:
         tensors[name], weight_map[name] = checkpoint.tensors[name], checkpoint.weight_map[name]
         dropped.pop(name, None)

@@ -8,7 +8,8 @@ longer left out by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..errors import NotSupported, listed, series
@@ -16,6 +17,9 @@ from ..names import natural
 from .scheme import Quantised, Source, module_of
 
 HEAD = "lm_head"
+MANY = 256
+PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+ALONE = re.compile(r"\(\?|\\\d|^[^\w^]|[^\w.$*+?)\]}]$|[\[\](){}|\\]")  # what could mean another thing beside others
 
 
 def matches(entry: str, module: str) -> bool:
@@ -29,7 +33,28 @@ def matches(entry: str, module: str) -> bool:
 
 def skipped(entries: Iterable[str], module: str) -> bool:
     """Whether one of them does."""
-    return any(matches(entry, module) for entry in entries)
+    return skipping(tuple(entries))(module)
+
+
+@lru_cache(8)
+def skipping(entries: tuple[str, ...]) -> Callable[[str], bool]:
+    """`matches` of any of the entries, in a time that hardly depends on how many there are. In a list of more than
+    `MANY`, a dot of a plain name is a dot.
+    """
+    names = {entry for entry in entries if len(entries) > MANY and PLAIN.fullmatch(entry)}
+    odd = [entry for entry in entries if entry not in names and ALONE.search(entry)]
+    rest = [entry for entry in entries if entry not in names and entry not in odd]
+    union = re.compile(rf"(?:{'|'.join(f'(?:{entry})' for entry in rest)})(?:(?<=\.)|(?=\.|$))") if rest else None
+    ends = tuple(rest)
+
+    def rule(module: str) -> bool:
+        if (union and union.match(module)) or module.endswith(ends) or any(matches(entry, module) for entry in odd):
+            return True
+        cuts = [i for i, sign in enumerate(module) if sign == "."]
+        starts = {module[:end] for cut in (*cuts, len(module)) for end in (cut, cut + 1)}
+        return bool(names) and (not names.isdisjoint(starts) or any(module[i:] in names for i in range(len(module))))
+
+    return rule
 
 
 def check_listed(source: Source, key: str, found: Mapping[str, Quantised]) -> None:
@@ -38,7 +63,8 @@ def check_listed(source: Source, key: str, found: Mapping[str, Quantised]) -> No
     if not isinstance(entries, list):
         raise source.broken(f"`{key}` is {entries!r}, and no list of modules", [key])
     names = [str(entry) for entry in entries]
-    if wrong := [one.codes for weight, one in found.items() if skipped(names, module_of(weight))]:
+    listed_here = skipping(tuple(names))
+    if wrong := [one.codes for weight, one in found.items() if listed_here(module_of(weight))]:
         raise source.broken(f"`{key}` names modules as not quantised that have codes", wrong)
 
 
@@ -47,9 +73,11 @@ def extended(said: Mapping[str, Any], key: str, modules: Sequence[str], quantise
     there = said.get(key)
     before = [str(entry) for entry in there] if isinstance(there, list) else []
     head = [] if there is not None or HEAD in quantised else [HEAD]
-    wanted = [module for module in sorted(modules, key=natural) if not skipped(before, module)]
+    was = skipping(tuple(before))
+    wanted = [module for module in sorted(modules, key=natural) if not was(module)]
     entries = list(dict.fromkeys([*before, *head, *wanted]))
-    if caught := [one for one in quantised if skipped(entries, one) and not skipped(before, one)]:
+    now = skipping(tuple(entries))
+    if caught := [one for one in quantised if now(one) and not was(one)]:
         raise NotSupported(
             "loaders would take modules that are quantised for ones that are not, by names of those",
             where=[f"{key}: {series(listed(wanted))}", *listed(caught)],

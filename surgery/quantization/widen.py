@@ -102,6 +102,7 @@ def mixed(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) ->
 
 def _modules(held: Quantisation, names: Collection[str]) -> tuple[list[str], list[str]]:
     """The modules of the weights called `names`, and those of the others."""
+    names = frozenset(names)
     wide = sorted({module_of(name) for name in names}, key=natural)
     return wide, sorted({module_of(name) for name in held.weights if name not in names}, key=natural)
 

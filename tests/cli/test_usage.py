@@ -4,9 +4,13 @@ contradict.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import surgery
@@ -89,3 +93,34 @@ def test_ctrl_c_in_a_demo_says_where_its_files_are(
     assert STAGED[0] not in done.stderr and LOOKED[0] not in done.stderr
     assert made[0].exists() is given
     assert ("left in" if given else "removed") in done.stderr and ("play" in done.stderr) is given
+
+
+@pytest.mark.parametrize("how", ["one pipe", "one file", "two pipes"])
+@pytest.mark.parametrize("wrong", ["size", "nan", "missing"])
+def test_verify_says_nothing_twice(how: str, wrong: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """In one place, each line once; where standard error goes elsewhere, it has the failures too."""
+    base = saved("llama", shard="60KB")
+    surgery.write(surgery.open_checkpoint(base), tmp_path / "m")
+    if wrong == "size":
+        (tmp_path / "m" / "config.json").write_text((base / "config.json").read_text() + "\n")
+    elif wrong == "missing":
+        (tmp_path / "m" / "generation_config.json").unlink()
+    else:
+        shard = next(iter(sorted((tmp_path / "m").glob("*.safetensors"))))
+        tensors = load_file(shard)
+        for tensor in tensors.values():
+            tensor.view(-1)[0] = float("nan")
+        save_file(tensors, shard, metadata={"format": "pt"})
+    words = [sys.executable, "-m", "surgery_cli", "verify", str(tmp_path / "m"), "--values", "--no-class"]
+    with (tmp_path / "log").open("w") as log:
+        out = log if how == "one file" else subprocess.PIPE
+        err = subprocess.PIPE if how == "two pipes" else subprocess.STDOUT
+        done = subprocess.run(words, stdout=out, stderr=err, text=True)
+    text = (tmp_path / "log").read_text() if how == "one file" else done.stdout
+    lines = [line.split("FAILED")[-1].strip() for line in text.splitlines() if line.strip()]
+    assert done.returncode == 1 and "FAILED" in text and len(lines) == len(set(lines))
+    assert wrong != "size" or "and not of the size that surgery wrote, " in text
+    if how == "two pipes":
+        assert done.stderr.startswith("error: 1 of ")
+    else:
+        assert "error:" not in text

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hostile import FAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.files.paths import fault_of, faults_in, folded, within
+import surgery
+from surgery.files.paths import fault_of, faults_in, folded, within, without_git
 
 
 @pytest.mark.parametrize(("path", "fault"), FAULTS.items())
@@ -54,3 +59,43 @@ def test_folders_of_a_path() -> None:
 def test_names_that_a_disk_without_case_takes_for_one() -> None:
     assert folded("Straße/É") == folded("STRASSE/e\u0301")
     assert folded("a") != folded("b")
+
+
+def test_git_is_left_out_at_any_depth() -> None:
+    paths = [
+        "a",
+        "x/.git/config",
+        "x/.git/hooks/post-checkout",
+        "x/y/.GIT/c",
+        "x/y/b",
+        ".gitattributes",
+        "z/.git",
+        "git",
+    ]
+    assert without_git(paths) == (["a", "x/y/b", ".gitattributes", "git"], ["x/.git/", "x/y/.GIT/", "z/.git"])
+
+
+@pytest.mark.parametrize("path", ["sub/.git/hooks/post-checkout", "sub/deep/.Git/config", "sub/.git", ".git"])
+def test_a_write_carries_nothing_of_git(path: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """What lies there would be run or believed where the output is; a note names it."""
+    base = Path(shutil.copytree(saved("llama"), tmp_path / "base"))
+    (base / path).parent.mkdir(parents=True, exist_ok=True)
+    (base / path).write_text("#!/bin/sh\n")
+    (base / "sub").mkdir(exist_ok=True)
+    (base / "sub" / "readme.txt").write_text("x")
+    report = surgery.write(surgery.open_checkpoint(base), tmp_path / "out")
+    written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")}
+    assert not any(part.casefold() == ".git" for name in written for part in name.split("/"))
+    assert "sub/readme.txt" in written
+    (note,) = [note for note in report.notes if note.startswith("left out, since git would run or believe")]
+    assert path[: path.casefold().index(".git") + 4] in note
+
+
+@pytest.mark.parametrize("path", ["sub/.git/config", "a/b/.GIT/hooks/x", ".git/config"])
+def test_a_file_that_a_surgery_puts_into_a_folder_of_git_is_refused(
+    path: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = surgery.open_checkpoint(saved("llama"))
+    with pytest.raises(surgery.PlanError, match="a folder that is not theirs"):
+        surgery.write(replace(checkpoint, files={**checkpoint.files, path: b""}), tmp_path / "out")
+    assert not list(tmp_path.iterdir())

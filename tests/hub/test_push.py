@@ -22,6 +22,7 @@ from hub.conftest import environment
 from hub.faults import Before, Status
 from hub.server import TOKEN, Hub
 from surgery.files.card import CARD, metadata_of
+from surgery.files.paths import fault_of
 from surgery.hub.card import completed, is_ours
 from surgery.hub.content import PushPlan
 from surgery_cli.app import app
@@ -712,3 +713,14 @@ def test_what_is_large_is_sent_once(hub: Hub, mode: str, bulky: Path, tmp_path: 
     assert surgery.push(folder, REPO).sent == (shard.name,)
     assert 0 < sent(hub) < 1.1 * shard.stat().st_size and len(hub.titles(REPO)) == 4
     assert hub.hashes(REPO, without=(".gitattributes", CARD)) == local(folder)
+
+
+@pytest.mark.parametrize("name", ["back\\slash.txt", "line\nbreak.txt", "C:drive.txt"])
+def test_names_that_a_write_refuses_are_not_pushed(
+    name: str, hub: Hub, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved("llama"), tmp_path / "m"))
+    (folder / name).write_text("x")
+    with pytest.raises(surgery.PlanError, match="no paths inside a folder") as caught:
+        surgery.plan_push(folder, "org/new")
+    assert any(fault_of(name) in row for row in caught.value.where) and "org/new" not in hub.repos

@@ -287,6 +287,7 @@ def test_the_share_that_is_erased_is_about_the_true_one(shape: tuple[int, int], 
     assert one.notes[-1] == (
         f"rounding leaves as they were most of the weights that the adapters change in 1 of 1 tensors: "
         f"{100 * one.erased[0].share:.1f} % in x.weight; --dtype float32 keeps the change"
+        " (in Python, --dtype is dtype=)"
     )
 
 
