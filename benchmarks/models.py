@@ -7,7 +7,7 @@ python benchmarks/models.py gpt2 PATH [SHARD_SIZE]      1.2 B parameters of Conv
 python benchmarks/models.py falcon PATH [SHARD_SIZE]    1.1 B parameters with grouped qkv
 python benchmarks/models.py gpt_oss PATH [SHARD_SIZE]   1.1 B parameters of stacked experts, gate and up interleaved
 python benchmarks/models.py one PATH                    one tensor of 2 GB
-python benchmarks/models.py adapter PATH RANK TARGETS   a PEFT adapter for the llama, float32
+python benchmarks/models.py adapter PATH RANK TARGETS [LAYERS]  a PEFT adapter for the llama, float32
 python benchmarks/models.py huge PATH                   1.3 TB in 163 shards of sparse files, 90,000 tensors
 python benchmarks/models.py thousand PATH               1,000 shards of sparse files
 """
@@ -261,6 +261,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "adapter":
-        write_adapter(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4].split(","))
+        layers = int(sys.argv[5]) if len(sys.argv) > 5 else LAYERS
+        write_adapter(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4].split(","), layers)
     else:
         write(sys.argv[1], Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .workspace import Workspace
 
 BAND = 1 << 18  # elements that are decoded at once, or a row
+TALL = 1 << 20  # the same where codes run down columns, of which fewer rows would be read in shorter runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,18 @@ def fill_decoded(decoded: Decoded, start: int, stop: int, out: memoryview, work:
 
 
 def bands(decoded: Decoded, row: int, tall: int) -> list[Band]:
-    """Bands of whole units of rows that cover rows [row, row + tall), none in two matrices."""
+    """Bands of whole units of rows that cover rows [row, row + tall), none in two matrices; all but the first begin
+    where rows of groups do, if these are not too many.
+    """
     wide, rows, unit = columns_of(decoded), rows_of(decoded), decoded.coding.unit
-    high, end, found = max(1, BAND // max(1, wide) // unit) * unit, row + tall, list[Band]()
+    room = (TALL if unit > 1 else BAND) // max(1, wide)
+    step = math.lcm(unit, decoded.coding.block[0])
+    step = step if step <= room else unit
+    high, end, found = max(1, room // step) * step, row + tall, list[Band]()
     while row < end:
         matrix, inside = divmod(row, rows)
         first = inside // unit * unit
-        last = min(-(-min(rows, end - matrix * rows) // unit) * unit, rows, first + high)
+        last = min(-(-min(rows, end - matrix * rows) // unit) * unit, rows, (first + high) // step * step)
         found.append(Band(matrix, first, last - first, wide, rows))
         row = matrix * rows + last
     return found
@@ -130,9 +136,8 @@ def scaled(decoded: Decoded, band: Band, values: torch.Tensor, work: Workspace) 
     """The numbers of codes, in place, without the zeros and times the scales of their groups. Raises FormatError."""
     try:
         if (zeros := zeros_of(decoded, band, work)) is not None:
-            zeros = by_rows(decoded, band, zeros)
             _grouped(decoded, band, values, zeros).sub_(_shaped(decoded, band, zeros, work))
-        scales = by_rows(decoded, band, scales_of(decoded, band, work))
+        scales = scales_of(decoded, band, work)
         _grouped(decoded, band, values, scales).mul_(_shaped(decoded, band, scales, work))
     except ValueError as error:
         raise broken(decoded.name, error) from error
@@ -217,22 +222,25 @@ def by_rows(decoded: Decoded, band: Band, groups: torch.Tensor) -> torch.Tensor:
 
 def _even(decoded: Decoded, band: Band, groups: torch.Tensor) -> bool:
     """Whether a band is cut into groups of its own, all of one size."""
-    wide = decoded.coding.block[1]
+    tall, wide = decoded.coding.block
     if decoded.coding.flat:
         return not (band.start % wide or band.size % wide)
-    return decoded.part("index") is None and groups.shape[-1] * wide == band.wide
+    rows = groups.shape[0] * tall == band.tall and not band.row % tall
+    return rows and decoded.part("index") is None and groups.shape[-1] * wide == band.wide
 
 
 def _grouped(decoded: Decoded, band: Band, values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Values as they are, or group by group, whichever `_shaped` numbers go with."""
+    tall, wide = decoded.coding.block
     if not _even(decoded, band, groups):
         return values
-    wide = decoded.coding.block[1]
-    return values.view(-1, wide) if decoded.coding.flat else values.view(band.tall, -1, wide)
+    return values.view(-1, wide) if decoded.coding.flat else values.view(-1, tall, band.wide // wide, wide)
 
 
 def _shaped(decoded: Decoded, band: Band, groups: torch.Tensor, work: Workspace) -> torch.Tensor:
-    return groups[..., None] if _even(decoded, band, groups) else spread(decoded, band, groups, work)
+    if not _even(decoded, band, groups):
+        return spread(decoded, band, by_rows(decoded, band, groups), work)
+    return groups[:, None] if decoded.coding.flat else groups[:, None, :, None]
 
 
 def spread(decoded: Decoded, band: Band, groups: torch.Tensor, work: Workspace) -> torch.Tensor:
