@@ -33,7 +33,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Without a word, help."""
-        if not args:
+        if not args and not ctx.resilient_parsing:  # which is how completion asks
             print(ctx.get_help())
             ctx.exit(2)
         return super().parse_args(ctx, args)
