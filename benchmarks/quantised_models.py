@@ -15,6 +15,8 @@ import torch
 from models import HIDDEN, LINEARS, SIZES, VOCAB
 from safetensors.torch import save_file
 
+from surgery.lazy.tables import NF4
+
 Tensors = dict[str, torch.Tensor]
 PER_SHARD = 4  # layers
 
@@ -36,7 +38,7 @@ def nf4(name: str, rows: int, columns: int, generator: torch.Generator) -> Tenso
     return {
         name: codes((rows * columns // 2, 1), 255, generator),
         f"{name}.absmax": torch.rand(rows * columns // 64, generator=generator),
-        f"{name}.quant_map": torch.linspace(-1, 1, 16),
+        f"{name}.quant_map": torch.tensor(NF4),
         f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(list(state.encode()), dtype=torch.uint8),
     }
 

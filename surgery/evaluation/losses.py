@@ -187,7 +187,8 @@ def check_survives(found: Recoded | None, least: float) -> None:
             ],
             help=(
                 "leave --requantize away, then what is touched is written in 16 bits; or merge into the 16-bit model"
-                " and quantise that; or, if that is meant: --lossy, in Python lossy=True"
+                " and quantise that; or, if that is meant: --lossy, in Python lossy=True, which goes on from what is"
+                " made already (surgery clean removes that)"
             ),
         )
 

@@ -25,3 +25,7 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
+
+# Those of FP4's codes (bitsandbytes), which are in no order; 8 is zero again, and those after it are negative.
+_TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+FP4 = (*(number / 12 for number in _TWELFTHS), *(-number / 12 for number in _TWELFTHS))

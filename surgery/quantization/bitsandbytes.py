@@ -6,11 +6,13 @@ Sources: bitsandbytes 0.50.2 (`functional.py`, `backends/default/ops.py`), trans
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from ..lazy.coding import Coding, Packing
+from ..lazy.tables import FP4, NF4
 from ..lazy.tensor import Decoded, Tensor, permute, reshape
 from ..models.families import is_conv1d
 from .scheme import DTYPES, Quantised, Scheme, Source
@@ -20,35 +22,43 @@ STATE = ".quant_state.bitsandbytes__"
 PER_127 = 0.007874015718698502  # 1 / 127 in float32, by which bitsandbytes multiplies
 NIBBLES = Packing(4, 8, order=(1, 0))
 LIST = "llm_int8_skip_modules"
+NESTED = ("nested_absmax", "nested_quant_map")
+COMPANIONS = (".absmax", ".quant_map", ".weight_format", *(f".{name}" for name in NESTED))
 FIELDS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
 
 
 def find(source: Source) -> dict[str, Quantised]:
     """NF4, FP4 and int8 weights: their companions tell. Raises FormatError where these contradict each other."""
     found: dict[str, Quantised] = {}
+    small = source.contents([name for name in source.tensors if STATE in name or name.endswith(".quant_map")])
     for name in source.tensors:
         weight, is_state, kind = name.partition(STATE)
         if is_state:
-            found[weight] = _four_bits(source, weight, kind)
+            found[weight] = _four_bits(source, weight, kind, small)
         elif name.endswith(".SCB"):
             weight = f"{name.removesuffix('.SCB')}.weight"
             found[weight] = _eight_bits(source, weight, name)
-    lone = [n for n in source.tensors if n.endswith(".absmax") and n.removesuffix(".absmax") not in found]
-    lone += [n for n in source.tensors if n.endswith("weight_format") and _beside(n, "weight") not in found]
-    if lone:
+    used = {part for one in found.values() for part in (*one.parts, *one.left)}
+    if lone := [name for name in source.tensors if name.endswith(COMPANIONS) and name not in used]:
         raise source.broken("scales lie here without what says whose they are", lone)
+    _check_bits(source, found)
     check_listed(source, LIST, found)
     return found
 
 
-def _beside(name: str, last: str) -> str:
-    return f"{name.rpartition('.')[0]}.{last}"
+def _check_bits(source: Source, found: Mapping[str, Quantised]) -> None:
+    """Raise FormatError where all is said to be in 8 bits, and is not."""
+    four = [name for name, one in found.items() if "LLM.int8" not in one.scheme]
+    if four and source.said.get("load_in_8bit") and not source.said.get("load_in_4bit"):
+        raise source.broken(
+            "weights in 4 bits are said to be in 8", ["load_in_8bit: true", *four], "restore config.json"
+        )
 
 
-def _four_bits(source: Source, weight: str, kind: str) -> Quantised:
+def _four_bits(source: Source, weight: str, kind: str, small: Mapping[str, bytes]) -> Quantised:
     """What the JSON in the file says, held against the tensors."""
     blob = f"{weight}{STATE}{kind}"
-    state = _state(source, blob, kind)
+    state = _state(source, blob, kind, small[blob])
     shape, block, double = tuple(state["shape"]), state["blocksize"], "nested_offset" in state
     named = {"scale": f"{weight}.absmax", "table": f"{weight}.quant_map"}
     named |= {"map": f"{weight}.nested_quant_map", "inner": f"{weight}.nested_absmax"} if double else {}
@@ -60,6 +70,8 @@ def _four_bits(source: Source, weight: str, kind: str) -> Quantised:
     if codes.nbytes != -(-prod(shape) // 2):
         what = f"{weight} has {codes.nbytes} bytes of codes, and its shape {list(shape)} needs {-(-prod(shape) // 2)}"
         raise source.broken(what, [weight, blob])
+    _check_scales(source, weight, double=double)
+    _check_table(source, named["table"], kind, small[named["table"]])
     coding = Coding(
         "table",
         NIBBLES,
@@ -75,10 +87,29 @@ def _four_bits(source: Source, weight: str, kind: str) -> Quantised:
     return Quantised(title, _as_stored(source, weight, decoded), (weight, *named.values(), blob))
 
 
-def _state(source: Source, blob: str, kind: str) -> Mapping[str, Any]:
+def _check_scales(source: Source, weight: str, *, double: bool) -> None:
+    """Raise FormatError where scales are codes themselves and the JSON says nothing of that, or the reverse."""
+    nested = [name for last in NESTED if (name := f"{weight}.{last}") in source.tensors]
+    dtype = source.tensors[f"{weight}.absmax"].dtype.name
+    if bool(nested) != double or (dtype == "U8") != double:
+        what = (
+            f"the scales of {weight} are {dtype}, and the JSON says that they are{'' if double else ' not'} quantised"
+        )
+        raise source.broken(what, [f"{weight}.absmax", *nested])
+
+
+def _check_table(source: Source, name: str, kind: str, raw: bytes) -> None:
+    """Raise FormatError unless the table is that of the kind: bitsandbytes' kernels take their own, not the file's."""
+    wanted = NF4 if kind == "nf4" else FP4
+    numbers = struct.unpack("<16f", raw) if len(raw) == 64 else ()
+    if len(numbers) != 16 or any(abs(one - other) > 1e-6 for one, other in zip(numbers, wanted, strict=True)):
+        raise source.broken(f"the table of what codes mean is not that of {kind.upper()}", [name])
+
+
+def _state(source: Source, blob: str, kind: str, raw: bytes) -> Mapping[str, Any]:
     """The JSON, with what it must say in it. Raises FormatError."""
     try:
-        state = json.loads(source.bytes_of(blob))
+        state = json.loads(raw)
     except ValueError as error:
         raise source.broken(f"what says how a weight is quantised is no JSON: {error}", [blob]) from error
     if not isinstance(state, dict) or any(not isinstance(state.get(key), type_) for key, type_ in FIELDS.items()):

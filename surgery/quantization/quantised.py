@@ -59,6 +59,17 @@ class Quantisation:
         return replace(self, weights={n: replace(one, weight=inner(one.weight)) for n, one in self.weights.items()})
 
 
+# How the tensors end that go with codes, and who writes them so.
+ENDINGS = {
+    ".absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    "_scale_inv": "fp8",
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    "_blocks": "mxfp4",
+    "._weight_qdata": "torchao",
+}
+
 NOTHING = Quantisation(None, {}, {})
 
 
@@ -91,6 +102,17 @@ def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:
         raise source.broken(f"codes lie here without what says their meaning in {scheme.method}", lone)
     left = [n for n in source.tensors if n.rpartition(".")[2] in scheme.activations and n not in used]
     return Quantisation(scheme, weights, source.said, at, tuple(left))
+
+
+def undeclared(checkpoint: Checkpoint) -> str:
+    """What to do about codes of which nothing says how they are meant; empty where there are none, or it is said."""
+    if next(declared(checkpoint), None):
+        return ""
+    for name in checkpoint.tensors:
+        if maker := next((maker for ending, maker in ENDINGS.items() if name.endswith(ending)), ""):
+            where = "config.json has no quantization_config" if checkpoint.config else "there is no config.json"
+            return f"{name} is as {maker} writes it, and {where} that says how: restore it from where the model is from"
+    return ""
 
 
 def _is_codes(name: str, tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from ..errors import NothingMatched, listed, series
 from ..lazy.tensor import in_dtype
 from ..names import natural, select
 from ..opened import takes_opened
-from ..quantization.quantised import Quantisation, quantised
+from ..quantization.quantised import Quantisation, quantised, undeclared
 from ..quantization.scheme import module_of
 from ..quantization.widen import widened
 from .cast import parsed
@@ -33,7 +33,9 @@ def dequantize(
     """
     held = quantised(checkpoint)
     if not held.weights:
-        raise NothingMatched("no weight is quantised here", where=[checkpoint.path])
+        raise NothingMatched(
+            "no weight is quantised here", where=[checkpoint.path], help=undeclared(checkpoint) or None
+        )
     if dtype is not None:
         held = _in_dtype(held, dtype)
     names = _chosen(held, only, except_)

@@ -58,10 +58,10 @@ def said(**more: Any) -> Change:
 
 
 def state(**more: Any) -> Change:
-    """The JSON that bitsandbytes stores, with something else in it."""
+    """The JSON that bitsandbytes stores, with something else in it; None: without."""
 
     def change(blob: torch.Tensor) -> torch.Tensor:
-        told = {**json.loads(bytes(blob.tolist())), **more}
+        told = {key: value for key, value in {**json.loads(bytes(blob.tolist())), **more}.items() if value is not None}
         return torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
 
     return with_(STATE, change)
@@ -248,6 +248,13 @@ BROKEN = {
     "nf4-without-inner-scales": Broken(double, without("m.weight.nested_absmax"), "m.weight.nested_absmax"),
     "nf4-another-shape": Broken(nf4, state(shape=[8, 32]), "m.weight.absmax: 8, not 4"),
     "nf4-another-shape-of-as-many-blocks": Broken(nf4, state(shape=[8, 63]), "256 bytes of codes, and its shape"),
+    "nf4-scales-that-are-codes": Broken(double, state(nested_offset=None), "U8, and the JSON says that they are not"),
+    "nf4-scales-that-are-none": Broken(
+        double, with_("m.weight.absmax", lambda t: t.float()), "F32, and the JSON says that they are quantised"
+    ),
+    "nf4-another-table": Broken(nf4, with_("m.weight.quant_map", lambda t: t.flip(0)), "table of what codes mean"),
+    "nf4-said-to-be-of-8-bits": Broken(nf4, said(load_in_8bit=True, load_in_4bit=False), "said to be in 8"),
+    "nf4-a-table-of-nobody": Broken(nf4, also("n.weight.quant_map", torch.float32), "n.weight.quant_map"),
     "nf4-another-block": Broken(nf4, state(blocksize=128), "m.weight.absmax: 8, not 4"),
     "nf4-a-block-of-none": Broken(nf4, state(blocksize=0), "cannot be"),
     "nf4-of-another-type": Broken(nf4, state(quant_type="fp4"), "cannot be"),
@@ -628,3 +635,13 @@ def test_numbers_of_4_bits_in_bytes_are_refused(tmp_path: Path) -> None:
     base = torchao_shard("intx-4-bits", tmp_path / "base")
     with pytest.raises(surgery.NotSupported, match="IntxUnpackedToInt8Tensor of int4 are not read"):
         surgery.dequantize(surgery.open_checkpoint(base))
+
+
+@pytest.mark.parametrize("make", [nf4, int8, fp8_blocks, gptq, ct4])
+def test_codes_of_which_config_json_says_nothing(make: Callable[[], Made], tmp_path: Path) -> None:
+    """dequantize finds nothing to do, and says what is missing."""
+    folder = written(Broken(make, without(), ""), tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(surgery.NothingMatched, match="no weight is quantised") as caught:
+        surgery.dequantize(surgery.open_checkpoint(folder))
+    assert "config.json has no quantization_config" in str(caught.value.help)

@@ -9,7 +9,7 @@ from ...errors import NotSupported, SurgeryError, listed, series
 from ...files.peft import Adapter
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor
-from ...quantization.quantised import NOTHING, Quantisation, declared, method_of, quantised
+from ...quantization.quantised import NOTHING, Quantisation, declared, method_of, quantised, undeclared
 from ...quantization.settle import How
 
 # Schemes in which a model is quantised while it is loaded, so that adapters are trained on what lies in 16 bit on
@@ -99,6 +99,8 @@ def _said(checkpoint: Checkpoint) -> list[str]:
 
 def _instead(checkpoint: Checkpoint, adapter: Adapter) -> str:
     """Which base to take."""
+    if lost := undeclared(checkpoint):
+        return lost
     named = adapter.config.get("base_model_name_or_path")
     which = f" (the adapter names {named})" if isinstance(named, str) and named else ""
     if set(_methods(checkpoint).values()) & ON_LOADING:
