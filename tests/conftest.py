@@ -33,6 +33,7 @@ SLOW = (
     "models/test_families.py",
     "quantization/test_merge.py",
     "quantization/test_proved.py",
+    "quantization/test_quantize.py",
     "quantization/test_reversible.py",
     "quantization/test_through.py",
     "quantization/test_whole_models.py",
