@@ -12,6 +12,12 @@ from .options import As, Debug, Json, Maps, Model, Writing, needing, parse_map, 
 from .running import guarded, written
 
 app = typer.Typer()
+Only = Annotated[
+    str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name matches; the rest stays as is.")
+]
+Except = Annotated[
+    str, typer.Option("--except", metavar="REGEX", help="Leave modules as they are whose whole name matches.")
+]
 PANEL = "Edit"
 
 
@@ -44,12 +50,8 @@ def dequantize(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; else what the scheme gives.")
     ] = "",
-    only: Annotated[
-        str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name matches; the rest stays as is.")
-    ] = "",
-    except_: Annotated[
-        str, typer.Option("--except", metavar="REGEX", help="Leave modules as they are whose whole name matches.")
-    ] = "",
+    only: Only = "",
+    except_: Except = "",
     *,
     options: Writing,
 ) -> None:
@@ -72,12 +74,8 @@ def quantize(
             "--scheme", metavar="SCHEME", help="nf4, nf4-double or fp8; nf4:128 and such, in blocks of another size."
         ),
     ] = "",
-    only: Annotated[
-        str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name matches; the rest stays as is.")
-    ] = "",
-    except_: Annotated[
-        str, typer.Option("--except", metavar="REGEX", help="Leave modules as they are whose whole name matches.")
-    ] = "",
+    only: Only = "",
+    except_: Except = "",
     *,
     options: Writing,
 ) -> None:

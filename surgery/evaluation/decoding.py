@@ -91,9 +91,13 @@ def codes_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
         return stored(decoded.codes, band.start, band.size, work, "codes").view(band.tall, band.wide)
     if decoded.coding.flat:
         return _flat_codes(decoded, band, work).view(band.tall, band.wide)
+    return unpack(words_of(decoded, band, work, "codes"), packing)[: band.tall, : band.wide]
+
+
+def words_of(decoded: Decoded, band: Band, work: Workspace, use: str) -> torch.Tensor:
+    """The rows of words in which the codes of a band lie."""
     first, count, wide = word_rows(decoded, band)
-    words = stored(decoded.codes, first * wide, count * wide, work, "codes").view(count, wide)
-    return unpack(words, packing)[: band.tall, : band.wide]
+    return stored(decoded.codes, first * wide, count * wide, work, use).view(count, wide)
 
 
 def word_rows(decoded: Decoded, band: Band) -> tuple[int, int, int]:
@@ -155,9 +159,8 @@ def _numbers_at(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
     if decoded.coding.flat:
         data, skip = _flat_bytes(decoded, band, work)
         return _looked_up(table, data)[skip:][: band.size].view(band.tall, band.wide)
-    first, count, wide = word_rows(decoded, band)
-    data = stored(decoded.codes, first * wide, count * wide, work, "codes").view(torch.uint8)
-    return _looked_up(table, data).view(count, -1)[:, : band.wide].contiguous()
+    words = words_of(decoded, band, work, "codes")
+    return _looked_up(table, words.view(-1).view(torch.uint8)).view(len(words), -1)[:, : band.wide].contiguous()
 
 
 def _looked_up(table: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

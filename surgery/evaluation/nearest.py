@@ -22,6 +22,7 @@ from .decoding import (
     table_of,
     values_of,
     word_rows,
+    words_of,
     zeros_of,
 )
 from .losses import requantised
@@ -69,11 +70,11 @@ def _words(encoded: Encoded, band: Band, work: Workspace) -> torch.Tensor:
     values = _values(encoded, band, work)
     if packing is None:
         return nearest(like, band, values, codes_of(like, band, work), work)
-    first, count, wide = word_rows(like, band)
-    fields = unpack(stored(like.codes, first * wide, count * wide, work, "words").view(count, wide), packing)
+    words = words_of(like, band, work, "words")
+    fields = unpack(words, packing)
     held = fields[: band.tall, : band.wide]
     held.copy_(nearest(like, band, values, held, work))
-    return pack(fields, packing)[:count, :wide]
+    return pack(fields, packing)[: words.shape[0], : words.shape[1]]
 
 
 def _flat(encoded: Encoded, start: int, stop: int, work: Workspace) -> torch.Tensor:

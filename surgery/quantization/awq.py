@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import NotSupported, listed
 from ..lazy.coding import Coding, Packing
 from ..lazy.tensor import Decoded, narrow, permute
-from .gptq import FLOATS, INTS, as_stored, check_complete, modules
+from .gptq import FLOATS, INTS, check_complete, modules
 from .scheme import Quantised, Scheme, Source
 from .skip_lists import check_listed, extended
 
@@ -84,7 +84,7 @@ def weight_of(source: Source, module: str, group: int, version: str = "gemm") ->
     make = _gemm if version == "gemm" else _gemv
     weight = make(source, codes, zeros, scales, group)
     title = f"AWQ {version}, {'one group' if group == -1 else f'groups of {group}'}"
-    return Quantised(title, as_stored(source, module, weight), (codes, scales, zeros))
+    return Quantised(title, source.as_filed(module, weight), (codes, scales, zeros))
 
 
 def _gemm(source: Source, codes: str, zeros: str, scales: str, group: int) -> Decoded:

@@ -13,9 +13,8 @@ from typing import Any
 
 from ..lazy.coding import Coding, Packing
 from ..lazy.tables import FP4, NF4
-from ..lazy.tensor import Decoded, Tensor, permute, reshape
-from ..models.families import is_conv1d
-from .scheme import DTYPES, Quantised, Scheme, Source
+from ..lazy.tensor import Decoded, reshape
+from .scheme import DTYPES, Quantised, Scheme, Source, module_of
 from .skip_lists import check_listed, extended
 
 STATE = ".quant_state.bitsandbytes__"
@@ -23,6 +22,7 @@ PER_127 = 0.007874015718698502  # 1 / 127 in float32, by which bitsandbytes mult
 NIBBLES = Packing(4, 8, order=(1, 0))
 LIST = "llm_int8_skip_modules"
 NESTED = ("nested_absmax", "nested_quant_map")
+SMALL = (".quant_map", "weight_format")
 COMPANIONS = (".absmax", ".quant_map", ".weight_format", *(f".{name}" for name in NESTED))
 FIELDS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
 
@@ -30,14 +30,14 @@ FIELDS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
 def find(source: Source) -> dict[str, Quantised]:
     """NF4, FP4 and int8 weights: their companions tell. Raises FormatError where these contradict each other."""
     found: dict[str, Quantised] = {}
-    small = source.contents([name for name in source.tensors if STATE in name or name.endswith(".quant_map")])
+    small = source.contents([name for name in source.tensors if STATE in name or name.endswith(SMALL)])
     for name in source.tensors:
         weight, is_state, kind = name.partition(STATE)
         if is_state:
             found[weight] = _four_bits(source, weight, kind, small)
         elif name.endswith(".SCB"):
             weight = f"{name.removesuffix('.SCB')}.weight"
-            found[weight] = _eight_bits(source, weight, name)
+            found[weight] = _eight_bits(source, weight, name, small)
     used = {part for one in found.values() for part in (*one.parts, *one.left)}
     if lone := [name for name in source.tensors if name.endswith(COMPANIONS) and name not in used]:
         raise source.broken("scales lie here without what says whose they are", lone)
@@ -84,7 +84,7 @@ def _four_bits(source: Source, weight: str, kind: str, small: Mapping[str, bytes
     parts = tuple((part, source.tensors[name]) for part, name in named.items())
     decoded = Decoded(DTYPES[state["dtype"]], shape, coding, codes, parts, weight)
     title = f"bitsandbytes {kind.upper()}, blocks of {block}{', double quantisation' if double else ''}"
-    return Quantised(title, _as_stored(source, weight, decoded), (weight, *named.values(), blob))
+    return Quantised(title, source.as_filed(module_of(weight), decoded), (weight, *named.values(), blob))
 
 
 def _check_scales(source: Source, weight: str, *, double: bool) -> None:
@@ -121,7 +121,7 @@ def _state(source: Source, blob: str, kind: str, raw: bytes) -> Mapping[str, Any
     return state
 
 
-def _eight_bits(source: Source, weight: str, scale: str) -> Quantised:
+def _eight_bits(source: Source, weight: str, scale: str, small: Mapping[str, bytes]) -> Quantised:
     """LLM.int8: its outliers lie in the activations, so that each row of the weight is codes times a scale."""
     codes, form = source.stored(weight), f"{weight}_format"
     if codes.dtype.name != "I8" or len(codes.shape) != 2:
@@ -129,7 +129,7 @@ def _eight_bits(source: Source, weight: str, scale: str) -> Quantised:
             f"{weight} is {codes.dtype} {list(codes.shape)}, and int8 codes are a matrix of I8", [scale]
         )
     source.check_sizes(weight, {scale: codes.shape[0]})
-    if form in source.tensors and (how := source.bytes_of(form)) != b"\0":
+    if (how := small.get(form, b"\0")) != b"\0":
         what = (
             f"the codes of {weight} are in the order {how[0]} of a GPU of its time, which bitsandbytes refuses as well"
         )
@@ -138,13 +138,7 @@ def _eight_bits(source: Source, weight: str, scale: str) -> Quantised:
     column = reshape(source.tensors[scale], (codes.shape[0], 1))
     decoded = Decoded(source.dtype, codes.shape, coding, codes, (("scale", column),), weight)
     left = (form,) if form in source.tensors else ()
-    return Quantised("bitsandbytes LLM.int8", _as_stored(source, weight, decoded), (weight, scale), left)
-
-
-def _as_stored(source: Source, weight: str, decoded: Decoded) -> Tensor:
-    """The weight as files of 16 bits have it: a Conv1D, which was transposed to be quantised, is (in, out) there."""
-    module = weight.removesuffix(".weight")
-    return permute(decoded, (1, 0)) if is_conv1d(source.checkpoint.config, module) else decoded
+    return Quantised("bitsandbytes LLM.int8", source.as_filed(module_of(weight), decoded), (weight, scale), left)
 
 
 def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[str]) -> Mapping[str, Any]:

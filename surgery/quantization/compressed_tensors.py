@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
 from typing import Any
 
 from ..errors import NotSupported
@@ -19,7 +18,7 @@ from ..lazy.coding import Coding, Packing
 from ..lazy.dtypes import BF16, F16
 from ..lazy.tensor import Decoded, Shape, Tensor, reshape
 from ..names import natural
-from .scheme import Quantised, Scheme, Source
+from .scheme import Quantised, Scheme, Source, same_but_ones
 
 PACKED, PLAIN = ".weight_packed", ".weight"
 PARTS = ("weight_scale", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx")
@@ -285,7 +284,7 @@ def _grid(weight: Weight, shape: Shape) -> tuple[tuple[int, int], Tensor, str]:
     title = {(rows, columns): "one scale", (1, columns): "a scale for each row"}.get(block)
     title = title or (f"groups of {wide}" if tall == 1 else f"blocks of {tall} x {wide}")
     wanted = (*lead, -(-rows // tall), -(-columns // wide))
-    if scale.size != prod(wanted) or [n for n in scale.shape if n != 1] != [n for n in wanted if n != 1]:
+    if not same_but_ones(scale.shape, wanted):
         what = f"the scales of {list(shape)} are {list(scale.shape)}, and config.json says {title}: {list(wanted)}"
         raise weight.broken(what, "weight_scale")
     return block, reshape(scale, wanted), title

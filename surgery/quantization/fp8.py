@@ -11,7 +11,7 @@ from typing import Any
 
 from ..lazy.coding import Coding, Packing, Scale
 from ..lazy.tensor import Decoded, Shape, Tensor, reshape
-from .scheme import Quantised, Scheme, Source
+from .scheme import Quantised, Scheme, Source, same_but_ones
 from .skip_lists import check_listed, extended
 
 FLOATS = ("F8_E4M3", "F8_E5M2")
@@ -80,24 +80,13 @@ def groups(
     *lead, rows, columns = shape
     for tall, wide in [block] if block and scale.size > 1 else [(rows, columns), (1, columns), (rows, 1)]:
         wanted = (*lead, -(-rows // tall), -(-columns // wide))
-        if scale.size == _product(wanted) and _same_but_ones(scale.shape, wanted):
+        if same_but_ones(scale.shape, wanted):
             return (tall, wide), reshape(scale, wanted)
     if scale.size == 1:
         return (rows, columns), reshape(scale, (1, 1)) if not lead else scale
     said = f"blocks of {block[0]} x {block[1]}" if block else "one for each matrix, row or column"
     what = f"{name} is {list(shape)} and its scales are {list(scale.shape)}, which are not {said}"
     raise source.broken(what, [name, scale_name])
-
-
-def _product(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
-
-
-def _same_but_ones(one: Shape, other: Shape) -> bool:
-    return [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def _four_bits(source: Source, name: str, scale_name: str) -> Quantised:

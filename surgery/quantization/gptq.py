@@ -14,8 +14,7 @@ from typing import Any
 
 from ..errors import NotSupported
 from ..lazy.coding import Coding, Packing
-from ..lazy.tensor import Decoded, Tensor, permute
-from ..models.families import is_conv1d
+from ..lazy.tensor import Decoded, permute
 from .scheme import Quantised, Scheme, Source
 
 BITS = (2, 3, 4, 8)
@@ -149,12 +148,7 @@ def weight_of(source: Source, module: str, grid: Grid) -> Quantised:
     weight = Decoded(held["scale"].dtype, (wide, columns), coding, stored, tuple(turned.items()), codes)
     title = f"GPTQ, {grid.bits} bits, {'one group' if grid.group == -1 else f'groups of {group}'}"
     left = (index,) if order is not None and not order.size else ()
-    return Quantised(title, as_stored(source, module, weight), (codes, *parts.values()), left)
-
-
-def as_stored(source: Source, module: str, weight: Decoded) -> Tensor:
-    """The weight as files of 16 bits have it: that of a Conv1D is (in, out)."""
-    return permute(weight, (1, 0)) if is_conv1d(source.checkpoint.config, module) else weight
+    return Quantised(title, source.as_filed(module, weight), (codes, *parts.values()), left)
 
 
 WHY = "transformers and optimum make a quantised layer of every linear module, and leave one without codes at random"

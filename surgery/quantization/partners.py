@@ -39,10 +39,9 @@ def with_partners(names: Collection[str], among: Collection[str]) -> set[str]:
     return wanted
 
 
-def _siblings(name: str, among: Collection[str]) -> set[str]:
-    parent, _, leaf = module_of(name).rpartition(".")
-    suffix = name.removeprefix(module_of(name))
+def _siblings(name: str, among: frozenset[str]) -> set[str]:
+    module = module_of(name)
+    parent, dot, leaf = module.rpartition(".")
+    suffix = name.removeprefix(module)
     leaves = {other for names in _sets() if leaf in names for other in names}
-    return {
-        made for other in leaves if (made := f"{parent}.{other}{suffix}" if parent else f"{other}{suffix}") in among
-    }
+    return {f"{parent}{dot}{other}{suffix}" for other in leaves} & among

@@ -15,7 +15,8 @@ from ..checkpoint import Checkpoint
 from ..errors import FormatError, listed, series
 from ..evaluation.read import Reader
 from ..lazy.dtypes import BF16, F16, F32, Dtype
-from ..lazy.tensor import Constant, Shape, Stored, Tensor
+from ..lazy.tensor import Constant, Decoded, Shape, Stored, Tensor, permute
+from ..models.families import is_conv1d
 
 DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
 REFETCH = "fetch the checkpoint again; if it is as it was published, it is broken there"
@@ -45,6 +46,11 @@ def module_of(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
+def same_but_ones(one: Shape, other: Shape) -> bool:
+    """Whether two shapes differ in axes of one element alone."""
+    return [n for n in one if n != 1] == [n for n in other if n != 1]
+
+
 @dataclass(frozen=True)
 class Source:
     """A checkpoint that says of itself that it is quantised: `said`, which lies in `place`."""
@@ -64,6 +70,10 @@ class Source:
         nested = [c for c in self.checkpoint.config.values() if isinstance(c, Mapping)]
         found = (c.get(key) for c in (self.checkpoint.config, *nested) for key in ("dtype", "torch_dtype"))
         return next((DTYPES[said] for said in found if isinstance(said, str) and said in DTYPES), BF16)
+
+    def as_filed(self, module: str, weight: Decoded) -> Tensor:
+        """A weight (out, in) as files of 16 bits have it: that of a Conv1D is (in, out)."""
+        return permute(weight, (1, 0)) if is_conv1d(self.checkpoint.config, module) else weight
 
     def stored(self, name: str) -> Tensor:
         """The tensor of that name. Raises FormatError where there is none."""
