@@ -121,12 +121,8 @@ class Source:
         if wrong:
             raise self.broken(f"what belongs to the codes of {weight} is not what they need, with {said}", wrong)
 
-    def bytes_of(self, name: str) -> bytes:
-        """The content of a small stored tensor."""
-        return self.contents([name])[name]
-
     def contents(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The same of several, which are read in the order of the files."""
+        """The content of small stored tensors, which are read in the order of the files."""
         tensors = {name: tensor for name in names if isinstance(tensor := self.tensors[name], Stored)}
         found = {name: tensor.data for name in names if isinstance(tensor := self.tensors[name], Constant)}
         if changed := [name for name in names if name not in tensors and name not in found]:
