@@ -23,6 +23,7 @@ from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
 from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at
+from .peft_parts import part_of
 from .safetensors import tensors_of
 from .spare import is_spare
 from .strict import parse_object
@@ -31,6 +32,7 @@ from .wrappers import ANY
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SHARED = "base_model"  # the module of what all modules share
 # Before and after the adapter's own name may stand what FSDP and its like put around a factor.
 _AROUND = rf"(?:\.(?:{ANY}))*"
 _LORA = re.compile(
@@ -49,9 +51,10 @@ _WRAPPERS = re.compile(
 class Adapter:
     """An adapter: opened by `open_adapter`, or made by a surgery.
 
-    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of
-    a base tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name
-    in the file, by base name: `module.part`, or the base tensor's name.
+    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, or what else the kind has);
+    `shared` are those that all modules share, by part; `whole` maps the name of a base tensor to the tensor that takes
+    its place (modules_to_save, trained biases). `names` gives each one's name in the file, by base name:
+    `module.part`, the shared part's, or the base tensor's name.
     """
 
     path: str
@@ -69,6 +72,7 @@ class Adapter:
     unread: tuple[
         str, ...
     ] = ()  # such files in its folder that were not, and nobody said that they are none of its own
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
     dialect: str = ""  # the tool as whose files call modules they are called here; "" where it is as the base does
 
@@ -80,7 +84,8 @@ class Adapter:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in the file."""
         parts = {f"{module}.{part}": tensor for module, parts in self.lora.items() for part, tensor in parts.items()}
-        return {self.names[key]: tensor for key, tensor in (*parts.items(), *self.whole.items())}
+        every = (*parts.items(), *self.shared.items(), *self.whole.items())
+        return {self.names[key]: tensor for key, tensor in every}
 
     @property
     def digest(self) -> str:
@@ -178,13 +183,19 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     """An adapter from its config and its tensors, by name in the file."""
     lora: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     names: dict[str, str] = {}
+    own = part_of(str(config.get("peft_type")))
     spare = {name: one for name, one in tensors.items() if for_training(name) or is_spare(name, tensors)}
     for name, tensor in tensors.items():
         if name in spare:
             continue
-        found = _LORA.fullmatch(name)
-        if found:
+        if own and (found := own.fullmatch(name)):
+            part = found["part"].replace(".default", "")
+            module = base_name(found["module"])
+            key = part if module == SHARED else f"{module}.{part}"
+            place = shared if module == SHARED else lora.setdefault(module, {})
+        elif found := _LORA.fullmatch(name):
             module = base_name(found["module"])
             part = _part(name, found)
             place, key = lora.setdefault(module, {}), f"{module}.{part}"
@@ -200,7 +211,7 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
         raise AdapterError(
             "the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model"
         )
-    return Adapter(path, config, lora, whole, names, dropped=spare)
+    return Adapter(path, config, lora, whole, names, dropped=spare, shared=shared)
 
 
 def _part(name: str, found: re.Match[str]) -> str:

@@ -142,5 +142,6 @@ def _row(adapter: Adapter, key: str) -> str:
     """A module or tensor without a place: as the file calls it, and as it was renamed."""
     name = adapter.names.get(key) or adapter.names[f"{key}.{next(iter(adapter.lora[key]))}"]
     before = base_name(name)
-    before = before if key in adapter.whole else before.rpartition(".lora_")[0]
+    if key not in adapter.whole:
+        before = before.rpartition(".lora_")[0] or before.removesuffix(f".{next(iter(adapter.lora[key]))}")
     return key if before == key else f"{before} -> {key}"
