@@ -407,7 +407,7 @@ def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:
     kept, run = without_git(kept)
     left = [path for path in kept if path.endswith(".safetensors") or any(fnmatch(path, p) for p in OTHER_WEIGHTS)]
     left = [path for path in left if "/" not in path]  # a folder that is no component keeps what it has
-    notes = [f"a diffusers pipeline: {', '.join(parts)}", *([folder.note] if folder.note else [])]
+    notes = [f"a diffusers pipeline: {series(list(parts))}", *([folder.note] if folder.note else [])]
     notes += [f"{at}: {note}" for at, part in parts.items() for note in part.notes]
     notes += [f"left out, since they would still hold the old weights: {', '.join(listed(left))}"] if left else []
     notes += [f"left out, since git would run or believe what lies there: {', '.join(listed(run))}"] if run else []

@@ -203,7 +203,13 @@ def pipeline(folder: Path, *, xl: bool = False) -> Path:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     torch.manual_seed(1)
-    parts = {"vae": vae(), "unet": unet(xl=xl), "text_encoder": clip(), "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False), "tokenizer": None}
+    parts = {
+        "vae": vae(),
+        "unet": unet(xl=xl),
+        "text_encoder": clip(),
+        "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
+        "tokenizer": None,
+    }
     if xl:
         more = {"text_encoder_2": clip(24, projection=True), "tokenizer_2": None}
         made = StableDiffusionXLPipeline(**parts, **more)

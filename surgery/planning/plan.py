@@ -200,7 +200,7 @@ def _files(
         files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
     as_before = bool(checkpoint.headers) and keeps_layout  # then the index is among the files, where there was one
     if checkpoint.parts:
-        return files | indices_of(checkpoint, layout)
+        return indices_of(checkpoint, layout) | files
     if len(shards) > 1 and not as_before:
         files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
     return files
@@ -279,7 +279,7 @@ def _shard(
         tensor = tensors[f"{at}{tensor_name}"]
         slots.append(Slot(f"{at}{tensor_name}", tensor, to))
         to += tensor.nbytes
-    return ShardPlan(name, header, tuple(slots), to)
+    return ShardPlan(name, header, tuple(slots), to, at=at)
 
 
 def _verbatim(name: str, raw: bytes, tensors: Mapping[str, Tensor], at: str = "") -> ShardPlan:
@@ -287,7 +287,7 @@ def _verbatim(name: str, raw: bytes, tensors: Mapping[str, Tensor], at: str = ""
     header = header_alone(raw, name)
     entries = header.entries.items()
     slots = tuple(Slot(f"{at}{n}", tensors[f"{at}{n}"], header.data + entry.start) for n, entry in entries)
-    return ShardPlan(name, raw, slots, header.end)
+    return ShardPlan(name, raw, slots, header.end, at=at)
 
 
 def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list[Tensor]) -> tuple[ShardPlan, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from ..checkpoint import Checkpoint
-from ..errors import SurgeryError
+from ..errors import SurgeryError, series
 from ..hub.shards import split_into_shards
 from ..names import natural
 from ..quantization.kept_whole import held_in
@@ -64,7 +64,7 @@ def assign(
         single = len(set(kept.values())) == 1 and not named
         return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
     if checkpoint.parts:
-        tip = f"reshard its components by themselves: {', '.join(checkpoint.parts)}"
+        tip = f"reshard its components by themselves: {series(checkpoint.parts)}"
         raise SurgeryError("a pipeline keeps its shards", where=[checkpoint.path], help=tip)
     limit = parse_size(max_shard_size)
     units = _units(checkpoint, limit)

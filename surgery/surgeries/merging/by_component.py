@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import NotPlaced, NotSupported, listed
+from ...errors import NotPlaced, NotSupported, listed, series
 from ...evaluation.read import Reader
 from ...files.folder import folder_at
 from ...files.peft import Adapter, module_of
@@ -32,7 +32,7 @@ def by_component(
     for modules that no component has, or several.
     """
     if asked.get("dtype"):
-        tip = f"cast its components by themselves: {', '.join(pipeline.parts)}"
+        tip = f"cast its components by themselves: {series(pipeline.parts)}"
         raise NotSupported("a pipeline is merged in the dtypes that it has", where=[pipeline.path], help=tip)
     known = {at: _known(part, at) for at, part in pipeline.parts.items()}
     adapters = [_restricted(one, asked.get("only"), asked.get("except_")) for one in adapters]
@@ -91,9 +91,9 @@ def _placed(pipeline: Checkpoint, adapter: Adapter, known: Mapping[str, Collecti
         called = f", as {adapter.dialect} calls them," if adapter.dialect else ""
         what = f"{len(lost)} of the adapter's {len(modules)} modules{called} are in no component of the pipeline"
         tip = "the adapter belongs to another architecture" if len(lost) == len(modules) else "--except leaves them out"
-        where = [adapter.path, *listed(lost), f"{pipeline.path}: {', '.join(pipeline.parts)}"]
+        where = [adapter.path, *listed(lost), f"{pipeline.path}: {series(pipeline.parts)}"]
         raise NotPlaced(what, where=where, help=tip)
-    if several := [f"{module}: {', '.join(places)}" for module, places in found.items() if len(places) > 1]:
+    if several := [f"{module}: {series(places)}" for module, places in found.items() if len(places) > 1]:
         what = f"{len(several)} of the adapter's modules could be of more than one component"
         tip = f"merge it into the folder of the one that it was trained on: {pipeline.path}/…"
         raise NotPlaced(what, where=[adapter.path, *listed(several)], help=tip)
@@ -117,7 +117,7 @@ def _with(
     sources = _sources([s for part in made.values() for s in part.inputs if s.role == "adapter"])
     notes = [note for note in pipeline.notes if not note.startswith(tuple(f"{at}: " for at in pipeline.parts))]
     notes += [f"{at}: {note}" for at, part in made.items() for note in part.notes]
-    notes += [f"as they were, byte for byte: {', '.join(others)}"] if others else []
+    notes += [f"as they were, byte for byte: {series(others)}"] if others else []
     step = _step(made, asked)
     return replace(
         pipeline,
