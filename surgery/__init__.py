@@ -49,6 +49,8 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.algebra.combine import combine
+from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
 from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
@@ -100,6 +102,7 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "clean",
+    "combine",
     "convert",
     "dequantize",
     "diff",
@@ -128,6 +131,7 @@ __all__ = [
     "quantize",
     "reindex",
     "rename",
+    "resize_adapter",
     "reversible",
     "split",
     "split_experts",
