@@ -40,7 +40,8 @@ from .execution.crew import Step
 from .execution.execute import Report, execute, write
 from .execution.reindex import Reindexed, reindex
 from .execution.stage import clean
-from .files.peft import Adapter, is_adapter, open_adapter, open_adapters
+from .files.adapters.opening import open_adapter, open_adapters
+from .files.peft import Adapter, is_adapter
 from .files.symlinks import following_links
 from .hub.content import PushPlan, PushReport
 from .hub.push import plan_push, push

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from surgery.lazy.change import Change
 from surgery.lazy.dense import Dense
 from surgery.lazy.gain import Gain
+from surgery.lazy.hadamard import Hadamard
 from surgery.lazy.low_rank import LowRank
 from surgery.lazy.tensor import Stored
 
@@ -49,11 +50,23 @@ def gain(draw: st.DrawFn, pools: Pools, shape: tuple[int, ...]) -> Made:
     columns = draw(st.booleans())
     one = shape[-1:] if columns else shape[:-1]
     (magnitude, m), (norms, n) = leaf(draw, pools, one), leaf(draw, pools, one, positive=True)
+    if draw(st.booleans()):
+        return Gain(norms, None, columns), n if columns else n[..., None]
     return Gain(magnitude, norms, columns), (m / n if columns else (m / n)[..., None])
+
+
+def hadamard(draw: st.DrawFn, pools: Pools, shape: tuple[int, ...]) -> Made:
+    made = [low_rank(draw, pools, shape) for _ in range(draw(st.integers(1, 2)))]
+    base, values = leaf(draw, pools, shape) if draw(st.booleans()) else (None, torch.ones(()).double())
+    scale = draw(st.sampled_from([1.0, 0.7, -2.3]))
+    for _, one in made:
+        values = values * one
+    return Hadamard(tuple(one for one, _ in made), base, scale), scale * values  # type: ignore[arg-type]
 
 
 MADE: dict[type[Change], Callable[[st.DrawFn, Pools, tuple[int, ...]], Made]] = {
     LowRank: low_rank,
     Dense: dense,
     Gain: gain,
+    Hadamard: hadamard,
 }

@@ -27,7 +27,7 @@ from ..models.fused.layout import fuse_axis, split_axis
 from ..models.fused.row import Site
 from ..names import natural
 from .blocks import OPTION as BLOCKS
-from .lora import check_factors, check_numbers, strength
+from .lora import check_factors, check_numbers, pattern, strength
 
 _SHARED = "lora_A.weight"
 _B = "lora_B.weight"
@@ -309,7 +309,18 @@ def config_under(adapter: Adapter, new: Mapping[str, str]) -> Mapping[str, Any]:
     """
     if not (adapter.config.get("rank_pattern") or adapter.config.get("alpha_pattern")):
         return adapter.config
+    if adapter.config.get("peft_type") != "LORA":
+        return {**adapter.config, **_by_module(adapter, new)}
     return config_with(adapter.config, {new[module]: rank for module, rank in ranks_of(adapter).items()})
+
+
+def _by_module(adapter: Adapter, new: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The patterns of a kind other than LoRA, with an entry for each module that has one."""
+    found: dict[str, dict[str, Any]] = {}
+    for table in ("rank_pattern", "alpha_pattern"):
+        values = {new[module]: pattern(adapter.config.get(table), module, math.nan) for module in adapter.lora}
+        found[table] = {re.escape(module): value for module, value in values.items() if value == value}
+    return found
 
 
 def config_with(config: Mapping[str, Any], ranks: Mapping[str, Rank]) -> dict[str, Any]:
@@ -348,5 +359,11 @@ def _patterns(values: Mapping[str, float], usual: float) -> dict[str, float]:
     for module, value in sorted(values.items(), key=lambda item: natural(item[0])):
         leaf = module.rpartition(".")[2]
         if value != usual:
-            found[re.escape(leaf) if len(by_leaf[leaf]) == 1 else re.escape(module)] = value
+            found[re.escape(leaf) if len(by_leaf[leaf]) == 1 else _whole_name(module, values)] = value
     return found
+
+
+def _whole_name(module: str, others: Iterable[str]) -> str:
+    """A pattern for the module alone: others may end in its name."""
+    inside = any(other.endswith(f".{module}") for other in others)
+    return f"^{re.escape(module)}" if inside else re.escape(module)

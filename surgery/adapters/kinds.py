@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import NotSupported
 from ..files.peft import Adapter
+from .methods import METHODS
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 
@@ -34,7 +35,7 @@ class Kind:
 
 # Values of init_lora_weights that leave the base as it is.
 KEPT_BASE = Kind("initialisations", ("gaussian", "eva", "orthogonal", "mica"), "leave the base as it is: ordinary LoRA")
-MERGED = (
+_LORA = (
     Kind(
         "LoRA",
         ("LORA",),
@@ -73,6 +74,7 @@ MERGED = (
     ),
     KEPT_BASE,
 )
+MERGED = (*_LORA, *(Kind(row.name, (row.peft_type,), f"{row.why}; on {row.layers}") for row in METHODS.values()))
 
 # Values of init_lora_weights that change the base that the adapter belongs to: a part of it moves into A and B.
 CHANGED_BASE = Kind(
@@ -120,8 +122,12 @@ TYPES = (
     Kind(
         "other kinds",
         tuple(
-            "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LOHA LOKR MISS OFT OSF"
-            " PEANUT PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA WAVEFT".split()
+            kind
+            for kind in (
+                "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LOHA LOKR MISS OFT OSF"
+                " PEANUT PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA WAVEFT"
+            ).split()
+            if kind not in METHODS
         ),
         "their arithmetic is not LoRA's",
         WITH_PEFT,
@@ -138,10 +144,11 @@ _TRAINING = frozenset(
     target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step
     """.split()
 )
-KNOWN = _TRAINING | {said for kind in MERGED if kind != KEPT_BASE for said in kind.said}
+_COMMON = _TRAINING | {"modules_to_save"}  # that adapters of every kind have
+KNOWN = _TRAINING | {said for kind in _LORA if kind != KEPT_BASE for said in kind.said}
 _TYPES = {said: kind for kind in TYPES for said in kind.said}
 _OPTIONS = {said: kind for kind in OPTIONS for said in kind.said}
-SUPPORTED = ("LORA", "ADALORA", "TRAINABLE_TOKENS", "LN_TUNING")
+SUPPORTED = ("LORA", "ADALORA", "TRAINABLE_TOKENS", "LN_TUNING", *METHODS)
 _INITS = (True, False, None, *KEPT_BASE.said)
 _ANY_CASE = ("gaussian", "mica")  # as PEFT compares these
 
@@ -167,14 +174,17 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
         why = [f"{kind.name}: {kind.why}"] if kind else []
         what = f"adapters of kind {asked} are not supported"
         raise NotSupported(what, where=[*where, *why], help=f"{tip}; {kind.help}" if kind else tip)
-    _check_options(config, where)
+    if method := METHODS.get(str(asked)):
+        _check_options(config, where, _COMMON | method.options)
+        return method.check(adapter)
+    _check_options(config, where, KNOWN)
     if not (base_as_trained and changes_base(adapter)):
         _check_init(config, where)
 
 
-def _check_options(config: Mapping[str, Any], where: list[str]) -> None:
+def _check_options(config: Mapping[str, Any], where: list[str], known: frozenset[str] | set[str]) -> None:
     for key, value in config.items():
-        if key in KNOWN or value in (None, False, [], {}, ""):
+        if key in known or value in (None, False, [], {}, ""):
             continue
         said = [*where, f"{key} = {value!r}"]
         if kind := _OPTIONS.get(key):

@@ -59,6 +59,9 @@ def as_low_rank(adapter: Adapter) -> Adapter:
     """The adapter as LoRA of whole factors, by module and by parameter. Raises NotSupported for a kind that is not
     low-rank, or not by itself; AdapterError where config and tensors contradict each other.
     """
+    if adapter.dialect:
+        tip = "which they are in PEFT's names follows from the base: make a PEFT adapter of it first"
+        raise NotSupported(f"the adapter calls modules as {adapter.dialect} does", where=[adapter.path], help=tip)
     bare = unwrapped(adapter)
     check_kind(bare)
     made = plain(bare)

@@ -53,7 +53,9 @@ def unwrapped(adapter: Adapter, base: Iterable[str] = ()) -> Adapter:
         config=_config(adapter.config, {part for removed in gone.values() for part in removed} - parts),
         lora={new[key]: held for key, held in adapter.lora.items()},
         whole={new[key]: tensor for key, tensor in adapter.whole.items()},
-        names=names | {new[key]: adapter.names[key] for key in adapter.whole},
+        names=names
+        | {key: adapter.names[key] for key in adapter.shared}
+        | {new[key]: adapter.names[key] for key in adapter.whole},
         notes=(*adapter.notes, _note(adapter, new, gone)),
     )
 

@@ -20,7 +20,9 @@ from ..lazy.tensor import (
     Encoded,
     File,
     Fresh,
+    Made,
     Norms,
+    Product,
     Random,
     Restored,
     Stored,
@@ -34,8 +36,10 @@ from .corrections import block_of
 from .decoding import fill_decoded
 from .draw import draw
 from .fresh import fill_constant, fill_fresh
+from .made import fill_made
 from .nearest import fill_encoded
 from .norms import fill_norms
+from .products import fill_product
 from .scratch import scratch_of, tiled_in
 from .strided import is_turned
 from .sums import fill_sum
@@ -51,6 +55,8 @@ IN_CACHE = 1 << 20  # bytes of tensors moved together that are written while the
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
+    Product: fill_product,
+    Made: fill_made,
     Decoded: fill_decoded,
     Encoded: fill_encoded,
     Fresh: fill_fresh,

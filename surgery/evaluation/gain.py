@@ -26,6 +26,9 @@ def scale(values: torch.Tensor, gain: Gain, area: Area, work: Workspace, *, undo
         raw = work.buffer("gain", count * factor.dtype.bits // 8)
         work.fill(factor, first, first + count, raw)
         found.append(torch.frombuffer(raw, dtype=torch_dtype(factor.dtype)).to(values.dtype, copy=True))
-    quotient = found[1] / found[0] if undo else found[0] / found[1]
+    if gain.norms is None:
+        found.append(torch.ones_like(found[0]))
+    over, under = reversed(found) if undo else found
+    times = over / under
     part = values[:, : area.wide] if gain.columns else values[: area.tall]
-    part.mul_(quotient if gain.columns else quotient[:, None])
+    part.mul_(times if gain.columns else times[:, None])

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from ..lazy.change import Change, Delta
 from ..lazy.dense import Dense
 from ..lazy.gain import Gain
+from ..lazy.hadamard import Hadamard
 from ..lazy.low_rank import LowRank
-from . import dense, gain, low_rank
+from . import dense, gain, hadamard, low_rank
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,7 @@ class Applied:
 DELTAS = {
     "low rank": Added(LowRank, low_rank.add, low_rank.exactly),
     "dense": Added(Dense, dense.add, dense.exactly),
+    "hadamard": Added(Hadamard, hadamard.add, hadamard.exactly),
 }
 
 GAINS = {
@@ -72,5 +74,5 @@ def applied(change: Change) -> Applied:
 
 
 def undoable(deltas: tuple[Delta, ...]) -> bool:
-    """Whether all of them can be subtracted, the same on every machine."""
-    return all(added(delta).exactly for delta in deltas)
+    """Whether all of them can be subtracted, the same on every machine, and without the base."""
+    return all(added(delta).exactly and set(delta.factors) <= set(delta.given) for delta in deltas)

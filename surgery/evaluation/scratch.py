@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..lazy.runs import Piece, lower
-from ..lazy.tensor import Decoded, Encoded, Fresh, Norms, Sum, Tensor, changes, children, has_arithmetic
+from ..lazy.tensor import (
+    Decoded,
+    Encoded,
+    Fresh,
+    Made,
+    Norms,
+    Product,
+    Sum,
+    Tensor,
+    changes,
+    children,
+    has_arithmetic,
+)
 from .tiles import columns_of
 
 SCRATCH = "scratch"  # the path under which a plan names the file of its scratch tensors
@@ -15,8 +27,8 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
     """A tensor inside `tensor` that must be computed as a whole, before it is used; None where there is none."""
     for piece in lower(tensor) if has_arithmetic(tensor) else []:
         leaf = piece.leaf
-        if isinstance(leaf, Norms):
-            return scratch_of(leaf.of) or leaf
+        if isinstance(leaf, Norms | Product | Made):
+            return next((found for child in children(leaf) if (found := scratch_of(child))), leaf)
         if isinstance(leaf, Sum) and (found := _inside(leaf) or (None if _by_rows(piece) else leaf)):
             return found
         if isinstance(leaf, Decoded | Encoded | Fresh) and (found := _of(leaf) or (None if _by_rows(piece) else leaf)):

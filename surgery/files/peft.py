@@ -1,6 +1,6 @@
 """PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
 
-`open_adapter` reads headers, and each file once for its digest; it executes nothing. Names lose what PEFT puts around
+`open_peft` reads headers, and each file once for its digest; it executes nothing. Names lose what PEFT puts around
 them: the prefix `base_model.model.`, the adapter's own name (`.default.`), `base_layer.` and `modules_to_save.` inside.
 """
 
@@ -22,7 +22,8 @@ from ..opened import takes_opened
 from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
 from .dialects import dialect_of, in_folder
-from .folder import Folder, PathLike, folder_at, locate
+from .folder import Folder, PathLike, folder_at
+from .peft_parts import part_of
 from .safetensors import tensors_of
 from .spare import is_spare
 from .strict import parse_object
@@ -31,6 +32,7 @@ from .wrappers import ANY
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SHARED = "base_model"  # the module of what all modules share
 # Before and after the adapter's own name may stand what FSDP and its like put around a factor.
 _AROUND = rf"(?:\.(?:{ANY}))*"
 _LORA = re.compile(
@@ -49,9 +51,10 @@ _WRAPPERS = re.compile(
 class Adapter:
     """An adapter: opened by `open_adapter`, or made by a surgery.
 
-    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, …); `whole` maps the name of
-    a base tensor to the tensor that takes its place (modules_to_save, trained biases). `names` gives each one's name
-    in the file, by base name: `module.part`, or the base tensor's name.
+    `lora` maps a base module to its tensors by part (`lora_A.weight`, `lora_B.weight`, or what else the kind has);
+    `shared` are those that all modules share, by part; `whole` maps the name of a base tensor to the tensor that takes
+    its place (modules_to_save, trained biases). `names` gives each one's name in the file, by base name:
+    `module.part`, the shared part's, or the base tensor's name.
     """
 
     path: str
@@ -69,9 +72,11 @@ class Adapter:
     unread: tuple[
         str, ...
     ] = ()  # such files in its folder that were not, and nobody said that they are none of its own
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
     files: Mapping[str, File | bytes] = field(default_factory=dict)  # that go along, besides those in its folder
     costs: Mapping[str, Any] = field(default_factory=dict)  # what was given up to make it, for the report
+    dialect: str = ""  # the tool as whose files call modules they are called here; "" where it is as the base does
 
     def __repr__(self) -> str:
         kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())
@@ -81,7 +86,8 @@ class Adapter:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in the file."""
         parts = {f"{module}.{part}": tensor for module, parts in self.lora.items() for part, tensor in parts.items()}
-        return {self.names[key]: tensor for key, tensor in (*parts.items(), *self.whole.items())}
+        every = (*parts.items(), *self.shared.items(), *self.whole.items())
+        return {self.names[key]: tensor for key, tensor in every}
 
     @property
     def digest(self) -> str:
@@ -99,16 +105,10 @@ def is_adapter(path: PathLike | Folder) -> bool:
     return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
 
 
-@takes_opened
-def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = None) -> Adapter:
-    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint,
-    FormatError, HubError.
-
-    `beside` are safetensors files with what was trained beside LoRA, in the same folder or elsewhere: their tensors
-    take the place of the base's. Where it is not given, weights in the folder that look like that are `unread`, and
-    such an adapter is not merged; an empty list says that they are none of its own.
+def open_peft(folder: Folder, name: str = "", beside: Sequence[PathLike] | None = None) -> Adapter:
+    """The adapter in the folder; `name` is the file that was meant instead. `beside` is as for `open_adapter`. Raises
+    NotACheckpoint, FormatError, HubError.
     """
-    folder, name = locate(path)
     if name:
         said = dialect_of(folder, [name] if name.endswith(".safetensors") else [])
         tip = said or "pass the folder, not the file"
@@ -143,22 +143,6 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
         if beside is None
         else _along(adapter, [opened(folder, one) for one in beside])
     )
-
-
-@takes_opened
-def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None = None) -> list[Adapter]:
-    """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises
-    AdapterError for others.
-    """
-    if beside is None or len(paths) == 1:
-        return [open_adapter(path, beside) for path in paths]
-    mine = {
-        i: [one for one in beside if str(one).startswith(f"{str(path).rstrip('/')}/")] for i, path in enumerate(paths)
-    }
-    if lost := [str(one) for one in beside if not any(one in files for files in mine.values())]:
-        tip = "give files in the adapters' folders, or merge the adapters one after another"
-        raise AdapterError("it is not clear which adapter the file belongs to", where=lost, help=tip)
-    return [open_adapter(path, mine[i]) for i, path in enumerate(paths)]
 
 
 def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
@@ -201,13 +185,19 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     """An adapter from its config and its tensors, by name in the file."""
     lora: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     names: dict[str, str] = {}
+    own = part_of(str(config.get("peft_type")))
     spare = {name: one for name, one in tensors.items() if for_training(name) or is_spare(name, tensors)}
     for name, tensor in tensors.items():
         if name in spare:
             continue
-        found = _LORA.fullmatch(name)
-        if found:
+        if own and (found := own.fullmatch(name)):
+            part = found["part"].replace(".default", "")
+            module = base_name(found["module"])
+            key = part if module == SHARED else f"{module}.{part}"
+            place = shared if module == SHARED else lora.setdefault(module, {})
+        elif found := _LORA.fullmatch(name):
             module = base_name(found["module"])
             part = _part(name, found)
             place, key = lora.setdefault(module, {}), f"{module}.{part}"
@@ -223,7 +213,7 @@ def parse_adapter(path: str, config: Mapping[str, Any], tensors: Mapping[str, Te
         raise AdapterError(
             "the adapter holds no tensor", where=[path], help="it was saved from an untrained or ungathered model"
         )
-    return Adapter(path, config, lora, whole, names, dropped=spare)
+    return Adapter(path, config, lora, whole, names, dropped=spare, shared=shared)
 
 
 def _part(name: str, found: re.Match[str]) -> str:

@@ -47,6 +47,11 @@ class Change(Protocol):
     def narrow_columns(self, start: int, length: int) -> Self | None:
         """For a base of which the columns [start, start + length) are left."""
 
+    def transposed(self) -> Self | None:
+        """For a base of two axes that lie in the other order; each element is the same but for the order in which
+        float32 numbers are added.
+        """
+
 
 class Delta(Change, Protocol):
     """What is added to a base, of its shape."""

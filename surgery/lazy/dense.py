@@ -54,3 +54,7 @@ class Dense:
     def narrow_columns(self, start: int, length: int) -> Dense:
         """Columns are the value's."""
         return replace(self, value=narrow(self.value, -1, start, length))
+
+    def transposed(self) -> Dense | None:
+        """The value is."""
+        return replace(self, value=permute(self.value, (1, 0))) if len(self.value.shape) == 2 else None

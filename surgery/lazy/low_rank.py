@@ -55,3 +55,9 @@ class LowRank:
     def narrow_columns(self, start: int, length: int) -> LowRank:
         """Columns are the right factor's."""
         return replace(self, right=narrow(self.right, 1, start, length))
+
+    def transposed(self) -> LowRank | None:
+        """The factors change places."""
+        if len(self.left.shape) != 2:
+            return None
+        return replace(self, left=permute(self.right, (1, 0)), right=permute(self.left, (1, 0)))

@@ -4,7 +4,8 @@ A closed sum type of frozen dataclasses, handled with `match`:
 
     leaves       Stored | Zeros | Random | Constant    bytes of a file; nothing at all; drawn from a key; said here
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
-    arithmetic   Sum | Norms                           base + deltas in float32, rounded once; row or column norms
+    arithmetic   Sum | Norms | Product | Made          base + deltas in float32, rounded once; row or column norms; a
+                                                       product with a thin matrix; what a rule makes of small tensors
     coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
                                                        scales that are there, or under new ones, and these
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
@@ -266,6 +267,41 @@ class Norms(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Product(_Sized):
+    """The float32 product of a matrix, `of` (m, n), with a thin one: `of @ by` (m, r) for a `by` of (n, r), or, where
+    `by` is on the left, `by @ of` (r, n) for one of (r, m). A plan computes it before all else.
+    """
+
+    of: Tensor
+    by: Tensor
+    left: bool = False
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F32
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return (self.by.shape[0], self.of.shape[1]) if self.left else (self.of.shape[0], self.by.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Made(_Sized):
+    """What the rule of this name in `evaluation/rules.py` makes of small tensors and numbers, computed whole, in
+    float64, before all else, and rounded to float32.
+    """
+
+    shape: Shape
+    rule: str
+    inputs: tuple[Tensor, ...]
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F32
+
+
+@dataclass(frozen=True, slots=True)
 class Before(_Sized):
     """`after / gain - sum(deltas)`, rounded to `dtype`: what the base of a `Sum` that gave `after` most likely was.
 
@@ -314,10 +350,12 @@ class Input:
     path: str
     files: tuple[File, ...]
     tensors: Mapping[str, Stored]
+    partly: frozenset[str] = frozenset()  # those of which not each element is used, or each as often
 
 
-Leaf = Stored | Zeros | Random | Constant | Sum | Decoded | Encoded | Fresh | Norms | Before | Restored
+Leaf = Stored | Zeros | Random | Constant | Sum | Decoded | Encoded | Fresh | Norms | Product | Made | Before | Restored
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
+_COMPUTED = Sum | Norms | Product | Made | Before | Decoded | Encoded | Fresh
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -419,6 +457,30 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
     return Sum(dtype, base, tuple(deltas), gain)
 
 
+MADE = 1 << 22  # elements that a rule may be given, and those that it may make
+
+
+def made(shape: Sequence[int], rule: str, inputs: Sequence[Tensor], **numbers: float | str) -> Made:
+    """What the rule makes of the inputs, of `shape`. Raises NotSupported where that is more than is held at once."""
+    node = Made(tuple(shape), rule, tuple(inputs), tuple(sorted(numbers.items())))
+    if max(node.size, sum(one.size for one in inputs)) > MADE:
+        raise NotSupported(
+            f"`{rule}` of {[one.shape for one in inputs]} makes {node.shape}: more than {MADE} elements at once",
+            help="merge it with the program that trained it",
+        )
+    return node
+
+
+def product(of: Tensor, by: Tensor, *, left: bool = False) -> Product:
+    """`of @ by`, or `by @ of` where `by` is on the left. Raises LayoutError unless they fit."""
+    inner = (by.shape[-1], of.shape[0]) if left else (of.shape[-1], by.shape[0])
+    if len(of.shape) != 2 or len(by.shape) != 2 or inner[0] != inner[1]:
+        raise LayoutError(
+            f"{by.shape} and {of.shape} have no product" if left else f"{of.shape} and {by.shape} have no product"
+        )
+    return Product(unrounded(of), by, left)
+
+
 def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
     """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
     if tensor.dtype == dtype:
@@ -458,6 +520,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (of, *children(like))
         case Norms(of) | Fresh(of=of):
             return (of,)
+        case Product(of, by):
+            return of, by
+        case Made(inputs=inputs):
+            return inputs
         case Before(_, after, deltas, gain):
             return (after, *(factor for change in changes(deltas, gain) for factor in change.factors))
         case Restored(_, predicted, frames, sizes, digests):
@@ -477,18 +543,14 @@ def is_computed(tensor: Tensor) -> bool:
     """Whether any value in it is made and not copied. What is restored without a correction is copied, and compared."""
     if isinstance(tensor, Restored) and tensor.frames.size:
         return True
-    return isinstance(tensor, Sum | Norms | Random | Constant | Before | Decoded | Encoded | Fresh) or any(
-        is_computed(child) for child in children(tensor)
-    )
+    return isinstance(tensor, _COMPUTED | Random | Constant) or any(is_computed(child) for child in children(tensor))
 
 
 def has_arithmetic(tensor: Tensor) -> bool:
     """Whether a sum is in it: exactly reversible or not, without or with torch."""
     if isinstance(tensor, Restored) and tensor.frames.size:  # corrections are put in by torch
         return True
-    return isinstance(tensor, Sum | Norms | Before | Decoded | Encoded | Fresh) or any(
-        has_arithmetic(child) for child in children(tensor)
-    )
+    return isinstance(tensor, _COMPUTED) or any(has_arithmetic(child) for child in children(tensor))
 
 
 def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -506,6 +568,10 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
         case Norms(of, columns):
             return Norms(inner(of), columns)
+        case Product(of, by, left):
+            return Product(inner(of), inner(by), left)
+        case Made(inputs=inputs):
+            return replace(tensor, inputs=tuple(map(inner, inputs)))
         case Decoded():
             return tensor.over(inner)
         case Encoded(of, like):

@@ -12,6 +12,8 @@ from ..lazy.tensor import (
     Decoded,
     Encoded,
     Fresh,
+    Made,
+    Product,
     Restored,
     Shape,
     Stored,
@@ -47,15 +49,19 @@ def check_conserved(checkpoint: Checkpoint) -> None:
                 case Sum() as leaf:
                     for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
                         count(child)
-                case Before() | Restored() | Decoded() | Encoded() | Fresh() as leaf:
+                case Product(by=by):  # the other one is a base, which arrives by itself
+                    count(by)
+                case Before() | Restored() | Decoded() | Encoded() | Fresh() | Made() as leaf:
                     for child in children(leaf):
                         count(child)
 
-    def arrives(tensor: Stored, copies: int) -> bool:
+    def arrives(tensor: Stored, copies: int, *, partly: bool) -> bool:
         if whole[_key(tensor)] >= copies:
             return True
         if _key(tensor) not in parts:
             return False
+        if partly:
+            return True
         used, mark = parts[_key(tensor)]
         times, rest = divmod(used, tensor.size)
         return not rest and mark == times * _mark(lower(tensor)[0]) % _PRIME
@@ -69,7 +75,11 @@ def check_conserved(checkpoint: Checkpoint) -> None:
     }
     for source in checkpoint.inputs:
         copies = Counter(map(_key, source.tensors.values()))  # empty tensors may lie at one place
-        lost = [n for n, t in source.tensors.items() if _key(t) not in excused and not arrives(t, copies[_key(t)])]
+        lost = [
+            name
+            for name, tensor in source.tensors.items()
+            if _key(tensor) not in excused and not arrives(tensor, copies[_key(tensor)], partly=name in source.partly)
+        ]
         if lost:
             cut = {n for n in lost if _key(source.tensors[n]) in parts}
             raise PlanError(

@@ -83,7 +83,7 @@ def change_out(change: Change, inner: Encode) -> Any:
         case Dense(value, scale):
             return [inner(value), None, scale.hex()]
         case Gain(magnitude, norms, columns):
-            return [inner(magnitude), inner(norms), columns]
+            return [inner(magnitude), norms and inner(norms), columns]
     values = {field.name: getattr(change, field.name) for field in fields(cast(Any, change))}
     return {"kind": NAMES[type(change)], **{name: _plain(value, inner) for name, value in values.items()}}
 
@@ -104,7 +104,7 @@ def gain_in(tree: Any, inner: Decode) -> Change:
     """The gain that `change_out` wrote."""
     match tree:
         case [magnitude, norms, bool(columns)]:
-            return Gain(inner(magnitude), inner(norms), columns)
+            return Gain(inner(magnitude), norms and inner(norms), columns)
         case {"kind": str(name), **values}:
             return GAINS[name].kind(**_fields(values, inner))
     raise ValueError(f"not a gain: {tree!r}")
@@ -115,7 +115,7 @@ def _fields(values: dict[Any, Any], inner: Decode) -> dict[str, Any]:
 
 
 def _plain(value: Any, inner: Encode) -> Any:
-    """A field of a change as JSON: a tensor, a number, a flag, a shape, or nothing."""
+    """A field of a change as JSON: a tensor, another change, a number, a flag, a text, several of them, or nothing."""
     match value:
         case None | bool() | int():
             return value
@@ -123,6 +123,10 @@ def _plain(value: Any, inner: Encode) -> Any:
             return {"number": value.hex()}
         case tuple():
             return [_plain(one, inner) for one in value]
+        case str():
+            return {"text": value}
+    if type(value) in NAMES:
+        return {"change": change_out(value, inner)}
     return {"tensor": inner(value)}
 
 
@@ -133,6 +137,10 @@ def _rich(value: Any, inner: Decode) -> Any:
             return float.fromhex(number)
         case {"tensor": tree}:
             return inner(tree)
+        case {"change": tree}:
+            return delta_in(tree, inner)
+        case {"text": str(text)}:
+            return text
         case list():
             return tuple(_rich(one, inner) for one in value)
         case None | bool() | int():

@@ -34,7 +34,9 @@ def with_names(adapter: Adapter, new: Mapping[str, str]) -> Adapter:
         config=config_under(adapter, new),
         lora={new[key]: parts for key, parts in adapter.lora.items()},
         whole={new[name]: tensor for name, tensor in adapter.whole.items()},
-        names=parts | {new[name]: adapter.names[name] for name in adapter.whole},
+        names=parts
+        | {part: adapter.names[part] for part in adapter.shared}
+        | {new[name]: adapter.names[name] for name in adapter.whole},
         parameters=frozenset(new[key] for key in adapter.parameters & adapter.lora.keys()),
     )
 

@@ -14,6 +14,7 @@ from ...adapters.experts import by_parameter
 from ...adapters.fused import split_adapter
 from ...adapters.kinds import check_kind
 from ...adapters.lora import bias_delta, check_numbers, delta, matrix_of
+from ...adapters.methods import method_of
 from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
@@ -37,14 +38,16 @@ from .additions import May, check_added, may_be_new
 from .along import notes_along
 from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
-from .changes import Placed, join, module_of
+from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .lineage import as_trained, check_base, of_other_class, on_changed
+from .methods import place_method, sources_of
 from .own_lora import own_names
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .spelled import in_base_names
 from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
 from .through import through_codes
@@ -270,8 +273,10 @@ def _plain(base: Checkpoint, adapter: Adapter, base_as_trained: bool) -> Adapter
     """The adapter as LoRA on modules and parameters, without wrappers. Raises NotSupported for a kind that is not
     merged, AdapterError.
     """
-    bare = unwrapped(adapter, names_of(base))
+    bare = unwrapped(in_base_names(base, adapter), names_of(base))
     check_kind(bare, base_as_trained=base_as_trained or as_trained(base, adapter))
+    if method_of(bare):
+        return bare
     plain = as_plain(bare)
     check_numbers(plain)
     return on_attention(by_parameter(plain))
@@ -320,7 +325,7 @@ def _merged(
         weight_map={**checkpoint.weight_map, **dict.fromkeys(placed.added, _last_shard(checkpoint))},
         replaced=replaced,
         dropped=both(dropped, placed.dropped),
-        inputs=(*checkpoint.inputs, *(source for one in adapters for source in one.inputs)),
+        inputs=(*checkpoint.inputs, *(source for one in adapters for source in sources_of(one))),
         notes=(*checkpoint.notes, *placed.notes),
     )
 
@@ -334,9 +339,9 @@ def _dropped(adapter: Adapter, placed: Placed, *, apart: bool) -> dict[str, Tens
 def _changed(checkpoint: Checkpoint, placed: Placed) -> dict[str, Tensor]:
     """The tensors of the base that are others now: in each, all that is placed there, under one rounding."""
     changed = dict[str, Tensor]()
-    for name in {**placed.whole, **placed.deltas}:
+    for name in {**placed.whole, **placed.deltas, **placed.turns}:
         base = checkpoint.tensors[name]
-        now = placed.whole.get(name, base)
+        now = turned(placed, name, placed.whole.get(name, base))
         deltas, scaled = placed.deltas.get(name, []), placed.gains.get(name)
         made = summed(reshape(now, matrix_of(now.shape)), deltas, base.dtype, scaled)
         changed[name] = reshape(made, now.shape)
@@ -480,11 +485,13 @@ def _place(
 
 
 def _place_module(checkpoint: Checkpoint, adapter: Adapter, module: str, weight: float, placed: Placed) -> None:
-    """Find the place of the LoRA on a module: its weight, what scales that, and its bias."""
+    """Find the place of what the adapter has on a module: its weight, what scales that, and its bias."""
     name, bias = f"{module}.weight", f"{module}.bias"
     check_known(checkpoint, adapter, name)
     base = placed.whole.get(name, checkpoint.tensors[name])
     check_computed(checkpoint, adapter, module, base)
+    if method := method_of(adapter):
+        return place_method(checkpoint, adapter, method, module, weight, placed)
     one = delta(adapter, module, name, base.shape, checkpoint.config)
     placed.deltas.setdefault(name, []).append(one.times(weight))
     if scaled := gain(adapter, module, reshape(base, matrix_of(base.shape)), one, weight):

@@ -439,8 +439,8 @@ def test_refuses_tensors_of_options_that_the_config_hides(
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        ("IA3", peft.IA3Config(target_modules=ATTENTION, feedforward_modules=[])),
-        ("LOHA", peft.LoHaConfig(r=4, target_modules=ATTENTION)),
+        ("LILY", peft.LilyConfig(target_modules=ATTENTION)),
+        ("PSOFT", peft.PsoftConfig(r=4, target_modules=ATTENTION)),
     ],
 )
 def test_refuses_other_kinds(kind: str, config: peft.PeftConfig, saved: Callable[..., Path], tmp_path: Path) -> None:

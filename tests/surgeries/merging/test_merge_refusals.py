@@ -224,10 +224,10 @@ def test_unknown_initialisations_are_refused(adapter: Path, saved: Saved, tmp_pa
 
 def test_adapters_of_different_kinds(adapter: Path, saved: Saved, tmp_path: Path) -> None:
     """The one that cannot be merged is named, wherever it stands."""
-    other = edited(adapter, tmp_path / "ia3", lambda config, _: config.update(peft_type="IA3"))
+    other = edited(adapter, tmp_path / "osf", lambda config, _: config.update(peft_type="OSF"))
     again = edited(adapter, tmp_path / "lora", lambda _, tensors: [tensor.add_(1) for tensor in tensors.values()])
     for pair in ([again, other], [other, again]):
-        refused(saved("llama"), pair, NotSupported, "adapters of kind IA3 are not supported", str(other))
+        refused(saved("llama"), pair, NotSupported, "adapters of kind OSF are not supported", str(other))
 
 
 def fp8(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,23 @@
+"""The kinds of adapters besides LoRA that are merged: one file and one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...files.peft import Adapter
+from . import ia3, loha, vera
+from .method import Method
+
+METHODS: Mapping[str, Method] = {
+    row.peft_type: row
+    for row in (
+        ia3.METHOD,
+        loha.METHOD,
+        vera.METHOD,
+    )
+}
+
+
+def method_of(adapter: Adapter) -> Method | None:
+    """The adapter's kind, where it is one of these."""
+    return METHODS.get(str(adapter.config.get("peft_type")))

@@ -1,0 +1,172 @@
+"""What a kind of adapter is, besides LoRA: how its tensors on a module become a change of that module's weight.
+
+A kind is a row of `METHODS` (`__init__.py`), made in a file of its own beside this one: a `Method`, whose `effect` is
+a pure function of a `Target`, the module as the layer computes, to an `Effect`, lazy deltas and gains. Planner,
+executor and reader know nothing of it. What depends on the adapter alone and needs more than movement is made by a
+rule with a name, `lazy.tensor.made` and `evaluation/rules/`; what needs the base as a whole is a `Product` or `Norms`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ...errors import AdapterError, NotSupported
+from ...files.peft import Adapter
+from ...lazy.change import Change, Delta
+from ...lazy.dtypes import ARITHMETIC
+from ...lazy.tensor import Tensor, reshape, stored
+from ..lora import matrix_of, pattern
+
+# What several adapters of a kind on one module come to: the sum of their deltas, each of the base alone; one after
+# another, the first or the last one next to the base; whichever; or nothing that has a meaning.
+Several = Literal["sum", "first", "last", "any", "one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an adapter does to a module: `(matrix + Σ deltas) * gain`, and the same for its bias.
+
+    The matrix is (out, in), kernels are its rows: (out, in / groups * k...).
+    """
+
+    deltas: tuple[Delta, ...] = ()
+    gain: Change | None = None
+    bias: tuple[Delta, ...] = ()
+    bias_gain: Change | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """All of them."""
+        return (*self.deltas, *self.bias, *(one for one in (self.gain, self.bias_gain) if one))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module of the base with the tensors that an adapter has of it.
+
+    `weight` is as the layer computes with it: (out, in), though a Conv1D stores (in, out); (out, in / groups, k...) of
+    a convolution; (vocabulary, dim) of an embedding.
+    """
+
+    adapter: Adapter
+    module: str
+    weight: Tensor
+    bias: Tensor | None
+    conv1d: bool = False
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight with kernels as rows."""
+        return reshape(self.weight, matrix_of(self.weight.shape))
+
+    @property
+    def parts(self) -> Mapping[str, Tensor]:
+        """The adapter's tensors of the module."""
+        return self.adapter.lora[self.module]
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether it is a convolution."""
+        return len(self.weight.shape) > 2
+
+    def part(self, name: str, *shape: int | None) -> Tensor:
+        """The tensor called so, of floats and of `shape`, in which None is any size. Raises AdapterError."""
+        if name not in self.parts:
+            raise self.wrong(f"the module has no {name}", "the adapter file is incomplete: save it again")
+        return self._of(self.parts[name], name, shape)
+
+    def shared(self, name: str, *shape: int | None) -> Tensor:
+        """The same of a tensor that all modules share. Raises AdapterError."""
+        if name not in self.adapter.shared:
+            tip = "save the adapter again with all that it needs, in PEFT save_projection=True"
+            raise self.wrong(f"the adapter's file has no {name}, which all its modules share", tip)
+        return self._of(self.adapter.shared[name], name, shape)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """What adapter_config.json says, by pattern where it has some for `r` and `alpha`. Raises AdapterError."""
+        patterns = {"r": "rank_pattern", "alpha": "alpha_pattern"}
+        value = self.adapter.config.get(key, default)
+        value = pattern(self.adapter.config.get(patterns.get(key, "")), self.module, value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.wrong(f"{key} = {value!r} is no number", "restore adapter_config.json from the training")
+        return value
+
+    def wrong(self, what: str, tip: str | None = None) -> AdapterError:
+        """The error that says so of this module."""
+        return AdapterError(
+            what, where=self.where, help=tip or "the adapter belongs to another base, or to a changed one"
+        )
+
+    def unsupported(self, what: str, tip: str | None = None) -> NotSupported:
+        """The same for what is right, and is not merged."""
+        return NotSupported(what, where=self.where, help=tip or "merge it with PEFT, where it can: merge_and_unload()")
+
+    @property
+    def where(self) -> list[str]:
+        """The module in the adapter's file, and in the base."""
+        part = next(iter(self.parts))
+        name = self.adapter.names.get(f"{self.module}.{part}", f"{self.module}.{part}")
+        return [f"{self.adapter.path}: {name}", f"base: {self.module}.weight {self.weight.shape}"]
+
+    def _of(self, tensor: Tensor, name: str, shape: Collection[int | None]) -> Tensor:
+        if tensor.dtype not in ARITHMETIC:
+            tip = "save the adapter in float32, float16 or bfloat16"
+            raise self.unsupported(f"{name} of {tensor.dtype} is not supported", tip)
+        wanted = tuple(shape)
+        if wanted and (
+            len(wanted) != len(tensor.shape)
+            or any(want not in (None, has) for want, has in zip(wanted, tensor.shape, strict=True))
+        ):
+            said = ", ".join("any" if size is None else str(size) for size in wanted)
+            raise self.wrong(f"{name} is {tensor.shape}, and not ({said})")
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A kind of adapter.
+
+    `options` are keys of adapter_config.json that it reads, or that tell of the training alone; any other one that
+    says something is refused. `check` raises for a config, or a file, that no module can be merged of. `partly` are
+    parts of which not each element is used once: tables that are cut, blocks that repeat. `idle` are parts that
+    change nothing, and are dropped by name.
+    """
+
+    peft_type: str
+    name: str
+    why: str
+    effect: Callable[[Target], Effect]
+    options: frozenset[str] = frozenset()
+    several: Several = "sum"
+    check: Callable[[Adapter], None] = lambda adapter: None
+    partly: Callable[[str], bool] = lambda part: False
+    idle: Callable[[str], bool] = lambda part: False
+    conv1d: bool = True
+    layers: str = "nn.Linear, Conv1D"
+
+
+def said(*keys: str) -> frozenset[str]:
+    """Options of a method."""
+    return frozenset(" ".join(keys).split())
+
+
+def turned(effect: Effect) -> Effect:
+    """The effect on a weight that is stored as (in, out). Raises LookupError where a change cannot be turned."""
+
+    def turn(change: Any) -> Any:
+        other = change.transposed()
+        if other is None:
+            raise LookupError
+        return other
+
+    return replace(effect, deltas=tuple(map(turn, effect.deltas)), gain=effect.gain and turn(effect.gain))
+
+
+def unused(target: Target, effect: Effect) -> list[str]:
+    """Parts of the module that the effect is not made of."""
+    used = {leaf for change in effect.changes for factor in change.factors for leaf in stored(factor)}
+    return [name for name, tensor in target.parts.items() if not used & set(stored(tensor))]

@@ -1,0 +1,101 @@
+"""Adapters of other kinds than LoRA: what they do to a module of the base, in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ...adapters.methods import method_of
+from ...adapters.methods.method import Effect, Method, Target, turned, unused
+from ...checkpoint import Checkpoint
+from ...errors import LayoutError, NotSupported
+from ...files.peft import Adapter
+from ...lazy.dtypes import F32
+from ...lazy.tensor import Input, Tensor, add, permute, reshape
+from ...models.families import is_conv1d
+from .changes import Placed, Turn
+
+
+def place_method(
+    checkpoint: Checkpoint, adapter: Adapter, method: Method, module: str, weight: float, placed: Placed
+) -> None:
+    """Place what the adapter does to a module and its bias. Raises AdapterError, NotSupported, LayoutError."""
+    name, bias = f"{module}.weight", f"{module}.bias"
+    base = placed.whole.get(name, checkpoint.tensors[name])
+    under = placed.whole.get(bias, checkpoint.tensors.get(bias))
+    target = _target(checkpoint, adapter, method, module, base, under)
+    effect = _effect(target, method)
+    for part in unused(target, effect):
+        if not method.idle(part):
+            raise target.unsupported(f"{method.name} with {part} is not supported")
+        placed.dropped[adapter.names[f"{module}.{part}"]] = target.parts[part]
+    placed.notes += [note for note in effect.notes if note not in placed.notes]
+    if (effect.bias or effect.bias_gain) and under is None:
+        tip = "the class has no place for one: merge the adapter live"
+        raise NotSupported("the adapter changes a bias, the base's module has none", where=target.where, help=tip)
+    if method.several == "sum":
+        for key, deltas in ((name, effect.deltas), (bias, effect.bias)):
+            if deltas:
+                placed.deltas.setdefault(key, []).extend(one.times(weight) for one in deltas)
+        return
+    if weight != 1:
+        tip = "leave the weight at 1: what multiplies a weight has no part of itself to add"
+        raise NotSupported(f"{method.name} can only be merged with weight 1", where=target.where, help=tip)
+    _turn(placed, method, name, lambda tensor: _applied(replace(target, weight=_upright(tensor, target)), method))
+    if effect.bias or effect.bias_gain:
+        _turn(placed, method, bias, lambda tensor: add(tensor, effect.bias, F32, effect.bias_gain))
+
+
+def sources_of(adapter: Adapter) -> tuple[Input, ...]:
+    """The adapter's inputs, with the names of tensors that its kind uses in part, or in parts more than once."""
+    method = method_of(adapter)
+    if method is None:
+        return adapter.inputs
+    keys = {part: part for part in adapter.shared}
+    keys |= {f"{module}.{part}": part for module, parts in adapter.lora.items() for part in parts}
+    partly = {adapter.names[key] for key, part in keys.items() if method.partly(part)}
+    return tuple(replace(source, partly=source.partly | (partly & source.tensors.keys())) for source in adapter.inputs)
+
+
+def _turn(placed: Placed, method: Method, name: str, makes: Callable[[Tensor], Tensor]) -> None:
+    placed.turns.setdefault(name, []).append(Turn(method.peft_type, method.several == "last", makes))
+
+
+def _target(
+    checkpoint: Checkpoint, adapter: Adapter, method: Method, module: str, base: Tensor, bias: Tensor | None
+) -> Target:
+    """The module as its layer computes."""
+    conv1d = len(base.shape) == 2 and is_conv1d(checkpoint.config, module)
+    target = Target(adapter, module, permute(base, (1, 0)) if conv1d else base, bias, conv1d)
+    if conv1d and not method.conv1d:
+        raise target.unsupported(f"{method.name} on a Conv1D is not supported: PEFT builds none")
+    return target
+
+
+def _effect(target: Target, method: Method) -> Effect:
+    """What the adapter does, on the weight as it is stored."""
+    try:
+        effect = method.effect(target)
+        for change in (*effect.deltas, *([effect.gain] if effect.gain else [])):
+            change.check(target.matrix.shape)
+        for change in (*effect.bias, *([effect.bias_gain] if effect.bias_gain else [])):
+            if target.bias is not None:
+                change.check(target.bias.shape)
+        return turned(effect) if target.conv1d else effect
+    except LayoutError as error:
+        raise target.wrong(error.what) from error
+    except LookupError as error:
+        raise target.unsupported(f"{method.name} on a Conv1D is not supported") from error
+
+
+def _applied(target: Target, method: Method) -> Tensor:
+    """The weight that the adapter makes of the target's, as it is stored."""
+    effect = _effect(target, method)
+    stored = permute(target.weight, (1, 0)) if target.conv1d else target.weight
+    matrix = permute(target.matrix, (1, 0)) if target.conv1d else target.matrix
+    return reshape(add(matrix, effect.deltas, F32, effect.gain), stored.shape)
+
+
+def _upright(tensor: Tensor, like: Target) -> Tensor:
+    """A stored weight as the layer computes with it."""
+    return permute(tensor, (1, 0)) if like.conv1d else tensor

@@ -1,0 +1,9 @@
+"""All cases: a file of rows for each few kinds, and where kinds that have none here are tested."""
+
+from __future__ import annotations
+
+from .cases import Case
+from .rows_products import CASES as PRODUCTS
+
+CASES: dict[str, Case] = {**PRODUCTS}
+ELSEWHERE: frozenset[str] = frozenset()  # kinds that PEFT does not make any more
