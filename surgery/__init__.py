@@ -50,6 +50,9 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.algebra.combine import combine
+from .surgeries.algebra.extract import extract
+from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
 from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
@@ -101,12 +104,14 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "clean",
+    "combine",
     "convert",
     "dequantize",
     "diff",
     "drop",
     "execute",
     "execute_push",
+    "extract",
     "following_links",
     "fuse",
     "fuse_experts",
@@ -129,6 +134,7 @@ __all__ = [
     "quantize",
     "reindex",
     "rename",
+    "resize_adapter",
     "reversible",
     "split",
     "split_experts",

@@ -173,7 +173,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
     """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies
     beside.
     """
-    files: dict[str, File | bytes] = {ADAPTER_CONFIG: encode_config(adapter.config)}
+    files: dict[str, File | bytes] = {**adapter.files, ADAPTER_CONFIG: encode_config(adapter.config)}
     left: list[str] = []
     folder = folder_at(adapter.path)
     if folder and not is_adapter(folder):  # made for the base there
@@ -202,6 +202,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
         dropped=adapter.dropped,
         history=(*(_earlier(folder) if folder else ()), *adapter.history),
         notes=(*([folder.note] if folder and folder.note else []), *adapter.notes, *notes),
+        costs=adapter.costs,
     )
 
 

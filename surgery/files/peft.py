@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
-from ..lazy.tensor import Input, Tensor
+from ..lazy.tensor import File, Input, Tensor
 from ..opened import takes_opened
 from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
@@ -74,6 +74,8 @@ class Adapter:
     ] = ()  # such files in its folder that were not, and nobody said that they are none of its own
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
+    files: Mapping[str, File | bytes] = field(default_factory=dict)  # that go along, besides those in its folder
+    costs: Mapping[str, Any] = field(default_factory=dict)  # what was given up to make it, for the report
     dialect: str = ""  # the tool as whose files call modules they are called here; "" where it is as the base does
 
     def __repr__(self) -> str:

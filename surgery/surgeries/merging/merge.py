@@ -21,7 +21,7 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.called import called
 from ...files.peft import CONFIG, Adapter
-from ...lazy.tensor import Tensor, is_computed, reshape
+from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
@@ -348,7 +348,8 @@ def _changed(checkpoint: Checkpoint, placed: Placed) -> dict[str, Tensor]:
         base = checkpoint.tensors[name]
         now = turned(placed, name, placed.whole.get(name, base))
         deltas, scaled = placed.deltas.get(name, []), placed.gains.get(name)
-        made = summed(reshape(now, matrix_of(now.shape)), deltas, base.dtype, scaled)
+        flat = reshape(now, matrix_of(now.shape))
+        made = summed(flat, deltas, base.dtype, scaled) if deltas or scaled else in_dtype(flat, base.dtype)
         changed[name] = reshape(made, now.shape)
     return changed
 
