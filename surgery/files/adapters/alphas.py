@@ -19,6 +19,7 @@ from ..strict import parse_object
 
 LYCORIS = "LYCORIS"  # what such an adapter's kind is called where it is not LoRA alone
 A, B, MID, MAGNITUDE, BIAS = "lora_A.weight", "lora_B.weight", "lora_mid.weight", "lora_magnitude_vector", "lora_B.bias"
+IA3_IN, IA3_OUT = "ia3_in", "ia3_out"  # the part `weight`, as `on_input` says
 LORA = frozenset({A, B, MID, MAGNITUDE, BIAS})
 _METADATA = "lora_adapter_metadata"
 # The tensors that tell a module's rank, and on which axis: the first that is there.
@@ -49,15 +50,16 @@ def config_of(
 def _config(modules: _Modules, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
     lora = all(parts.keys() <= LORA for parts in modules.values())
     dora = {MAGNITUDE in parts for parts in modules.values()}
+    kind = "LORA" if lora and len(dora) == 1 else LYCORIS
     r, alpha = _usual(ranks.values(), 1), _usual(alphas.values(), 1.0)
     return {
-        "peft_type": "LORA" if lora and len(dora) == 1 else LYCORIS,
+        "peft_type": kind,
         "r": r,
-        "lora_alpha": alpha,
+        "lora_alpha" if kind == "LORA" else "alpha": alpha,
         "rank_pattern": {f"^{re.escape(module)}": one for module, one in ranks.items() if one != r},
         "alpha_pattern": {f"^{re.escape(module)}": one for module, one in alphas.items() if one != alpha},
-        **({"use_dora": True} if dora == {True} else {}),
-        **({"lora_bias": True} if any(BIAS in parts for parts in modules.values()) else {}),
+        **({"use_dora": True} if kind == "LORA" and dora == {True} else {}),
+        **({"lora_bias": True} if kind == "LORA" and any(BIAS in parts for parts in modules.values()) else {}),
     }
 
 

@@ -26,7 +26,7 @@ from ...lazy.dtypes import F32
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Tensor, Zeros, add, permute, reshape
 from ..peft import Adapter
-from .alphas import BIAS, LORA, MAGNITUDE, MID, A, B, config_of
+from .alphas import BIAS, IA3_IN, IA3_OUT, LORA, MAGNITUDE, MID, A, B, config_of
 from .scalars import scalars
 
 # What follows the module's name, as a rule, and the part that it is.
@@ -46,7 +46,7 @@ _SUFFIXES = {
     r"dora_scale": "dora_scale",
 }
 _OWN = (
-    r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff|diff_b|set_weight|w_norm|b_norm|on_input|scalar"
+    r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff|diff_b|w_norm|b_norm|on_input"
     r"|oft_(?:blocks|diag)|rescale|[ab][12]\.weight|[pq]_layer\.weight|lambda_layer|weight"
 )
 _FLAT = r"(?:(?:lora|lycoris)_(?:unet|te\d?|transformer|prior_unet)|lycoris)_[^.]+"
@@ -79,6 +79,8 @@ def read(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] |
     """The adapter of a file. Raises FormatError, AdapterError, NotSupported."""
     _check_module(path, metadata or {})
     modules, names = _modules(path, tensors)
+    _check_parts(path, names)
+    _with_sides(path, modules, names)
     alphas = {module: parts.pop("alpha") for module, parts in modules.items() if "alpha" in parts}
     if lone := [f"{path}: {names[f'{module}.alpha']}" for module, parts in modules.items() if not parts]:
         what = "an alpha is of a module that has no other tensor"
@@ -89,6 +91,34 @@ def read(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] |
     parts = {module: _without_mid(path, module, held, names) for module, held in modules.items()}
     keys = {f"{module}.{part}": names[f"{module}.{part}"] for module, held in parts.items() for part in held}
     return Adapter(path, config, parts, {}, keys, metadata=metadata, notes=notes, dialect=tool_of(tensors))
+
+
+def into_config(name: str) -> bool:
+    """Whether a tensor of this name is a number that is read into the config."""
+    return name.endswith((".alpha", ".on_input"))
+
+
+def _check_parts(path: str, names: Mapping[str, str]) -> None:
+    """Raise NotSupported for T-LoRA, whose factors are not in its file."""
+    found = [name for key, name in names.items() if key.endswith((".q_layer.weight", ".p_layer.weight", ".lambda_layer"))]
+    if found:
+        what = "T-LoRA is not merged: it subtracts factors that it made of the base, and that its file does not hold"
+        raise NotSupported(what, where=[path, *listed(found)], help="merge it with LyCORIS")
+
+
+def _with_sides(path: str, modules: Mapping[str, dict[str, Tensor]], names: dict[str, str]) -> None:
+    """(IA)³'s numbers get a part that tells inputs from outputs, as `on_input` says. Raises AdapterError where
+    nothing does.
+    """
+    mine = {module: parts for module, parts in modules.items() if "weight" in parts}
+    if lost := [f"{path}: {names[f'{module}.weight']}" for module, parts in mine.items() if "on_input" not in parts]:
+        tip = "save the file again, with the on_input that LyCORIS writes"
+        raise AdapterError("whether these are factors of inputs or of outputs is not said", where=listed(lost), help=tip)
+    sides = scalars({f"{path}: {names[f'{module}.on_input']}": parts.pop("on_input") for module, parts in mine.items()})
+    for (module, parts), side in zip(mine.items(), sides.values(), strict=True):
+        part = IA3_IN if side else IA3_OUT
+        parts[part] = parts.pop("weight")
+        names[f"{module}.{part}"] = names[f"{module}.weight"]
 
 
 def _parsed(name: str) -> tuple[str, str] | None:

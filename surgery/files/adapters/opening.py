@@ -84,5 +84,5 @@ def _opened(folder: Folder, name: str) -> Adapter:
     file = replace(file, digest=sha256(file), whole=True)
     tensors = tensors_of(file, header)
     adapter = image.read(folder.at(name), tensors, header.metadata)
-    used = {one: tensor for one, tensor in tensors.items() if not one.endswith(".alpha")}  # which are in its config
+    used = {one: tensor for one, tensor in tensors.items() if not image.into_config(one)}  # which are in its config
     return replace(adapter, inputs=(Input("adapter", folder.at(name), (file,), used),))
