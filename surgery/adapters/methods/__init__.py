@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...files.peft import Adapter
-from . import ia3, loha, vera
+from . import beft, c3a, fourierft, ia3, loha, lokr, shira, supertuning, vera, waveft
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
     row.peft_type: row
     for row in (
+        beft.METHOD,
+        c3a.METHOD,
+        fourierft.METHOD,
         ia3.METHOD,
         loha.METHOD,
+        lokr.METHOD,
+        shira.METHOD,
+        supertuning.METHOD,
         vera.METHOD,
+        waveft.METHOD,
     )
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .cases import Case
+from .rows_placed import CASES as PLACED
 from .rows_products import CASES as PRODUCTS
+from .rows_spectra import CASES as SPECTRA
 
-CASES: dict[str, Case] = {**PRODUCTS}
+CASES: dict[str, Case] = {**PRODUCTS, **PLACED, **SPECTRA}
 ELSEWHERE: frozenset[str] = frozenset()  # kinds that PEFT does not make any more
