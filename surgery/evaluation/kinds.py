@@ -18,8 +18,9 @@ from ..lazy.hadamard import Hadamard
 from ..lazy.kron import Kron
 from ..lazy.low_rank import LowRank
 from ..lazy.scatter import Scatter
+from ..lazy.turned import Turned
 from ..lazy.waves import Waves
-from . import circulant, dense, gain, hadamard, kron, low_rank, scatter, waves
+from . import circulant, dense, gain, hadamard, kron, low_rank, scatter, turned, waves
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ DELTAS = {
     "scatter": Added(Scatter, scatter.add, scatter.exactly),
     "circulant": Added(Circulant, circulant.add, circulant.exactly),
     "waves": Added(Waves, waves.add),
+    "turned": Added(Turned, turned.add),
 }
 
 GAINS = {

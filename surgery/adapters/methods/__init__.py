@@ -5,18 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...files.peft import Adapter
-from . import beft, c3a, fourierft, ia3, loha, lokr, shira, supertuning, vera, waveft
+from . import (
+    beft,
+    boft,
+    c3a,
+    deft,
+    delora,
+    fourierft,
+    glora,
+    hira,
+    hra,
+    ia3,
+    loha,
+    lokr,
+    miss,
+    oft,
+    peanut,
+    road,
+    shira,
+    supertuning,
+    vera,
+    waveft,
+)
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
     row.peft_type: row
     for row in (
         beft.METHOD,
+        boft.METHOD,
         c3a.METHOD,
+        deft.METHOD,
+        delora.METHOD,
         fourierft.METHOD,
+        glora.METHOD,
+        hira.METHOD,
+        hra.METHOD,
         ia3.METHOD,
         loha.METHOD,
         lokr.METHOD,
+        miss.METHOD,
+        miss.OLD,
+        oft.METHOD,
+        peanut.METHOD,
+        road.METHOD,
         shira.METHOD,
         supertuning.METHOD,
         vera.METHOD,
@@ -27,4 +59,5 @@ METHODS: Mapping[str, Method] = {
 
 def method_of(adapter: Adapter) -> Method | None:
     """The adapter's kind, where it is one of these."""
-    return METHODS.get(str(adapter.config.get("peft_type")))
+    row = METHODS.get(str(adapter.config.get("peft_type")))
+    return row and (row.variant(adapter) or row)

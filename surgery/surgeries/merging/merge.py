@@ -21,7 +21,7 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.called import called
 from ...files.peft import CONFIG, Adapter
-from ...lazy.tensor import Tensor, is_computed, reshape
+from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
@@ -47,6 +47,7 @@ from .quantised import check_computed, check_quantised, check_way, read_quantise
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .spelled import in_base_names
 from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
 from .through import through_codes
@@ -272,7 +273,7 @@ def _plain(base: Checkpoint, adapter: Adapter, base_as_trained: bool) -> Adapter
     """The adapter as LoRA on modules and parameters, without wrappers. Raises NotSupported for a kind that is not
     merged, AdapterError.
     """
-    bare = unwrapped(adapter, names_of(base))
+    bare = unwrapped(in_base_names(base, adapter), names_of(base))
     check_kind(bare, base_as_trained=base_as_trained or as_trained(base, adapter))
     if method_of(bare):
         return bare
@@ -342,7 +343,8 @@ def _changed(checkpoint: Checkpoint, placed: Placed) -> dict[str, Tensor]:
         base = checkpoint.tensors[name]
         now = turned(placed, name, placed.whole.get(name, base))
         deltas, scaled = placed.deltas.get(name, []), placed.gains.get(name)
-        made = summed(reshape(now, matrix_of(now.shape)), deltas, base.dtype, scaled)
+        flat = reshape(now, matrix_of(now.shape))
+        made = summed(flat, deltas, base.dtype, scaled) if deltas or scaled else in_dtype(flat, base.dtype)
         changed[name] = reshape(made, now.shape)
     return changed
 
