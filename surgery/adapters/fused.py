@@ -319,7 +319,7 @@ def _by_module(adapter: Adapter, new: Mapping[str, str]) -> dict[str, dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for table in ("rank_pattern", "alpha_pattern"):
         values = {new[module]: pattern(adapter.config.get(table), module, math.nan) for module in adapter.lora}
-        found[table] = {re.escape(module): value for module, value in values.items() if value == value}
+        found[table] = {_whole_name(module, values): value for module, value in values.items() if value == value}
     return found
 
 

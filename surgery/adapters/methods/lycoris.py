@@ -28,7 +28,8 @@ from ...lazy.dtypes import F32
 from ...lazy.gain import Gain
 from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Norms, Sum, Tensor, made, permute, product, reshape
+from ...lazy.tensor import Norms, Sum, add, made, permute, product, reshape
+from ...lazy.turned import Turned
 from .lokr import both_whole, krons
 from .method import Effect, Method, Target
 
@@ -122,7 +123,21 @@ def _glora(target: Target) -> Effect:
 
 
 def _turned(target: Target) -> Effect:
-    raise target.unsupported("OFT and BOFT of LyCORIS are not supported", "merge it with LyCORIS")
+    """Rows turned, as the columns of the transpose, and times `rescale`. An alpha is the longest that Q may be, over
+    the number of outputs.
+    """
+    blocks, out = target.part("oft_blocks"), target.weight.shape[0]
+    levels = blocks.shape[0] if len(blocks.shape) == 4 else 1
+    count, edge = blocks.shape[-3:-1]
+    wide = edge << (levels - 1)
+    if blocks.shape[-1] != edge or count * edge != out or out % wide or (levels > 1 and edge % 2):
+        raise target.wrong(f"oft_blocks is {blocks.shape}, which does not turn {out} outputs")
+    rule, limit = ("butterflies on rows", "on rows")[len(blocks.shape) == 3], target.number("alpha", 0.0) * out
+    upright = permute(target.matrix, (1, 0))
+    turns = Turned(upright, made((1, out // wide, wide, wide), rule, [blocks], limit=limit), 1.0)
+    turns.check(upright.shape)
+    gain = Gain(reshape(target.part("rescale"), (out,)), None) if "rescale" in target.parts else None
+    return Effect(matrix=permute(add(upright, [turns], F32), (1, 0)), gain=gain)
 
 
 def _scaled(target: Target, found: Effect) -> Effect:
@@ -178,11 +193,12 @@ def _variant(adapter: Adapter) -> Method | None:
 METHOD = Method(
     LYCORIS,
     "LyCORIS",
-    "LoCon, LoHa, LoKr, (IA)³, full differences, norms, GLoRA, and DoRA on them, module by module",
+    "LoCon, LoHa, LoKr, (IA)³, full differences, norms, GLoRA, diag-OFT, BOFT, and DoRA, module by module",
     effect,
     options=frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"}),
     several="one",
     conv1d=False,
     layers="nn.Linear, norms, convolutions",
+    partly=lambda part: part.startswith(("lokr_", "oft_")),
     variant=_variant,
 )

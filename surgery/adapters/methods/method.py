@@ -36,6 +36,7 @@ class Effect:
     gain: Change | None = None
     bias: tuple[Delta, ...] = ()
     bias_gain: Change | None = None
+    matrix: Tensor | None = None  # in the matrix's place, where deltas cannot say it
     notes: tuple[str, ...] = ()
 
     @property
@@ -172,4 +173,5 @@ def turned(effect: Effect) -> Effect:
 def unused(target: Target, effect: Effect) -> list[str]:
     """Parts of the module that the effect is not made of."""
     used = {leaf for change in effect.changes for factor in change.factors for leaf in stored(factor)}
+    used |= set(stored(effect.matrix)) if effect.matrix is not None else set()
     return [name for name, tensor in target.parts.items() if not used & set(stored(tensor))]

@@ -64,6 +64,39 @@ def butterfly(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
     return (total - eye).mT[None]
 
 
+def on_rows(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
+    """(1, n, k, k) from LyCORIS's blocks (n, k, k): R - I, for R = (I + Q) (I - Q)^-1 of Q = B - B^T, all of whose
+    numbers together are no longer than `limit`.
+    """
+    return _turning(inputs[0], numbers)[None]
+
+
+def butterflies_on_rows(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
+    """(1, n / 2^(m - 1), K, K) for K = k 2^(m - 1) from LyCORIS's blocks (m, n, k, k): of the product of all factors,
+    less the identity, transposed.
+
+    Factor i takes, in chunks of k 2^i rows, the rows of both halves in turn, multiplies k of them by each R, and puts
+    them back.
+    """
+    import torch
+
+    levels, count, edge, _ = inputs[0].shape
+    wide = edge << (levels - 1)
+    eye = torch.eye(wide, dtype=torch.float64)
+    total = eye.repeat(count * edge // wide, 1)
+    for level, blocks in enumerate(_turning(inputs[0], numbers) + torch.eye(edge, dtype=torch.float64)):
+        half = edge << level >> 1
+        taken = total.view(-1, 2, half, wide).transpose(1, 2).reshape(count, edge, wide)
+        total = (blocks @ taken).reshape(-1, half, 2, wide).transpose(1, 2).reshape(-1, wide)
+    return (total.view(-1, wide, wide) - eye).mT[None]
+
+
+def _turning(blocks: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    skew, limit = blocks - blocks.mT, float(numbers["limit"])
+    length = float(skew.norm()) + 1e-8
+    return _cayley(-(skew * limit / length if 0 < limit < length else skew))
+
+
 def reflections(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
     """The columns of U (n, r), each of length 1; made orthogonal in their order where `orthogonal`."""
     import torch
@@ -133,6 +166,8 @@ RULES = {
     "neumann": neumann,
     "old cayley": old_cayley,
     "butterfly": butterfly,
+    "on rows": on_rows,
+    "butterflies on rows": butterflies_on_rows,
     "reflections": reflections,
     "reflected": reflected,
 }

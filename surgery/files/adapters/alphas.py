@@ -43,6 +43,7 @@ def config_of(
     ]:
         raise AdapterError("the adapter's alpha is not a number", where=listed(wrong), help="the training diverged")
     told = {module: _whole(alpha) if (alpha := found[module]) else rank for module, rank in ranks.items()}
+    told |= {module: alphas.get(module, 0.0) for module, parts in modules.items() if "oft_blocks" in parts}
     silent, zero = ([m for m, alpha in found.items() if alpha == missing] for missing in (None, 0))
     return _config(modules, ranks, told), tuple(_notes(silent, zero, len(told)))
 

@@ -100,7 +100,9 @@ def into_config(name: str) -> bool:
 
 def _check_parts(path: str, names: Mapping[str, str]) -> None:
     """Raise NotSupported for T-LoRA, whose factors are not in its file."""
-    found = [name for key, name in names.items() if key.endswith((".q_layer.weight", ".p_layer.weight", ".lambda_layer"))]
+    found = [
+        name for key, name in names.items() if key.endswith((".q_layer.weight", ".p_layer.weight", ".lambda_layer"))
+    ]
     if found:
         what = "T-LoRA is not merged: it subtracts factors that it made of the base, and that its file does not hold"
         raise NotSupported(what, where=[path, *listed(found)], help="merge it with LyCORIS")
@@ -113,7 +115,9 @@ def _with_sides(path: str, modules: Mapping[str, dict[str, Tensor]], names: dict
     mine = {module: parts for module, parts in modules.items() if "weight" in parts}
     if lost := [f"{path}: {names[f'{module}.weight']}" for module, parts in mine.items() if "on_input" not in parts]:
         tip = "save the file again, with the on_input that LyCORIS writes"
-        raise AdapterError("whether these are factors of inputs or of outputs is not said", where=listed(lost), help=tip)
+        raise AdapterError(
+            "whether these are factors of inputs or of outputs is not said", where=listed(lost), help=tip
+        )
     sides = scalars({f"{path}: {names[f'{module}.on_input']}": parts.pop("on_input") for module, parts in mine.items()})
     for (module, parts), side in zip(mine.items(), sides.values(), strict=True):
         part = IA3_IN if side else IA3_OUT

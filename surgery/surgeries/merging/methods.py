@@ -103,6 +103,7 @@ def _applied(target: Target, method: Method) -> Tensor:
     effect = _effect(target, method)
     stored = permute(target.weight, (1, 0)) if target.conv1d else target.weight
     matrix = permute(target.matrix, (1, 0)) if target.conv1d else target.matrix
+    matrix = matrix if effect.matrix is None else effect.matrix
     return reshape(add(matrix, effect.deltas, _wide(matrix), effect.gain), stored.shape)
 
 
