@@ -43,6 +43,7 @@ from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
+from .other_naming import wholes_held
 from .own_lora import own_names
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
@@ -298,6 +299,9 @@ def _merged_apart(
     """The checkpoint with the adapters: its fused modules are taken apart where one is on their parts, and fused
     again.
     """
+    if joined := wholes_held(checkpoint, [one.adapter for one in fitted]):
+        merged = _merged_apart(fuse_at(checkpoint, joined), fitted, weights, groups, wanted, add)
+        return replace(split_at(merged, joined), dropped=merged.dropped)
     parted = check_apart([site for one in fitted for site in one.sites])
     if not parted:
         return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)

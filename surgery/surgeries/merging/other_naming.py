@@ -1,6 +1,10 @@
-"""Fused modules of a base that has its authors' names, where the adapter has diffusers' names for the parts."""
+"""Modules that only one of the two namings of a network has fused: parts of what the base has whole, and wholes of what
+it has in parts.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ...checkpoint import Checkpoint
 from ...files.peft import Adapter
@@ -18,3 +22,15 @@ def parts_held(checkpoint: Checkpoint, adapter: Adapter) -> list[Site]:
     known = spelled(checkpoint.tensors, checkpoint.config)
     sites = {one.site.module: one.site for one in known.values() if one and one.site and not one.fused}
     return [site for site in sites.values() if set(site.parts) & set(missing)]
+
+
+def wholes_held(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Site]:
+    """The places of the base's parts that adapters are on the whole of: kinds that cannot be split are merged into what
+    is fused for it.
+    """
+    held = {module for one in adapters for module in one.lora if f"{module}.weight" not in checkpoint.tensors}
+    if not held or "model_type" in checkpoint.config:
+        return []
+    known = spelled(checkpoint.tensors, checkpoint.config)
+    sites = {one.site.module: one.site for one in known.values() if one and one.site and one.fused}
+    return [site for module, site in sites.items() if module in held]

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 from ...adapters.fused import split_adapter
 from ...checkpoint import Checkpoint
-from ...errors import FormatError, NotPlaced
+from ...errors import FormatError, NotPlaced, NotSupported
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor, concat, narrow, reshape
 from ...models.diffusion.components import Component
 from ...models.diffusion.spelling import Meant, spelled
 from .base_names import with_names
 
-_ROWS = ("lora_B.weight", "lora_B.bias", "lora_magnitude_vector")  # parts whose rows are the module's
+# Parts whose rows are the module's, and those that have none.
+_ROWS = frozenset(
+    "lora_B.weight lora_B.bias lora_magnitude_vector diff diff_b w_norm b_norm b1.weight ia3_out rescale".split()
+)
+_NO_ROWS = frozenset("lora_A.weight a1.weight a2.weight b2.weight ia3_in dora_scale".split())
 _FACTORS = ("lora_A.weight", "lora_B.weight")
 
 
@@ -34,6 +38,8 @@ def in_base_names(checkpoint: Checkpoint, adapter: Adapter, component: Component
     lora = {new[m]: _fitting(found, new[m], one, checkpoint.tensors) for m, one in meant.items()}
     sites = {one.site.module: one.site for one in meant.values() if one and one.site and one.fused}
     found = replace(found, lora=lora, dialect="" if all(meant.values()) else adapter.dialect)
+    if found.config.get("peft_type") != "LORA":
+        return found  # on what the base's parts are fused to: `other_naming.py`
     return split_adapter(found, list(sites.values())) if sites else found
 
 
@@ -76,11 +82,24 @@ def _fitting(adapter: Adapter, module: str, meant: Meant | None, tensors: Mappin
     """The tensors of a module, with the base's axes and order of rows."""
     parts = dict(adapter.lora[module])
     if meant and meant.swapped:
-        parts = {part: _swapped(tensor) if part in _ROWS else tensor for part, tensor in parts.items()}
+        parts = _with_rows_swapped(adapter, module, parts)
     base = tensors.get(f"{module}.weight")
     if base is not None and all(part in parts for part in _FACTORS):
         parts |= {part: _pointwise(parts[part], len(base.shape)) for part in _FACTORS}
     return parts
+
+
+def _with_rows_swapped(adapter: Adapter, module: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The module's tensors for its halves in the other order. Raises NotSupported where parts do not have its rows."""
+    hada = "hada_t1" not in parts and "hada_t2" not in parts
+    rows = _ROWS | ({"hada_w1_a", "hada_w2_a"} if hada else set())
+    known = rows | _NO_ROWS | ({"hada_w1_b", "hada_w2_b"} if hada else set())
+    if lost := [adapter.names[f"{module}.{part}"] for part in parts if part not in known]:
+        what = (
+            "the base has the halves of a module's rows the other way round, which this kind of adapter cannot follow"
+        )
+        raise NotSupported(what, where=[f"{adapter.path}: {lost[0]}", *lost[1:]], help="leave it out with --except")
+    return {part: _swapped(tensor) if part in rows else tensor for part, tensor in parts.items()}
 
 
 def _swapped(tensor: Tensor) -> Tensor:

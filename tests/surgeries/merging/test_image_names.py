@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import hashes
 from image_models import (
     Tensors,
     converted,
@@ -141,3 +142,50 @@ def test_a_unet_and_an_adapter_in_the_other_naming(xl: bool, tmp_path: Path) -> 
     found = merged(whole, saved(file, tmp_path / "b.safetensors"), tmp_path / "out2")
     bare = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in found.items()}
     check_equal(of_ldm(bare, model), base | made, base)
+
+
+def lokr(weights: Mapping[str, torch.Tensor], root: str) -> tuple[Tensors, Tensors]:
+    """LoKr with two whole factors on all modules, and LoHa where a module's name ends in 0; the weights with it."""
+    file, made, draw = Tensors(), Tensors(), torch.Generator().manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw) * 0.3
+
+    for name, weight in weights.items():
+        key, (out, wide) = f"{root}{name.replace('.', '_')}", weight.shape
+        if name.endswith("0") or "adaLN" in name:
+            parts = {"hada_w1_a": random(out, 2), "hada_w1_b": random(2, wide)}
+            parts |= {"hada_w2_a": random(out, 2), "hada_w2_b": random(2, wide)}
+            delta = parts["hada_w1_a"] @ parts["hada_w1_b"] * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+        else:
+            parts = {"lokr_w1": random(4, 2), "lokr_w2": random(out // 4, wide // 2)}
+            delta = torch.kron(parts["lokr_w1"], parts["lokr_w2"])
+        file |= {f"{key}.{part}": tensor for part, tensor in parts.items()}
+        made[f"{name}.weight"] = weight + delta
+    return file, made
+
+
+def test_other_kinds_on_what_diffusers_has_in_parts(tmp_path: Path) -> None:
+    """Factors of a fused projection that lie across its parts: four row blocks, of three parts and of four."""
+    make, converter, constants, told = CASES["flux"]
+    original = make()
+    file, made = lokr(weights_in(original), "lora_unet_")
+    base = converted(original, converter, constants, **told)
+    wanted = converted(original | made, converter, constants, **told)
+    folder, adapter = written(base, tmp_path / "base"), saved(file, tmp_path / "a.safetensors")
+    check_equal(merged(folder, adapter, tmp_path / "out"), wanted, base)
+    before = surgery.open_checkpoint(folder)
+    surgery.write(surgery.reversible(surgery.merge(before, surgery.open_adapter(adapter)), before), tmp_path / "rev")
+    surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "rev")), tmp_path / "back")
+    assert hashes(tmp_path / "back") == hashes(folder)
+    assert surgery.verify(tmp_path / "out", base=folder, adapter=adapter).ok
+
+
+def test_rows_in_another_order_refuse_a_product_that_cannot_follow(tmp_path: Path) -> None:
+    make, converter, constants, told = CASES["flux"]
+    base = written(converted(make(), converter, constants, **told), tmp_path / "base")
+    name = "lora_unet_final_layer_adaLN_modulation_1"
+    file = {f"{name}.lokr_w1": torch.ones(4, 2), f"{name}.lokr_w2": torch.ones(16, 16)}
+    adapter = surgery.open_adapter(saved(file, tmp_path / "a.safetensors"))
+    with pytest.raises(surgery.errors.NotSupported, match="the other way round"):
+        surgery.merge(surgery.open_checkpoint(base), adapter)
