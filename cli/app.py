@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, edit, fused, hub, look
+from . import adapters, algebra, edit, fused, hub, look
 from .helping import Commands, with_examples
 
 app = typer.Typer(
@@ -52,5 +52,5 @@ def _top(
     pass
 
 
-for _group in (look, edit, fused, adapters, hub):
+for _group in (look, edit, fused, adapters, algebra, hub):
     app.add_typer(with_examples(_group.app))

@@ -26,5 +26,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inject": ("surgery inject base -o lora --rank 16 --target-modules q_proj,v_proj",),
     "merge": ("surgery merge base adapter -o merged", "surgery merge base-nf4 adapter -o merged --requantize"),
     "unmerge": ("surgery unmerge merged -o base",),
+    "combine": ("surgery combine a b -o both --weights 0.7,0.3", "surgery combine a b -o both --rank 16"),
+    "resize-adapter": (
+        "surgery resize-adapter lora -o small --rank 8",
+        "surgery resize-adapter lora -o out --energy 0.99",
+    ),
     "push": ("surgery push merged org/name --private",),
 }

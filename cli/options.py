@@ -434,18 +434,8 @@ class Merging:
         """What was said of `count` adapters, as arguments for the library."""
         if self.tied not in ("untie", "error"):
             raise typer.BadParameter("untie or error", param_hint="--tied")
-        try:
-            weights = [float(part) for part in self.weights.split(",")] if self.weights else None
-        except ValueError as error:
-            raise typer.BadParameter(
-                f"`{self.weights}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights"
-            ) from error
-        if weights is not None and len(weights) != count:
-            raise typer.BadParameter(
-                f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights"
-            )
         return {
-            "weights": weights,
+            "weights": parse_weights(self.weights, count),
             "names": [parse_map(text) for text in self.maps or []],
             "scale": self.scale,
             "only": self.only or None,
@@ -460,6 +450,21 @@ class Merging:
             "requantize": self.requantize,
             "lossy": self.lossy,
         }
+
+
+def parse_weights(text: str, count: int) -> list[float] | None:
+    """W,W,… as a number for each of `count` adapters; None where nothing was said."""
+    try:
+        weights = [float(part) for part in text.split(",")] if text else None
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"`{text}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights"
+        ) from error
+    if weights is not None and len(weights) != count:
+        raise typer.BadParameter(
+            f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights"
+        )
+    return weights
 
 
 def check_size(text: str, option: str) -> None:

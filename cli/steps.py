@@ -105,6 +105,15 @@ def _replicate(step: Step) -> str:
     return _line("replicate", f"{len(order)} layers: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
 
 
+def _combine(step: Step) -> str:
+    told = _some(f"{one['name']} (weight {one['weight']:g})" for one in step["adapters"])
+    return _line(f"combine {told}", "A's and B's averaged apart" if step.get("average_factors") else "")
+
+
+def _resize(step: Step) -> str:
+    return _line("change the rank of an adapter", *_given(step, "rank", "energy", "max_rank"))
+
+
 def _inject(step: Step) -> str:
     return _line("inject LoRA", *(f"{key.replace('_', ' ')} {_field(step[key])}" for key in step if key != "surgery"))
 
@@ -135,6 +144,7 @@ def _unmerge(step: Step) -> str:
 
 WORDS: Mapping[str, Callable[[Step], str]] = {
     "cast": _cast,
+    "combine": _combine,
     "convert": _convert,
     "dequantize": _dequantize,
     "drop": _drop,
@@ -145,6 +155,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "quantize": _quantize,
     "rename": _rename,
     "replicate": _replicate,
+    "resize_adapter": _resize,
     "split": _split,
     "unmerge": _unmerge,
 }

@@ -40,7 +40,8 @@ from .execution.crew import Step
 from .execution.execute import Report, execute, write
 from .execution.reindex import Reindexed, reindex
 from .execution.stage import clean
-from .files.peft import Adapter, is_adapter, open_adapter, open_adapters
+from .files.adapters.opening import open_adapter, open_adapters
+from .files.peft import Adapter, is_adapter
 from .files.symlinks import following_links
 from .hub.content import PushPlan, PushReport
 from .hub.push import plan_push, push
@@ -49,6 +50,8 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.algebra.combine import combine
+from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
 from .surgeries.dequantize import dequantize
 from .surgeries.injecting.inject import inject
@@ -100,6 +103,7 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "clean",
+    "combine",
     "convert",
     "dequantize",
     "diff",
@@ -128,6 +132,7 @@ __all__ = [
     "quantize",
     "reindex",
     "rename",
+    "resize_adapter",
     "reversible",
     "split",
     "split_experts",

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
+from .files.adapters.opening import opened as of_other_tool
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.index import Index, parse_index
 from .files.manifest import read_manifest
 from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
-from .files.peft import Adapter, encode_config, is_adapter, open_adapter
+from .files.peft import Adapter, encode_config, is_adapter, open_peft
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
@@ -139,9 +140,11 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = locate(path)
+    if (adapter := of_other_tool(folder, name)) is not None:
+        return adapter
     if name:
         return _opened(folder, name)
-    return open_adapter(folder) if is_adapter(folder) else _opened(folder)
+    return open_peft(folder) if is_adapter(folder) else _opened(folder)
 
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:
@@ -197,7 +200,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
     """An adapter as a checkpoint of one shard: its tensors under their names in the file, its config, and what lies
     beside.
     """
-    files: dict[str, File | bytes] = {ADAPTER_CONFIG: encode_config(adapter.config)}
+    files: dict[str, File | bytes] = {**adapter.files, ADAPTER_CONFIG: encode_config(adapter.config)}
     left: list[str] = []
     folder = folder_at(adapter.path)
     if folder and not is_adapter(folder):  # made for the base there
@@ -226,6 +229,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
         dropped=adapter.dropped,
         history=(*(_earlier(folder) if folder else ()), *adapter.history),
         notes=(*([folder.note] if folder and folder.note else []), *adapter.notes, *notes),
+        costs=adapter.costs,
     )
 
 

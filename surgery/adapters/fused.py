@@ -359,5 +359,11 @@ def _patterns(values: Mapping[str, float], usual: float) -> dict[str, float]:
     for module, value in sorted(values.items(), key=lambda item: natural(item[0])):
         leaf = module.rpartition(".")[2]
         if value != usual:
-            found[re.escape(leaf) if len(by_leaf[leaf]) == 1 else re.escape(module)] = value
+            found[re.escape(leaf) if len(by_leaf[leaf]) == 1 else _whole_name(module, values)] = value
     return found
+
+
+def _whole_name(module: str, others: Iterable[str]) -> str:
+    """A pattern for the module alone: others may end in its name."""
+    inside = any(other.endswith(f".{module}") for other in others)
+    return f"^{re.escape(module)}" if inside else re.escape(module)

@@ -18,10 +18,11 @@ from ..errors import HubError, NotSupported, SurgeryError, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
+from ..files.adapters.opening import open_adapters
 from ..files.edited import edited
 from ..files.folder import absolute, folder_at
 from ..files.manifest import read_manifest
-from ..files.peft import Adapter, open_adapters
+from ..files.peft import Adapter
 from ..files.refs import has_scheme, is_ref, parse_ref
 from ..lazy.dtypes import Kind
 from ..lazy.tensor import Tensor

@@ -14,15 +14,6 @@ from .strict import parse_object
 
 # Name -> what some tensor of such a file is called. The first that fits is meant.
 KINDS: Mapping[str, re.Pattern[str]] = {
-    "kohya's scripts or LyCORIS": re.compile(
-        r"(?:lora|lycoris|oft)_(?:unet|te\d?|transformer|prior_unet)_.+|.+\.(?:lora_(?:down|up|mid)\.weight|hada_w[12]_\w+|lokr_\w+)"
-    ),
-    "XLabs": re.compile(r".+\.processor\.(?:qkv|proj)_lora\d?\..+"),
-    "diffusers": re.compile(
-        r"(?:unet|transformer|text_encoder(?:_\d)?|prior)\..*(?:lora_[AB]\.weight|lora\.(?:down|up)\.weight|lora_linear_layer\..+)"
-        r"|.+\.processor\..*lora\.(?:down|up)\.weight|.+_lora\.(?:down|up)\.weight"
-    ),
-    "ComfyUI or ai-toolkit": re.compile(r"diffusion_model\..+\.lora_[AB]\.weight"),
     "torchtune": re.compile(r".+\.lora_[ab]\.weight"),
     "MLX": re.compile(r".+\.lora_[ab]"),
     "loralib": re.compile(r"(?!base_model\.).+\.lora_[AB]"),

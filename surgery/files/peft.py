@@ -1,6 +1,6 @@
 """PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
 
-`open_adapter` reads headers, and each file once for its digest; it executes nothing. Names lose what PEFT puts around
+`open_peft` reads headers, and each file once for its digest; it executes nothing. Names lose what PEFT puts around
 them: the prefix `base_model.model.`, the adapter's own name (`.default.`), `base_layer.` and `modules_to_save.` inside.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
-from ..lazy.tensor import Input, Tensor
+from ..lazy.tensor import File, Input, Tensor
 from ..opened import takes_opened
 from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
 from .dialects import dialect_of, in_folder
-from .folder import Folder, PathLike, folder_at, locate
+from .folder import Folder, PathLike, folder_at
 from .peft_parts import part_of
 from .safetensors import tensors_of
 from .spare import is_spare
@@ -74,6 +74,9 @@ class Adapter:
     ] = ()  # such files in its folder that were not, and nobody said that they are none of its own
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
+    files: Mapping[str, File | bytes] = field(default_factory=dict)  # that go along, besides those in its folder
+    costs: Mapping[str, Any] = field(default_factory=dict)  # what was given up to make it, for the report
+    dialect: str = ""  # the tool as whose files call modules they are called here; "" where it is as the base does
 
     def __repr__(self) -> str:
         kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())
@@ -102,16 +105,10 @@ def is_adapter(path: PathLike | Folder) -> bool:
     return folder is not None and folder.has(CONFIG) and not folder.has("config.json")
 
 
-@takes_opened
-def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = None) -> Adapter:
-    """The adapter in the folder `path`, here or on the Hub, as for `open_checkpoint`. Raises NotACheckpoint,
-    FormatError, HubError.
-
-    `beside` are safetensors files with what was trained beside LoRA, in the same folder or elsewhere: their tensors
-    take the place of the base's. Where it is not given, weights in the folder that look like that are `unread`, and
-    such an adapter is not merged; an empty list says that they are none of its own.
+def open_peft(folder: Folder, name: str = "", beside: Sequence[PathLike] | None = None) -> Adapter:
+    """The adapter in the folder; `name` is the file that was meant instead. `beside` is as for `open_adapter`. Raises
+    NotACheckpoint, FormatError, HubError.
     """
-    folder, name = locate(path)
     if name:
         said = dialect_of(folder, [name] if name.endswith(".safetensors") else [])
         tip = said or "pass the folder, not the file"
@@ -146,22 +143,6 @@ def open_adapter(path: PathLike | Folder, beside: Sequence[PathLike] | None = No
         if beside is None
         else _along(adapter, [opened(folder, one) for one in beside])
     )
-
-
-@takes_opened
-def open_adapters(paths: Sequence[PathLike], beside: Sequence[PathLike] | None = None) -> list[Adapter]:
-    """The adapters, each with those of the files `beside` that lie in its folder, a single one with all. Raises
-    AdapterError for others.
-    """
-    if beside is None or len(paths) == 1:
-        return [open_adapter(path, beside) for path in paths]
-    mine = {
-        i: [one for one in beside if str(one).startswith(f"{str(path).rstrip('/')}/")] for i, path in enumerate(paths)
-    }
-    if lost := [str(one) for one in beside if not any(one in files for files in mine.values())]:
-        tip = "give files in the adapters' folders, or merge the adapters one after another"
-        raise AdapterError("it is not clear which adapter the file belongs to", where=lost, help=tip)
-    return [open_adapter(path, mine[i]) for i, path in enumerate(paths)]
 
 
 def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:

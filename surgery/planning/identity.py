@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.arithmetic import arithmetic_identity
+from ..evaluation.spool import is_spooled
 from ..files.refs import SCHEME, has_scheme
 from ..lazy.tensor import File, Input, Stored, Tensor, has_arithmetic
 from ..version import __version__
@@ -64,6 +65,7 @@ def identity_of(
 def _recipe(tensor: Tensor, names: dict[int, str]) -> str:
     """A text that two tensors share only if they are made the same way."""
     if isinstance(tensor, Stored):
-        file = names.setdefault(id(tensor.file), f"{tensor.file.path} {tensor.file.digest}")
+        path = "" if is_spooled(tensor.file) else tensor.file.path
+        file = names.setdefault(id(tensor.file), f"{path} {tensor.file.digest}")
         return f"{tensor.dtype}{tensor.shape}@{tensor.offset} {file}\n"
     return repr(tensor)

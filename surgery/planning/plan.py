@@ -21,6 +21,7 @@ from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
 from ..evaluation.scratch import SCRATCH, encoded_in, scratch_of, scratch_of_factor
+from ..evaluation.spool import is_spooled
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
 from ..files.peft import Adapter
@@ -69,7 +70,7 @@ class Plan:
         """Names of the tensors that arithmetic makes; all others are copied byte for byte."""
         slots = [slot for shard in self.shards for slot in shard.slots]
         return tuple(
-            s.name for s in slots if is_computed(s.tensor) or any(f.file.path == SCRATCH for f in stored(s.tensor))
+            s.name for s in slots if is_computed(s.tensor) or any(_is_made(leaf.file) for leaf in stored(s.tensor))
         )
 
     @cached_property
@@ -304,6 +305,11 @@ def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list
         lost = {}
         made.append(replace(shard, slots=tuple(slots), sidecar=recipes.sidecar(), lone=tuple(lone)))
     return tuple(made)
+
+
+def _is_made(file: File) -> bool:
+    """Whether the file holds what was computed: by the run, or by a surgery before it."""
+    return file.path == SCRATCH or is_spooled(file)
 
 
 def written(shard: str) -> str:

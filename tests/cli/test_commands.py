@@ -316,7 +316,7 @@ with looking(shown=True) as on_tensor:
 
 
 def test_shell_completion_knows_the_commands() -> None:
-    line = {"_SURGERY_COMPLETE": "complete_bash", "COMP_WORDS": "surgery res", "COMP_CWORD": "1"}
+    line = {"_SURGERY_COMPLETE": "complete_bash", "COMP_WORDS": "surgery resh", "COMP_CWORD": "1"}
     command = shutil.which("surgery", path=os.path.dirname(sys.executable))
     assert command, "the command `surgery` is not installed beside this Python"
     found = subprocess.run([command], capture_output=True, text=True, env={**os.environ, **line})

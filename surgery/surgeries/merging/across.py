@@ -18,6 +18,7 @@ from ...models.fused.row import Site
 from ...models.fused.tables import TABLE
 from ...names import natural
 from ..split import fused_in, sites_held, split_in
+from .other_naming import parts_held
 
 EXPERTS = ("experts",)
 AS_GIVEN = "as given"  # why a site lies as it does
@@ -39,6 +40,8 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
     wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
     if wanted <= checkpoint.tensors.keys():
         return adapter, [], ""
+    if held := parts_held(checkpoint, adapter):
+        return adapter, held, f"merged into the rows of {held[0].row.fused}, {held[0].why}"
     if held := sites_held(adapter, apart_here(checkpoint, given), fused=True):
         note = (
             f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"

@@ -47,6 +47,7 @@ from .quantised import check_computed, check_quantised, check_way, read_quantise
 from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
+from .spelled import in_base_names
 from .superseded import both, replacements
 from .task_heads import Selection, as_its_class
 from .through import through_codes
@@ -272,7 +273,7 @@ def _plain(base: Checkpoint, adapter: Adapter, base_as_trained: bool) -> Adapter
     """The adapter as LoRA on modules and parameters, without wrappers. Raises NotSupported for a kind that is not
     merged, AdapterError.
     """
-    bare = unwrapped(adapter, names_of(base))
+    bare = unwrapped(in_base_names(base, adapter), names_of(base))
     check_kind(bare, base_as_trained=base_as_trained or as_trained(base, adapter))
     if method_of(bare):
         return bare

@@ -19,10 +19,13 @@ from .across import how_to_say
 from .additions import why_not
 from .mending import rules_for, without_parts
 from .own_lora import is_live
+from .unspelled import not_spelled
 
 
 def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
     """The error for adapter modules without a place: which, what is near, and the rule that would mend it."""
+    if adapter.dialect:
+        return not_spelled(checkpoint, adapter, lost)
     bases = {n.rpartition(".")[0] for n in checkpoint.tensors} | _across(checkpoint)
     modules = {key: key for key in adapter.lora} | {key: key.rpartition(".")[0] for key in adapter.whole}
     near = nearest(modules[lost[0]], bases)

@@ -126,13 +126,6 @@ def test_a_head_on_a_body_is_told(family: str, saved: Saved, tmp_path: Path) -> 
 
 
 FORMATS = {
-    "kohya": ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "kohya's scripts or LyCORIS"),
-    "kohya's text encoder": ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "kohya's scripts or LyCORIS"),
-    "LoHa": ("lora_unet_mid_block.hada_w1_a", "kohya's scripts or LyCORIS"),
-    "diffusers": ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "diffusers"),
-    "diffusers' old UNet": ("unet.down_blocks.0.attentions.0.to_k.lora.down.weight", "diffusers"),
-    "ai-toolkit": ("diffusion_model.blocks.0.attn.q.lora_A.weight", "ComfyUI or ai-toolkit"),
-    "XLabs": ("double_blocks.0.processor.qkv_lora1.down.weight", "XLabs"),
     "MLX": ("model.layers.0.self_attn.q_proj.lora_a", "MLX"),
     "torchtune": ("layers.0.attn.q_proj.lora_a.weight", "torchtune"),
     "loralib": ("transformer.h.0.attn.c_attn.lora_A", "loralib"),

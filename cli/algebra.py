@@ -1,0 +1,87 @@
+"""The commands on adapters without their base, or from two of them: combine, resize-adapter, extract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .adapters import PANEL
+from .options import Writing, parse_weights, writing_options
+from .running import written
+
+if TYPE_CHECKING:
+    import surgery
+
+app = typer.Typer()
+Rank = Annotated[
+    int | None, typer.Option("--rank", "-r", metavar="N", help="The rank of each module, or what it has, if less.")
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(
+        "--energy",
+        metavar="SHARE",
+        help="In place of --rank: the least that keeps this share of the squares of the singular values, as 0.99.",
+    ),
+]
+MaxRank = Annotated[int | None, typer.Option("--max-rank", metavar="N", help="With --energy: at most this rank.")]
+AnAdapter = Annotated[
+    str, typer.Argument(metavar="ADAPTER", help="A LoRA adapter, here or on the Hub.", show_default=False)
+]
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def combine(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER", help="LoRA adapters, here or on the Hub.", show_default=False)
+    ],
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3; else 1.")
+    ] = "",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank", "-r", metavar="N", help="The best approximation of that rank; if not given, ranks add up: exact."
+        ),
+    ] = None,
+    average_factors: Annotated[
+        bool,
+        typer.Option(
+            "--average-factors", help="Sum A's and B's apart, as AdapterHub does: not the sum of what adapters do."
+        ),
+    ] = False,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Combine adapters that name different bases.")] = False,
+    *,
+    options: Writing,
+) -> None:
+    """Make one LoRA adapter that does what the weighted sum of adapters does."""
+    import surgery
+
+    numbers = parse_weights(weights, len(adapters))
+
+    def made() -> surgery.Adapter:
+        opened = [surgery.open_adapter(path) for path in adapters]
+        return surgery.combine(opened, numbers, rank=rank, average_factors=average_factors, any_base=any_base)
+
+    written(made, options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def resize_adapter(
+    adapter: AnAdapter,
+    rank: Rank = None,
+    energy: Energy = None,
+    max_rank: MaxRank = None,
+    *,
+    options: Writing,
+) -> None:
+    """Give a LoRA adapter another rank: for each module the best approximation; the report says what it keeps."""
+    import surgery
+
+    def made() -> surgery.Adapter:
+        return surgery.resize_adapter(surgery.open_adapter(adapter), rank=rank, energy=energy, max_rank=max_rank)
+
+    written(made, options)

@@ -1,0 +1,179 @@
+"""Adapters of image and video models: as kohya's scripts and LyCORIS, diffusers, ComfyUI, ai-toolkit and XLabs write
+them, in one file each.
+
+    lora_unet_<path with _>.lora_down.weight, .lora_up.weight, .lora_mid.weight, .alpha, .dora_scale        kohya
+    unet.<path>.lora_A.weight, .lora_B.weight; .lora.down.weight, .lora.up.weight                           diffusers
+    <path>.processor.to_q_lora.down.weight; text_encoder.<path>.lora_linear_layer.down.weight         diffusers, older
+    diffusion_model.<path>.lora_A.weight                                                          ComfyUI, ai-toolkit
+    double_blocks.0.processor.qkv_lora1.down.weight                                                             XLabs
+
+Each tensor is read by its own name, since tools mix forms in one file. Modules keep the names that the file has for
+them; which module of the base each is, is looked up where the base is at hand. The scale is alpha / rank, by module:
+an alpha of the file, that of diffusers' `lora_adapter_metadata`, or else the rank; rsLoRA is in kohya's alphas already.
+
+Source: kohya-ss/sd-scripts `networks/lora.py`; lycoris-lora 4.1.3; diffusers 0.42.1, loaders/lora_conversion_utils.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from ...errors import AdapterError, FormatError, NotSupported, listed
+from ...lazy.dtypes import F32
+from ...lazy.low_rank import LowRank
+from ...lazy.tensor import Tensor, Zeros, add, permute, reshape
+from ..peft import Adapter
+from .alphas import BIAS, LORA, MAGNITUDE, MID, A, B, config_of
+from .scalars import scalars
+
+# What follows the module's name, as a rule, and the part that it is.
+_SUFFIXES = {
+    r"alpha": "alpha",
+    r"lora_down\.weight": A,
+    r"lora_up\.weight": B,
+    r"lora_mid\.weight": MID,
+    r"lora_A(?:\.default(?:_\d+)?)?\.weight": A,
+    r"lora_B(?:\.default(?:_\d+)?)?\.weight": B,
+    r"lora_B(?:\.default(?:_\d+)?)?\.bias": BIAS,
+    r"lora\.down\.weight": A,
+    r"lora\.up\.weight": B,
+    r"lora_linear_layer\.down\.weight": A,
+    r"lora_linear_layer\.up\.weight": B,
+    r"lora_magnitude_vector(?:\.default(?:_\d+)?)?(?:\.weight)?": MAGNITUDE,
+    r"dora_scale": "dora_scale",
+}
+_OWN = (
+    r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff|diff_b|set_weight|w_norm|b_norm|on_input|scalar"
+    r"|oft_(?:blocks|diag)|rescale|[ab][12]\.weight|[pq]_layer\.weight|lambda_layer|weight"
+)
+_FLAT = r"(?:(?:lora|lycoris)_(?:unet|te\d?|transformer|prior_unet)|lycoris)_[^.]+"
+_DOTTED = r"(?:unet|transformer|text_encoder(?:_\d)?|text_encoders|diffusion_model|prior)\..+"
+# Forms in which something stands between the module's name and the part: (tool, rule, module).
+_PROCESSORS = (
+    (r"(?P<at>.+)\.processor\.(?P<leaf>to_[qkv])_lora\.(?P<way>down|up)\.weight", r"\g<at>.\g<leaf>"),
+    (r"(?P<at>.+)\.processor\.to_out_lora\.(?P<way>down|up)\.weight", r"\g<at>.to_out.0"),
+    (r"(?P<at>text_encoder.+)\.to_(?P<leaf>[qkv])_lora\.(?P<way>down|up)\.weight", r"\g<at>.\g<leaf>_proj"),
+    (r"(?P<at>text_encoder.+)\.to_out_lora\.(?P<way>down|up)\.weight", r"\g<at>.out_proj"),
+)
+_XLABS = (
+    (r"(?P<at>.*double_blocks\.\d+)\.processor\.(?P<leaf>qkv|proj)_lora1\.(?P<way>down|up)\.weight", "img"),
+    (r"(?P<at>.*double_blocks\.\d+)\.processor\.(?P<leaf>qkv|proj)_lora2\.(?P<way>down|up)\.weight", "txt"),
+)
+_WAYS = {"down": A, "up": B}
+
+
+def tool_of(names: Collection[str]) -> str:
+    """The tool that writes such names; "" where they are of no adapter that is read here."""
+    if any(name.startswith("base_model.model.") for name in names):
+        return ""
+    parts = {name: found for name in names if (found := _parsed(name))}
+    tools = Counter(_tool(name, *found) for name, found in parts.items())
+    tools.pop("", None)
+    return " and ".join(sorted(tools)) if len(parts) == len(names) or sum(tools.values()) > len(names) / 2 else ""
+
+
+def read(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Adapter:
+    """The adapter of a file. Raises FormatError, AdapterError, NotSupported."""
+    _check_module(path, metadata or {})
+    modules, names = _modules(path, tensors)
+    alphas = {module: parts.pop("alpha") for module, parts in modules.items() if "alpha" in parts}
+    if lone := [f"{path}: {names[f'{module}.alpha']}" for module, parts in modules.items() if not parts]:
+        what = "an alpha is of a module that has no other tensor"
+        raise AdapterError(what, where=listed(lone), help="the file is incomplete: save it again")
+    values = scalars({f"{path}: {names[f'{module}.alpha']}": tensor for module, tensor in alphas.items()})
+    said = dict(zip(alphas, values.values(), strict=True))
+    config, notes = config_of(path, modules, said, metadata or {})
+    parts = {module: _without_mid(path, module, held, names) for module, held in modules.items()}
+    keys = {f"{module}.{part}": names[f"{module}.{part}"] for module, held in parts.items() for part in held}
+    return Adapter(path, config, parts, {}, keys, metadata=metadata, notes=notes, dialect=tool_of(tensors))
+
+
+def _parsed(name: str) -> tuple[str, str] | None:
+    """The module and the part that a tensor's name says."""
+    for rule, module in _PROCESSORS:
+        if found := re.fullmatch(rule, name):
+            return found.expand(module), _WAYS[found["way"]]
+    for rule, side in _XLABS:
+        if found := re.fullmatch(rule, name):
+            return f"{found['at']}.{side}_attn.{found['leaf']}", _WAYS[found["way"]]
+    if found := re.fullmatch(
+        r"(?P<at>.*single_blocks\.\d+)\.processor\.(?P<leaf>qkv|proj)_lora\.(?P<way>down|up)\.weight", name
+    ):
+        return f"{found['at']}.{'linear2' if found['leaf'] == 'proj' else 'qkv'}", _WAYS[found["way"]]
+    for rule, part in _SUFFIXES.items():
+        if found := re.fullmatch(rf"(?P<module>.+)\.{rule}", name, re.DOTALL):
+            return found["module"], part
+    own = re.fullmatch(rf"(?P<module>.+?)\.(?P<part>{_OWN})", name, re.DOTALL)
+    if own and (own["part"] != "weight" or re.fullmatch(_FLAT, own["module"])):
+        return own["module"], own["part"]
+    return None
+
+
+def _tool(name: str, module: str, part: str) -> str:
+    """The tool that a tensor's name tells of; "" where it tells of none."""
+    if (
+        ".processor." in name
+        and "_blocks." in name
+        and module != name
+        and re.match(r".*(?:double|single)_blocks\.", name)
+    ):
+        return "XLabs"
+    if re.fullmatch(_FLAT, module):
+        return "kohya" if part in {*LORA, "alpha", "dora_scale"} else "LyCORIS"
+    if ".processor." in name or re.fullmatch(r".+\.lora(?:_linear_layer)?\.(?:down|up)\.weight", name):
+        return "diffusers"
+    if module.startswith("diffusion_model.") and part in {*LORA, "alpha", "diff", "diff_b"}:
+        return "ComfyUI or ai-toolkit"
+    if re.fullmatch(_DOTTED, module) and part in {*LORA, "alpha"}:
+        return "diffusers"
+    if re.fullmatch(r".+\.lora_(?:down|up|mid)\.weight", name):
+        return "kohya"
+    return "LyCORIS" if re.match(r"hada_|lokr_|oft_blocks", part) else ""
+
+
+def _modules(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """The tensors by module and part, and their names in the file. Raises FormatError."""
+    found: dict[str, dict[str, Tensor]] = {}
+    names: dict[str, str] = {}
+    strange = [name for name in tensors if _parsed(name) is None]
+    if strange:
+        tip = "a file holds one adapter and nothing else: take them out, or merge with the tool that wrote it"
+        what = f"{len(strange)} tensors in the file of an adapter are none of its parts"
+        raise FormatError(what, where=[path, *listed(strange)], help=tip)
+    for name, tensor in tensors.items():
+        module, part = _parsed(name) or ("", "")
+        if part == "dora_scale" and (tensor.shape[0] != 1 or tensor.size == 1):
+            part = MAGNITUDE  # of rows, as PEFT's; of columns it is a kind of its own
+        if part in found.setdefault(module, {}):
+            where = [f"{path}: {names[f'{module}.{part}']}", name]
+            raise FormatError("two adapter tensors mean the same", where=where, help="keep one of them")
+        found[module][part] = tensor
+        names[f"{module}.{part}"] = name
+    return found, names
+
+
+def _check_module(path: str, metadata: Mapping[str, str]) -> None:
+    """Raise NotSupported for what only the metadata tells from LoRA."""
+    said = f"{metadata.get('ss_network_module', '')} {metadata.get('ss_network_args', '')}".lower()
+    if "dylora" in said:
+        what = "DyLoRA is not merged: its live network and its own merge scale by the block, and not as its file says"
+        raise NotSupported(what, where=[path], help="save it at one rank with the tool that trained it")
+
+
+def _without_mid(path: str, module: str, parts: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a module with Tucker's core in A: A[x, i, k…] = Σ mid[x, y, k…] down[y, i], of the same rank."""
+    if MID not in parts or A not in parts:
+        return dict(parts)
+    mid, down = parts[MID], parts[A]
+    r, kernel = mid.shape[0], mid.shape[2:]
+    if len(mid.shape) < 3 or mid.shape[:2] != (r, down.shape[0]) or down.size != math.prod(down.shape[:2]):
+        where = [f"{path}: {names[f'{module}.{MID}']}", f"lora_mid is {mid.shape}, lora_down {down.shape}"]
+        raise AdapterError("the core and the factor do not belong together", where=where, help="save the file again")
+    axes = (0, *range(2, len(mid.shape)), 1)
+    left = reshape(permute(mid, axes), (r * math.prod(kernel), r))
+    flat = add(Zeros(F32, (left.shape[0], down.shape[1])), [LowRank(left, reshape(down, down.shape[:2]), 1.0)])
+    made = permute(reshape(flat, (r, *kernel, down.shape[1])), (0, len(kernel) + 1, *range(1, len(kernel) + 1)))
+    return {part: made if part == A else tensor for part, tensor in parts.items() if part != MID}

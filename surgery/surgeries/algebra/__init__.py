@@ -1,0 +1,1 @@
+"""Adapters without their base, or from two of them: combined, of another rank, extracted."""
