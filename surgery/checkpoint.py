@@ -29,7 +29,7 @@ from .files.peft import Adapter, encode_config, is_adapter, open_peft
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
-from .files.torchfile.model import pickled, read_model
+from .files.torchfile.model import pickled, read_model, under_key
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
 from .opened import takes_opened
@@ -124,8 +124,11 @@ class Checkpoint:
 
 
 @takes_opened
-def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
-    """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
+def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
+    """The checkpoint at `path`: a folder, one file of weights, or one index file. Reads headers only.
+
+    Files that torch saved (`.bin`, `.pt`, `.pth`, `.ckpt`) are read as data: nothing that a pickle names is imported
+    or called. Where one holds several sets of weights, `key` says which, with dots between its parts; ".": all.
 
     `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is
     then pinned to the commit that the revision means now.
@@ -133,7 +136,10 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or
     the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
-    return _opened(*locate(path))
+    if not key:
+        return _opened(*locate(path))
+    with under_key(key):
+        return _opened(*locate(path))
 
 
 @takes_opened
@@ -153,7 +159,7 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         return found
     if name and not name.endswith((".safetensors", ".json")):
         raise NotACheckpoint(
-            "not a safetensors file", where=[folder.at(name)], help="pass a folder, or a file of weights"
+            "neither safetensors nor what torch saves", where=[folder.at(name)], help="pass a folder, or a file of weights"
         )
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
@@ -173,7 +179,7 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
 def _foreign(folder: Folder, name: str) -> Checkpoint | None:
     """What another format than safetensors holds, where such a file is given, or nothing else is in the folder."""
     here = folder.names() if not name else []
-    if name in GIVEN or any(one.endswith(".safetensors") for one in here) or ADAPTER_CONFIG in here:
+    if name in GIVEN or any(".safetensors" in one for one in here) or ADAPTER_CONFIG in here:
         return None
     files = pickled(folder, name)
     if not files:

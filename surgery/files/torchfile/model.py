@@ -106,7 +106,7 @@ def _check_index(folder: Folder, name: str, index: Index, held: Mapping[str, Tor
     for file, one in held.items():
         for tensor in one.tensors:
             holders.setdefault(tensor, []).append(file)
-    rows = [f"{tensor}: {' and '.join(files)}" for tensor, files in holders.items() if len(files) > 1]
+    rows = [f"{tensor}: {series(files)}" for tensor, files in holders.items() if len(files) > 1]
     rows += [f"{t}: the index says {file}" for t, file in index.weight_map.items() if file not in holders.get(t, ())]
     if rows:
         tip = "fetch the checkpoint again, or pass one file"
