@@ -26,6 +26,7 @@ from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
+from .files.pipeline import components_of
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
@@ -77,6 +78,7 @@ class Checkpoint:
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
     costs: Mapping[str, Any] = field(default_factory=dict)  # of a base that adapters were not trained on
     survives: float = 0.0  # share of what is added to weights that are coded again, without which a run is refused
+    parts: Mapping[str, Checkpoint] = field(default_factory=dict)  # a pipeline's components, by folder, as opened
 
     def __repr__(self) -> str:
         kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
@@ -166,6 +168,8 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
     if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
         tip = f"pass its folder: {folder.path}"
         raise NotACheckpoint("this is the weights of an adapter, and no checkpoint", where=[folder.at(name)], help=tip)
+    if not name and (parts := components_of(folder)):
+        return joined(folder, {part: _opened(locate(folder.at(part))[0]) for part in parts})
     weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
         checkpoint = _indexed(folder, weights)
@@ -423,6 +427,38 @@ def _with_files(checkpoint: Checkpoint, folder: Folder, own: Collection[str] = (
     if nested:
         notes.append("carried untouched, with checkpoints of their own: " + ", ".join(f"{n}/" for n in nested))
     return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))
+
+
+def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:
+    """The components of a pipeline as one checkpoint: a tensor of one is called folder/name, and lies in its shards
+    under its own name.
+    """
+    each = [(f"{at}/", part) for at, part in parts.items()]
+    kept = [path for path in folder.walk(LEFT_FOLDERS) if not path.startswith(tuple(at for at, _ in each))]
+    kept, run = without_git(kept)
+    left = [path for path in kept if path.endswith(".safetensors") or any(fnmatch(path, p) for p in OTHER_WEIGHTS)]
+    left = [path for path in left if "/" not in path]  # a folder that is no component keeps what it has
+    notes = [f"a diffusers pipeline: {series(list(parts))}", *([folder.note] if folder.note else [])]
+    notes += [f"{at}: {note}" for at, part in parts.items() for note in part.notes]
+    notes += [f"left out, since they would still hold the old weights: {', '.join(listed(left))}"] if left else []
+    notes += [f"left out, since git would run or believe what lies there: {', '.join(listed(run))}"] if run else []
+    return Checkpoint(
+        path=folder.path,
+        tensors={f"{at}{name}": tensor for at, part in each for name, tensor in part.tensors.items()},
+        weight_map={f"{at}{name}": f"{at}{shard}" for at, part in each for name, shard in part.weight_map.items()},
+        metadata={f"{at}{shard}": metadata for at, part in each for shard, metadata in part.metadata.items()},
+        files={path: folder.file(path) for path in kept if path not in left}
+        | {f"{at}{path}": file for at, part in each for path, file in part.files.items()},
+        inputs=tuple(within(at, source) for at, part in each for source in part.inputs),
+        history=_earlier(folder),
+        notes=tuple(notes),
+        parts=parts,
+    )
+
+
+def within(at: str, source: Input) -> Input:
+    """An input of a component, with its tensors called as in the pipeline."""
+    return replace(source, tensors={f"{at}{name}": tensor for name, tensor in source.tensors.items()})
 
 
 def _earlier(folder: Folder) -> tuple[Mapping[str, Any], ...]:

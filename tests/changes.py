@@ -17,6 +17,7 @@ from surgery.lazy.gain import Gain
 from surgery.lazy.hadamard import Hadamard
 from surgery.lazy.low_rank import LowRank
 from surgery.lazy.tensor import Stored
+from surgery.lazy.turned import Turned
 
 SIZE = 500_000  # elements of each pool
 Pools = dict[str, tuple[Stored, torch.Tensor]]  # by dtype: numbers in a file, and the same here
@@ -64,9 +65,21 @@ def hadamard(draw: st.DrawFn, pools: Pools, shape: tuple[int, ...]) -> Made:
     return Hadamard(tuple(one for one, _ in made), base, scale), scale * values  # type: ignore[arg-type]
 
 
+def turned(draw: st.DrawFn, pools: Pools, shape: tuple[int, ...]) -> Made:
+    edge = draw(st.sampled_from([n for n in range(1, min(shape[-1], 70) + 1) if shape[-1] % n == 0]))
+    height, count = math.prod(shape[:-1]), shape[-1] // edge
+    runs = draw(st.sampled_from([n for n in range(1, min(height, 70) + 1) if height % n == 0]))
+    given = draw(st.sampled_from([1, count])) if runs * count * edge * edge < SIZE else 1
+    (base, values), (blocks, b) = leaf(draw, pools, shape), leaf(draw, pools, (runs, given, edge, edge))
+    scale = draw(st.sampled_from([1.0, 0.7, -2.3]))
+    made = torch.einsum("arnk,ankj->arnj", values.view(runs, -1, count, edge), b.expand(runs, count, edge, edge))
+    return Turned(base, blocks, scale), scale * made.reshape(shape)
+
+
 MADE: dict[type[Change], Callable[[st.DrawFn, Pools, tuple[int, ...]], Made]] = {
     LowRank: low_rank,
     Dense: dense,
     Gain: gain,
     Hadamard: hadamard,
+    Turned: turned,
 }

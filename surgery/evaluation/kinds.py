@@ -15,7 +15,8 @@ from ..lazy.dense import Dense
 from ..lazy.gain import Gain
 from ..lazy.hadamard import Hadamard
 from ..lazy.low_rank import LowRank
-from . import dense, gain, hadamard, low_rank
+from ..lazy.turned import Turned
+from . import dense, gain, hadamard, low_rank, turned
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ DELTAS = {
     "low rank": Added(LowRank, low_rank.add, low_rank.exactly),
     "dense": Added(Dense, dense.add, dense.exactly),
     "hadamard": Added(Hadamard, hadamard.add, hadamard.exactly),
+    "turned": Added(Turned, turned.add),
 }
 
 GAINS = {

@@ -210,7 +210,8 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
             starts[shard] = min(starts.get(shard, held[name].offset), held[name].offset)
         for shard, file in files_of.items():
             blobs[f"header/{shard}"] = _read(reader, file, starts[shard])
-        carried = {**base.files, **({base.index_name: base.index} if base.index else {})}
+        indices = {base.index_name: base.index, **{f"{at}/{p.index_name}": p.index for at, p in base.parts.items()}}
+        carried = {**base.files, **{path: index for path, index in indices.items() if index}}
         for path, content in sorted(carried.items()):
             raw = content if isinstance(content, bytes) else _read(reader, content, content.size)
             files[path] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...files.peft import Adapter
-from . import ia3, loha, vera
+from . import boft, deft, delora, glora, hira, hra, ia3, loha, miss, oft, peanut, road, vera
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
     row.peft_type: row
     for row in (
+        boft.METHOD,
+        deft.METHOD,
+        delora.METHOD,
+        glora.METHOD,
+        hira.METHOD,
+        hra.METHOD,
         ia3.METHOD,
         loha.METHOD,
+        miss.METHOD,
+        miss.OLD,
+        oft.METHOD,
+        peanut.METHOD,
+        road.METHOD,
         vera.METHOD,
     )
 }
@@ -20,4 +31,5 @@ METHODS: Mapping[str, Method] = {
 
 def method_of(adapter: Adapter) -> Method | None:
     """The adapter's kind, where it is one of these."""
-    return METHODS.get(str(adapter.config.get("peft_type")))
+    row = METHODS.get(str(adapter.config.get("peft_type")))
+    return row and (row.variant(adapter) or row)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import elementwise, tucker
+from . import bases, elementwise, rotations, tucker
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Rule = Callable[[Sequence["torch.Tensor"], Mapping[str, float | str]], "torch.Tensor"]
 
 RULES: Mapping[str, Rule] = {
+    **bases.RULES,
     **elementwise.RULES,
+    **rotations.RULES,
     **tucker.RULES,
 }

@@ -10,7 +10,7 @@ from ...adapters.methods.method import Effect, Method, Target, turned, unused
 from ...checkpoint import Checkpoint
 from ...errors import LayoutError, NotSupported
 from ...files.peft import Adapter
-from ...lazy.dtypes import F32
+from ...lazy.dtypes import F32, F64, Dtype
 from ...lazy.tensor import Input, Tensor, add, permute, reshape
 from ...models.families import is_conv1d
 from .changes import Placed, Turn
@@ -43,7 +43,7 @@ def place_method(
         raise NotSupported(f"{method.name} can only be merged with weight 1", where=target.where, help=tip)
     _turn(placed, method, name, lambda tensor: _applied(replace(target, weight=_upright(tensor, target)), method))
     if effect.bias or effect.bias_gain:
-        _turn(placed, method, bias, lambda tensor: add(tensor, effect.bias, F32, effect.bias_gain))
+        _turn(placed, method, bias, lambda tensor: _on_bias(replace(target, bias=tensor), method))
 
 
 def sources_of(adapter: Adapter) -> tuple[Input, ...]:
@@ -93,7 +93,19 @@ def _applied(target: Target, method: Method) -> Tensor:
     effect = _effect(target, method)
     stored = permute(target.weight, (1, 0)) if target.conv1d else target.weight
     matrix = permute(target.matrix, (1, 0)) if target.conv1d else target.matrix
-    return reshape(add(matrix, effect.deltas, F32, effect.gain), stored.shape)
+    return reshape(add(matrix, effect.deltas, _wide(matrix), effect.gain), stored.shape)
+
+
+def _on_bias(target: Target, method: Method) -> Tensor:
+    """The bias that the adapter makes of the target's."""
+    assert target.bias
+    effect = _effect(target, method)
+    return add(target.bias, effect.bias, _wide(target.bias), effect.bias_gain)
+
+
+def _wide(tensor: Tensor) -> Dtype:
+    """In what is computed on before the one rounding."""
+    return F64 if tensor.dtype == F64 else F32
 
 
 def _upright(tensor: Tensor, like: Target) -> Tensor:
