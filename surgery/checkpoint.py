@@ -160,9 +160,8 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
     if found := _foreign(folder, name):
         return found
     if name and not name.endswith((".safetensors", ".json")):
-        raise NotACheckpoint(
-            "neither safetensors nor what torch saves", where=[folder.at(name)], help="pass a folder, or a file of weights"
-        )
+        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
+        raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
     if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
