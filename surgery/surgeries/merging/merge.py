@@ -42,7 +42,7 @@ from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .lineage import as_trained, check_base, of_other_class, on_changed
-from .methods import place_method, sources_of
+from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
@@ -331,7 +331,7 @@ def _merged(
         replaced=replaced,
         dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in sources_of(one))),
-        notes=(*checkpoint.notes, *placed.notes),
+        notes=(*checkpoint.notes, *placed.notes, *notes_on_sums(adapters)),
     )
 
 
