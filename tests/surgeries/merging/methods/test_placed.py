@@ -1,4 +1,4 @@
-"""Numbers at places, Kronecker products, circulant blocks and spectra: what is refused, several adapters, bases that lie
+"""Numbers at places, Kronecker products, circulant blocks, spectra: what is refused, several adapters, bases that lie
 otherwise, and what is drawn again.
 """
 
