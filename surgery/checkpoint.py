@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -30,6 +30,7 @@ from .files.pipeline import components_of
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
+from .files.torchfile.model import pickled, read_model, under_key
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
 from .opened import takes_opened
@@ -125,8 +126,11 @@ class Checkpoint:
 
 
 @takes_opened
-def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
-    """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
+def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
+    """The checkpoint at `path`: a folder, one file of weights, or one index file. Reads headers only.
+
+    Files that torch saved (`.bin`, `.pt`, `.pth`, `.ckpt`) are read as data: nothing that a pickle names is imported
+    or called. Where one holds several sets of weights, `key` says which, with dots between its parts; ".": all.
 
     `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is
     then pinned to the commit that the revision means now.
@@ -134,7 +138,10 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or
     the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
-    return _opened(*locate(path))
+    if not key:
+        return _opened(*locate(path))
+    with under_key(key):
+        return _opened(*locate(path))
 
 
 @takes_opened
@@ -150,8 +157,11 @@ def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:
     """What is in the folder, or in its file `name`."""
+    if found := _foreign(folder, name):
+        return found
     if name and not name.endswith((".safetensors", ".json")):
-        raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
+        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
+        raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
     if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
@@ -167,6 +177,32 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
     if name and not folder.has("config.json"):  # the folder is no input, so that an output may lie in it
         return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
     return _with_files(checkpoint, folder)
+
+
+def _foreign(folder: Folder, name: str) -> Checkpoint | None:
+    """What another format than safetensors holds, where such a file is given, or nothing else is in the folder."""
+    here = folder.names() if not name else []
+    if name in GIVEN or any(".safetensors" in one for one in here) or ADAPTER_CONFIG in here:
+        return None
+    files = pickled(folder, name)
+    if not files:
+        return None
+    found = read_model(folder, files)
+    checkpoint = Checkpoint(
+        path=folder.path,
+        tensors=found.tensors,
+        weight_map=found.shards,
+        metadata={shard: {"format": "pt"} for shard in found.shards.values()},
+        files={},
+        inputs=(Input("base", folder.path, found.files, found.leaves, found.partly),),
+        stem=found.stem,
+        index_name=_index_name(found.stem),
+        index_metadata=found.index_metadata,
+        notes=(f"read as data, and nothing of it was run: {found.what}", *found.notes),
+    )
+    if name and not folder.has("config.json"):
+        return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
+    return _with_files(checkpoint, folder, found.own)
 
 
 def of_adapter(adapter: Adapter) -> Checkpoint:
@@ -234,7 +270,6 @@ def _choose(folder: Folder) -> str | list[str]:
 def _nothing(folder: Folder, here: list[str]) -> list[str]:
     """Say why a folder without safetensors is not a checkpoint, and what to do."""
     nested = [d for d in here if any(f.endswith(".safetensors") for f in folder.names(d))]
-    pickles = [f for f in here if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if ADAPTER_CONFIG in here:
         what = "this is an adapter, and no checkpoint"
         tip = (
@@ -246,17 +281,9 @@ def _nothing(folder: Folder, here: list[str]) -> list[str]:
         tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
     elif nested:
         what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(map(folder.at, nested))
-    elif pickles:
-        what, tip = f"only pickled weights are here: {', '.join(listed(pickles))}", _pickle_help(pickles[0])
     else:
         what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
     raise NotACheckpoint(what, where=[folder.path], help=tip)
-
-
-def _pickle_help(name: str) -> str:
-    if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
-        return "a pickle can run code, so we do not open it; load it once with transformers and save_pretrained() it"
-    return "pass a folder, a .safetensors file or an .index.json file"
 
 
 def _read_index(folder: Folder, name: str) -> Index:
@@ -367,11 +394,13 @@ def _made(folder: Folder, headers: Mapping[str, tuple[File, Header]], stem: str,
     )
 
 
-def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
-    """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones."""
+def _with_files(checkpoint: Checkpoint, folder: Folder, own: Collection[str] = ()) -> Checkpoint:
+    """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones, and
+    those of its `own`.
+    """
     files: dict[str, File | bytes] = {}
     left = [f"{f}/" for f in folder.names() if f in LEFT_FOLDERS and f != ".surgery" and not folder.has(f)]
-    shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
+    shards = {*checkpoint.weight_map.values(), checkpoint.index_name, *own}
     paths, run = without_git(path for path in folder.walk(LEFT_FOLDERS) if path not in shards)
     nested = list(
         dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path)
