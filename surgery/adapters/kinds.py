@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import NotSupported
 from ..files.peft import Adapter
-from .methods import METHODS
+from .methods import ELSEWHERE, METHODS
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 
@@ -189,13 +189,14 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
     """
     config, where = adapter.config, [f"{adapter.path}/adapter_config.json"]
     asked = config.get("peft_type")
-    if asked not in SUPPORTED:
+    method = METHODS.get(str(asked)) or ELSEWHERE.get(str(asked))
+    if asked not in SUPPORTED and not method:
         kind = _TYPES.get(str(asked))
         tip = f"supported: {', '.join(SUPPORTED)}"
         why = [f"{kind.name}: {kind.why}"] if kind else []
         what = f"adapters of kind {asked} are not supported"
         raise NotSupported(what, where=[*where, *why], help=f"{tip}; {kind.help}" if kind else tip)
-    if method := METHODS.get(str(asked)):
+    if method:
         _check_options(config, where, _COMMON | method.options)
         return method.check(adapter)
     _check_options(config, where, KNOWN)

@@ -45,7 +45,6 @@ METHODS: Mapping[str, Method] = {
         ia3.METHOD,
         loha.METHOD,
         lokr.METHOD,
-        lycoris.METHOD,
         miss.METHOD,
         miss.OLD,
         oft.METHOD,
@@ -59,7 +58,12 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+# Those of other tools, of which PEFT knows nothing.
+ELSEWHERE: Mapping[str, Method] = {lycoris.METHOD.peft_type: lycoris.METHOD}
+
+
 def method_of(adapter: Adapter) -> Method | None:
     """The adapter's kind, where it is one of these."""
-    row = METHODS.get(str(adapter.config.get("peft_type")))
+    kind = str(adapter.config.get("peft_type"))
+    row = METHODS.get(kind) or ELSEWHERE.get(kind)
     return row and (row.variant(adapter) or row)

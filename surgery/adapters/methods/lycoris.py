@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from ...errors import series
 from ...files.adapters.alphas import BIAS, IA3_IN, IA3_OUT, LYCORIS, MAGNITUDE, A, B
 from ...files.peft import Adapter
 from ...lazy.change import Delta
@@ -42,7 +43,7 @@ def effect(target: Target) -> Effect:
     there = {_KINDS[part] for part in target.parts if part in _KINDS}
     if len(there) > 1:
         tip = "two tools wrote into one file: keep the tensors of one of them"
-        raise target.wrong(f"the module has parts of two kinds: {', '.join(sorted(target.parts))}", tip)
+        raise target.wrong(f"the module has parts of two kinds: {series(sorted(target.parts))}", tip)
     found = next(iter(there))(target) if there else Effect()
     found = replace(found, bias=(*found.bias, *_on_bias(target)))
     return _scaled(target, found)
