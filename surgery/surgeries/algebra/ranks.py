@@ -84,7 +84,8 @@ def _note(leaf: str, found: Mapping[str, Kept]) -> str:
     rank = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
     verb = "keeps" if ranks[0] == ranks[-1] else "keep"
     shown = f"{percent(middle)} in the median, {percent(least)} in {worst}" if len(found) > 1 else percent(least)
-    return f"{leaf} ×{len(found)}: {rank} {verb} {shown}; the next σ is at most {after:.2g} of the last"
+    rest = f"the next σ is at most {after:.2g} of the last" if after else "no further σ is there"
+    return f"{leaf} ×{len(found)}: {rank} {verb} {shown}; {rest}"
 
 
 def percent(share: float) -> str:
