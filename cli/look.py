@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, FollowLinks, Json, Merging, Model, Quiet, writing_options
+from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
 from .reading import Reading
 from .running import guarded
 
@@ -23,6 +23,7 @@ def inspect(
         str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")
     ] = "",
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     debug: Debug = False,
     *,
@@ -52,6 +53,7 @@ def diff(
         str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")
     ] = "",
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -100,6 +102,7 @@ def verify(
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -120,12 +120,33 @@ TYPES = (
     ),
     Kind("mixtures", ("XLORA", "POLY"), "they choose among adapters for each input", "serve it live"),
     Kind(
+        "PSOFT",
+        ("PSOFT",),
+        "it turns singular vectors of the base, which are not in the file, and have other signs on other machines",
+        WITH_PEFT,
+    ),
+    Kind(
+        "AdaMSS",
+        ("ADAMSS",),
+        "which rows its parts belong to is not in the file: it is found by clustering the base again",
+        WITH_PEFT,
+    ),
+    Kind(
+        "FRoD",
+        ("FROD",),
+        "it turns each weight by matrices as large as its inputs squared, of which the file need not have the signs",
+        WITH_PEFT,
+    ),
+    Kind("OSF", ("OSF",), "it takes each weight as a whole apart into singular values", WITH_PEFT),
+    Kind("Lily", ("LILY",), "it weighs its matrices anew by the inputs of each batch", "serve it live"),
+    Kind("Shadow", ("SHADOW",), "it carries a hidden state of its own beside the model's", "serve it live"),
+    Kind(
         "other kinds",
         tuple(
             kind
             for kind in (
-                "ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LOHA LOKR MISS OFT OSF"
-                " PEANUT PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA WAVEFT"
+                "BEFT C3A FOURIERFT GRALORA IA3 LOHA LOKR PVERA RANDLORA SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA"
+                " WAVEFT"
             ).split()
             if kind not in METHODS
         ),

@@ -23,4 +23,15 @@ def blocks_of_ones(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float |
     return torch.eye(columns, dtype=torch.float64).repeat_interleave(rows // columns, 0)
 
 
-RULES = {"spread": spread, "blocks of ones": blocks_of_ones}
+def tiled(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) -> torch.Tensor:
+    """(rows, columns) of copies of the input, or of the identity of `rows`, side by side and above each other, cut at
+    the end.
+    """
+    import torch
+
+    rows, columns = int(numbers["rows"]), int(numbers["columns"])
+    value = inputs[0] if inputs else torch.eye(rows, dtype=torch.float64)
+    return value.repeat(-(-rows // value.shape[0]), -(-columns // value.shape[1]))[:rows, :columns]
+
+
+RULES = {"spread": spread, "blocks of ones": blocks_of_ones, "tiled": tiled}

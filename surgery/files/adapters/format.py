@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import AdapterError, FormatError, listed
 from ...lazy.dtypes import ARITHMETIC
-from ...lazy.tensor import Stored
+from ...lazy.tensor import Tensor
 from ..peft import Adapter
 
 
@@ -24,7 +24,7 @@ class Found:
     """A file that may be an adapter: its header, and the adapter_config.json beside it, {} where there is none."""
 
     path: str
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,12 +68,12 @@ class Format:
         return self.reads(found) if self.reads else bool(self.recognise(found))
 
 
-def grouped(found: Found, rule: re.Pattern[str]) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:
+def grouped(found: Found, rule: re.Pattern[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """The tensors by module and part, as the rule's groups say, and the rest by name. Raises FormatError where two are
     one.
     """
-    modules: dict[str, dict[str, Stored]] = {}
-    rest: dict[str, Stored] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
     for name, tensor in found.tensors.items():
         match = rule.fullmatch(name)
         if match is None:
@@ -88,8 +88,8 @@ def grouped(found: Found, rule: re.Pattern[str]) -> tuple[dict[str, dict[str, St
 
 
 def pair_of(
-    found: Found, module: str, parts: Mapping[str, Stored], names: Sequence[str], axes: int = 2
-) -> list[Stored]:
+    found: Found, module: str, parts: Mapping[str, Tensor], names: Sequence[str], axes: int = 2
+) -> list[Tensor]:
     """The two factors of the module, of floats and of `axes` axes. Raises AdapterError."""
     if missing := [name for name in names if name not in parts]:
         tip = "the adapter's file is incomplete: save it again"

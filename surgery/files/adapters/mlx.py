@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import AdapterError, NotSupported
-from ...lazy.tensor import Stored, Tensor, narrow, permute, reshape
+from ...lazy.tensor import Tensor, narrow, permute, reshape
 from ..peft import Adapter
 from .format import Format, Found, Said, grouped, pair_of, strangers, told_alpha
 from .lora import is_embedding, lora_adapter
@@ -76,7 +76,7 @@ _FILE = {
 }
 
 
-def _factors(found: Found, module: str, parts: Mapping[str, Stored]) -> dict[str, tuple[dict[str, Tensor], int]]:
+def _factors(found: Found, module: str, parts: Mapping[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], int]]:
     """PEFT's tensors, and the rank, of the module, or of each expert in it."""
     if any(len(parts[name].shape) == 3 for name in _PAIR if name in parts):
         return _experts(found, module, parts)
@@ -97,7 +97,7 @@ def _factors(found: Found, module: str, parts: Mapping[str, Stored]) -> dict[str
     return {module: (made, a.shape[1])}
 
 
-def _experts(found: Found, module: str, parts: Mapping[str, Stored]) -> dict[str, tuple[dict[str, Tensor], int]]:
+def _experts(found: Found, module: str, parts: Mapping[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], int]]:
     """The LoRA of each expert, under the name that its own tensor has: X.switch_mlp.up_proj is X.experts.N.up_proj."""
     a, b = pair_of(found, module, parts, _PAIR, 3)
     count, rank = a.shape[:2]

@@ -8,17 +8,18 @@ from typing import Any
 
 from ...errors import AdapterError, FormatError, NotACheckpoint, SurgeryError, listed
 from ...evaluation.read import sha256
-from ...lazy.tensor import File, Input
 from ...opened import takes_opened
+from ..adapter_weights import Weights, is_weights, read_weights
+from ..beside_adapter import is_litter
 from ..folder import Folder, PathLike, locate
-from ..peft import CONFIG, WEIGHTS, Adapter, open_peft
+from ..peft import CONFIG, PICKLED, WEIGHTS, Adapter, open_peft
 from ..safetensors import tensors_of
 from ..strict import parse_object
+from ..torchfile.reader import read_torch
+from .archives import check_no_archive
 from .format import Format, Found, Said
-from .pickled import check_no_pickle
 from .table import format_of
 
-ENDING = ".safetensors"
 LOOKED_AT = Said(strict=False)
 _MODELS = ("config.json", "model_index.json")
 
@@ -45,7 +46,7 @@ def open_adapter(
     said = Said(format, alpha, tuple(enable_lora) if enable_lora is not None else None)
     folder, name = locate(path)
     if (found := opened(folder, name, said)) is None:
-        check_no_pickle(folder, name)
+        check_no_archive(folder, name)
         if said != Said():
             tip = "leave --format, --alpha and --enable-lora away: adapter_config.json says what they would"
             raise AdapterError("a PEFT adapter says itself how it is merged", where=[folder.at(name)], help=tip)
@@ -82,8 +83,8 @@ def opened(folder: Folder, name: str = "", said: Said = Said()) -> Adapter | Non
     if said in (Said(), LOOKED_AT) and _is_peft(folder, name):
         return None
     config, files = _config(folder), [name] if name else _files(folder)
-    read = {one: found for one in files if one.endswith(ENDING) and (found := _found(folder, one, config))}
-    rows = {one: row for one, found in read.items() if (row := format_of(found, said))}
+    found = {one: held for one in files if is_weights(one) and (held := _found(folder, one, config))}
+    rows = {one: row for one in found if (row := format_of(found[one], said))}
     chosen = [one for one, (row, _) in rows.items() if one in row.files] if len(rows) > 1 else []
     if len(rows) > 1 and len(chosen) != 1:
         tip = f"pass the one that you mean: {folder.at(next(iter(rows)))}"
@@ -92,12 +93,14 @@ def opened(folder: Folder, name: str = "", said: Said = Said()) -> Adapter | Non
         return None
     one = chosen[0] if chosen else next(iter(rows))
     left = [other for other in rows if other != one]
-    return _opened(folder, one, read[one], *rows[one], said, left)
+    weights = read_weights(folder, one)
+    return _opened(folder, weights, replace(found[one], tensors=weights.tensors), *rows[one], said, left)
 
 
 def _is_peft(folder: Folder, name: str) -> bool:
     """Whether PEFT's own folder is meant, or its file of weights in it."""
-    return name in ("", WEIGHTS) and folder.has(CONFIG) and folder.has(WEIGHTS)
+    ours = [one for one in (WEIGHTS, PICKLED) if folder.has(one)]
+    return folder.has(CONFIG) and bool(ours) and (not name or name in ours)
 
 
 def _config(folder: Folder) -> Mapping[str, Any]:
@@ -111,39 +114,43 @@ def _config(folder: Folder) -> Mapping[str, Any]:
 
 
 def _files(folder: Folder) -> list[str]:
-    """The files that may be meant by the folder."""
+    """The files that may be meant by the folder: safetensors, or others where there are none."""
     if any(folder.has(name) for name in _MODELS) or "peft_type" in _config(folder):
         return []
-    return [name for name in folder.names() if name.endswith(ENDING) and folder.has(name)]
+    here = [name for name in folder.names() if is_weights(name) and folder.has(name) and not is_litter(name)]
+    return [name for name in here if name.endswith(".safetensors")] or here
 
 
 def _found(folder: Folder, name: str, config: Mapping[str, Any]) -> Found | None:
-    """The file's header; None where it cannot be read: what is not one is told by who opens it as something else."""
+    """What tells the file's format, read from its header, or its pickle, alone; None where it cannot be read: what is
+    no adapter is told by who opens it as something else.
+    """
     try:
-        file, header = folder.headers([name])[name]
+        if name.endswith(".safetensors"):
+            file, header = folder.headers([name])[name]
+            return Found(folder.at(name), tensors_of(file, header), header.metadata, config)
+        return Found(folder.at(name), read_torch(folder.file(name).path).tensors, None, config)
     except SurgeryError:
         return None
-    return Found(folder.at(name), tensors_of(file, header), header.metadata, config)
 
 
-def _opened(folder: Folder, name: str, found: Found, row: Format, why: str, said: Said, left: Sequence[str]) -> Adapter:
+def _opened(
+    folder: Folder, held: Weights, found: Found, row: Format, why: str, said: Said, left: Sequence[str]
+) -> Adapter:
     """The adapter with its files, digested, and what is said of it."""
     adapter = row.read(found, said)
-    file = _digested(folder.headers([name])[name][0])
-    files = (_digested(folder.file(CONFIG)), file) if found.config else (file,)
-    used = {name: tensor for name, tensor in found.tensors.items() if not row.into_config(name)}
-    tool = adapter.dialect or row.tool
-    notes = [*adapter.notes]
+    name, files = found.path.rpartition("/")[2], held.source.files
+    if found.config:
+        files = (replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True), *files)
+    used = {one: tensor for one, tensor in held.source.tensors.items() if not row.into_config(one)}
+    notes = [*adapter.notes, *held.notes]
     if left:
         notes.append(f"{name} is meant, as {row.tool} calls its last one, and not {', '.join(listed(list(left)))}")
-    told = {"format": tool, "why": why, "file": name, **_told(said)}
-    return replace(adapter, inputs=(Input("adapter", folder.at(name), files, used),), notes=tuple(notes), format=told)
+    told = {"format": adapter.dialect or row.tool, "why": why, "file": name, **_told(said)}
+    source = replace(held.source, files=files, tensors=used)
+    return replace(adapter, inputs=(source,), notes=tuple(notes), format=told)
 
 
 def _told(said: Said) -> dict[str, Any]:
     """What a user said, for the history."""
     return {key: value for key in ("alpha", "enable_lora") if (value := getattr(said, key)) is not None}
-
-
-def _digested(file: File) -> File:
-    return replace(file, digest=sha256(file), whole=True)

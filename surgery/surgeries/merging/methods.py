@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...adapters.methods import method_of
@@ -10,7 +10,7 @@ from ...adapters.methods.method import Effect, Method, Target, turned, unused
 from ...checkpoint import Checkpoint
 from ...errors import LayoutError, NotSupported
 from ...files.peft import Adapter
-from ...lazy.dtypes import F32
+from ...lazy.dtypes import F32, F64, Dtype
 from ...lazy.tensor import Input, Tensor, add, permute, reshape
 from ...models.families import is_conv1d
 from .changes import Placed, Turn
@@ -43,7 +43,7 @@ def place_method(
         raise NotSupported(f"{method.name} can only be merged with weight 1", where=target.where, help=tip)
     _turn(placed, method, name, lambda tensor: _applied(replace(target, weight=_upright(tensor, target)), method))
     if effect.bias or effect.bias_gain:
-        _turn(placed, method, bias, lambda tensor: add(tensor, effect.bias, F32, effect.bias_gain))
+        _turn(placed, method, bias, lambda tensor: _on_bias(replace(target, bias=tensor), method))
 
 
 def sources_of(adapter: Adapter) -> tuple[Input, ...]:
@@ -55,6 +55,16 @@ def sources_of(adapter: Adapter) -> tuple[Input, ...]:
     keys |= {f"{module}.{part}": part for module, parts in adapter.lora.items() for part in parts}
     partly = {adapter.names[key] for key, part in keys.items() if method.partly(part)}
     return tuple(replace(source, partly=source.partly | (partly & source.tensors.keys())) for source in adapter.inputs)
+
+
+def notes_on_sums(adapters: Sequence[Adapter]) -> list[str]:
+    """What a user should know of adapters whose sum is not what PEFT's live model computes."""
+    notes = []
+    for method in dict.fromkeys(map(method_of, adapters)):
+        modules = [set(one.lora) for one in adapters if method_of(one) is method]
+        if method and method.summed and len(set().union(*modules)) < sum(map(len, modules)):
+            notes.append(method.summed)
+    return notes
 
 
 def _turn(placed: Placed, method: Method, name: str, makes: Callable[[Tensor], Tensor]) -> None:
@@ -93,7 +103,19 @@ def _applied(target: Target, method: Method) -> Tensor:
     effect = _effect(target, method)
     stored = permute(target.weight, (1, 0)) if target.conv1d else target.weight
     matrix = permute(target.matrix, (1, 0)) if target.conv1d else target.matrix
-    return reshape(add(matrix, effect.deltas, F32, effect.gain), stored.shape)
+    return reshape(add(matrix, effect.deltas, _wide(matrix), effect.gain), stored.shape)
+
+
+def _on_bias(target: Target, method: Method) -> Tensor:
+    """The bias that the adapter makes of the target's."""
+    assert target.bias
+    effect = _effect(target, method)
+    return add(target.bias, effect.bias, _wide(target.bias), effect.bias_gain)
+
+
+def _wide(tensor: Tensor) -> Dtype:
+    """In what is computed on before the one rounding."""
+    return F64 if tensor.dtype == F64 else F32
 
 
 def _upright(tensor: Tensor, like: Target) -> Tensor:

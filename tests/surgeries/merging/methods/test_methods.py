@@ -17,7 +17,7 @@ from conftest import hashes
 from safetensors.torch import load_file, save_file
 
 import surgery
-from surgery.adapters.methods import METHODS
+from surgery.adapters.methods import METHODS, method_of
 
 from . import rows
 from .cases import Case, fresh, live, model_of, output, trained
@@ -97,7 +97,8 @@ def test_merged_computes_what_the_live_model_computes(
     module = sorted(opened.lora)[-1]
     less = computed(case, merged(here, folder, tmp_path / "less", except_=module.replace(".", r"\.")))
     assert (less - wanted).abs().max().item() > 10 * error
-    if METHODS[CASES[name].config().peft_type.value].several == "sum" and not opened.whole:
+    method = method_of(opened)
+    if method and method.several == "sum" and not opened.whole:
         twice = computed(case, merged(here, folder, tmp_path / "twice", scale=2.0))
         assert (twice - wanted).abs().max().item() > 10 * error
 
@@ -147,7 +148,9 @@ def test_a_check_against_base_and_adapter_names_sabotage(
     out = merged(here, folder, tmp_path / "out")
     assert surgery.verify(out, base=here, adapter=folder).ok
     start, made = surgery.open_checkpoint(here), surgery.open_checkpoint(out)
-    spoilt = next(key for key in made.tensors if not torch.equal(made.load(key), start.load(key)))
+    spoilt = next(
+        key for key in made.tensors if key in start.tensors and not torch.equal(made.load(key), start.load(key))
+    )
     for file in out.glob("*.safetensors"):
         tensors = load_file(file)
         if spoilt in tensors:

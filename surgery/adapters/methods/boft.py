@@ -1,0 +1,42 @@
+"""BOFT: the inputs of a weight turned by butterflies of small rotations, its outputs times numbers.
+
+    boft_R (m, n, k, k), boft_s (out, 1), or (1, out) of a convolution
+    W' = s * (W @ (F_(m-1) … F_0)^T), F_i = P_i blockdiag(R_i) P_i^T, R the Cayley transform of the skew half
+
+Together the m factors are one of blocks of k 2^(m - 1) inputs.
+Source: peft 0.21.2, tuners/boft/layer.py `get_delta_weight`, `block_butterfly_perm`.
+"""
+
+from __future__ import annotations
+
+from ...lazy.gain import Gain
+from ...lazy.tensor import made, reshape
+from ...lazy.turned import Turned
+from .method import Effect, Method, Target, said
+
+
+def effect(target: Target) -> Effect:
+    """What it does to the module."""
+    out, wide = target.matrix.shape
+    factors = target.part("boft_R", None, None, None, None)
+    levels, count, edge, _ = factors.shape
+    together = edge << (levels - 1) if levels else 0
+    if factors.shape[3] != edge or count * edge != wide or not together or wide % together or (levels > 1 and edge % 2):
+        raise target.wrong(f"boft_R is {factors.shape}, which does not fit a weight {target.weight.shape}")
+    blocks = made((1, wide // together, together, together), "butterfly", [factors])
+    scales = target.part("boft_s")
+    if scales.shape not in ((out, 1), (1, out)):
+        raise target.wrong(f"boft_s is {scales.shape}, and not a number for each of {out} outputs")
+    return Effect(deltas=(Turned(target.matrix, blocks, 1.0),), gain=Gain(reshape(scales, (out,)), None))
+
+
+METHOD = Method(
+    "BOFT",
+    "BOFT",
+    "inputs turned by butterflies of blocks, outputs times numbers; several adapters one after another",
+    effect,
+    options=said("boft_block_size boft_block_num boft_n_butterfly_factor boft_dropout init_weights bias"),
+    several="first",
+    conv1d=False,
+    layers="nn.Linear, convolutions in 2 dimensions",
+)
