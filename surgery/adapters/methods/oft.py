@@ -9,7 +9,8 @@
 peft 0.16 and 0.17, which said no version in adapter_config.json, doubled the last term too. Before 0.16 there were
 whole matrices, oft_r (n, k, k), whose skew half is Q, and a factor for each output, oft_s (out, 1).
 On kernels above 1 x 1 the live layer folds overlapping windows in another order than it unfolded them: no weight does
-that. Of two adapters the last is next to W, as in the live model; PEFT's own merge has them the other way round.
+that. Of two adapters the last is next to W, as in the live model; PEFT's own merge has them the other way round. On
+embeddings, and before 0.16, the first was.
 Source: peft 0.21.2, tuners/oft/layer.py `_cayley_batch`, `_project_batch`; 0.15.2 and 0.17.1, the same.
 """
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
 from ...files.peft import Adapter
 from ...lazy.gain import Gain
@@ -41,7 +41,8 @@ def effect(target: Target) -> Effect:
     if edge * (edge - 1) // 2 != upper.shape[1]:
         raise target.wrong(f"oft_R has {upper.shape[1]} numbers for each block, which are no half of a matrix")
     blocks = _turns(target, upper, edge, float(not embedding))
-    return Effect(deltas=(Turned(target.matrix, _placed(target, blocks), 1.0),), notes=_notes(target))
+    turn = Turned(target.matrix, _placed(target, blocks), 1.0)
+    return Effect(deltas=(turn,), notes=_notes(target), several="first" if embedding else None)
 
 
 def _turns(target: Target, upper: Tensor, edge: int, transposed: float) -> Tensor:
@@ -106,13 +107,7 @@ def _old(target: Target) -> Effect:
     limit = _limit(target, count) * math.ceil(out / (wide // edge)) ** 2
     blocks = made(whole.shape, "old cayley", [whole], limit=limit)
     gain = Gain(reshape(target.part("oft_s"), (out,)), None)
-    return Effect(deltas=(Turned(target.matrix, _placed(target, blocks), 1.0),), gain=gain)
-
-
-def _variant(adapter: Adapter) -> Method | None:
-    """Of several old ones the first was next to the base."""
-    old = any("oft_r" in parts for parts in adapter.lora.values())
-    return replace(METHOD, several="first") if old else None
+    return Effect(deltas=(Turned(target.matrix, _placed(target, blocks), 1.0),), gain=gain, several="first")
 
 
 METHOD = Method(
@@ -128,5 +123,4 @@ METHOD = Method(
     partly=lambda part: part.startswith("oft_"),
     conv1d=False,
     layers="nn.Linear, embeddings, convolutions in 2 dimensions",
-    variant=_variant,
 )
