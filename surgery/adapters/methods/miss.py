@@ -28,6 +28,8 @@ def effect(target: Target) -> Effect:
             f"{name} is {block.shape}, which is not what init_weights = {kind!r} makes",
             "restore adapter_config.json from the training",
         )
+    if kind not in (True, False, None, "mini", "bat"):
+        raise target.unsupported(f"init_weights = {kind!r} is not known")
     return _bat(target, name) if kind == "bat" else _repeated(target, name, mini=kind == "mini")
 
 

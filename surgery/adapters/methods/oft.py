@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import re
 
-from ...files.peft import Adapter
 from ...lazy.gain import Gain
 from ...lazy.tensor import Tensor, made, reshape
 from ...lazy.turned import Turned
@@ -50,7 +49,7 @@ def _turns(target: Target, upper: Tensor, edge: int, transposed: float) -> Tenso
     shape, limit = (upper.shape[0], edge, edge), _limit(target, upper.shape[0])
     if not _is_series(target):
         return made(shape, "cayley", [upper], limit=limit, transposed=transposed)
-    terms, last = target.number("num_cayley_neumann_terms", 5), 2.0 if _is_old(target.adapter) else 1.0
+    terms, last = target.number("num_cayley_neumann_terms", 5), 2.0 if _is_old(target) else 1.0
     return made(shape, "neumann", [upper], limit=limit, transposed=transposed, terms=float(terms), last=last)
 
 
@@ -63,14 +62,20 @@ def _is_series(target: Target) -> bool:
     raise target.wrong(what, "restore adapter_config.json from the training")
 
 
-def _is_old(adapter: Adapter) -> bool:
+def _is_old(target: Target) -> bool:
     """Whether a version before 0.18 trained it, none of which wrote its number."""
-    found = re.match(r"(\d+)\.(\d+)", str(adapter.config.get("peft_version") or "0.0"))
+    version = str(target.adapter.config.get("peft_version") or "0.0")
+    if version.startswith("0.18.0.dev"):
+        tip = (
+            "load and save it with the commit of peft that trained it, and say in adapter_config.json 0.17.0 or 0.18.0"
+        )
+        raise target.unsupported(f"peft_version = {version}: while it was made, the series changed", tip)
+    found = re.match(r"(\d+)\.(\d+)", version)
     return not found or tuple(map(int, found.groups())) < DOUBLED_BEFORE
 
 
 def _notes(target: Target) -> tuple[str, ...]:
-    if not (_is_series(target) and _is_old(target.adapter)):
+    if not (_is_series(target) and _is_old(target)):
         return ()
     said = target.adapter.config.get("peft_version") or "no version"
     return (f"adapter_config.json says peft_version = {said}: its rotations are those of peft 0.16 and 0.17",)
