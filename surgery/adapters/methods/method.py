@@ -135,7 +135,8 @@ class Method:
     `options` are keys of adapter_config.json that it reads, or that tell of the training alone; any other one that
     says something is refused. `check` raises for a config, or a file, that no module can be merged of. `partly` are
     parts of which not each element is used once: tables that are cut, blocks that repeat. `idle` are parts that
-    change nothing, and are dropped by name.
+    change nothing, and are dropped by name. `together` is what a user should know
+    where several of the kind are on one module.
     """
 
     peft_type: str
@@ -149,6 +150,7 @@ class Method:
     idle: Callable[[str], bool] = lambda part: False
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
+    together: str = ""
 
 
 def said(*keys: str) -> frozenset[str]:

@@ -100,6 +100,14 @@ def test_what_turns_has_no_weight(name: str, tmp_path: Path) -> None:
         merged(base, adapters[:1], tmp_path / "out", [0.5])
 
 
+def test_of_rotations_the_order_is_told(tmp_path: Path) -> None:
+    base, adapters = both(ORDERED["OFT"], tmp_path)
+    opened = [surgery.open_adapter(path) for path in adapters]
+    said = "the last one is next to the weight"
+    assert [note for note in surgery.merge(surgery.open_checkpoint(base), opened).notes if said in note]
+    assert not [note for note in surgery.merge(surgery.open_checkpoint(base), opened[0]).notes if said in note]
+
+
 def test_two_kinds_that_turn_have_no_order(tmp_path: Path) -> None:
     base, adapters = both(ORDERED["OFT"], tmp_path)
     other = trained(ORDERED["HRA"], base, tmp_path / "hra")
