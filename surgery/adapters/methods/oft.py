@@ -125,8 +125,8 @@ METHOD = Method(
         " bias"
     ),
     several="last",
-    together="of several OFT adapters the last one is next to the weight, as in PEFT's live model: its own merge_and_unload"
-    " has them the other way round",
+    together="of several OFT adapters the last one is next to the weight, as in PEFT's live model: its own"
+    " merge_and_unload has them the other way round",
     partly=lambda part: part.startswith("oft_"),
     conv1d=False,
     layers="nn.Linear, embeddings, convolutions in 2 dimensions",
