@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
+from .files.adapters.opening import LOOKED_AT
 from .files.adapters.opening import opened as of_other_tool
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.index import Index, parse_index
@@ -148,7 +149,7 @@ def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = locate(path)
-    if (adapter := of_other_tool(folder, name)) is not None:
+    if (adapter := of_other_tool(folder, name, LOOKED_AT)) is not None:
         return adapter
     if name:
         return _opened(folder, name)
