@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, FollowLinks, Json, Merging, Model, Quiet, writing_options
+from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
+from .reading import Reading
 from .running import guarded
 
 app = typer.Typer()
@@ -15,14 +16,18 @@ PANEL = "Look"
 
 
 @app.command(rich_help_panel=PANEL)
+@writing_options
 def inspect(
     model: Model,
     tensors: Annotated[
         str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")
     ] = "",
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     debug: Debug = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
     import surgery
@@ -31,7 +36,7 @@ def inspect(
 
     def body() -> None:
         if not tensors:
-            output.show_inspection(surgery.inspect(model), json=json)
+            output.show_inspection(surgery.inspect(model, **reading.reading()), json=json)
         else:
             found = surgery.open_any(model)
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
@@ -48,6 +53,7 @@ def diff(
         str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")
     ] = "",
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -96,11 +102,13 @@ def verify(
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
     *,
     merging: Merging,
+    reading: Reading,
 ) -> None:
     """Check headers, index and files against each other, the values, and what the model's class says.
 
@@ -115,7 +123,7 @@ def verify(
     from . import output
     from .progress import looking
 
-    if bool(base) != bool(adapters) or (not base and merging != Merging()):
+    if bool(base) != bool(adapters) or (not base and (merging, reading) != (Merging(), Reading())):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
     told = merging.told(len(adapters or ()))
 
@@ -130,6 +138,7 @@ def verify(
                 adapter=adapters or (),
                 **told,
                 beside=merging.beside(),
+                **reading.reading(),
                 on_tensor=on_tensor,
             )
         if json:
