@@ -65,5 +65,4 @@ ELSEWHERE: Mapping[str, Method] = {lycoris.METHOD.peft_type: lycoris.METHOD}
 def method_of(adapter: Adapter) -> Method | None:
     """The adapter's kind, where it is one of these."""
     kind = str(adapter.config.get("peft_type"))
-    row = METHODS.get(kind) or ELSEWHERE.get(kind)
-    return row and (row.variant(adapter) or row)
+    return METHODS.get(kind) or ELSEWHERE.get(kind)

@@ -22,7 +22,6 @@ from dataclasses import replace
 
 from ...errors import series
 from ...files.adapters.alphas import BIAS, IA3_IN, IA3_OUT, LYCORIS, MAGNITUDE, A, B
-from ...files.peft import Adapter
 from ...lazy.change import Delta
 from ...lazy.dense import Dense
 from ...lazy.dtypes import F32
@@ -44,9 +43,10 @@ def effect(target: Target) -> Effect:
     if len(there) > 1:
         tip = "two tools wrote into one file: keep the tensors of one of them"
         raise target.wrong(f"the module has parts of two kinds: {series(sorted(target.parts))}", tip)
-    found = next(iter(there))(target) if there else Effect()
-    found = replace(found, bias=(*found.bias, *_on_bias(target)))
-    return _scaled(target, found)
+    kind = next(iter(there), None)
+    found = _scaled(target, kind(target) if kind else Effect())
+    adds = kind in (*_ADDING, None) and not found.gain
+    return replace(found, bias=(*found.bias, *_on_bias(target)), several="sum" if adds else "one")
 
 
 def _lora(target: Target) -> Effect:
@@ -180,15 +180,7 @@ _KINDS: dict[str, Callable[[Target], Effect]] = {
     **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), _glora),
     "oft_blocks": _turned,
 }
-_PLAIN = (_lora, _loha, _lokr, _whole)  # that add what does not depend on the base
-
-
-def _variant(adapter: Adapter) -> Method | None:
-    """Where all that it does is to add, it has a sum with others, and weights."""
-    kinds = {_KINDS.get(part) for parts in adapter.lora.values() for part in parts}
-    scaled = any(part in (MAGNITUDE, COLUMNS) for parts in adapter.lora.values() for part in parts)
-    adds = kinds <= {*_PLAIN, None} and not scaled
-    return replace(METHOD, several="sum") if adds else None
+_ADDING = (_lora, _loha, _lokr, _whole)  # what does not depend on the base
 
 
 METHOD = Method(
@@ -197,9 +189,7 @@ METHOD = Method(
     "LoCon, LoHa, LoKr, (IA)³, full differences, norms, GLoRA, diag-OFT, BOFT, and DoRA, module by module",
     effect,
     options=frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"}),
-    several="one",
     conv1d=False,
     layers="nn.Linear, norms, convolutions",
     partly=lambda part: part.startswith(("lokr_", "oft_")),
-    variant=_variant,
 )
