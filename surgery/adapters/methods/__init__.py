@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...files.peft import Adapter
-from . import boft, deft, delora, glora, hira, hra, ia3, loha, miss, oft, peanut, road, vera
+from . import (
+    boft,
+    deft,
+    delora,
+    glora,
+    gralora,
+    hira,
+    hra,
+    ia3,
+    loha,
+    miss,
+    oft,
+    peanut,
+    randlora,
+    road,
+    tinylora,
+    unilora,
+    vblora,
+    vera,
+)
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
@@ -15,6 +34,7 @@ METHODS: Mapping[str, Method] = {
         deft.METHOD,
         delora.METHOD,
         glora.METHOD,
+        gralora.METHOD,
         hira.METHOD,
         hra.METHOD,
         ia3.METHOD,
@@ -23,8 +43,13 @@ METHODS: Mapping[str, Method] = {
         miss.OLD,
         oft.METHOD,
         peanut.METHOD,
+        randlora.METHOD,
         road.METHOD,
+        tinylora.METHOD,
+        unilora.METHOD,
+        vblora.METHOD,
         vera.METHOD,
+        vera.SAMPLED,
     )
 }
 
