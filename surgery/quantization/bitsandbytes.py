@@ -13,7 +13,7 @@ from typing import Any
 
 from ..lazy.coding import Coding, Packing
 from ..lazy.tables import FP4, NF4
-from ..lazy.tensor import Decoded, reshape
+from ..lazy.tensor import Decoded, Shape, reshape
 from .scheme import DTYPES, Quantised, Scheme, Source, module_of
 from .skip_lists import check_listed, extended
 
@@ -146,4 +146,9 @@ def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[st
     return extended(said, LIST, modules, quantised)
 
 
-SCHEME = Scheme("bitsandbytes", find, skip)
+def restated(state: bytes, shape: Shape) -> bytes:
+    """The JSON of a weight of another shape, as bitsandbytes writes it."""
+    return json.dumps({**json.loads(state), "shape": list(shape)}).encode()
+
+
+SCHEME = Scheme("bitsandbytes", find, skip, shape_in=STATE, restated=restated)

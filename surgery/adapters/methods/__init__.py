@@ -6,50 +6,64 @@ from collections.abc import Mapping
 
 from ...files.peft import Adapter
 from . import (
+    beft,
     boft,
+    c3a,
     deft,
     delora,
+    fourierft,
     glora,
     gralora,
     hira,
     hra,
     ia3,
     loha,
+    lokr,
     miss,
     oft,
     peanut,
     randlora,
     road,
+    shira,
+    supertuning,
     tinylora,
     unilora,
     vblora,
     vera,
+    waveft,
 )
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
     row.peft_type: row
     for row in (
+        beft.METHOD,
         boft.METHOD,
+        c3a.METHOD,
         deft.METHOD,
         delora.METHOD,
+        fourierft.METHOD,
         glora.METHOD,
         gralora.METHOD,
         hira.METHOD,
         hra.METHOD,
         ia3.METHOD,
         loha.METHOD,
+        lokr.METHOD,
         miss.METHOD,
         miss.OLD,
         oft.METHOD,
         peanut.METHOD,
         randlora.METHOD,
         road.METHOD,
+        shira.METHOD,
+        supertuning.METHOD,
         tinylora.METHOD,
         unilora.METHOD,
         vblora.METHOD,
         vera.METHOD,
         vera.SAMPLED,
+        waveft.METHOD,
     )
 }
 

@@ -136,6 +136,7 @@ class Method:
     change nothing, and are dropped by name. `prepared` is the whole adapter with what its modules share put in their
     reach, given the widest of its modules' inputs. `variant` is the row that an adapter's config makes of it, if it
     does.
+    `summed` is what a user should know where several of the kind are summed.
     """
 
     peft_type: str
@@ -150,6 +151,7 @@ class Method:
     prepared: Callable[[Adapter, Callable[[], int]], Adapter] = lambda adapter, widest: adapter
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
+    summed: str = ""
     variant: Callable[[Adapter], Method | None] = lambda adapter: None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import banks, bases, drawn, elementwise, rotations, tucker
+from . import banks, bases, drawn, elementwise, rotations, tucker, wavelets
 
 if TYPE_CHECKING:
     import torch
@@ -24,4 +24,5 @@ RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
     **rotations.RULES,
     **tucker.RULES,
+    **wavelets.RULES,
 }

@@ -1,11 +1,13 @@
 """Rules for adapters whose factors are made of shared numbers: rows of a bank that are mixed, numbers at places, sums
-of fixed matrices.
+of fixed matrices, matrices that were not saved, since a seed tells them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from ..twister import uniform
 
 if TYPE_CHECKING:
     import torch
@@ -45,4 +47,19 @@ def combined(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
     return torch.einsum("u,urs->rs", weights, matrices) @ a
 
 
-RULES = {"mixed": mixed, "mixed few": mixed_few, "gathered": gathered, "combined": combined}
+def torch_uniform(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) -> torch.Tensor:
+    """(rows, columns) of numbers of torch's `uniform_(-bound, bound)` on the CPU, from `seed`, after `skip` others."""
+    import torch
+
+    rows, columns, bound = int(numbers["rows"]), int(numbers["columns"]), float(numbers["bound"])
+    values = uniform(int(numbers["seed"]), int(numbers["skip"]), rows * columns, -bound, bound)
+    return torch.from_numpy(values).view(rows, columns)
+
+
+RULES = {
+    "torch uniform": torch_uniform,
+    "mixed": mixed,
+    "mixed few": mixed_few,
+    "gathered": gathered,
+    "combined": combined,
+}
