@@ -25,7 +25,7 @@ from ..models.names_v5 import in_memory, renames_of
 from ..models.targets import targets_for
 from ..opened import takes_opened
 from ..quantization.fused_codes import Codes, codes_of, fuse_codes, split_codes
-from ..quantization.fused_names import followed
+from ..quantization.fused_names import check_found, followed
 from ..quantization.kept_whole import held_in
 from ..quantization.quantised import NOTHING, Quantisation
 from ..quantization.settle import decoded
@@ -91,11 +91,13 @@ def _fuse(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -
     return without_note(fuse_at(checkpoint, sites, held))
 
 
-def split_at(checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING) -> Checkpoint:
-    """The checkpoint with these modules split, codes that are `held` as codes. Raises LayoutError, PlanError,
-    NotSupported.
+def split_at(
+    checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING, *, again: bool = True
+) -> Checkpoint:
+    """The checkpoint with these modules split, codes that are `held` as codes, and read `again`. Raises LayoutError,
+    PlanError, NotSupported.
     """
-    return _in_codes(checkpoint, sites, held, "split", split_tensors, split_codes)
+    return _in_codes(checkpoint, sites, held, "split", split_tensors, split_codes, again=again)
 
 
 def fuse_at(checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING) -> Checkpoint:
@@ -112,6 +114,8 @@ def _in_codes(
     verb: str,
     change: Callable[[Mapping[str, Tensor], Site], Change],
     coded: Callable[[Codes, Site, Change], Change],
+    *,
+    again: bool = True,
 ) -> Checkpoint:
     seen = decoded(checkpoint, held)
     with _located(seen), _located(checkpoint):
@@ -119,7 +123,10 @@ def _in_codes(
         shapes = {name: tensor.shape for one in changes for name, tensor in one.made.items()}
         codes = codes_of(checkpoint, held)
         changes = [coded(codes, site, one) for site, one in zip(sites, changes, strict=True)]
-        return followed(_changed(checkpoint, verb, sites, changes), codes, sites, verb, shapes)
+        made = followed(_changed(checkpoint, verb, sites, changes), codes, sites, verb)
+        if again:
+            check_found(made, codes, sites, verb, shapes)
+        return made
 
 
 def fused_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Given | None = None) -> list[Site]:
