@@ -59,5 +59,4 @@ METHODS: Mapping[str, Method] = {
 
 def method_of(adapter: Adapter) -> Method | None:
     """The adapter's kind, where it is one of these."""
-    row = METHODS.get(str(adapter.config.get("peft_type")))
-    return row and (row.variant(adapter) or row)
+    return METHODS.get(str(adapter.config.get("peft_type")))

@@ -254,6 +254,7 @@ def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
     """What the history says of an adapter; its name where it lies in a place of its own."""
     name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
     told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+    told |= {key: adapter.format[key] for key in ("format", "alpha", "enable_lora") if key in adapter.format}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
