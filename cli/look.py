@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
+from .reading import Reading
 from .running import guarded
 
 app = typer.Typer()
@@ -15,6 +16,7 @@ PANEL = "Look"
 
 
 @app.command(rich_help_panel=PANEL)
+@writing_options
 def inspect(
     model: Model,
     tensors: Annotated[
@@ -24,6 +26,8 @@ def inspect(
     key: Key = "",
     json: Json = False,
     debug: Debug = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
     import surgery
@@ -32,7 +36,7 @@ def inspect(
 
     def body() -> None:
         if not tensors:
-            output.show_inspection(surgery.inspect(model), json=json)
+            output.show_inspection(surgery.inspect(model, **reading.reading()), json=json)
         else:
             found = surgery.open_any(model)
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
@@ -104,6 +108,7 @@ def verify(
     debug: Debug = False,
     *,
     merging: Merging,
+    reading: Reading,
 ) -> None:
     """Check headers, index and files against each other, the values, and what the model's class says.
 
@@ -118,7 +123,7 @@ def verify(
     from . import output
     from .progress import looking
 
-    if bool(base) != bool(adapters) or (not base and merging != Merging()):
+    if bool(base) != bool(adapters) or (not base and (merging, reading) != (Merging(), Reading())):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
     told = merging.told(len(adapters or ()))
 
@@ -133,6 +138,7 @@ def verify(
                 adapter=adapters or (),
                 **told,
                 beside=merging.beside(),
+                **reading.reading(),
                 on_tensor=on_tensor,
             )
         if json:
