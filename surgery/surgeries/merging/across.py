@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...adapters.fused import split_adapter
+from ...adapters.methods import method_of
 from ...checkpoint import Checkpoint
 from ...errors import LayoutError, NothingMatched, SurgeryError, listed
 from ...files.peft import Adapter
@@ -18,7 +19,7 @@ from ...models.fused.row import Site
 from ...models.fused.tables import TABLE
 from ...names import natural
 from ..split import fused_in, sites_held, split_in
-from .other_naming import parts_held
+from .other_naming import parts_held, wholes_held
 
 EXPERTS = ("experts",)
 AS_GIVEN = "as given"  # why a site lies as it does
@@ -35,17 +36,22 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
     """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on
     fused.
 
-    (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
+    (the adapter, split where the base is; the modules of the base to be split for it and fused again, or fused and
+    split again; a note on it)
     """
     wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
     if wanted <= checkpoint.tensors.keys():
         return adapter, [], ""
+    if held := wholes_held(checkpoint, adapter):
+        return adapter, held, f"merged into what the parts of {held[0].row.fused} are together, {held[0].why}"
     if held := parts_held(checkpoint, adapter):
         return adapter, held, f"merged into the rows of {held[0].row.fused}, {held[0].why}"
     if held := sites_held(adapter, apart_here(checkpoint, given), fused=True):
         note = (
             f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
         )
+        if method_of(adapter):  # of which no part is an adapter: the base is fused for it, and split again
+            return adapter, held, note + _as_given(held)
         return split_adapter(adapter, held), [], note + _as_given(held)
     if held := sites_held(adapter, fused_here(checkpoint, given), fused=False) or sites_held(
         adapter, fused_in(checkpoint, EXPERTS), fused=False

@@ -4,8 +4,6 @@ it has in parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...checkpoint import Checkpoint
 from ...files.peft import Adapter
 from ...models.diffusion.spelling import spelled
@@ -24,11 +22,11 @@ def parts_held(checkpoint: Checkpoint, adapter: Adapter) -> list[Site]:
     return [site for site in sites.values() if set(site.parts) & set(missing)]
 
 
-def wholes_held(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Site]:
-    """The places of the base's parts that adapters are on the whole of: kinds that cannot be split are merged into what
+def wholes_held(checkpoint: Checkpoint, adapter: Adapter) -> list[Site]:
+    """The places of the base's parts that the adapter is on the whole of: kinds that cannot be split are merged into what
     is fused for it.
     """
-    held = {module for one in adapters for module in one.lora if f"{module}.weight" not in checkpoint.tensors}
+    held = {module for module in adapter.lora if f"{module}.weight" not in checkpoint.tensors}
     if not held or "model_type" in checkpoint.config:
         return []
     known = spelled(checkpoint.tensors, checkpoint.config)
