@@ -23,8 +23,8 @@ def parts_held(checkpoint: Checkpoint, adapter: Adapter) -> list[Site]:
 
 
 def wholes_held(checkpoint: Checkpoint, adapter: Adapter) -> list[Site]:
-    """The places of the base's parts that the adapter is on the whole of: kinds that cannot be split are merged into what
-    is fused for it.
+    """The places of the base's parts that the adapter is on the whole of: what cannot be split is merged into what they
+    are together.
     """
     held = {module for module in adapter.lora if f"{module}.weight" not in checkpoint.tensors}
     if not held or "model_type" in checkpoint.config:
