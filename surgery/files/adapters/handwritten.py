@@ -25,6 +25,7 @@ from .state import held_whole
 
 TOOL = "a program of its own"
 _NAME = re.compile(r"(?P<module>.+?)\.(?:lora\.|lora_)?(?P<part>[ABab])(?:\.weight)?")
+_HUB = re.compile(r"\.(?:loras|shared_parameters)\.")  # AdapterHub's
 _SURE = re.compile(r"(?!base_model\.).+\.(?:lora_[AB]|lora\.[AB])")
 
 
@@ -32,7 +33,7 @@ def pairs_in(found: Found) -> dict[str, dict[str, Tensor]]:
     """The factors A and B of each module, whatever they are called."""
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in found.tensors.items():
-        if ".loras." not in name and (match := _NAME.fullmatch(name)):
+        if not _HUB.search(name) and (match := _NAME.fullmatch(name)):
             parts = modules.setdefault(match["module"], {})
             if match["part"].upper() in parts:
                 where = [found.path, name]
@@ -43,7 +44,7 @@ def pairs_in(found: Found) -> dict[str, dict[str, Tensor]]:
 
 def bare_pairs(found: Found) -> dict[str, dict[str, Tensor]]:
     """The same of those that are surely LoRA's, and bare: X.lora_A, X.lora_B."""
-    sure = {name: one for name, one in found.tensors.items() if _SURE.fullmatch(name) and ".loras." not in name}
+    sure = {name: one for name, one in found.tensors.items() if _SURE.fullmatch(name) and not _HUB.search(name)}
     return pairs_in(Found(found.path, sure))
 
 

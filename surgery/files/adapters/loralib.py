@@ -50,7 +50,7 @@ def read(found: Found, said: Said) -> Adapter:
         alpha = told_alpha(found, said, b.shape[1], TOOL)
         ranks[module] = (a.shape[0], None if alpha is None else alpha * count)
         keys = ("lora_embedding_A", "lora_embedding_B") if is_embedding(module) else ("lora_A.weight", "lora_B.weight")
-        lora[module] = dict(zip(keys, (a, _placed(b, count, said.enable_lora)), strict=True))
+        lora[module] = dict(zip(keys, (a, placed(b, count, said.enable_lora)), strict=True))
         names |= {f"{module}.{key}": f"{module}.{part}" for key, part in zip(keys, _PAIR, strict=True)}
     whole, more = held_whole(rest, lora)
     return lora_adapter(found, TOOL, lora, names | more, ranks, whole=whole)
@@ -78,7 +78,7 @@ def _parts_of(found: Found, module: str, a: Tensor, b: Tensor, said: Said) -> in
     return count
 
 
-def _placed(b: Tensor, count: int, enabled: Sequence[bool] | None) -> Tensor:
+def placed(b: Tensor, count: int, enabled: Sequence[bool] | None) -> Tensor:
     """B (slots * rows, count * r): each part's block in the rows of its slot and the columns of its rank."""
     if enabled is None or (count == 1 and sum(enabled) != 1):
         return b
@@ -94,7 +94,7 @@ def _placed(b: Tensor, count: int, enabled: Sequence[bool] | None) -> Tensor:
 
 def reads(found: Found) -> bool:
     """Whether it can be, where a user says so."""
-    return any(_NAME.fullmatch(name) and ".loras." not in name for name in found.tensors)
+    return bool(bare_pairs(found))
 
 
 FORMAT = Format("loralib", TOOL, recognise, read, reads, takes=frozenset({"alpha", "enable_lora"}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import AdapterError, FormatError, nearest, series
-from . import handwritten, image, loralib, mlx, peft_file, torchtune
+from . import adapterhub, handwritten, image, loralib, mlx, peft_file, torchtune
 from .format import Format, Found, Said
 
 IMAGE = Format(
@@ -25,6 +25,7 @@ FORMATS: Mapping[str, Format] = {
         handwritten.PRODUCT,
         handwritten.OUTPUT,
         torchtune.FORMAT,
+        adapterhub.FORMAT,
     )
 }
 OPTIONS = {"alpha": "--alpha", "enable_lora": "--enable-lora"}

@@ -28,6 +28,8 @@ def without_own_base(checkpoint: Checkpoint, adapter: Adapter) -> Adapter:
             " save A and B alone"
         )
         raise AdapterError(what, where=[adapter.path, *listed(other), checkpoint.path], help=tip)
+    biases = {f"{name.removesuffix('weight')}bias" for name in held} & adapter.whole.keys()
+    held |= {name for name in biases if _same(adapter.whole[name], checkpoint.tensors.get(name))}
     gone = {adapter.names[name]: adapter.whole[name] for name in held}
     kept = {name: tensor for name, tensor in adapter.whole.items() if name not in held}
     return replace(adapter, whole=kept, dropped={**adapter.dropped, **gone})
