@@ -31,7 +31,7 @@ from .files.pipeline import components_of
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
-from .files.torchfile.model import pickled, read_model, under_key
+from .files.torchfile.model import read_foreign, under_key
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
 from .opened import takes_opened
@@ -185,10 +185,9 @@ def _foreign(folder: Folder, name: str) -> Checkpoint | None:
     here = folder.names() if not name else []
     if name in GIVEN or any(".safetensors" in one for one in here) or ADAPTER_CONFIG in here:
         return None
-    files = pickled(folder, name)
-    if not files:
+    found = read_foreign(folder, name)
+    if found is None:
         return None
-    found = read_model(folder, files)
     checkpoint = Checkpoint(
         path=folder.path,
         tensors=found.tensors,

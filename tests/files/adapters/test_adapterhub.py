@@ -42,7 +42,7 @@ def test_merged_models_compute_what_adapterhubs_do(case: str, tmp_path: Path) ->
     changed = [name for name in new if name.endswith("weight") and not torch.equal(new[name], old[name])]
     assert len(changed) == CASES[case]
     for control in ({n: 2 * new[n] - old[n] for n in new}, {changed[0]: old[changed[0]]}):
-        assert (computed(merged, case, {**new, **control}) - live).abs().max() > 1e-4 * largest
+        assert (computed(merged, case, {**new, **control}) - live).abs().max() > 1e-3 * largest
     proof = surgery.verify(merged, base=fixture / "base", adapter=fixture / "adapter", check_class=False)
     assert proof.ok, proof
 
