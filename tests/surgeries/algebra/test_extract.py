@@ -14,13 +14,17 @@ import pytest
 import tiny_models
 import torch
 from conftest import hashes
+from models.fused import stacks
 from safetensors.torch import load_file, save_file
 from surgeries.algebra.test_combine import output
 from surgeries.algebra.test_resize import best
+from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NothingMatched, NotSupported, SurgeryError
 from surgery.evaluation import extraction
+from surgery.evaluation.evaluate import load
+from surgery_cli.app import app
 
 Edit = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor | None]
 
@@ -179,6 +183,48 @@ def test_embeddings_by_option(tmp_path: Path) -> None:
     close(loaded("llama", tmp_path), tuned_output("llama", tmp_path), output(tiny_models.build("llama"), "llama"))
 
 
+EXPERTS = {
+    "one by one in the files": ("qwen3_moe", {}),
+    "one by one, under other names": ("mixtral", {}),
+    "in a stack under other names": ("granitemoe", {}),
+    "in turn and transposed": ("gpt_oss", {}),
+    "transposed and square": ("gpt_oss", {"hidden_size": 16, "intermediate_size": 16}),
+    "transposed and not told so": ("llama4_text", {"intermediate_size_mlp": 20, "interleave_moe_layer_step": 1}),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_get_lora_all_at_once(name: str, tmp_path: Path) -> None:
+    """Each expert's change is found, merged again, and live in PEFT."""
+    kind, sizes = EXPERTS[name]
+    model, generator = stacks.build(kind, **sizes), torch.Generator().manual_seed(5)
+    model.save_pretrained(tmp_path / "base")
+    base_output = experts_output(model)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.dim() == 3 and "bias" not in key:
+                b, a = (
+                    torch.randn(s, generator=generator) for s in ((*parameter.shape[:2], 2), (2, parameter.shape[2]))
+                )
+                b[1] = 0  # one expert that nothing was done to
+                parameter.add_(0.1 * b @ a)
+    model.save_pretrained(tmp_path / "tuned")
+    base, tuned = (surgery.open_checkpoint(tmp_path / one) for one in ("base", "tuned"))
+    surgery.write(surgery.extract(base, tuned, rank=2), tmp_path / "lora")
+    merged = surgery.merge(base, surgery.open_adapter(tmp_path / "lora"))
+    for key in tuned.tensors:
+        assert torch.allclose(merged.load(key), tuned.load(key), atol=2e-6), key
+    live = peft.PeftModel.from_pretrained(stacks.build(kind, **sizes), tmp_path / "lora")
+    assert peft.get_peft_model_state_dict(live).keys() == load_file(tmp_path / "lora/adapter_model.safetensors").keys()
+    close(experts_output(live), experts_output(model), base_output)
+
+
+def experts_output(model: Any) -> torch.Tensor:
+    inputs = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        return model.eval()(inputs).logits.float()
+
+
 def test_only_and_except(tmp_path: Path) -> None:
     base, tuned = pair("llama", tmp_path, low, "self_attn")
     adapter = surgery.extract(base, tuned, rank=2, only=r".*\.[qk]_proj", except_=r".*layers\.0\..*", rest="leave")
@@ -227,6 +273,41 @@ def test_a_resized_vocabulary_is_said(tmp_path: Path) -> None:
     merged = surgery.merge(base, adapter)
     assert torch.equal(merged.load("lm_head.weight"), grown.load("lm_head.weight"))
     assert merged.config["vocab_size"] == 101
+
+
+@pytest.mark.parametrize("how", ["nf4", "fp8"])
+def test_a_quantised_base_is_what_its_codes_mean(how: str, quantised: Callable[[str], Path]) -> None:
+    """The difference of the 16-bit model from what the codes mean is the quantiser's error."""
+    base, plain = surgery.open_checkpoint(quantised(how)), surgery.open_checkpoint(quantised("plain"))
+    adapter = surgery.extract(base, plain, rank=1000, rest="leave")
+    meant = surgery.dequantize(base, dtype="float32")
+    module = next(iter(adapter.lora))
+    parts = adapter.lora[module]
+    delta = load(parts["lora_B.weight"]) @ load(parts["lora_A.weight"])
+    wanted = plain.load(f"{module}.weight").float() - meant.load(f"{module}.weight")
+    assert torch.allclose(delta, wanted, atol=1e-5) and float(wanted.norm()) > 0
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """The three commands as they are typed; what each module kept is in the JSON."""
+    pair("llama", tmp_path, low, "mlp")
+    here = {name: str(tmp_path / name) for name in ("base", "tuned", "lora", "small", "both")}
+
+    def surge(*words: str) -> Any:
+        done = CliRunner().invoke(app, [*words, "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    status, report = surge("extract", here["base"], here["tuned"], "-o", here["lora"], "--rank", "3")
+    assert status == 0
+    assert report["costs"]["kept"]["model.layers.0.mlp.up_proj"]["share"] == pytest.approx(1, abs=1e-5)
+    assert surge("resize-adapter", here["lora"], "-o", here["small"], "--energy", "0.5", "--max-rank", "1")[0] == 0
+    words = ("combine", here["lora"], here["small"], "-o", here["both"], "--weights", "1,-0.5", "--rank", "2")
+    status, report = surge(*words)
+    assert status == 0 and report["costs"]["kept"]["model.layers.0.mlp.up_proj"]["rank"] == 2
+    status, report = surge("extract", here["base"], here["tuned"], "-o", here["both"] + "2", "--rank", "0")
+    assert (status, report["error"]["what"]) == (1, "a rank of 0 is none")
+    assert CliRunner().invoke(app, ["combine", here["lora"], "-o", "x", "--weights", "1,2"]).exit_code == 2
+    loaded("llama", tmp_path)
 
 
 # Refusals
