@@ -97,6 +97,14 @@ def _turning(blocks: torch.Tensor, numbers: Numbers) -> torch.Tensor:
     return _cayley(-(skew * limit / length if 0 < limit < length else skew))
 
 
+def turned_back(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
+    """(I + scale * M)^-1 - I of each block M."""
+    import torch
+
+    scaled = float(numbers["scale"]) * inputs[0]
+    return torch.linalg.solve(torch.eye(scaled.shape[-1], dtype=torch.float64) + scaled, -scaled)
+
+
 def reflections(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
     """The columns of U (n, r), each of length 1; made orthogonal in their order where `orthogonal`."""
     import torch
@@ -168,6 +176,7 @@ RULES = {
     "butterfly": butterfly,
     "on rows": on_rows,
     "butterflies on rows": butterflies_on_rows,
+    "turned back": turned_back,
     "reflections": reflections,
     "reflected": reflected,
 }
