@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...adapters.fused import split_adapter
+from ...adapters.methods import method_of
 from ...checkpoint import Checkpoint
 from ...errors import LayoutError, NothingMatched, SurgeryError, listed
 from ...files.peft import Adapter
@@ -46,7 +47,8 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
         note = (
             f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
         )
-        return split_adapter(adapter, held), [], note + _as_given(held)
+        fitted = adapter if method_of(adapter) else split_adapter(adapter, held)
+        return fitted, [], note + _as_given(held)
     if held := sites_held(adapter, fused_here(checkpoint, given), fused=False) or sites_held(
         adapter, fused_in(checkpoint, EXPERTS), fused=False
     ):
@@ -60,6 +62,16 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
         )
         return adapter, held, note + _as_given(held)
     return adapter, [], ""
+
+
+def fused_whole(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> list[Site]:
+    """The modules that the adapter, of a kind that only acts on a whole one, was trained on, and the base stores
+    apart.
+    """
+    wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
+    if method_of(adapter) is None or wanted <= checkpoint.tensors.keys():
+        return []
+    return sites_held(adapter, apart_here(checkpoint, given), fused=True)
 
 
 def fused_here(checkpoint: Checkpoint, given: Given | None) -> list[Site]:

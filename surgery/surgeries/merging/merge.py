@@ -34,10 +34,11 @@ from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, names_of, sites_held, split_at
 from .absent import check_head, check_held
-from .across import across, check_crossed, check_given
+from .across import across, check_crossed, check_given, fused_whole
 from .additions import May, check_added, may_be_new
 from .along import notes_along
 from .applied import as_applied
+from .as_fused import check_one_way, merged_fused
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .by_component import by_component
 from .changes import Placed, join, module_of, turned
@@ -141,7 +142,7 @@ def merge(
     groups = groups_of(base)
     wide = widened(base, groups)
     plain = [_plain(wide, one, base_as_trained) for one in adapters]
-    plain = [prepared(wide, one, partial(_places, wide, _called(one, names), given)) for one in plain]
+    plain = [prepared(one, partial(_places, wide, _called(one, names), given)) for one in plain]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     copied = notes_along(wide, chosen)
     fitted = [_fit(wide, one, given) for one in chosen]
@@ -302,6 +303,10 @@ def _merged_apart(
     """The checkpoint with the adapters: its fused modules are taken apart where one is on their parts, and fused
     again.
     """
+    if whole := check_apart([site for one in fitted for site in one.fused]):
+        check_one_way([one.adapter for one in fitted], whole)
+        rest = [one._replace(fused=[]) for one in fitted]
+        return merged_fused(checkpoint, whole, lambda one: _merged_apart(one, rest, weights, groups, wanted, add))
     parted = check_apart([site for one in fitted for site in one.sites])
     if not parted:
         return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)
@@ -455,6 +460,7 @@ class _Fitted(NamedTuple):
     sites: list[Site]
     notes: list[str]
     crossed: str  # how it is across a fusion; "" where it is not
+    fused: list[Site]  # the modules to be fused for it
 
 
 def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitted:
@@ -464,13 +470,13 @@ def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitt
     adapter, experts, single = on_parameters(checkpoint, adapter)
     adapter, sites, crossed = across(checkpoint, adapter, given)
     notes = [note for note in (renames, unapplied, single, crossed) if note]
-    return _Fitted(adapter, [*experts, *sites], notes, crossed)
+    return _Fitted(adapter, [*experts, *sites], notes, crossed, fused_whole(checkpoint, adapter, given))
 
 
-def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site]]:
-    """The adapter under the base's names, and the modules to be taken apart for it."""
+def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, Checkpoint]:
+    """The adapter under the base's names, and the base with the modules that it was trained on."""
     fitted = _fit(checkpoint, adapter, given)
-    return fitted.adapter, fitted.sites
+    return fitted.adapter, split_at(fuse_at(checkpoint, fitted.fused), fitted.sites)
 
 
 def _place(
