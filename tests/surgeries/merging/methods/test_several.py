@@ -117,4 +117,4 @@ def test_what_multiplies_has_no_weight_but_one(name: str, base: Path, kind: Call
     opened = surgery.open_checkpoint(base)
     for options in ({"weights": [0.5]}, {"scale": 2.0}):
         with pytest.raises(NotSupported, match="can only be merged with weight 1"):
-            surgery.merge(opened, kind(name), **options)  # type: ignore[arg-type]
+            surgery.merge(opened, kind(name), **options)
