@@ -11,6 +11,7 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
+from ..adapters.methods.telling import described
 from ..arguments import in_both
 from ..checkpoint import Checkpoint, open_any
 from ..errors import SurgeryError, printable
@@ -152,7 +153,7 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     said = {key: config[key] for key in SHOWN if config.get(key, "") not in ([], {}, "")}
     shown = {key: value for key, value in said.items() if value is not None and value is not False}
     told = {key: adapter.format[key] for key in ("format", "why") if key in adapter.format}
-    return told | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+    return told | described(adapter) | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
 
 
 def _adapted(adapter: Adapter) -> dict[str, Shape]:
