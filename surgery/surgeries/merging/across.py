@@ -36,7 +36,8 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
     """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on
     fused.
 
-    (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
+    (the adapter, split where the base is; the modules of the base to be split for it and fused again, or fused and
+    split again; a note on it)
     """
     wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
     if wanted <= checkpoint.tensors.keys():
@@ -47,8 +48,9 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
         note = (
             f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
         )
-        fitted = adapter if method_of(adapter) else split_adapter(adapter, held)
-        return fitted, [], note + _as_given(held)
+        if method_of(adapter):  # of which no part is an adapter: the base is fused for it, and split again
+            return adapter, held, note + _as_given(held)
+        return split_adapter(adapter, held), [], note + _as_given(held)
     if held := sites_held(adapter, fused_here(checkpoint, given), fused=False) or sites_held(
         adapter, fused_in(checkpoint, EXPERTS), fused=False
     ):
@@ -62,16 +64,6 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
         )
         return adapter, held, note + _as_given(held)
     return adapter, [], ""
-
-
-def fused_whole(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> list[Site]:
-    """The modules that the adapter, of a kind that only acts on a whole one, was trained on, and the base stores
-    apart.
-    """
-    wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
-    if method_of(adapter) is None or wanted <= checkpoint.tensors.keys():
-        return []
-    return sites_held(adapter, apart_here(checkpoint, given), fused=True)
 
 
 def fused_here(checkpoint: Checkpoint, given: Given | None) -> list[Site]:

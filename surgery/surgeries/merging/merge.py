@@ -34,15 +34,15 @@ from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, names_of, sites_held, split_at
 from .absent import check_head, check_held
-from .across import across, check_crossed, check_given, fused_whole
+from .across import across, check_crossed, check_given
 from .additions import May, check_added, may_be_new
 from .along import notes_along
 from .applied import as_applied
-from .as_fused import check_one_way, merged_fused
 from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
+from .joined import apart_again, check_one_way, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
@@ -301,13 +301,16 @@ def _merged_apart(
     add: str | None,
 ) -> Checkpoint:
     """The checkpoint with the adapters: its fused modules are taken apart where one is on their parts, and fused
-    again.
+    again; and the other way round.
     """
-    if whole := check_apart([site for one in fitted for site in one.fused]):
-        check_one_way([one.adapter for one in fitted], whole)
-        rest = [one._replace(fused=[]) for one in fitted]
-        return merged_fused(checkpoint, whole, lambda one: _merged_apart(one, rest, weights, groups, wanted, add))
-    parted = check_apart([site for one in fitted for site in one.sites])
+    sites = check_apart([site for one in fitted for site in one.sites])
+    joined = stored_apart(checkpoint, sites)
+    parted = [site for site in sites if site not in joined]
+    if joined:
+        check_one_way([one.adapter for one in fitted], joined)
+        whole = [one._replace(sites=parted) for one in fitted]
+        made = _merged_apart(fuse_at(checkpoint, joined), whole, weights, groups, wanted, add)
+        return apart_again(made, joined, checkpoint)
     if not parted:
         return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)
     held = [(one.adapter, sites_held(one.adapter, parted, fused=True)) for one in fitted]
@@ -460,7 +463,6 @@ class _Fitted(NamedTuple):
     sites: list[Site]
     notes: list[str]
     crossed: str  # how it is across a fusion; "" where it is not
-    fused: list[Site]  # the modules to be fused for it
 
 
 def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitted:
@@ -470,13 +472,15 @@ def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitt
     adapter, experts, single = on_parameters(checkpoint, adapter)
     adapter, sites, crossed = across(checkpoint, adapter, given)
     notes = [note for note in (renames, unapplied, single, crossed) if note]
-    return _Fitted(adapter, [*experts, *sites], notes, crossed, fused_whole(checkpoint, adapter, given))
+    return _Fitted(adapter, [*experts, *sites], notes, crossed)
 
 
 def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, Checkpoint]:
     """The adapter under the base's names, and the base with the modules that it was trained on."""
     fitted = _fit(checkpoint, adapter, given)
-    return fitted.adapter, split_at(fuse_at(checkpoint, fitted.fused), fitted.sites)
+    joined = stored_apart(checkpoint, fitted.sites)
+    parted = [site for site in fitted.sites if site not in joined]
+    return fitted.adapter, split_at(fuse_at(checkpoint, joined), parted)
 
 
 def _place(
