@@ -118,3 +118,22 @@ def test_what_multiplies_has_no_weight_but_one(name: str, base: Path, kind: Call
     for options in ({"weights": [0.5]}, {"scale": 2.0}):
         with pytest.raises(NotSupported, match="can only be merged with weight 1"):
             surgery.merge(opened, kind(name), **options)
+
+
+@pytest.mark.parametrize("name", ["loha", "vera", "gralora", "delora"])
+def test_what_adds_is_subtracted(name: str, base: Path, kind: Callable[..., surgery.Adapter], tmp_path: Path) -> None:
+    opened = surgery.open_checkpoint(base)
+    surgery.write(surgery.merge(opened, kind(name)), tmp_path / "out")
+    back = surgery.unmerge_approximately(surgery.open_checkpoint(tmp_path / "out"), kind(name))
+    for key in KEYS:
+        assert (back.load(key) - opened.load(key)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["hira", "ia3", "hra", "oft"])
+def test_what_was_made_of_the_base_is_not_subtracted(
+    name: str, base: Path, kind: Callable[..., surgery.Adapter], tmp_path: Path
+) -> None:
+    surgery.write(surgery.merge(surgery.open_checkpoint(base), kind(name)), tmp_path / "out")
+    with pytest.raises(NotSupported, match="which no subtraction undoes") as found:
+        surgery.unmerge_approximately(surgery.open_checkpoint(tmp_path / "out"), kind(name))
+    assert "--reversible" in str(found.value.help)
