@@ -85,3 +85,59 @@ def resize_adapter(
         return surgery.resize_adapter(surgery.open_adapter(adapter), rank=rank, energy=energy, max_rank=max_rank)
 
     written(made, options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def extract(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="The checkpoint that the adapter is for.", show_default=False)
+    ],
+    tuned: Annotated[
+        str, typer.Argument(metavar="TUNED", help="What was trained of it, of the same names.", show_default=False)
+    ],
+    rank: Rank = None,
+    energy: Energy = None,
+    max_rank: Annotated[
+        int | None, typer.Option("--max-rank", metavar="N", help="With --energy: at most this rank; 64 if not given.")
+    ] = None,
+    rest: Annotated[
+        str,
+        typer.Option(
+            "--rest",
+            metavar="error|save|leave",
+            help="What differs and gets no LoRA: refuse, hold it whole, or leave it as it is in BASE.",
+        ),
+    ] = "error",
+    only: Annotated[
+        str, typer.Option("--only", metavar="REGEX", help="LoRA on the modules whose whole name matches alone.")
+    ] = "",
+    except_: Annotated[
+        str, typer.Option("--except", metavar="REGEX", help="No LoRA on the modules whose whole name matches.")
+    ] = "",
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="LoRA on embeddings, too, where they are not tied.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The method's random numbers follow from it.")] = 0,
+    *,
+    options: Writing,
+) -> None:
+    """Make a LoRA adapter of the difference of two checkpoints, in bounded memory; the report says what it keeps."""
+    import surgery
+
+    def made() -> surgery.Adapter:
+        return surgery.extract(
+            surgery.open_checkpoint(base),
+            surgery.open_checkpoint(tuned),
+            rank=rank,
+            energy=energy,
+            max_rank=max_rank,
+            rest=rest,
+            only=only or None,
+            except_=except_ or None,
+            embeddings=embeddings,
+            seed=seed,
+            workers=options.workers,
+        )
+
+    written(made, options)

@@ -31,5 +31,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "surgery resize-adapter lora -o small --rank 8",
         "surgery resize-adapter lora -o out --energy 0.99",
     ),
+    "extract": ("surgery extract base tuned -o lora --rank 16", "surgery extract base tuned -o lora --energy 0.9"),
     "push": ("surgery push merged org/name --private",),
 }

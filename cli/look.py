@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, FollowLinks, Json, Merging, Model, Quiet, writing_options
+from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
 from .running import guarded
 
 app = typer.Typer()
@@ -21,6 +21,7 @@ def inspect(
         str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")
     ] = "",
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -48,6 +49,7 @@ def diff(
         str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")
     ] = "",
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -96,6 +98,7 @@ def verify(
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
     follow_links: FollowLinks = False,
+    key: Key = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -55,6 +55,27 @@ FollowLinks = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+
+
+def _under_key(context: typer.Context, key: str) -> str:
+    """The key counts until the command ends."""
+    if key:
+        from surgery.files.torchfile.model import under_key
+
+        context.with_resource(under_key(key))
+    return key
+
+
+Key = Annotated[
+    str,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        callback=_under_key,
+        help="Which of several sets of weights in a file that torch saved, such as state_dict; '.' for all.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(
@@ -201,6 +222,7 @@ class Writing:
         ),
     ] = False
     follow_links: FollowLinks = False
+    key: Key = ""
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False

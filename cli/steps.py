@@ -114,6 +114,11 @@ def _resize(step: Step) -> str:
     return _line("change the rank of an adapter", *_given(step, "rank", "energy", "max_rank"))
 
 
+def _extract(step: Step) -> str:
+    options = _given(step, "rank", "energy", "max_rank", "rest", "only", "except", "seed")
+    return _line(f"extract LoRA from {step['tuned']} and {step['base']}", *options)
+
+
 def _inject(step: Step) -> str:
     return _line("inject LoRA", *(f"{key.replace('_', ' ')} {_field(step[key])}" for key in step if key != "surgery"))
 
@@ -148,6 +153,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "convert": _convert,
     "dequantize": _dequantize,
     "drop": _drop,
+    "extract": _extract,
     "fuse": _fuse,
     "inject": _inject,
     "inject_into": _inject_into,

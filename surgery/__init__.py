@@ -51,6 +51,7 @@ from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
 from .surgeries.algebra.combine import combine
+from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
 from .surgeries.dequantize import dequantize
@@ -110,6 +111,7 @@ __all__ = [
     "drop",
     "execute",
     "execute_push",
+    "extract",
     "following_links",
     "fuse",
     "fuse_experts",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -26,9 +26,11 @@ from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
+from .files.pipeline import components_of
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
+from .files.torchfile.model import pickled, read_model, under_key
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
 from .opened import takes_opened
@@ -76,6 +78,7 @@ class Checkpoint:
     headers: Mapping[str, bytes] = field(default_factory=dict)  # raw, by shard: written as they are
     costs: Mapping[str, Any] = field(default_factory=dict)  # of a base that adapters were not trained on
     survives: float = 0.0  # share of what is added to weights that are coded again, without which a run is refused
+    parts: Mapping[str, Checkpoint] = field(default_factory=dict)  # a pipeline's components, by folder, as opened
 
     def __repr__(self) -> str:
         kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
@@ -123,8 +126,11 @@ class Checkpoint:
 
 
 @takes_opened
-def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
-    """The checkpoint at `path`: a folder, one `.safetensors` file, or one index file. Reads headers only.
+def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
+    """The checkpoint at `path`: a folder, one file of weights, or one index file. Reads headers only.
+
+    Files that torch saved (`.bin`, `.pt`, `.pth`, `.ckpt`) are read as data: nothing that a pickle names is imported
+    or called. Where one holds several sets of weights, `key` says which, with dots between its parts; ".": all.
 
     `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is
     then pinned to the commit that the revision means now.
@@ -132,7 +138,10 @@ def open_checkpoint(path: PathLike | Folder) -> Checkpoint:
     Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or
     the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
-    return _opened(*locate(path))
+    if not key:
+        return _opened(*locate(path))
+    with under_key(key):
+        return _opened(*locate(path))
 
 
 @takes_opened
@@ -148,13 +157,18 @@ def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:
     """What is in the folder, or in its file `name`."""
+    if found := _foreign(folder, name):
+        return found
     if name and not name.endswith((".safetensors", ".json")):
-        raise NotACheckpoint("not a safetensors file", where=[folder.at(name)], help=_pickle_help(name))
+        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
+        raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
     if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
         tip = f"pass its folder: {folder.path}"
         raise NotACheckpoint("this is the weights of an adapter, and no checkpoint", where=[folder.at(name)], help=tip)
+    if not name and (parts := components_of(folder)):
+        return joined(folder, {part: _opened(locate(folder.at(part))[0]) for part in parts})
     weights = name or _choose(folder)
     if isinstance(weights, str) and weights.endswith(".json"):
         checkpoint = _indexed(folder, weights)
@@ -163,6 +177,32 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
     if name and not folder.has("config.json"):  # the folder is no input, so that an output may lie in it
         return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
     return _with_files(checkpoint, folder)
+
+
+def _foreign(folder: Folder, name: str) -> Checkpoint | None:
+    """What another format than safetensors holds, where such a file is given, or nothing else is in the folder."""
+    here = folder.names() if not name else []
+    if name in GIVEN or any(".safetensors" in one for one in here) or ADAPTER_CONFIG in here:
+        return None
+    files = pickled(folder, name)
+    if not files:
+        return None
+    found = read_model(folder, files)
+    checkpoint = Checkpoint(
+        path=folder.path,
+        tensors=found.tensors,
+        weight_map=found.shards,
+        metadata={shard: {"format": "pt"} for shard in found.shards.values()},
+        files={},
+        inputs=(Input("base", folder.path, found.files, found.leaves, found.partly),),
+        stem=found.stem,
+        index_name=_index_name(found.stem),
+        index_metadata=found.index_metadata,
+        notes=(f"read as data, and nothing of it was run: {found.what}", *found.notes),
+    )
+    if name and not folder.has("config.json"):
+        return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
+    return _with_files(checkpoint, folder, found.own)
 
 
 def of_adapter(adapter: Adapter) -> Checkpoint:
@@ -230,7 +270,6 @@ def _choose(folder: Folder) -> str | list[str]:
 def _nothing(folder: Folder, here: list[str]) -> list[str]:
     """Say why a folder without safetensors is not a checkpoint, and what to do."""
     nested = [d for d in here if any(f.endswith(".safetensors") for f in folder.names(d))]
-    pickles = [f for f in here if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if ADAPTER_CONFIG in here:
         what = "this is an adapter, and no checkpoint"
         tip = (
@@ -242,17 +281,9 @@ def _nothing(folder: Folder, here: list[str]) -> list[str]:
         tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
     elif nested:
         what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(map(folder.at, nested))
-    elif pickles:
-        what, tip = f"only pickled weights are here: {', '.join(listed(pickles))}", _pickle_help(pickles[0])
     else:
         what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
     raise NotACheckpoint(what, where=[folder.path], help=tip)
-
-
-def _pickle_help(name: str) -> str:
-    if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
-        return "a pickle can run code, so we do not open it; load it once with transformers and save_pretrained() it"
-    return "pass a folder, a .safetensors file or an .index.json file"
 
 
 def _read_index(folder: Folder, name: str) -> Index:
@@ -363,11 +394,13 @@ def _made(folder: Folder, headers: Mapping[str, tuple[File, Header]], stem: str,
     )
 
 
-def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
-    """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones."""
+def _with_files(checkpoint: Checkpoint, folder: Folder, own: Collection[str] = ()) -> Checkpoint:
+    """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones, and
+    those of its `own`.
+    """
     files: dict[str, File | bytes] = {}
     left = [f"{f}/" for f in folder.names() if f in LEFT_FOLDERS and f != ".surgery" and not folder.has(f)]
-    shards = set(checkpoint.weight_map.values()) | {checkpoint.index_name}
+    shards = {*checkpoint.weight_map.values(), checkpoint.index_name, *own}
     paths, run = without_git(path for path in folder.walk(LEFT_FOLDERS) if path not in shards)
     nested = list(
         dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path)
@@ -393,6 +426,38 @@ def _with_files(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
     if nested:
         notes.append("carried untouched, with checkpoints of their own: " + ", ".join(f"{n}/" for n in nested))
     return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))
+
+
+def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:
+    """The components of a pipeline as one checkpoint: a tensor of one is called folder/name, and lies in its shards
+    under its own name.
+    """
+    each = [(f"{at}/", part) for at, part in parts.items()]
+    kept = [path for path in folder.walk(LEFT_FOLDERS) if not path.startswith(tuple(at for at, _ in each))]
+    kept, run = without_git(kept)
+    left = [path for path in kept if path.endswith(".safetensors") or any(fnmatch(path, p) for p in OTHER_WEIGHTS)]
+    left = [path for path in left if "/" not in path]  # a folder that is no component keeps what it has
+    notes = [f"a diffusers pipeline: {series(list(parts))}", *([folder.note] if folder.note else [])]
+    notes += [f"{at}: {note}" for at, part in parts.items() for note in part.notes]
+    notes += [f"left out, since they would still hold the old weights: {', '.join(listed(left))}"] if left else []
+    notes += [f"left out, since git would run or believe what lies there: {', '.join(listed(run))}"] if run else []
+    return Checkpoint(
+        path=folder.path,
+        tensors={f"{at}{name}": tensor for at, part in each for name, tensor in part.tensors.items()},
+        weight_map={f"{at}{name}": f"{at}{shard}" for at, part in each for name, shard in part.weight_map.items()},
+        metadata={f"{at}{shard}": metadata for at, part in each for shard, metadata in part.metadata.items()},
+        files={path: folder.file(path) for path in kept if path not in left}
+        | {f"{at}{path}": file for at, part in each for path, file in part.files.items()},
+        inputs=tuple(within(at, source) for at, part in each for source in part.inputs),
+        history=_earlier(folder),
+        notes=tuple(notes),
+        parts=parts,
+    )
+
+
+def within(at: str, source: Input) -> Input:
+    """An input of a component, with its tensors called as in the pipeline."""
+    return replace(source, tensors={f"{at}{name}": tensor for name, tensor in source.tensors.items()})
 
 
 def _earlier(folder: Folder) -> tuple[Mapping[str, Any], ...]:

@@ -48,6 +48,7 @@ SLOW = (
     "surgeries/merging/test_merge_task_heads.py",
     "surgeries/merging/test_merge_ties.py",
     "surgeries/merging/test_merge_wrappers.py::test_the_table_names_classes_that_there_are",
+    "surgeries/merging/test_pipelines.py",
     "surgeries/merging/test_tied_layouts.py",
     "surgeries/merging/test_undo_grid.py",
     "surgeries/merging/test_unmerge.py",

@@ -189,3 +189,55 @@ def ldm_unet(model: Any) -> Tensors:
         module = next(one for one in sorted(ends, key=len, reverse=True) if name.startswith(f"{one}."))
         made[f"{ends[module]}{name.removeprefix(module)}"] = tensor
     return made
+
+
+def vae() -> Any:
+    """An autoencoder, which adapters leave alone."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=16)
+
+
+def pipeline(folder: Path, *, xl: bool = False) -> Path:
+    """A pipeline of Stable Diffusion, saved; it has no tokenizer, for which nobody asks here."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    torch.manual_seed(1)
+    parts = {
+        "vae": vae(),
+        "unet": unet(xl=xl),
+        "text_encoder": clip(),
+        "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
+        "tokenizer": None,
+    }
+    if xl:
+        more = {"text_encoder_2": clip(24, projection=True), "tokenizer_2": None}
+        made = StableDiffusionXLPipeline(**parts, **more)
+    else:
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        made = StableDiffusionPipeline(**parts, **none)
+    made.save_pretrained(folder)
+    return folder
+
+
+def outputs(loaded: Any, *, xl: bool = False) -> dict[str, torch.Tensor]:
+    """What the U-Net and the text encoders of a live pipeline compute."""
+    draw = torch.Generator().manual_seed(2)
+    sample, states = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 5, 16, generator=draw)
+    more = {"text_embeds": torch.randn(2, 8, generator=draw), "time_ids": torch.randn(2, 6, generator=draw)}
+    tokens = torch.arange(3, 13).view(2, 5)
+    with torch.no_grad():
+        told = {"added_cond_kwargs": more} if xl else {}
+        found = {"unet": loaded.unet(sample, torch.tensor([3, 7]), states, **told).sample}
+        for name in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
+            found[name] = getattr(loaded, name)(tokens).last_hidden_state
+    return found
+
+
+def opened(folder: Path, *, xl: bool = False) -> Any:
+    """The live pipeline."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    absent = ("tokenizer", "feature_extractor", "image_encoder", *(("tokenizer_2",) if xl else ("safety_checker",)))
+    kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    return kind.from_pretrained(folder, **dict.fromkeys(absent))

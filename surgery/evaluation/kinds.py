@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..lazy.change import Change, Delta
+from ..lazy.circulant import Circulant
 from ..lazy.dense import Dense
 from ..lazy.gain import Gain
 from ..lazy.hadamard import Hadamard
+from ..lazy.kron import Kron
 from ..lazy.low_rank import LowRank
+from ..lazy.scatter import Scatter
 from ..lazy.turned import Turned
-from . import dense, gain, hadamard, low_rank, turned
+from ..lazy.waves import Waves
+from . import circulant, dense, gain, hadamard, kron, low_rank, scatter, turned, waves
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +56,10 @@ DELTAS = {
     "low rank": Added(LowRank, low_rank.add, low_rank.exactly),
     "dense": Added(Dense, dense.add, dense.exactly),
     "hadamard": Added(Hadamard, hadamard.add, hadamard.exactly),
+    "kron": Added(Kron, kron.add, kron.exactly),
+    "scatter": Added(Scatter, scatter.add, scatter.exactly),
+    "circulant": Added(Circulant, circulant.add, circulant.exactly),
+    "waves": Added(Waves, waves.add),
     "turned": Added(Turned, turned.add),
 }
 

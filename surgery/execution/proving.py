@@ -34,7 +34,7 @@ def prove_record(shard: ShardPlan, folder: str, weights: str, work: Workspace, *
     touched = {
         kept.number for kept in (*shard.lone, *(s.kept for s in shard.slots if s.kept)) if kept.predicted is not None
     }
-    written = tensors_of(*read_header(weights))
+    written = {f"{shard.at}{name}": tensor for name, tensor in tensors_of(*read_header(weights)).items()}
     try:
         for record in read_shard_records(LocalFolder(folder), [shard.name]):
             for number, name in enumerate(record.recipes):

@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from ..errors import NotACheckpoint
-from ..evaluation.read import sha256
-from ..lazy.tensor import Input
+from .adapter_weights import Weights, is_weights, read_weights
 from .folder import Folder, PathLike, locate
-from .safetensors import tensors_of
 
 WEIGHTS = tuple(
     "*.safetensors *.bin *.pt *.pth *.ckpt *.pkl *.pickle *.npz *.npy *.h5 *.msgpack *.ot *.gguf *.ggml *.nemo *.distcp"
@@ -60,31 +58,19 @@ def beside(folder: Folder, own: tuple[str, ...]) -> Beside:
     return Beside(tuple(sorted(weights)), tuple(sorted(others)))
 
 
-def opened(folder: Folder, path: PathLike) -> Input:
-    """The file of weights at `path`, in the adapter's folder or elsewhere. Raises NotACheckpoint where it is no
-    safetensors file.
+def opened(folder: Folder, path: PathLike) -> Weights:
+    """The file of weights at `path`, in the adapter's folder or elsewhere. Raises NotACheckpoint where it is none that
+    can be read.
     """
     text = str(path)
     inside = not os.path.isabs(text) and ".." not in text.split("/") and folder.has(text)
     place, name = (folder, text) if inside else locate(path)
-    if not name.endswith(".safetensors"):
-        what = (
-            "only safetensors files are read beside an adapter"
-            if name
-            else "a file is read beside an adapter, and this is a folder"
-        )
-        tip = (
-            "a pickle can run code, so we do not open it; where you trust it, load it with torch, and save it with"
-            " safetensors"
-        )
-        raise NotACheckpoint(
-            what,
-            where=[place.at(name)],
-            help=tip if name else f"name the file, such as {place.at('embeddings.safetensors')}",
-        )
-    file, header = place.headers([name])[name]
-    file = replace(file, digest=sha256(file), whole=True)
-    return Input("adapter", place.at(name), (file,), tensors_of(file, header))
+    if not is_weights(name):
+        this = "a file of another format" if name else "a folder"
+        what = f"a file of weights is read beside an adapter, and this is {this}"
+        tip = f"name a file of safetensors, or one that torch saved, such as {place.at('embeddings.safetensors')}"
+        raise NotACheckpoint(what, where=[place.at(name)], help=tip)
+    return read_weights(place, name)
 
 
 def is_model(path: str) -> bool:

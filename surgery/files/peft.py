@@ -19,18 +19,18 @@ from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import File, Input, Tensor
 from ..opened import takes_opened
+from .adapter_weights import Weights, read_weights
 from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
 from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at
 from .peft_parts import part_of
-from .safetensors import tensors_of
 from .spare import is_spare
 from .strict import parse_object
 from .training import for_training
 from .wrappers import ANY
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 SHARED = "base_model"  # the module of what all modules share
 # Before and after the adapter's own name may stand what FSDP and its like put around a factor.
@@ -121,25 +121,18 @@ def open_peft(folder: Folder, name: str = "", beside: Sequence[PathLike] | None 
         )
     if not folder.has(WEIGHTS) and (said := in_folder(folder, CONFIG)):
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=said)
-    if not folder.has(WEIGHTS):
-        save = "save it once with PEFT's save_pretrained, which writes safetensors"
-        pickled = folder.has("adapter_model.bin")
-        tip = (
-            f"a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and {save}"
-            if pickled
-            else save
-        )
+    weights = next((name for name in (WEIGHTS, PICKLED) if folder.has(name)), None)
+    if weights is None:
+        tip = "save it once with PEFT's save_pretrained, which writes safetensors"
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=tip)
     config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)]))
-    file, header = folder.headers([WEIGHTS])[WEIGHTS]
-    # On the Hub it is small enough to be fetched, and checked, as a whole before its values are asked for.
-    file = replace(file, digest=sha256(file), whole=True)
-    files = (replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True), file)
-    tensors = tensors_of(file, header)
-    adapter = parse_adapter(folder.path, config, tensors)
-    adapter = replace(adapter, inputs=(Input("adapter", folder.path, files, tensors),), metadata=header.metadata)
+    held = read_weights(folder, weights)
+    config_file = replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True)
+    source = replace(held.source, path=folder.path, files=(config_file, *held.source.files))
+    adapter = parse_adapter(folder.path, config, held.tensors)
+    adapter = replace(adapter, inputs=(source,), metadata=held.metadata, notes=(*adapter.notes, *held.notes))
     return (
-        _with_rest(adapter, found(folder, (CONFIG, WEIGHTS)))
+        _with_rest(adapter, found(folder, (CONFIG, weights)))
         if beside is None
         else _along(adapter, [opened(folder, one) for one in beside])
     )
@@ -151,13 +144,14 @@ def _with_rest(adapter: Adapter, rest: Beside) -> Adapter:
     return replace(adapter, unread=rest.weights, notes=(*adapter.notes, *([note] if rest.others else [])))
 
 
-def _along(adapter: Adapter, sources: Sequence[Input]) -> Adapter:
+def _along(adapter: Adapter, files: Sequence[Weights]) -> Adapter:
     """The adapter with the tensors of files that were trained along. Raises FormatError where two mean the same,
     AdapterError for LoRA.
     """
     whole, names = dict(adapter.whole), dict(adapter.names)
-    for source in sources:
-        more = parse_adapter(source.path, adapter.config, source.tensors)
+    sources = [one.source for one in files]
+    for one, source in zip(files, sources, strict=True):
+        more = parse_adapter(source.path, adapter.config, one.tensors)
         if more.lora:
             tip = f"give it as an adapter of its own, in a folder with its {CONFIG} and called {WEIGHTS}"
             raise AdapterError(

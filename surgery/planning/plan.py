@@ -37,6 +37,7 @@ from .finite import check_finite_adapters
 from .identity import described, identity_of
 from .metadata import check_metadata, joined_metadata
 from .outputs import check_paths
+from .pipelines import indices_of, prefix_of
 from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .steps import ShardPlan, Slot
@@ -199,6 +200,8 @@ def _files(
     if checkpoint.before:
         files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
     as_before = bool(checkpoint.headers) and keeps_layout  # then the index is among the files, where there was one
+    if checkpoint.parts:
+        return indices_of(checkpoint, layout) | files
     if len(shards) > 1 and not as_before:
         files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
     return files
@@ -251,31 +254,41 @@ def _shards(
     members: dict[str, list[str]] = {}
     for name, shard in layout.items():
         members.setdefault(shard, []).append(name)
-    if verbatim and checkpoint.headers:
-        return tuple(_verbatim(shard, checkpoint.headers[shard], tensors) for shard in sorted(members, key=natural))
-    return tuple(
-        _shard(shard, {n: tensors[n] for n in members[shard]}, joined_metadata(checkpoint, members[shard], shard, drop))
-        for shard in sorted(members, key=natural)
-    )
+    made = []
+    for shard in sorted(members, key=natural):
+        at, held = prefix_of(checkpoint, shard), {n: tensors[n] for n in members[shard]}
+        if verbatim and shard in checkpoint.headers:
+            made.append(_verbatim(shard, checkpoint.headers[shard], held, at))
+        else:
+            made.append(_shard(shard, held, joined_metadata(checkpoint, members[shard], shard, drop), at=at))
+    return tuple(made)
 
 
 def _shard(
-    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, *, in_order: bool = False
+    name: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None,
+    *,
+    in_order: bool = False,
+    at: str = "",
 ) -> ShardPlan:
-    shapes: dict[str, tuple[Dtype, Shape]] = {n: (t.dtype, t.shape) for n, t in tensors.items()}
+    """A shard of these tensors, each under its name without what it begins `at`."""
+    shapes: dict[str, tuple[Dtype, Shape]] = {n.removeprefix(at): (t.dtype, t.shape) for n, t in tensors.items()}
     header = b"" if in_order else encode_header(shapes, metadata)
-    slots, at = [], len(header)
+    slots, to = [], len(header)
     for tensor_name in shapes if in_order else in_file_order(shapes):
-        slots.append(Slot(tensor_name, tensors[tensor_name], at))
-        at += tensors[tensor_name].nbytes
-    return ShardPlan(name, header, tuple(slots), at)
+        tensor = tensors[f"{at}{tensor_name}"]
+        slots.append(Slot(f"{at}{tensor_name}", tensor, to))
+        to += tensor.nbytes
+    return ShardPlan(name, header, tuple(slots), to, at=at)
 
 
-def _verbatim(name: str, raw: bytes, tensors: Mapping[str, Tensor]) -> ShardPlan:
+def _verbatim(name: str, raw: bytes, tensors: Mapping[str, Tensor], at: str = "") -> ShardPlan:
     """A shard under a header that is given, byte for byte."""
     header = header_alone(raw, name)
-    slots = tuple(Slot(n, tensors[n], header.data + entry.start) for n, entry in header.entries.items())
-    return ShardPlan(name, raw, slots, header.end)
+    entries = header.entries.items()
+    slots = tuple(Slot(f"{at}{n}", tensors[f"{at}{n}"], header.data + entry.start) for n, entry in entries)
+    return ShardPlan(name, raw, slots, header.end, at=at)
 
 
 def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list[Tensor]) -> tuple[ShardPlan, ...]:

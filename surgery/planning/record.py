@@ -195,6 +195,9 @@ class BaseRecord:
 def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> bytes:
     """The record of `base`, which became `merged` in `shards`, as a file. Reads headers and carried files."""
     held = {name: tensor for name, tensor in base.tensors.items() if isinstance(tensor, Stored)}
+    if base.inputs and any(not file.path.endswith(".safetensors") for source in base.inputs for file in source.files):
+        tip = "write it as safetensors first, with surgery reshard, and merge into that"
+        raise PlanError("only a base in safetensors can be restored byte for byte", where=[base.path], help=tip)
     if len(held) < len(base.tensors):
         raise PlanError(
             "only a base as it was opened can be restored", where=[base.path], help="write the other surgeries first"
@@ -207,7 +210,8 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
             starts[shard] = min(starts.get(shard, held[name].offset), held[name].offset)
         for shard, file in files_of.items():
             blobs[f"header/{shard}"] = _read(reader, file, starts[shard])
-        carried = {**base.files, **({base.index_name: base.index} if base.index else {})}
+        indices = {base.index_name: base.index, **{f"{at}/{p.index_name}": p.index for at, p in base.parts.items()}}
+        carried = {**base.files, **{path: index for path, index in indices.items() if index}}
         for path, content in sorted(carried.items()):
             raw = content if isinstance(content, bytes) else _read(reader, content, content.size)
             files[path] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from ..checkpoint import Checkpoint
-from ..errors import SurgeryError
+from ..errors import SurgeryError, series
 from ..hub.shards import split_into_shards
 from ..names import natural
 from ..quantization.kept_whole import held_in
@@ -60,8 +60,12 @@ def assign(
         if balanced:
             raise SurgeryError("a balanced layout needs a size", help="add --max-shard-size 5GB")
         kept = {name: checkpoint.weight_map[name] for name in in_order(checkpoint)}
-        single = len(set(kept.values())) == 1 and not checkpoint.headers  # which are written under their own names
+        named = checkpoint.headers or checkpoint.parts  # shards that are written under their own names
+        single = len(set(kept.values())) == 1 and not named
         return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
+    if checkpoint.parts:
+        tip = f"reshard its components by themselves: {series(checkpoint.parts)}"
+        raise SurgeryError("a pipeline keeps its shards", where=[checkpoint.path], help=tip)
     limit = parse_size(max_shard_size)
     units = _units(checkpoint, limit)
     sizes = {unit: sum(checkpoint.tensors[name].nbytes for name in names) for unit, names in units.items()}

@@ -70,6 +70,7 @@ class ShardPlan:
     nbytes: int
     sidecar: Sidecar | None = None
     lone: tuple[Kept, ...] = ()
+    at: str = ""  # what the names of its tensors begin with, and do not in the file
 
     def steps(self) -> Iterator[Part]:
         """What fills the shard after its header, and its record; copies that continue each other are one."""

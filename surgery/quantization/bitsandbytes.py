@@ -178,4 +178,9 @@ def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[st
     return extended(said, LIST, modules, quantised)
 
 
-SCHEME = Scheme("bitsandbytes", find, skip)
+def restated(state: bytes, shape: Shape) -> bytes:
+    """The JSON of a weight of another shape, as bitsandbytes writes it."""
+    return json.dumps({**json.loads(state), "shape": list(shape)}).encode()
+
+
+SCHEME = Scheme("bitsandbytes", find, skip, shape_in=STATE, restated=restated)

@@ -19,7 +19,7 @@ from ..lazy.tensor import Decoded, Shape, Tensor, reshape
 from ..names import natural
 from .scheme import Quantised, Scheme, Source, same_but_ones
 
-PACKED, PLAIN = ".weight_packed", ".weight"
+PACKED, PLAIN, SHAPE = ".weight_packed", ".weight", ".weight_shape"
 PARTS = ("weight_scale", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx")
 LEFT = ("input_scale", "input_zero_point", "input_global_scale")
 KINDS_OF_SCALE = ("scale", "zero_point", "global_scale")
@@ -197,10 +197,10 @@ def _chooser(source: Source, groups: Sequence[Group]) -> Callable[[str], Group]:
 
 def _shapes(source: Source, coded: Mapping[str, str]) -> dict[str, Shape]:
     """The shapes that packed weights say that they have, by module."""
-    names = [name for module in coded if (name := f"{module}.weight_shape") in source.tensors]
+    names = [name for module in coded if (name := f"{module}{SHAPE}") in source.tensors]
     found = source.contents(names)
     return {
-        name.removesuffix(".weight_shape"): tuple(
+        name.removesuffix(SHAPE): tuple(
             int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)
         )
         for name, data in found.items()
@@ -458,10 +458,17 @@ def skip(said: Mapping[str, Any], modules: Sequence[str], quantised: Sequence[st
     return now if deeper is said else {**said, "quantization_config": now}
 
 
+def restated(content: bytes, shape: Shape) -> bytes:
+    """The shape that packed codes have, of as many axes as was said."""
+    return b"".join(n.to_bytes(8, "little", signed=True) for n in shape[-(len(content) // 8) :])
+
+
 SCHEME = Scheme(
     "compressed-tensors",
     find,
     skip,
     aliases=("sparseml", *KINDS, *ALIKE.values(), *UNSAID[1:], *NOT_READ),
     activations=CACHE,
+    shape_in=SHAPE,
+    restated=restated,
 )

@@ -78,7 +78,8 @@ def groups(
     if len(shape) < 2:
         raise source.broken(f"{name} is quantised, and no matrix: {list(shape)}", [scale_name])
     *lead, rows, columns = shape
-    for tall, wide in [block] if block and scale.size > 1 else [(rows, columns), (1, columns), (rows, 1)]:
+    told = [block] if block and (scale.size > 1 or len(scale.shape) > 1) else []
+    for tall, wide in told or [(rows, columns), (1, columns), (rows, 1)]:
         wanted = (*lead, -(-rows // tall), -(-columns // wide))
         if same_but_ones(scale.shape, wanted):
             return (tall, wide), reshape(scale, wanted)

@@ -174,7 +174,8 @@ class Scheme:
     `why` says so. `rescaled` says what was done to the model around its weights, where they are not close to those
     that it was made from: adapters of the one do not fit the other then. It goes by `aliases` too. `activations` are
     the last names of tensors that say nothing of weights, and go where no weight is quantised any more. `header` is
-    what a shard's `__metadata__` says then.
+    what a shard's `__metadata__` says then. Tensors in whose names `shape_in` occurs say the shape of a weight:
+    `restated(content, shape)` is what they say of another.
     """
 
     method: str
@@ -186,3 +187,5 @@ class Scheme:
     files: tuple[str, ...] = field(default=())  # beside config.json, that say the same, and are dropped in 16 bits
     rescaled: str = ""
     header: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None
+    shape_in: str = ""
+    restated: Callable[[bytes, Shape], bytes] = lambda content, shape: content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -13,7 +13,7 @@ from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
-from ..lazy.tensor import Tensor, Zeros
+from ..lazy.tensor import Input, Tensor, Zeros, stored
 from ..models.alike import alike
 from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
 from ..models.fused.detect import KINDS, STYLES, candidates, choices, detect, detect_split, known_types, looks_fused
@@ -24,6 +24,11 @@ from ..models.fused.tables import TABLE
 from ..models.names_v5 import in_memory, renames_of
 from ..models.targets import targets_for
 from ..opened import takes_opened
+from ..quantization.fused_codes import Codes, codes_of, fuse_codes, split_codes
+from ..quantization.fused_names import followed
+from ..quantization.kept_whole import held_in
+from ..quantization.quantised import NOTHING, Quantisation
+from ..quantization.settle import decoded
 from .header_ties import along, parted
 
 ATTENTION = ("qkv", "kv")
@@ -41,8 +46,9 @@ def split(
 
     `kinds` are qkv, kv, gate_up and experts. The layout follows from the model types in config.json, or from
     `given`. An adapter follows its `base`, fused or split: LoRA on a fused module becomes LoRA on the parts that
-    computes the same. Reads no data. Raises NothingMatched where nothing is fused, LayoutError where sizes do not
-    fit or more than one layout would, NotSupported for quantised modules.
+    computes the same. Quantised modules are split as codes and scales. Reads no data, but small companions of those.
+    Raises NothingMatched where nothing is fused, LayoutError where sizes do not fit or more than one layout would,
+    NotSupported where a cut falls within what shares a scale, or a word of codes.
     """
     if isinstance(target, Adapter):
         return split_adapter(target, _sites_of(target, base, kinds, given, fused=True))
@@ -50,12 +56,14 @@ def split(
 
 
 def _split(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
-    sites = fused_in(checkpoint, kinds, given)
+    held = held_in(checkpoint)
+    seen = decoded(checkpoint, held)
+    sites = fused_in(seen, kinds, given)
     if not sites:
-        raise _nothing(checkpoint, kinds)
+        raise _nothing(seen, kinds)
     _check_called(given, sites)
-    told = _contradicted(checkpoint, sites, kinds) if given and given.says_layout else ()
-    return _noted(split_at(checkpoint, sites), sites, told)
+    told = _contradicted(seen, sites, kinds) if given and given.says_layout else ()
+    return _noted(split_at(checkpoint, sites, held), sites, told)
 
 
 @takes_opened
@@ -65,8 +73,8 @@ def fuse(
     """The inverse of `split`: the parts become the fused module that the model type has, byte for byte.
 
     It takes the shard of its first part. An adapter follows its `base`: where the parts' A's differ, the ranks add.
-    Reads no data but an adapter's. Raises NothingMatched where there is nothing to fuse, LayoutError where a part is
-    missing or does not fit, NotSupported for quantised modules.
+    Reads no data but an adapter's, and scales that must be equal. Raises NothingMatched where there is nothing to
+    fuse, LayoutError where a part is missing or does not fit, NotSupported for parts that are not quantised alike.
     """
     if isinstance(target, Adapter):
         return fuse_adapter(target, _sites_of(target, base, kinds, given, fused=False))
@@ -74,23 +82,44 @@ def fuse(
 
 
 def _fuse(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
-    sites = split_in(checkpoint, kinds, given)
+    held = held_in(checkpoint)
+    seen = decoded(checkpoint, held)
+    sites = split_in(seen, kinds, given)
     if not sites:
-        raise _nothing_to_fuse(checkpoint, kinds)
+        raise _nothing_to_fuse(seen, kinds)
     _check_called(given, sites)
-    return without_note(fuse_at(checkpoint, sites))
+    return without_note(fuse_at(checkpoint, sites, held))
 
 
-def split_at(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
-    """The checkpoint with these modules split. Raises LayoutError, PlanError."""
-    with _located(checkpoint):
-        return _changed(checkpoint, "split", sites, [split_tensors(checkpoint.tensors, site) for site in sites])
+def split_at(checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING) -> Checkpoint:
+    """The checkpoint with these modules split, codes that are `held` as codes. Raises LayoutError, PlanError,
+    NotSupported.
+    """
+    return _in_codes(checkpoint, sites, held, "split", split_tensors, split_codes)
 
 
-def fuse_at(checkpoint: Checkpoint, sites: Sequence[Site]) -> Checkpoint:
-    """The checkpoint with these modules fused. Raises LayoutError, PlanError."""
-    with _located(checkpoint):
-        return _changed(checkpoint, "fuse", sites, [fuse_tensors(checkpoint.tensors, site) for site in sites])
+def fuse_at(checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING) -> Checkpoint:
+    """The checkpoint with these modules fused, codes that are `held` as codes. Raises LayoutError, PlanError,
+    NotSupported.
+    """
+    return _in_codes(checkpoint, sites, held, "fuse", fuse_tensors, fuse_codes)
+
+
+def _in_codes(
+    checkpoint: Checkpoint,
+    sites: Sequence[Site],
+    held: Quantisation,
+    verb: str,
+    change: Callable[[Mapping[str, Tensor], Site], Change],
+    coded: Callable[[Codes, Site, Change], Change],
+) -> Checkpoint:
+    seen = decoded(checkpoint, held)
+    with _located(seen), _located(checkpoint):
+        changes = [change(seen.tensors, site) for site in sites]
+        shapes = {name: tensor.shape for one in changes for name, tensor in one.made.items()}
+        codes = codes_of(checkpoint, held)
+        changes = [coded(codes, site, one) for site, one in zip(sites, changes, strict=True)]
+        return followed(_changed(checkpoint, verb, sites, changes), codes, sites, verb, shapes)
 
 
 def fused_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Given | None = None) -> list[Site]:
@@ -324,7 +353,7 @@ def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: 
     """The checkpoint after all changes. Raises PlanError where a name is taken."""
     tensors, weight_map = dict(checkpoint.tensors), dict(checkpoint.weight_map)
     for change in changes:
-        for name in (*change.used, *change.dropped):
+        for name in dict.fromkeys((*change.used, *change.dropped)):
             del tensors[name], weight_map[name]
     for change in changes:
         if taken := [name for name in change.made if name in tensors]:
@@ -339,9 +368,26 @@ def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: 
         weight_map |= {name: checkpoint.weight_map[source] for name, source in change.source.items()}
     gone = {name: checkpoint.tensors[name] for change in changes for name in change.dropped}
     step = {"surgery": verb, "modules": described(sites)}
-    made = checkpoint.with_step(step, tensors=tensors, weight_map=weight_map, dropped={**checkpoint.dropped, **gone})
+    made = checkpoint.with_step(
+        step,
+        tensors=tensors,
+        weight_map=weight_map,
+        dropped={**checkpoint.dropped, **gone},
+        inputs=_partly(checkpoint, [name for change in changes for name in change.shared]),
+    )
     edits = {key: values[verb == "split"] for site in sites for key, values in site.row.config.items()}
     return made.with_config({**made.config, **edits}) if edits else made
+
+
+def _partly(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Input, ...]:
+    """What was opened, where elements of these tensors come more than once, or not all."""
+    leaves = {leaf for name in names for leaf in stored(checkpoint.tensors[name])}
+    return tuple(
+        replace(one, partly=one.partly | {name for name, tensor in one.tensors.items() if tensor in leaves})
+        if leaves
+        else one
+        for one in checkpoint.inputs
+    )
 
 
 def _nothing(checkpoint: Checkpoint, kinds: Collection[str]) -> NothingMatched | LayoutError:

@@ -69,13 +69,24 @@ def _layout(
     restores.
     """
     headers = {shard: header_alone(raw, f"{checkpoint.path}/{UNDO}: {shard}") for shard, raw in record.headers.items()}
-    said = {name: (entry.dtype, entry.shape) for header in headers.values() for name, entry in header.entries.items()}
+    called = {
+        (shard, name): f"{_begin(checkpoint, shard)}{name}"
+        for shard, header in headers.items()
+        for name in header.entries
+    }
+    said = {called[s, name]: (e.dtype, e.shape) for s, header in headers.items() for name, e in header.entries.items()}
     if said != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
         raise VerificationFailed(
             "the parts of the undo record do not belong together", where=[f"{checkpoint.path}/{UNDO}"]
         )
-    weight_map = {name: shard for shard, header in headers.items() for name in header.entries}
+    weight_map = {name: shard for (shard, _), name in called.items()}
     return weight_map, {shard: header.metadata for shard, header in headers.items()}
+
+
+def _begin(checkpoint: Checkpoint, shard: str) -> str:
+    """What the names of a shard's tensors begin with, and do not in the file: the folder of a pipeline's component."""
+    folder = shard.rpartition("/")[0]
+    return f"{folder}/" if folder in checkpoint.parts else ""
 
 
 def _file(checkpoint: Checkpoint, record: BaseRecord, path: str, facts: Mapping[str, Any]) -> File | bytes:

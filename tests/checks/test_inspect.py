@@ -13,10 +13,8 @@ from typing import Any
 import peft
 import pytest
 import tiny_models
-import torch
 import transformers as tf
 from models.fused import stacks
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import surgery
@@ -133,19 +131,6 @@ def said(command: tuple[str, ...], base: Path, folder: Path, out: Path, other: P
     found = surge(*(word.format(adapter=folder, base=base, out=out, other=other or folder) for word in command))
     assert found.exit_code == 1 and not isinstance(found.exception, surgery.SurgeryError) and not out.exists()
     return found.output
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_an_adapter_that_is_only_pickled(name: str, adapter: Path, saved: Callable[..., Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(adapter, tmp_path / "a"))
-    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
-    (folder / "adapter_model.safetensors").unlink()
-    text = said(COMMANDS[name], saved("llama"), folder, tmp_path / "out")
-    assert "the adapter has no adapter_model.safetensors" in text
-    assert (
-        "a pickle can run code, so we do not open it; where you trust it, load the adapter with PEFT and save it once"
-        in text
-    )
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])

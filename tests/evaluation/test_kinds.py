@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from changes import MADE, SIZE, Pools, leaf
+from changes import MADE, SIZE, Pools, leaf, pooled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -51,11 +51,9 @@ SHAPES = st.tuples(
 
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Pools:
-    """Normal random numbers of each dtype that is computed, and some that are not near zero."""
+    """Numbers of each kind that a change may be made of, in a file."""
     path = tmp_path_factory.mktemp("pools") / "x.safetensors"
-    values = torch.randn(SIZE, generator=torch.Generator().manual_seed(3))
-    kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-    real = {name: values.to(kind, copy=True) for name, kind in kinds.items()} | {"positive": values.abs() + 0.5}
+    real = pooled()
     save_file(real, path)
     found = tensors_of(*read_header(str(path)))
     return {name: (found[name], real[name]) for name in real}

@@ -5,26 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...files.peft import Adapter
-from . import boft, deft, delora, glora, hira, hra, ia3, loha, miss, oft, peanut, road, vera
+from . import (
+    beft,
+    boft,
+    c3a,
+    deft,
+    delora,
+    fourierft,
+    glora,
+    hira,
+    hra,
+    ia3,
+    loha,
+    lokr,
+    miss,
+    oft,
+    peanut,
+    road,
+    shira,
+    supertuning,
+    vera,
+    waveft,
+)
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
     row.peft_type: row
     for row in (
+        beft.METHOD,
         boft.METHOD,
+        c3a.METHOD,
         deft.METHOD,
         delora.METHOD,
+        fourierft.METHOD,
         glora.METHOD,
         hira.METHOD,
         hra.METHOD,
         ia3.METHOD,
         loha.METHOD,
+        lokr.METHOD,
         miss.METHOD,
         miss.OLD,
         oft.METHOD,
         peanut.METHOD,
         road.METHOD,
+        shira.METHOD,
+        supertuning.METHOD,
         vera.METHOD,
+        waveft.METHOD,
     )
 }
 

@@ -134,6 +134,7 @@ class Method:
     says something is refused. `check` raises for a config, or a file, that no module can be merged of. `partly` are
     parts of which not each element is used once: tables that are cut, blocks that repeat. `idle` are parts that
     change nothing, and are dropped by name. `variant` is the row that an adapter's config makes of it, if it does.
+    `summed` is what a user should know where several of the kind are summed.
     """
 
     peft_type: str
@@ -147,6 +148,7 @@ class Method:
     idle: Callable[[str], bool] = lambda part: False
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
+    summed: str = ""
     variant: Callable[[Adapter], Method | None] = lambda adapter: None
 
 

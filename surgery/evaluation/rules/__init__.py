@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import bases, elementwise, rotations, tucker
+from . import bases, drawn, elementwise, rotations, tucker, wavelets
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,9 @@ Rule = Callable[[Sequence["torch.Tensor"], Mapping[str, float | str]], "torch.Te
 
 RULES: Mapping[str, Rule] = {
     **bases.RULES,
+    **drawn.RULES,
     **elementwise.RULES,
     **rotations.RULES,
     **tucker.RULES,
+    **wavelets.RULES,
 }

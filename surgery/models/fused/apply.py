@@ -21,6 +21,7 @@ class Change:
     source: dict[str, str] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)  # a set in order
     dropped: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)  # of which parts have some elements, and others more often
 
     def take(self, name: str, made: Mapping[str, Tensor], *others: str) -> None:
         """Make tensors from `name`, and from `others` with it."""

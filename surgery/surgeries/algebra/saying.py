@@ -10,12 +10,16 @@ from typing import Any
 
 from ...adapters.fused import Rank, config_with
 from ...adapters.low_rank import is_inside
+from ...checkpoint import Checkpoint
 from ...errors import AdapterError
 from ...files.peft import PREFIX, TOKENS, Adapter, module_of, parse_adapter
 from ...lazy.tensor import Tensor
 from ...names import natural
+from ..injecting.inject import named_by
+from ..injecting.modules import Kind, Module
 from ..injecting.options import DEFAULTS
 from ..injecting.parameters import Parameter, keys_of
+from ..injecting.saved import task_of
 
 # Where LoRA is: what is kept as it was said where all adapters say the same, and have the same modules.
 AIM = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
@@ -41,6 +45,28 @@ def config_of(adapters: Sequence[Adapter], ranks: Mapping[str, Rank]) -> dict[st
     made["fan_in_fan_out"] = any(config.get("fan_in_fan_out") for config in configs)
     made["modules_to_save"] = _union(config.get("modules_to_save") for config in configs) or None
     made["trainable_token_indices"] = _tokens(adapters)
+    return config_with(made, ranks) if ranks else {**made, "r": 8, "lora_alpha": 8}
+
+
+def config_of_new(
+    base: Checkpoint, known: Mapping[str, Module], chosen: Mapping[str, Module], ranks: Mapping[str, Rank]
+) -> dict[str, Any]:
+    """The config of LoRA that was made from nothing on the `chosen` ones of the `known` modules of a base."""
+    task, heads, _ = task_of(base, ())
+    by_leaf: dict[str, set[str]] = {}
+    for name in known:
+        by_leaf.setdefault(name.rpartition(".")[2], set()).add(name)
+    leaves = {leaf for leaf, names in by_leaf.items() if names <= chosen.keys() and not leaf.isdigit()}
+    targets = {leaf if (leaf := name.rpartition(".")[2]) in leaves else name for name in chosen}
+    made = {
+        **DEFAULTS,
+        **named_by(base),
+        "task_type": None if heads else task,  # PEFT would look for a head in the adapter
+        "target_modules": sorted(targets, key=natural),
+        "fan_in_fan_out": any(module.kind is Kind.CONV1D for module in chosen.values()),
+        **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")),
+        **{"init_lora_weights": True, "lora_dropout": 0.0, "use_dora": False, "lora_bias": False, "use_rslora": False},
+    }
     return config_with(made, ranks) if ranks else {**made, "r": 8, "lora_alpha": 8}
 
 

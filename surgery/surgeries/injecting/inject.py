@@ -76,7 +76,7 @@ def inject(
     task, ends, saved = task_of(base, modules_to_save)
     config: dict[str, Any] = {
         **DEFAULTS,
-        **_named(base),
+        **named_by(base),
         "task_type": task,
         "modules_to_save": ends or None,
         "r": rank,
@@ -171,7 +171,7 @@ def _names(lora: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Tensor]
     return {key: f"{PREFIX}{key}" for key in keys}
 
 
-def _named(base: Checkpoint) -> dict[str, str | None]:
+def named_by(base: Checkpoint) -> dict[str, str | None]:
     """Where PEFT finds the base: its path, or its repository and commit on the Hub."""
     ref = parse_ref(base.path) if has_scheme(base.path) else None
     return {"base_model_name_or_path": ref.repo_id if ref else base.path, "revision": ref.revision if ref else None}

@@ -38,10 +38,11 @@ from .additions import May, check_added, may_be_new
 from .along import notes_along
 from .applied import as_applied
 from .base_names import check_apart, on_parameters, under_base_names, with_names
+from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .lineage import as_trained, check_base, of_other_class, on_changed
-from .methods import place_method, sources_of
+from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
@@ -121,8 +122,12 @@ def merge(
     tensor, but of tied ones that are stored twice, of copies of the base that several adapters, or a weighted one,
     hold, `through` double quantisation, and where `trained_on` is given.
     """
+    asked = {key: value for key, value in locals().items() if key not in ("checkpoint", "adapter", "weights")}
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
+    if checkpoint.parts:
+        rest = {**asked, "scale": 1.0, "only": None, "except_": None}
+        return by_component(checkpoint, adapters, weights, lambda *part: merge(*part, **rest), asked)
     _check_said(tied, given)
     how = way(dequantize=dequantize, requantize=requantize, lossy=lossy)
     stored, held = checkpoint, read_quantised(checkpoint)
@@ -326,7 +331,7 @@ def _merged(
         replaced=replaced,
         dropped=both(dropped, placed.dropped),
         inputs=(*checkpoint.inputs, *(source for one in adapters for source in sources_of(one))),
-        notes=(*checkpoint.notes, *placed.notes),
+        notes=(*checkpoint.notes, *placed.notes, *notes_on_sums(adapters)),
     )
 
 

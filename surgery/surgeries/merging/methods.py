@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...adapters.methods import method_of
@@ -55,6 +55,16 @@ def sources_of(adapter: Adapter) -> tuple[Input, ...]:
     keys |= {f"{module}.{part}": part for module, parts in adapter.lora.items() for part in parts}
     partly = {adapter.names[key] for key, part in keys.items() if method.partly(part)}
     return tuple(replace(source, partly=source.partly | (partly & source.tensors.keys())) for source in adapter.inputs)
+
+
+def notes_on_sums(adapters: Sequence[Adapter]) -> list[str]:
+    """What a user should know of adapters whose sum is not what PEFT's live model computes."""
+    notes = []
+    for method in dict.fromkeys(map(method_of, adapters)):
+        modules = [set(one.lora) for one in adapters if method_of(one) is method]
+        if method and method.summed and len(set().union(*modules)) < sum(map(len, modules)):
+            notes.append(method.summed)
+    return notes
 
 
 def _turn(placed: Placed, method: Method, name: str, makes: Callable[[Tensor], Tensor]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, NotSupported, SurgeryError, listed, nearest, series
+from ...files.adapter_weights import is_weights
 from ...files.beside_adapter import is_model
 from ...files.peft import TOKENS, Adapter, base_name
 from ...files.refs import has_scheme
@@ -96,7 +97,7 @@ def check_read(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
         raise NotSupported(
             "a model lies beside the adapter, and another base was given", where=listed(unread), help=tip
         )
-    ours = [name for name in unread if name.endswith(".safetensors")]
+    ours = [name for name in unread if is_weights(name)]
     tips = [
         f"--with {ours[0]} merges it along" if ours else "save it as safetensors, and merge it along by --with FILE"
     ]

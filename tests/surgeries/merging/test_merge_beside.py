@@ -138,8 +138,12 @@ def test_files_that_cannot_be_merged_along(
     adapter, base = copied(trained[0], tmp_path / "a"), surgery.open_checkpoint(saved("llama"))
     (adapter / "mm_projector.bin").write_bytes(b"PK")
     save_file({"model.mm_projector.0.weight": torch.ones(2, 2)}, adapter / "projector.safetensors")
-    with pytest.raises(NotACheckpoint, match="only safetensors files are read beside an adapter"):
+    with pytest.raises(FormatError, match="none that torch saved"):
         surgery.open_adapter(adapter, beside=["mm_projector.bin"])
+    with pytest.raises(NotACheckpoint, match="a file of weights is read beside an adapter"):
+        surgery.open_adapter(adapter, beside=["adapter_config.json"])
+    torch.save({"model.mm_projector.0.weight": torch.ones(2, 2)}, adapter / "mm_projector.bin")
+    assert "model.mm_projector.0.weight" in surgery.open_adapter(adapter, beside=["mm_projector.bin"]).whole
     with pytest.raises(NotPlaced, match=r"model\.mm_projector\.0\.weight"):
         surgery.merge(base, surgery.open_adapter(adapter, beside=["projector.safetensors"]))
     with pytest.raises(AdapterError, match="holds LoRA of another one"):

@@ -457,18 +457,6 @@ def test_refuses_adapters_of_a_changed_base(init: str, saved: Callable[..., Path
     check_refused(saved("llama"), tmp_path / "a", NotSupported, what, "path_initial_model_for_weight_conversion")
 
 
-def test_refuses_pickles(saved: Callable[..., Path], tmp_path: Path) -> None:
-    model = trained("llama", peft.LoraConfig(target_modules=ATTENTION))
-    model.save_pretrained(tmp_path / "a", safe_serialization=False)
-    check_refused(
-        saved("llama"),
-        tmp_path / "a",
-        NotACheckpoint,
-        "the adapter has no adapter_model.safetensors",
-        "a pickle can run code",
-    )
-
-
 def test_refuses_what_is_no_adapter(saved: Callable[..., Path], tmp_path: Path) -> None:
     adapter("llama", tmp_path / "a/inner")
     tip = f"adapters are in {tmp_path / 'a/inner'}"

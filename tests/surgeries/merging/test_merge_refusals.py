@@ -355,13 +355,16 @@ def test_broken_adapters(name: str, adapter: Path, saved: Saved, tmp_path: Path)
     refused(saved("llama"), edited(adapter, tmp_path / "a", change), kind, what)
 
 
-def test_pickles_alone(adapter: Path, saved: Saved, tmp_path: Path) -> None:
+def test_an_adapter_that_torch_saved(adapter: Path, saved: Saved, tmp_path: Path) -> None:
+    """It is read as data, and merged as the same in safetensors."""
     folder = edited(adapter, tmp_path / "a", lambda _, __: None)
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(surgery.NotACheckpoint, match=r"the adapter has no adapter_model\.safetensors") as caught:
-        surgery.open_adapter(folder)
-    assert "a pickle can run code" in str(caught.value)
+    base = surgery.open_checkpoint(saved("llama"))
+    for number, one in enumerate((folder, adapter)):
+        surgery.write(surgery.merge(base, surgery.open_adapter(one)), tmp_path / str(number))
+    name = "model.safetensors"
+    assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
 def test_magnitudes_and_another_adapter_on_one_tensor(adapter: Path, saved: Saved, tmp_path: Path) -> None:

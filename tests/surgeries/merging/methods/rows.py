@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .cases import Case
+from .rows_placed import CASES as PLACED
 from .rows_products import CASES as PRODUCTS
 from .rows_reading import CASES as READING
+from .rows_spectra import CASES as SPECTRA
 from .rows_turned import CASES as TURNED
 
-CASES: dict[str, Case] = {**PRODUCTS, **READING, **TURNED}
+CASES: dict[str, Case] = {**PLACED, **PRODUCTS, **READING, **SPECTRA, **TURNED}
 ELSEWHERE: frozenset[str] = frozenset({"BONE"})  # kinds that PEFT does not make any more

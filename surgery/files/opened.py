@@ -1,0 +1,30 @@
+"""What a file, or a set of files, of another format than safetensors holds: names -> lazy tensors over stored bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..lazy.tensor import File, Stored, Tensor
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The weights of one checkpoint, as a format's reader finds them.
+
+    `shards` says in which safetensors file each tensor would lie. `leaves` are the stored tensors by name, of which
+    all are to reach an output; of those in `partly` not each element is. `own` are the paths in the folder that these
+    weights lie in, or that belong to them: nothing of that is carried along.
+    """
+
+    what: str  # the format, in words
+    files: tuple[File, ...]
+    tensors: Mapping[str, Tensor]
+    shards: Mapping[str, str]
+    leaves: Mapping[str, Stored]
+    own: frozenset[str]
+    partly: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    stem: str = "model"
+    index_metadata: Mapping[str, Any] = field(default_factory=dict)

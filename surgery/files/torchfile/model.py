@@ -1,0 +1,166 @@
+"""A model in files that torch saved: one file, or the shards that `pytorch_model.bin.index.json` names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from fnmatch import fnmatch
+
+from ...errors import FormatError, NotACheckpoint, NotSupported, listed, series
+from ...lazy.tensor import Stored, Tensor
+from ..beside_adapter import LITTER
+from ..folder import Folder
+from ..index import Index, parse_index
+from ..opened import Opened
+from .reader import ENDINGS, TorchFile, is_torch, read_torch
+
+INDEX = ".bin.index.json"
+_KEY: ContextVar[str] = ContextVar("key", default="")
+# One rank's part of a model: alone, it is a wrong one.
+_PARTS = {
+    re.compile(r"consolidated\.\d+\.pth"): "a part of a model as Meta's tensor-parallel training wrote it",
+    re.compile(r".*_rank_\d+\.pt"): "one rank's part of a model",
+    re.compile(r".*mp_rank_\d+.*\.pt"): "one rank's part of a model, as DeepSpeed writes it",
+    re.compile(r".*\.distcp"): "a part of a distributed checkpoint",
+}
+_PREFERRED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
+
+
+@contextmanager
+def under_key(key: str) -> Iterator[None]:
+    """Inside, the weights of a file that torch saved are those under `key`, with dots between its parts; `.`: all."""
+    token = _KEY.set(key)
+    try:
+        yield
+    finally:
+        _KEY.reset(token)
+
+
+def pickled(folder: Folder, name: str) -> list[str]:
+    """The files of torch's that are meant by a file of the folder, or by the folder (""); none where there are none.
+
+    Raises NotACheckpoint where it is not clear which.
+    """
+    if name:
+        return [name] if name.endswith(INDEX) or (name.endswith(ENDINGS) or _is_torch(folder, name)) else []
+    here = folder.names()
+    indices = [one for one in here if one.endswith(INDEX)]
+    if len(indices) == 1:
+        return indices
+    found = [one for one in here if one.endswith(ENDINGS) and folder.has(one) and not _is_litter(one)]
+    preferred = [one for one in _PREFERRED if one in found]
+    if found and not preferred:
+        _check_whole(folder, found[0])
+    if preferred or len(found) < 2:
+        return preferred[:1] or found
+    what = f"the folder holds more than one file that torch saved: {series(listed(found))}"
+    raise NotACheckpoint(what, where=[folder.path], help=f"pass the one that you mean: {folder.at(found[0])}")
+
+
+def read_model(folder: Folder, names: Sequence[str]) -> Opened:
+    """The weights in those files. Raises FormatError, NotACheckpoint, NotSupported."""
+    (name,) = names
+    _check_whole(folder, name)
+    if not name.endswith(INDEX):
+        one = _read(folder, name)
+        shards = dict.fromkeys(one.tensors, _called(name, single=True))
+        return _joined(folder, {name: one}, shards, frozenset({name}))
+    index = parse_index(folder.read(name), folder.at(name))
+    files = sorted(set(index.weight_map.values()))
+    if missing := [file for file in files if not folder.has(file)]:
+        raise FormatError(
+            f"the index names {len(missing)} files that are not there",
+            where=[folder.at(name), *listed(missing)],
+            help="the download is incomplete; fetch the missing files",
+        )
+    held = {file: _read(folder, file) for file in files}
+    _check_index(folder, name, index, held)
+    shards = {tensor: _called(file, single=False) for file, one in held.items() for tensor in one.tensors}
+    made = _joined(folder, held, shards, frozenset({name, *files}))
+    return Opened(**{**vars(made), "index_metadata": index.metadata})
+
+
+def _check_whole(folder: Folder, name: str) -> None:
+    """Raise NotSupported for a file that holds a part of a model, as far as its name tells."""
+    for rule, what in _PARTS.items():
+        if rule.fullmatch(name.rpartition("/")[2]):
+            others = [one for one in folder.names() if rule.fullmatch(one)]
+            if len(others) > 1 or not name.startswith("consolidated"):
+                tip = "join the parts with the program that wrote them, and pass the result"
+                raise NotSupported(f"the file is {what}, and is not read alone", where=[folder.at(name)], help=tip)
+
+
+def _read(folder: Folder, name: str) -> TorchFile:
+    file = folder.file(name)
+    if file.remote:
+        what = "files that torch saved are not read from the Hub"
+        raise NotSupported(what, where=[folder.at(name)], help="fetch it first, with hf download, and pass the folder")
+    return read_torch(file.path, key=_KEY.get())
+
+
+def _check_index(folder: Folder, name: str, index: Index, held: Mapping[str, TorchFile]) -> None:
+    """Raise FormatError where index and files disagree, or a tensor is in two files."""
+    holders: dict[str, list[str]] = {}
+    for file, one in held.items():
+        for tensor in one.tensors:
+            holders.setdefault(tensor, []).append(file)
+    rows = [f"{tensor}: {series(files)}" for tensor, files in holders.items() if len(files) > 1]
+    rows += [f"{t}: the index says {file}" for t, file in index.weight_map.items() if file not in holders.get(t, ())]
+    if rows:
+        tip = "fetch the checkpoint again, or pass one file"
+        raise FormatError("the index and the files disagree", where=[folder.at(name), *listed(rows)], help=tip)
+
+
+def _joined(folder: Folder, held: Mapping[str, TorchFile], shards: Mapping[str, str], own: frozenset[str]) -> Opened:
+    tensors, leaves = dict[str, Tensor](), dict[str, Stored]()
+    notes, partly = list[str](), set[str]()
+    for one in held.values():
+        tensors |= one.tensors
+        leaves |= one.leaves
+        partly |= one.partly
+        notes += [note for note in one.notes if note not in notes]
+        rows = [" = ".join(names) for names in one.shared]
+        if rows:
+            notes.append(
+                f"one tensor under several names, each stored by itself from now on: {', '.join(listed(rows, 3))}"
+            )
+    files = tuple(one.file for one in held.values())
+    litter = frozenset(name for name in folder.names() if _is_litter(name))
+    return Opened(
+        "saved by torch",
+        files,
+        tensors,
+        shards,
+        leaves,
+        own | litter,
+        frozenset(partly),
+        tuple(notes),
+        stem=_stem(next(iter(shards.values()), "model.safetensors")),
+    )
+
+
+def _called(name: str, *, single: bool) -> str:
+    """What loaders call the safetensors file in the place of one of torch's: model… for pytorch_model…"""
+    leaf = name.rpartition("/")[2]
+    stem = re.sub(
+        r"^pytorch_model|^open_clip_pytorch_model", "model", leaf[: leaf.rindex(".")] if "." in leaf else leaf
+    )
+    return "model.safetensors" if single and not stem.startswith(("model", "diffusion")) else f"{stem}.safetensors"
+
+
+def _stem(shard: str) -> str:
+    return re.sub(r"-\d{5}-of-\d{5}$", "", shard.removesuffix(".safetensors"))
+
+
+def _is_litter(name: str) -> bool:
+    return any(fnmatch(name, one) for one in LITTER)
+
+
+def _is_torch(folder: Folder, name: str) -> bool:
+    """Whether a file that is called otherwise begins as torch's do."""
+    if name.endswith((".safetensors", ".json")) or not folder.has(name):
+        return False
+    file = folder.file(name)
+    return not file.remote and is_torch(file.path)

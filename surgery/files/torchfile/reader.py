@@ -1,0 +1,132 @@
+"""A file that torch saved -> its tensors by name, without reading one and without running anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import FormatError, LayoutError, NotSupported, listed
+from ...lazy.tensor import File, Stored, Tensor, stored
+from ..opening import regular
+from .archive import Place, read_archive
+from .legacy import BEGIN, is_legacy, read_legacy
+from .parts import Chosen, chosen
+from .records import Call, Persistent, read_pickle
+from .storages import Described, Unreadable, storage
+from .strided import strided
+
+ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+ZIP = b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """The model's tensors in a file; `notes` on what was left out and how it was found.
+
+    `leaves` are the stored bytes that each is made of; of those in `partly`, views with gaps, not all are used.
+    """
+
+    file: File
+    tensors: Mapping[str, Tensor]
+    leaves: Mapping[str, Stored]
+    partly: frozenset[str]
+    notes: tuple[str, ...]
+    shared: tuple[tuple[str, ...], ...]  # names of tensors that are the same bytes
+
+
+def is_torch(path: str) -> bool:
+    """Whether the file begins as torch's do."""
+    try:
+        with open(path, "rb", opener=regular) as stream:
+            begin = stream.read(BEGIN)
+    except OSError:
+        return False
+    return begin.startswith(ZIP) or is_legacy(begin)
+
+
+def read_torch(path: str, *, key: str = "") -> TorchFile:
+    """The tensors of the model in the file at `path`, or of what lies under `key` in it.
+
+    Raises FormatError for what torch did not write, or not so; NotACheckpoint where no model is in it, or several.
+    """
+    try:
+        with open(path, "rb", opener=regular) as stream:
+            status = os.fstat(stream.fileno())
+            begin = stream.read(BEGIN)
+            stream.seek(0)
+            if begin.startswith(ZIP):
+                archive = read_archive(stream, status.st_size, path)
+                root = read_pickle(archive.pickle, f"{path}: data.pkl")
+            elif is_legacy(begin):
+                root, archive = read_legacy(stream, status.st_size, path, _widths)
+            else:
+                tip = "torch writes a zip since 1.6; a tar of before 0.1.10 has to be loaded and saved again"
+                raise FormatError("the file is none that torch saved", where=[path], help=tip)
+    except OSError as error:
+        raise FormatError(f"cannot read the file: {error.strerror}", where=[path]) from error
+    file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, archive.digest)
+    return _made(file, chosen(root, path, key), archive.storages)
+
+
+def _made(file: File, found: Chosen, storages: Mapping[str, Place]) -> TorchFile:
+    tensors, leaves, partly = dict[str, Tensor](), dict[str, Stored](), set[str]()
+    for name, one in found.tensors.items():
+        where = [f"{file.path}: {name}"]
+        place = storages.get(one.key)
+        if place is None:
+            raise FormatError(f"the storage {one.key!r} is not in the file", where=where)
+        if place.size != one.count * one.width:
+            said = f"the storage {one.key!r} has {place.size} bytes, and the pickle says {one.count * one.width}"
+            raise FormatError(said, where=where, help="the file is damaged; fetch it again")
+        try:
+            tensor = strided(file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
+        except LayoutError as error:
+            raise FormatError(f"the tensor is none that can be read: {error.what}", where=where) from error
+        tensors[name], leaves[name] = tensor, next(stored(tensor))
+        if leaves[name].size != tensor.size:
+            partly.add(name)
+    notes, called = list(found.notes), os.path.basename(file.path)
+    if found.beside:
+        notes.append(
+            f"left out of {called}, since it is no part of the model: {', '.join(listed(list(found.beside), 5))}"
+        )
+    if found.unreadable:
+        rows = [f"{name} ({why})" for name, why in found.unreadable.items()]
+        tip = "save it as ordinary tensors, with torch"
+        raise NotSupported("tensors of the file cannot be told as bytes", where=[file.path, *listed(rows)], help=tip)
+    return TorchFile(file, tensors, leaves, frozenset(partly), tuple(notes), _shared(found.tensors))
+
+
+def _shared(found: Mapping[str, Described]) -> tuple[tuple[str, ...], ...]:
+    """Names of tensors that are one in the file."""
+    same: dict[Described, list[str]] = {}
+    for name, one in found.items():
+        same.setdefault(one, []).append(name)
+    return tuple(tuple(names) for names in same.values() if len(names) > 1 and 0 not in found[names[0]].shape)
+
+
+def _widths(root: Any) -> dict[str, tuple[int, int]]:
+    """Bytes an element and number of elements of each storage that is in the object."""
+    found: dict[str, tuple[int, int]] = {}
+    todo, seen = [root], set[int]()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        match value:
+            case Persistent():
+                try:
+                    key, kind, count = storage(value)
+                except Unreadable:
+                    continue
+                found[key] = (kind.bits // 8 if kind else 1, count)
+            case Call():
+                todo += [value.args, value.state, *value.entries.values(), *value.items]
+            case dict():
+                todo += value.values()
+            case list() | tuple():
+                todo += value
+    return found

@@ -1,0 +1,125 @@
+"""torch's own records: what a storage is, what a tensor is of it, and which of them cannot be told as bytes.
+
+Source: torch 2.13, torch/_utils.py `_rebuild_*`, torch/serialization.py `persistent_id`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...lazy.dtypes import DTYPES, Dtype
+from .records import Call, Global, Persistent
+
+_STORAGES = {
+    "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
+}  # fmt: skip
+_DTYPES = {
+    "float32": "F32", "float": "F32", "float16": "F16", "half": "F16", "bfloat16": "BF16", "float64": "F64",
+    "double": "F64", "int64": "I64", "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL", "complex64": "C64", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}  # fmt: skip
+_PLAIN = {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"}
+_AROUND = {"_rebuild_parameter", "_rebuild_parameter_with_state"}
+# What makes tensors that are no strided bytes.
+STRANGE = {
+    "_rebuild_qtensor": "a quantised tensor of torch's own",
+    "_rebuild_sparse_tensor": "a sparse tensor",
+    "_rebuild_sparse_csr_tensor": "a sparse tensor",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_meta_tensor_no_storage": "a tensor without values",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+    "_rebuild_wrapper_subclass": "a part of a tensor that is spread over several ranks",
+    "_rebuild_xla_tensor": "a tensor of another device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A tensor as the pickle describes it: of the storage `key`, of `count` elements of `width` bytes each."""
+
+    key: str
+    count: int
+    width: int
+    dtype: Dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Unreadable(ValueError):
+    """What is no tensor that can be read, and why."""
+
+
+def described(value: Any) -> Described | None:
+    """The tensor that a record describes; None for what is no tensor. Raises Unreadable."""
+    for _ in range(8):  # parameters, sub-classes and parameters of these
+        if not (isinstance(value, Call) and isinstance(value.function, Global)):
+            return None
+        name, args = value.function.name, value.args if isinstance(value.args, tuple) else ()
+        if value.function.module == "torch._tensor" and name == "_rebuild_from_type_v2" and len(args) >= 3:
+            value = Call(args[0], args[2])
+        elif value.function.module == "torch._utils" and name in _AROUND and args:
+            value = args[0]
+        elif value.function.module == "torch._utils" and name in _PLAIN:
+            return _plain(name, args)
+        elif value.function.module.startswith("torch") and name in STRANGE:
+            raise Unreadable(STRANGE[name])
+        else:
+            return None
+    return None
+
+
+def _plain(name: str, args: tuple[Any, ...]) -> Described:
+    if len(args) < 4:
+        raise Unreadable("a tensor without offset, size or strides")
+    key, kind, count = storage(args[0])
+    said = args[6] if name.endswith("v3") and len(args) > 6 else None
+    dtype = _dtype(said) if said is not None else kind
+    if dtype is None:
+        raise Unreadable("a tensor of bytes whose type is not said")
+    more = args[7:8] if name.endswith("v3") else args[6:7]
+    if more and isinstance(more[0], dict) and any(more[0].get(bit) for bit in ("conj", "neg")):
+        raise Unreadable("a tensor that is to be negated or conjugated when it is read")
+    width = kind.bits // 8 if kind else 1
+    return Described(key, count, width, dtype, _whole(args[1]), _sizes(args[2]), _sizes(args[3]))
+
+
+def storage(value: Any) -> tuple[str, Dtype | None, int]:
+    """A storage's key, its type (None where it is bytes), and how many elements, or bytes. Raises Unreadable."""
+    said = value.said if isinstance(value, Persistent) else None
+    if not (isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage" and isinstance(said[2], str)):
+        raise Unreadable("a tensor without a storage")
+    kind = said[1]
+    if not (isinstance(kind, Global) and kind.module.startswith("torch")):
+        raise Unreadable(f"a storage of type {kind}")
+    if kind.name == "UntypedStorage":
+        return said[2], None, _whole(said[4])
+    if kind.name not in _STORAGES:
+        raise Unreadable(f"a storage of type {kind}")
+    return said[2], DTYPES[_STORAGES[kind.name]], _whole(said[4])
+
+
+def _dtype(said: Any) -> Dtype:
+    if isinstance(said, Global) and said.module == "torch" and said.name in _DTYPES:
+        return DTYPES[_DTYPES[said.name]]
+    raise Unreadable(f"a tensor of dtype {said}")
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise Unreadable(f"{value!r} in the place of a number of elements")
+    return value
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if isinstance(value, Call) and isinstance(value.function, Global) and value.function.name == "Size":
+        value = value.args[0] if isinstance(value.args, tuple) and value.args else ()
+    if not isinstance(value, tuple) or len(value) > 64:
+        raise Unreadable(f"{str(value)[:60]} in the place of sizes")
+    return tuple(map(_whole, value))

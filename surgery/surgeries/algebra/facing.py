@@ -1,0 +1,127 @@
+"""Two checkpoints of one model, tensor beside tensor, under the names that its class has in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...checkpoint import Checkpoint
+from ...errors import AdapterError, listed, series
+from ...evaluation.read import same_content
+from ...lazy.dtypes import ARITHMETIC
+from ...lazy.tensor import File, Tensor
+from ...models.families import BUFFERS, CAUSAL_MASKS
+from ...models.names_v5 import in_memory, renames_of
+from ...names import is_called, natural
+from ...quantization.settle import decoded
+from ..injecting.modules import Module, tied, told
+from ..merging.quantised import read_quantised
+from ..merging.tokenizer import OF_TOKENIZERS
+
+# What config.json may say otherwise without another computation.
+LOOSE = frozenset("_name_or_path transformers_version dtype torch_dtype use_cache quantization_config".split())
+
+
+@dataclass(frozen=True)
+class Facing:
+    """`base` and `tuned`; by the base's names, `tensors` are what both have: (the base's, the tuned one's).
+
+    `shared` are the base's names of tensors that it stores once for several, with the others' names.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    tensors: Mapping[str, tuple[Tensor, Tensor]]
+    modules: Mapping[str, Module]
+    weights: Mapping[str, str]  # modules by name in memory -> the base's name of their own weight
+    memory: Mapping[str, str]  # the base's names -> names in memory
+    shared: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, File | bytes]
+    notes: tuple[str, ...]
+
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """The base's tensor, and the tuned one's."""
+        return self.tensors[name]
+
+    def fits(self, name: str) -> bool:
+        """Whether both are numbers, of one shape."""
+        if name not in self.tensors:
+            return False
+        base, tuned = self.tensors[name]
+        return base.shape == tuned.shape and all(side.dtype in ARITHMETIC for side in (base, tuned))
+
+
+def faced(base: Checkpoint, tuned: Checkpoint) -> Facing:
+    """The two, as what their codes mean. Raises AdapterError for models of two types, and for tensors that only one
+    has.
+    """
+    kinds = [side.config.get("model_type") for side in (base, tuned)]
+    if all(kinds) and kinds[0] != kinds[1]:
+        rows = [f"{side.path}: model type {kind}" for side, kind in zip((base, tuned), kinds, strict=True)]
+        tip = "an adapter is for a model of the type that it was trained on"
+        raise AdapterError("the two checkpoints are models of different types", where=rows, help=tip)
+    base, tuned = (decoded(side, read_quantised(side)) for side in (base, tuned))
+    ours, theirs = _named(base), _named(tuned)
+    _check_both(base, tuned, ours, theirs)
+    memory, ties, others = {name: inside for inside, name in ours.items()}, tied(base), tied(tuned)
+    pairs = {
+        name: (_value(base, name, ties), _value(tuned, theirs[inside], others))
+        for name, inside in memory.items()
+        if name in base.tensors or theirs[inside] in tuned.tensors
+    }
+    together: dict[str, tuple[str, ...]] = {}
+    for name, holder in ties.items():
+        if name in memory and name not in pairs:
+            together[holder] = (*together.get(holder, ()), name)
+    modules = told(base)
+    weights = {name: ours[f"{name}.weight"] for name in modules if ours.get(f"{name}.weight") in pairs}
+    return Facing(base, tuned, pairs, modules, weights, memory, together, _files(base, tuned), _notes(base, tuned))
+
+
+def _named(side: Checkpoint) -> dict[str, str]:
+    """Names in memory -> names in the files, tied ones that are not stored too; without buffers and masks."""
+    renames, kind = renames_of(side.config), str(side.config.get("model_type"))
+    masks = [CAUSAL_MASKS[kind]] if kind in CAUSAL_MASKS else []
+    names = (*side.tensors, *tied(side))
+    return {
+        in_memory(name, renames): name
+        for name in names
+        if name.rpartition(".")[2] not in BUFFERS and not is_called(name, masks)
+    }
+
+
+def _value(side: Checkpoint, name: str, ties: Mapping[str, str]) -> Tensor:
+    return side.tensors[ties.get(name, name)]
+
+
+def _check_both(base: Checkpoint, tuned: Checkpoint, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    rows = [f"{base.path}: {ours[name]}" for name in sorted(ours.keys() - theirs.keys(), key=natural)]
+    rows += [f"{tuned.path}: {theirs[name]}" for name in sorted(theirs.keys() - ours.keys(), key=natural)]
+    if rows:
+        tip = (
+            "drop them, or rename what is called otherwise: surgery drop, surgery rename; fused modules are brought to"
+        )
+        tip += " one form by surgery split"
+        raise AdapterError(f"{len(rows)} tensors are in only one of the two checkpoints", where=listed(rows), help=tip)
+
+
+def _notes(base: Checkpoint, tuned: Checkpoint) -> tuple[str, ...]:
+    """What an adapter does not carry."""
+    found = _differing(base.config, tuned.config)
+    said = f"config.json differs in {series(listed(found))}, which an adapter does not carry"
+    return (said,) if found else ()
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    keys = (one.keys() | other.keys()) - LOOSE
+    return sorted(key for key in keys if one.get(key) != other.get(key))
+
+
+def _files(base: Checkpoint, tuned: Checkpoint) -> dict[str, File | bytes]:
+    """The tokenizer's and the chat template's files, where they are not the base's."""
+    mine = {name: file for name, file in tuned.files.items() if name in OF_TOKENIZERS}
+    alike = all(
+        (there := base.files.get(name)) is not None and same_content(there, file) for name, file in mine.items()
+    )
+    return {} if alike else mine

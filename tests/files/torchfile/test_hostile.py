@@ -1,0 +1,261 @@
+"""Pickles and zips that were made to harm: refused in a moment, nothing run, nothing allocated by their numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgery.errors import SurgeryError
+from surgery.files.torchfile.reader import read_torch
+from surgery.files.torchfile.records import read_pickle
+
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ"
+
+
+def sized(text: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
+def number(value: int) -> bytes:
+    raw = pickle.dumps(value, 2)
+    return raw[2:-1]
+
+
+def tensor(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], storage: bytes = STORAGE) -> bytes:
+    """A tensor of a storage of six floats."""
+    sizes = b"".join(b"(" + b"".join(map(number, of)) + b"t" for of in (shape, strides))
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + sizes + b"\x89NtR"
+
+
+def named(value: bytes) -> bytes:
+    return b"\x80\x02}" + sized(b"a") + value + b"s."
+
+
+def zipped(entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def archive(data: bytes, storage: bytes = b"\x00" * 24, *more: tuple[str, bytes]) -> bytes:
+    return zipped([("x/data.pkl", data), ("x/byteorder", b"little"), ("x/data/0", storage), *more])
+
+
+FINE = named(tensor(0, (2, 3), (3, 1)))
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/canary-of-surgery",)
+
+
+def doubled(name: str) -> bytes:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return archive(FINE, b"\x00" * 24, (name, b"\x01" * 24))
+
+
+def patched(raw: bytes, old: bytes, new: bytes, last: bool = False) -> bytes:
+    at = raw.rfind(old) if last else raw.find(old)
+    assert at >= 0 and len(old) == len(new)
+    return raw[:at] + new + raw[at + len(old) :]
+
+
+def moved_directory(raw: bytes, name: bytes, field: int, value: bytes) -> bytes:
+    """The zip with a field of an entry in the central directory changed."""
+    at = raw.rfind(name) - 46
+    assert raw[at : at + 4] == b"PK\x01\x02"
+    return raw[: at + field] + value + raw[at + field + len(value) :]
+
+
+FILES: dict[str, bytes] = {
+    # what would run
+    "os.system": archive(pickle.dumps({"a": Runs()}, 2)),
+    "eval": archive(b"\x80\x02c__builtin__\neval\n(X\x01\x00\x00\x001tR."),
+    "INST": archive(b"(S'touch /tmp/canary-of-surgery'\nios\nsystem\n."),
+    "OBJ": archive(b"(cos\nsystem\nS'touch /tmp/canary-of-surgery'\no."),
+    "EXT1": archive(b"\x80\x02\x82\x01."),
+    "EXT4": archive(b"\x80\x02\x84\x01\x00\x00\x00."),
+    "torch.load of bytes": archive(b"\x80\x02ctorch.storage\n_load_from_bytes\n(U\x01xtR."),
+    "a buffer outside": archive(b"\x80\x05\x97."),
+    "PERSID": archive(b"Pstorage\n."),
+    # what would take memory, or time
+    "a memo index of 2**31": archive(b"\x80\x02Kar\xff\xff\xff\x7f."),
+    "bytes of 4 GB": archive(b"\x80\x03B\xff\xff\xff\xff."),
+    "bytes of 2**62": archive(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"."),
+    "text of 4 GB": archive(b"\x80\x02X\xff\xff\xff\xff."),
+    "an integer of 2 GB": archive(b"\x80\x02\x8b\xff\xff\xff\x7f."),
+    "an integer of many digits": archive(b"I" + b"9" * 100_000 + b"\n."),
+    "a frame of 2**60": archive(b"\x80\x04\x95" + (2**60).to_bytes(8, "little") + b"K\x01."),
+    "marks": archive(b"\x80\x02" + b"(" * 300_000 + b"."),
+    "lists in lists": archive(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
+    "tuples in tuples": archive(b"\x80\x02)" + b"\x85" * 200_000 + b"."),
+    "a list in itself": archive(b"\x80\x02]q\x00h\x00a."),
+    "a dictionary in itself": archive(b"\x80\x02}q\x00" + sized(b"a") + b"h\x00s."),
+    "a bytearray of 2 GB": archive(b"\x80\x02c__builtin__\nbytearray\n" + number(2**31 - 1) + b"\x85R."),
+    "expanded to 2**40": archive(named(tensor(0, (2**20, 2**20), (0, 0)))),
+    "more axes than a tensor has": archive(named(tensor(0, (1,) * 3000, (1,) * 3000))),
+    # what lies about the storage
+    "an offset beyond it": archive(named(tensor(7, (2,), (1,)))),
+    "an offset below it": archive(named(tensor(-1, (2,), (1,)))),
+    "strides beyond it": archive(named(tensor(0, (2, 3), (100, 1)))),
+    "a negative stride": archive(named(tensor(5, (2,), (-1,)))),
+    "a negative size": archive(named(tensor(0, (-2,), (1,)))),
+    "sizes of 2**70": archive(named(tensor(0, (2**70,), (1,)))),
+    "sizes without strides": archive(named(tensor(0, (2, 3), (1,)))),
+    "more elements than bytes": archive(FINE, b"\x00" * 20),
+    "fewer elements than bytes": archive(FINE, b"\x00" * 28),
+    "no such storage": zipped([("x/data.pkl", FINE)]),
+    "a storage above the folder": archive(
+        named(tensor(0, (2,), (1,), STORAGE.replace(b"X\x01\x00\x00\x000", sized(b"../../../etc/passwd"))))
+    ),
+    "a storage of an unknown type": archive(
+        named(tensor(0, (2,), (1,), STORAGE.replace(b"FloatStorage", b"LostStorage")))
+    ),
+    # what lies in the pickle
+    "a key twice": archive(b"\x80\x02}" + (sized(b"a") + tensor(0, (2,), (1,)) + b"s") * 2 + b"."),
+    "two names that are one": archive(
+        b"\x80\x02}"
+        + sized(b"a.b")
+        + tensor(0, (2,), (1,))
+        + b"s"
+        + sized(b"a")
+        + b"}"
+        + sized(b"b")
+        + tensor(0, (2,), (1,))
+        + b"ss."
+    ),
+    "nothing": archive(b""),
+    "cut off": archive(FINE[:-20]),
+    "two values": archive(b"\x80\x02K\x01K\x02."),
+    "an empty stack": archive(b"\x80\x02."),
+    "a mark alone": archive(b"\x80\x02(."),
+    "a text": archive(b"\x80\x02" + sized(b"hello") + b"."),
+    "no memo": archive(b"\x80\x02h\x05."),
+    "unknown opcode": archive(b"\x80\x02\xfe."),
+    "entries of a number": archive(b"\x80\x02K\x01K\x02K\x03s."),
+    "no tensor": archive(pickle.dumps({"a": 1, "b": [1, 2]}, 2)),
+    # what lies in the zip
+    "packed": zipped([("x/data.pkl", FINE), ("x/data/0", b"\x00" * 24)], zipfile.ZIP_DEFLATED),
+    "two storages of a name": doubled("x/data/0"),
+    "two pickles": archive(FINE, b"\x00" * 24, ("y/data.pkl", FINE)),
+    "no pickle": zipped([("x/data/0", b"\x00" * 24)]),
+    "the other byte order": zipped([("x/data.pkl", FINE), ("x/byteorder", b"big"), ("x/data/0", b"\x00" * 24)]),
+    "an empty zip": zipped([]),
+    "a zip cut off": archive(FINE)[:-30],
+    "encrypted": moved_directory(archive(FINE), b"x/data/0", 8, b"\x01\x00"),
+    "no zip at all": b"PK\x03\x04" + b"\x00" * 200,
+    "a size beyond the file": moved_directory(
+        moved_directory(archive(FINE), b"x/data/0", 20, struct.pack("<I", 2**31)),
+        b"x/data/0",
+        24,
+        struct.pack("<I", 2**31),
+    ),
+    "an offset elsewhere": moved_directory(archive(FINE), b"x/data/0", 42, struct.pack("<I", 3)),
+    "an offset at another entry": moved_directory(archive(FINE), b"x/data/0", 42, struct.pack("<I", 0)),
+    "called otherwise where it lies": patched(archive(FINE), b"x/data/0", b"x/data/1"),
+    # what is old
+    "legacy, cut off": bytes.fromhex("80028a0a6cfc9c46f9206aa8501935"),
+    "legacy, another protocol": b"".join(pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1002, {}, {}, [])),
+    "legacy, storages that are not there": b"".join(
+        pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, ["7"])
+    ),
+    "a tar": b"storages" + b"\x00" * 500,
+}
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(FILES) >= 60
+
+
+def test_the_fine_one_is_read(tmp_path: Path) -> None:
+    """What the others are made from is none of them."""
+    (tmp_path / "x.bin").write_bytes(archive(FINE))
+    assert read_torch(str(tmp_path / "x.bin")).tensors["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_is_refused_in_a_second_and_nothing_runs(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(FILES[name])
+    canary = Path("/tmp/canary-of-surgery")
+    canary.unlink(missing_ok=True)
+    start = time.process_time()
+    with pytest.raises(SurgeryError) as caught:
+        read_torch(str(path))
+    assert time.process_time() - start < 2
+    assert str(path) in str(caught.value)
+    assert not canary.exists()
+
+
+def test_nothing_is_imported_and_memory_stays_small(tmp_path: Path) -> None:
+    """All of them in one process, which hears of every import and every process that is started."""
+    for number_, raw in enumerate(FILES.values()):
+        (tmp_path / f"{number_}.bin").write_bytes(raw)
+    code = """
+import resource, sys
+from pathlib import Path
+from surgery.errors import SurgeryError
+from surgery.files.torchfile.reader import read_torch
+read_torch  # all that reading needs is loaded by a first file
+try: read_torch(str(next(Path(sys.argv[1]).iterdir())))
+except SurgeryError: pass
+bad = []
+def hook(event, args):
+    if event in ("os.system", "subprocess.Popen", "os.exec", "exec", "pickle.find_class", "os.posix_spawn"):
+        bad.append((event, str(args)[:80]))
+    if event == "import" and not str(args[0]).startswith(("surgery", "encodings", "zipfile")):
+        bad.append((event, args[0]))
+sys.addaudithook(hook)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try: read_torch(str(path))
+    except SurgeryError: pass
+print(bad, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said, grown = done.stdout.rsplit(" ", 1)
+    assert said == "[]" and int(grown) < 100, done.stdout
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_records_or_are_refused(raw: bytes) -> None:
+    """No other error than ours."""
+    with contextlib.suppress(SurgeryError):
+        read_pickle(raw, "x")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_file_with_bytes_changed_is_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    out = io.BytesIO()
+    torch.save({"a": torch.arange(6.0).reshape(2, 3).t(), "b": [torch.ones(2), 5, "x"]}, out)
+    raw = bytearray(out.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("fuzz") / "x.bin"
+    path.write_bytes(raw)
+    with contextlib.suppress(SurgeryError):
+        read_torch(str(path))
