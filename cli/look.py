@@ -97,6 +97,15 @@ def verify(
         list[str] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
+    through: Annotated[
+        str,
+        typer.Option(
+            "--through",
+            metavar="nf4[:BLOCK][:double]",
+            help="BASE is in 16 bits, and was merged into as what its codes mean.",
+            rich_help_panel=PROOF,
+        ),
+    ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
     json: Json = False,
@@ -118,7 +127,7 @@ def verify(
     from . import output
     from .progress import looking
 
-    if bool(base) != bool(adapters) or (not base and merging != Merging()):
+    if bool(base) != bool(adapters) or (not base and (through or merging != Merging())):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
     told = merging.told(len(adapters or ()))
 
@@ -131,6 +140,7 @@ def verify(
                 check_all=check_all,
                 base=base,
                 adapter=adapters or (),
+                through=through or None,
                 **told,
                 beside=merging.beside(),
                 on_tensor=on_tensor,

@@ -546,6 +546,15 @@ def test_scales_of_integers_may_be_negative(make: Callable[[], Made], tmp_path: 
     assert torch.equal(surgery.dequantize(surgery.open_checkpoint(base)).load("m.weight"), -made.weight)
 
 
+def test_what_is_dropped_is_said(tmp_path: Path) -> None:
+    """By what it is, and none where all that was stored goes into a weight."""
+    made = surgery.dequantize(surgery.open_checkpoint(written(Broken(int8, without(), ""), tmp_path)))
+    assert "1 dropped tensors are what went with the codes, and is in no weight: weight_format (1)" in made.notes
+    (folder := tmp_path / "fp8").mkdir()
+    made = surgery.dequantize(surgery.open_checkpoint(written(Broken(fp8_blocks, without(), ""), folder)))
+    assert not made.dropped and not made.notes
+
+
 def test_help_says_which_file_to_take_again(tmp_path: Path) -> None:
     """The shard of what is broken, not all of them."""
     base = written(Broken(gptq, with_("m.scales", lambda t: t[:, :-1]), ""), tmp_path)
