@@ -8,6 +8,7 @@ import typer
 
 from .injecting import Injecting
 from .options import CODES, Merging, Model, Writing, writing_options
+from .reading import Reading
 from .running import written
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def merge(
     ] = "",
     *,
     merging: Merging,
+    reading: Reading,
     options: Writing,
 ) -> None:
     """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
@@ -111,7 +113,7 @@ def merge(
         opened, own = (before, []) if adapters else _apart(before)
         merged = surgery.merge(
             opened,
-            [*own, *surgery.open_adapters(adapters or (), merging.beside())],
+            [*own, *surgery.open_adapters(adapters or (), merging.beside(), **reading.reading())],
             **told,
             again=again,
             tokenizer=tokenizer or None,
@@ -149,12 +151,13 @@ def unmerge(
     ] = False,
     *,
     merging: Merging,
+    reading: Reading,
     options: Writing,
 ) -> None:
     """Restore the base of a merge that was made with [bold]--reversible[/bold], byte for byte, each block checked."""
     import surgery
 
-    if bool(adapters) != approximate or (not approximate and merging != Merging()):
+    if bool(adapters) != approximate or (not approximate and (merging, reading) != (Merging(), Reading())):
         tip = "adapters, and how they were merged, go with --approximate, and only with it"
         raise typer.BadParameter(tip, param_hint="--approximate")
     told = merging.told(len(adapters or ()))
@@ -164,7 +167,7 @@ def unmerge(
         if not approximate:
             return surgery.unmerge(checkpoint)
         return surgery.unmerge_approximately(
-            checkpoint, surgery.open_adapters(adapters or (), merging.beside()), **told
+            checkpoint, surgery.open_adapters(adapters or (), merging.beside(), **reading.reading()), **told
         )
 
     written(made, options)

@@ -8,6 +8,7 @@ import typer
 
 from .adapters import PANEL
 from .options import Writing, parse_weights, writing_options
+from .reading import Reading
 from .running import written
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def combine(
     ] = False,
     any_base: Annotated[bool, typer.Option("--any-base", help="Combine adapters that name different bases.")] = False,
     *,
+    reading: Reading,
     options: Writing,
 ) -> None:
     """Make one LoRA adapter that does what the weighted sum of adapters does."""
@@ -62,7 +64,7 @@ def combine(
     numbers = parse_weights(weights, len(adapters))
 
     def made() -> surgery.Adapter:
-        opened = [surgery.open_adapter(path) for path in adapters]
+        opened = [surgery.open_adapter(path, **reading.reading()) for path in adapters]
         return surgery.combine(opened, numbers, rank=rank, average_factors=average_factors, any_base=any_base)
 
     written(made, options)
@@ -76,13 +78,16 @@ def resize_adapter(
     energy: Energy = None,
     max_rank: MaxRank = None,
     *,
+    reading: Reading,
     options: Writing,
 ) -> None:
     """Give a LoRA adapter another rank: for each module the best approximation; the report says what it keeps."""
     import surgery
 
     def made() -> surgery.Adapter:
-        return surgery.resize_adapter(surgery.open_adapter(adapter), rank=rank, energy=energy, max_rank=max_rank)
+        return surgery.resize_adapter(
+            surgery.open_adapter(adapter, **reading.reading()), rank=rank, energy=energy, max_rank=max_rank
+        )
 
     written(made, options)
 

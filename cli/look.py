@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
+from .reading import Reading
 from .running import guarded
 
 app = typer.Typer()
@@ -15,6 +16,7 @@ PANEL = "Look"
 
 
 @app.command(rich_help_panel=PANEL)
+@writing_options
 def inspect(
     model: Model,
     tensors: Annotated[
@@ -24,6 +26,8 @@ def inspect(
     key: Key = "",
     json: Json = False,
     debug: Debug = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
     import surgery
@@ -32,7 +36,7 @@ def inspect(
 
     def body() -> None:
         if not tensors:
-            output.show_inspection(surgery.inspect(model), json=json)
+            output.show_inspection(surgery.inspect(model, **reading.reading()), json=json)
         else:
             found = surgery.open_any(model)
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
@@ -113,6 +117,7 @@ def verify(
     debug: Debug = False,
     *,
     merging: Merging,
+    reading: Reading,
 ) -> None:
     """Check headers, index and files against each other, the values, and what the model's class says.
 
@@ -127,7 +132,8 @@ def verify(
     from . import output
     from .progress import looking
 
-    if bool(base) != bool(adapters) or (not base and (through or merging != Merging())):
+    told_more = bool(through) or (merging, reading) != (Merging(), Reading())
+    if bool(base) != bool(adapters) or (not base and told_more):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
     told = merging.told(len(adapters or ()))
 
@@ -143,6 +149,7 @@ def verify(
                 through=through or None,
                 **told,
                 beside=merging.beside(),
+                **reading.reading(),
                 on_tensor=on_tensor,
             )
         if json:

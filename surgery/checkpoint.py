@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
+from .files.adapters.opening import LOOKED_AT
 from .files.adapters.opening import opened as of_other_tool
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.index import Index, parse_index
@@ -30,7 +31,7 @@ from .files.pipeline import components_of
 from .files.safetensors import Header, tensors_of
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
-from .files.torchfile.model import pickled, read_model, under_key
+from .files.torchfile.model import read_foreign, under_key
 from .lazy.tensor import File, Input, Stored, Tensor
 from .names import natural
 from .opened import takes_opened
@@ -148,7 +149,7 @@ def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = locate(path)
-    if (adapter := of_other_tool(folder, name)) is not None:
+    if (adapter := of_other_tool(folder, name, LOOKED_AT)) is not None:
         return adapter
     if name:
         return _opened(folder, name)
@@ -184,10 +185,9 @@ def _foreign(folder: Folder, name: str) -> Checkpoint | None:
     here = folder.names() if not name else []
     if name in GIVEN or any(".safetensors" in one for one in here) or ADAPTER_CONFIG in here:
         return None
-    files = pickled(folder, name)
-    if not files:
+    found = read_foreign(folder, name)
+    if found is None:
         return None
-    found = read_model(folder, files)
     checkpoint = Checkpoint(
         path=folder.path,
         tensors=found.tensors,

@@ -51,7 +51,7 @@ def check_numbers(adapter: Adapter) -> None:
         raise AdapterError(
             "the adapter's rank or alpha is not a number",
             where=[*where, *wrong],
-            help="restore the file from the training",
+            help="say it: --alpha" if adapter.format else "restore the file from the training",
         )
 
 

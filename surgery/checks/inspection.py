@@ -14,6 +14,7 @@ from ..adapters.experts import by_parameter
 from ..arguments import in_both
 from ..checkpoint import Checkpoint, open_any
 from ..errors import SurgeryError, printable
+from ..files.adapters.opening import open_adapter
 from ..files.folder import folder_at
 from ..files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from ..files.peft import Adapter
@@ -70,9 +71,13 @@ class Inspection:
 
 
 @takes_opened
-def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """What lies at `path`: a checkpoint or an adapter. Reads headers and small files."""
-    found = open_any(path)
+def inspect(path: str | os.PathLike[str], **said: Any) -> Inspection:
+    """What lies at `path`: a checkpoint or an adapter. Reads headers and small files.
+
+    What is `said` of an adapter whose file does not tell, such as `format`, is as for `open_adapter`.
+    """
+    given = any(value is not None for value in said.values())
+    found = open_adapter(path, **said) if given else open_any(path)
     return _inspect_adapter(found) if isinstance(found, Adapter) else inspect_checkpoint(found)
 
 
@@ -121,7 +126,7 @@ def _inspect_adapter(adapter: Adapter) -> Inspection:
         architectures=(),
         total=count(adapter.tensors.values()),
         dtypes=_by(adapter.tensors, lambda name: adapter.tensors[name].dtype.name),
-        shards={ADAPTER_WEIGHTS: count(adapter.tensors.values())},
+        shards={adapter.format.get("file", ADAPTER_WEIGHTS): count(adapter.tensors.values())},
         ties=(),
         fused=(),
         targets=targets_of(_adapted(adapter)),
@@ -146,7 +151,8 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     config = adapter.config
     said = {key: config[key] for key in SHOWN if config.get(key, "") not in ([], {}, "")}
     shown = {key: value for key, value in said.items() if value is not None and value is not False}
-    return shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+    told = {key: adapter.format[key] for key in ("format", "why") if key in adapter.format}
+    return told | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
 
 
 def _adapted(adapter: Adapter) -> dict[str, Shape]:

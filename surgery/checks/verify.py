@@ -71,6 +71,9 @@ def verify(
     lossy: bool = False,
     through: str | None = None,
     beside: Sequence[str | os.PathLike[str]] | None = None,
+    format: str | None = None,
+    alpha: float | None = None,
+    enable_lora: Sequence[bool] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Verification:
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an
@@ -83,9 +86,10 @@ def verify(
     are restored and held against their digest, with `check_all` or `values` all of them.
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged:
-    `proof.py` says how, and which differences are rounding. What else is told is as for `merge`, `beside` is as for
-    `open_adapter`; their errors are raised. Where none is given and surgery made the merge, they are read from its
-    manifest. An adapter whose config and tensors contradict each other fails, and no merge is replayed.
+    `proof.py` says how, and which differences are rounding. What else is told is as for `merge`; `beside`, `format`,
+    `alpha` and `enable_lora` are as for `open_adapter`, whose errors are raised. Where none is given and surgery made
+    the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no
+    merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained, given)
@@ -108,7 +112,7 @@ def verify(
     checks += [loadable(found)] if check_class else []
     if base is None:
         return Verification(path, tuple(checks))
-    opened = open_adapters(adapters, beside)
+    opened = open_adapters(adapters, beside, format=format, alpha=alpha, enable_lora=enable_lora)
     more, proof = _replayed(found, open_checkpoint(base), opened, told, on_tensor)
     return Verification(path, (*checks, *more), proof)
 

@@ -20,7 +20,7 @@ from ..lazy.low_rank import LowRank
 from ..lazy.scatter import Scatter
 from ..lazy.turned import Turned
 from ..lazy.waves import Waves
-from . import circulant, dense, gain, hadamard, kron, low_rank, scatter, turned, waves
+from . import circulant, dense, exact_waves, gain, hadamard, kron, low_rank, scatter, turned, waves
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ DELTAS = {
     "kron": Added(Kron, kron.add, kron.exactly),
     "scatter": Added(Scatter, scatter.add, scatter.exactly),
     "circulant": Added(Circulant, circulant.add, circulant.exactly),
-    "waves": Added(Waves, waves.add),
+    "waves": Added(Waves, waves.add, exact_waves.exactly),
     "turned": Added(Turned, turned.add),
 }
 

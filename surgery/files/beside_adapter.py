@@ -78,8 +78,13 @@ def is_model(path: str) -> bool:
     return "/" not in path and any(fnmatch(path, one) for one in MODEL)
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file is called like what only a training needs."""
+    return any(fnmatch(name, one) for one in LITTER)
+
+
 def _looks(name: str) -> bool:
-    return any(fnmatch(name.lower(), one) for one in WEIGHTS) and not any(fnmatch(name, one) for one in LITTER)
+    return any(fnmatch(name.lower(), one) for one in WEIGHTS) and not is_litter(name)
 
 
 def _inside(folder: Folder) -> Iterator[tuple[str, bool]]:

@@ -22,7 +22,6 @@ from ..opened import takes_opened
 from .adapter_weights import Weights, read_weights
 from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
-from .dialects import dialect_of, in_folder
 from .folder import Folder, PathLike, folder_at
 from .peft_parts import part_of
 from .spare import is_spare
@@ -76,6 +75,7 @@ class Adapter:
     deltas: Mapping[str, LowRank] = field(default_factory=dict)  # by base tensor: what LoRA on such parameters comes to
     files: Mapping[str, File | bytes] = field(default_factory=dict)  # that go along, besides those in its folder
     costs: Mapping[str, Any] = field(default_factory=dict)  # what was given up to make it, for the report
+    format: Mapping[str, Any] = field(default_factory=dict)  # of another tool: whose, what told it, what was said of it
     dialect: str = ""  # the tool as whose files call modules they are called here; "" where it is as the base does
 
     def __repr__(self) -> str:
@@ -110,17 +110,14 @@ def open_peft(folder: Folder, name: str = "", beside: Sequence[PathLike] | None 
     NotACheckpoint, FormatError, HubError.
     """
     if name:
-        said = dialect_of(folder, [name] if name.endswith(".safetensors") else [])
-        tip = said or "pass the folder, not the file"
-        raise NotACheckpoint(f"no adapter is here: there is no {CONFIG}", where=[folder.at(name)], help=tip)
+        tip = "its tensors are called as no adapter's are: pass a PEFT folder, or the file of an adapter"
+        raise NotACheckpoint("no adapter is here", where=[folder.at(name)], help=tip)
     if not folder.has(CONFIG):
         raise NotACheckpoint(
             f"no adapter is here: there is no {CONFIG}",
             where=[folder.path],
-            help=in_folder(folder, CONFIG) or _nearby(folder),
+            help=_nearby(folder),
         )
-    if not folder.has(WEIGHTS) and (said := in_folder(folder, CONFIG)):
-        raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=said)
     weights = next((name for name in (WEIGHTS, PICKLED) if folder.has(name)), None)
     if weights is None:
         tip = "save it once with PEFT's save_pretrained, which writes safetensors"

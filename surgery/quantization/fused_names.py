@@ -16,12 +16,14 @@ from ..checkpoint import Checkpoint
 from ..errors import FormatError, NotSupported, listed
 from ..lazy.tensor import Permute, Shape, Tensor
 from ..models.fused.row import Site
+from ..models.names_v5 import in_memory, renames_of
 from ..names import natural
 from .compressed_tensors import named_by
 from .declared import replaced
 from .fused_codes import FIRST, Codes, renamed
 from .grids import same_coding, under
-from .quantised import quantised, said_in
+from .quantised import SCHEMES, declared, method_of, quantised, said_in
+from .scheme import Scheme
 from .skip_lists import PLAIN, skipping
 
 KEYED = ("dynamic", "extra_config", "quantized_layers")  # what is said of single modules, by their names
@@ -29,12 +31,9 @@ MARKS = ("re:", "+:", "-:")
 Renames = Mapping[str, Sequence[str]]
 
 
-def followed(
-    made: Checkpoint, codes: Codes, sites: Sequence[Site], verb: str, shapes: Mapping[str, Shape]
-) -> Checkpoint:
+def followed(made: Checkpoint, codes: Codes, sites: Sequence[Site], verb: str) -> Checkpoint:
     """`made`, in which these sites were split or fused, with a config that says of the new modules what it said of the
-    old ones. `shapes` are those of the new weights in 16 bits. Raises NotSupported where patterns do not say that, or
-    the scheme does not find the same codes.
+    old ones. Raises NotSupported where patterns do not say that.
     """
     held = codes.held
     if held.scheme is None:
@@ -42,17 +41,43 @@ def followed(
     new: dict[str, Sequence[str]] = {}
     for site in sites:
         new |= {site.module: site.parts} if verb == "split" else {part: [site.module] for part in site.parts}
-    ends = _ends(new)
-    told = {name: said_in(codes.checkpoint, name) for name in held.scheme.files if name in codes.checkpoint.files}
-    now = {name: _followed(said, ends) for name, said in told.items()}
-    for before, after in ((held.said, _followed(held.said, ends)), *((told[name], now[name]) for name in told)):
-        _check_meant(codes, before, after, new)
-    files = {name: f"{json.dumps(said, indent=4)}\n".encode() for name, said in now.items() if said != told[name]}
-    made = replace(made, files={**made.files, **files})
-    if held.at and (said := _followed(held.said, ends)) != held.said:
-        made = made.with_config(replaced(made.config, held.at, said))
-    _check_found(made, codes, [pair for site in sites for pair in _pairs(site, verb)], shapes)
+    return _told(made, codes.checkpoint, held.scheme, held.said, held.at, new)
+
+
+def lists_followed(made: Checkpoint, checkpoint: Checkpoint, new: Mapping[str, str]) -> Checkpoint:
+    """`made`, in which the tensors of `checkpoint` have `new` names, with what is said of modules by theirs. Raises
+    NotSupported where patterns would say another thing.
+    """
+    modules = {o.rpartition(".")[0]: n.rpartition(".")[0] for o, n in new.items() if o != n}
+    names = {old: [module] for old, module in modules.items() if old != module and not old.endswith(".weight")}
+    for at, said, _ in declared(checkpoint) if names else ():
+        if (scheme := SCHEMES.get(method_of(said))) is not None:
+            return _told(made, checkpoint, scheme, said, at, names)
     return made
+
+
+def _told(
+    made: Checkpoint, checkpoint: Checkpoint, scheme: Scheme, said: Mapping[str, Any], at: tuple[str, ...], new: Renames
+) -> Checkpoint:
+    """`made` with what is said of new modules, in config.json and the files beside it: lists have the names that
+    modules have in files, or in memory.
+    """
+    called = _in_memory(checkpoint)
+    ends = _ends({called(old): [called(name) for name in names] for old, names in new.items()} | dict(new))
+    told = {name: said_in(checkpoint, name) for name in scheme.files if name in checkpoint.files}
+    now = {name: _followed(beside, ends) for name, beside in told.items()}
+    followed_here = _followed(said, ends)
+    for before, after in ((said, followed_here), *((told[name], now[name]) for name in told)):
+        _check_meant(checkpoint, before, after, new)
+    files = {name: f"{json.dumps(value, indent=4)}\n".encode() for name, value in now.items() if value != told[name]}
+    made = replace(made, files={**made.files, **files})
+    return made.with_config(replaced(made.config, at, followed_here)) if at and followed_here != said else made
+
+
+def _in_memory(checkpoint: Checkpoint) -> Callable[[str], str]:
+    """What a module of the files is called in memory."""
+    renames = renames_of(checkpoint.config)
+    return lambda module: in_memory(f"{module}.weight", renames).removesuffix(".weight")
 
 
 def _pairs(site: Site, verb: str) -> Iterator[tuple[str, str, Site]]:
@@ -112,26 +137,34 @@ def _rule(names: tuple[str, ...]) -> Callable[[str], bool]:
     return lambda module: listed_here(module) or marked(module) or any(fnmatchcase(module, name) for name in wild)
 
 
-def _check_meant(codes: Codes, before: Any, after: Any, new: Renames) -> None:
+def _check_meant(checkpoint: Checkpoint, before: Any, after: Any, new: Renames) -> None:
     """Raise NotSupported for modules of which a list says another thing than of those that they are made of."""
     was, now = ({key: _rule(names) for key, names in _lists(said)} for said in (before, after))
+    called = _in_memory(checkpoint)
+
+    def meant(rule: Callable[[str], bool] | None, module: str) -> bool:
+        return rule is not None and (rule(module) or rule(called(module)))
+
     wrong = [
         f"{old} -> {name}: {key}"
         for key in now
         for old, names in new.items()
         for name in names
-        if now[key](name) != (key in was and was[key](old))
+        if meant(now[key], name) != meant(was.get(key), old)
     ]
     if wrong:
         what = f"what config.json says of {len(wrong)} modules by patterns, it would not say of what becomes of them"
-        tip = f"name them one by one in quantization_config; or {FIRST.format(codes.checkpoint.path)}"
-        raise NotSupported(what, where=[codes.checkpoint.path, *listed(wrong)], help=tip)
+        tip = f"name them one by one in quantization_config; or {FIRST.format(checkpoint.path)}"
+        raise NotSupported(what, where=[checkpoint.path, *listed(wrong)], help=tip)
 
 
-def _check_found(
-    made: Checkpoint, codes: Codes, pairs: Sequence[tuple[str, str, Site]], shapes: Mapping[str, Shape]
-) -> None:
-    """Raise NotSupported unless the scheme finds all that is quantised again, coded as it was."""
+def check_found(made: Checkpoint, codes: Codes, sites: Sequence[Site], verb: str, shapes: Mapping[str, Shape]) -> None:
+    """Raise NotSupported unless the scheme finds all that is quantised again, coded as it was; `shapes` are those of
+    the new weights in 16 bits.
+    """
+    if codes.held.scheme is None:
+        return
+    pairs = [pair for site in sites for pair in _pairs(site, verb)]
     held = codes.held
     mine = [pair for pair in pairs if pair[0] in held.weights]
     try:
@@ -139,13 +172,16 @@ def _check_found(
     except (FormatError, NotSupported) as error:
         what, tip = f"the codes would not be read again: {error.what}", FIRST.format(codes.checkpoint.path)
         raise NotSupported(what, where=error.where, help=tip) from error
-    wanted = (held.weights.keys() - {old for old, _, _ in mine}) | {new for _, new, _ in mine}
+    old = {module for site in sites for module in ([site.module] if verb == "split" else site.parts)}
+    if alone := [name for name in held.left if name.rpartition(".")[0] in old]:
+        raise codes.refused("scales of activations belong to modules that would be gone", *alone)
+    wanted = (held.weights.keys() - {before for before, _, _ in mine}) | {new for _, new, _ in mine}
     if wanted != found.keys():
         raise codes.refused("other modules would be quantised", *sorted(wanted ^ found.keys(), key=natural))
-    for old, new, site in mine:
-        if not _same(held.weights[old].weight, found[new].weight, site, shapes[new]):
-            raise codes.refused("the codes would mean another weight where they are read again", f"{old} -> {new}")
-        names = (renamed(codes, name, old, new) for name in codes.parts(old))
+    for before, new, site in mine:
+        if not _same(held.weights[before].weight, found[new].weight, site, shapes[new]):
+            raise codes.refused("the codes would mean another weight where they are read again", f"{before} -> {new}")
+        names = (renamed(codes, name, before, new) for name in codes.parts(before))
         if stray := [name for name in names if name not in (*found[new].parts, *found[new].left)]:
             raise codes.refused(f"nothing would read what belongs to {new}", *stray)
 

@@ -17,6 +17,10 @@ from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
 from ..opened import takes_opened
+from ..quantization.converted import check_convertible, with_codes
+from ..quantization.fused_names import lists_followed
+from ..quantization.quantised import NOTHING, Quantisation, quantised
+from ..quantization.settle import decoded
 from .header_ties import along
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
@@ -31,22 +35,30 @@ def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
 
         convert(open_checkpoint("phi3"), "llama")
 
-    Asks the class of transformers, on the meta device, whether it would load the result whole. Raises NothingMatched
-    where no way is known, PlanError where the class would compute something else, or would not load every tensor.
+    Quantised weights stay as they are: codes and scales under new names. Asks the class of transformers, on the meta
+    device, whether it would load the result whole. Raises NothingMatched where no way is known, PlanError where the
+    class would compute something else, or would not load every tensor, NotSupported where codes do not move as a whole.
     """
     target = _target(checkpoint, to)
-    config = _resolved(checkpoint.config, target)
-    _check_fits(checkpoint, target, config)
-    moved = along(
-        checkpoint, lambda parted: _moved(_renamed(_apart(_without_buffers(parted, target), target), target), target)
-    )
+    config, held = _resolved(checkpoint.config, target), quantised(checkpoint)
+    _check_fits(checkpoint, target, config, held)
+    moved = along(decoded(checkpoint, held), lambda parted: _moved(_named(parted, target), target))
     said = _written(config, target, checkpoint)
     written = {**complete(said), **said}
     check_accepted(written, target.model_class, moved.tensors)
-    return moved.with_config(written).with_step(
+    made = moved.with_config(written)
+    if held.weights:
+        apart = along(checkpoint, lambda parted: _named(parted, target, held))
+        made = with_codes(apart, made, held, quantised(apart).said)
+    return made.with_step(
         {"surgery": "convert", "from": target.source, "to": target.name, "class": target.model_class},
         notes=(*without_note(checkpoint).notes, *_notes(checkpoint.config, target, config)),
     )
+
+
+def _named(checkpoint: Checkpoint, target: Target, held: Quantisation = NOTHING) -> Checkpoint:
+    """Split and renamed, codes that are `held` as codes."""
+    return _renamed(_apart(_without_buffers(checkpoint, target), target, held), target)
 
 
 def _target(checkpoint: Checkpoint, to: str) -> Target:
@@ -80,15 +92,16 @@ def _resolved(config: Mapping[str, Any], target: Target) -> dict[str, Any]:
     return complete(config)
 
 
-def _check_fits(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any]) -> None:
+def _check_fits(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any], held: Quantisation) -> None:
     raw = checkpoint.config
     unlike, why = why_not(target, raw if target.defaults else config), list[str]()
     named = [str(name) for name in raw.get("architectures") or ()]
     if named and not set(named) & set(target.classes):
         why.append(f"its class is {', '.join(named)}: what is known is {' or '.join(target.classes)}")
-    if raw.get("quantization_config"):
-        why.append("quantization_config: the weights are quantised, and the target's config says nothing of that")
+    if raw.get("quantization_config") and not held.weights:
+        why.append("quantization_config: the weights are quantised, as it says, and none has codes")
     if not (unlike or why):
+        check_convertible(checkpoint, held)
         return
     others = [name for name in targets_for(raw) if name != target.name and not why]
     raise PlanError(
@@ -111,34 +124,36 @@ def _without_buffers(checkpoint: Checkpoint, target: Target) -> Checkpoint:
     )
 
 
-def _apart(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+def _apart(checkpoint: Checkpoint, target: Target, held: Quantisation) -> Checkpoint:
     """What is fused split, and what was split before under its own names called as the target calls it."""
     calls: dict[str, str] = {}
-    for site in split_in(checkpoint, target.kinds):
+    for site in split_in(decoded(checkpoint, held), target.kinds):
         theirs = replace(site, row=site.row.called(target.names))
         calls |= dict(zip(site.parts, theirs.parts, strict=True))
 
     def name(old: str) -> str:
-        module, dot, suffix = old.rpartition(".")
-        return f"{calls.get(module, module)}{dot}{suffix}"
+        ends = [i for i, sign in enumerate(old) if sign == "."]
+        return next((f"{calls[old[:end]]}{old[end:]}" for end in reversed(ends) if old[:end] in calls), old)
 
-    called = replace(
-        checkpoint,
-        tensors={name(n): t for n, t in checkpoint.tensors.items()},
-        weight_map={name(n): s for n, s in checkpoint.weight_map.items()},
-    )
-    sites = fused_in(called, target.kinds, Given(names=target.names))
-    return split_at(called, sites) if sites else called
+    called = _called(checkpoint, {old: name(old) for old in checkpoint.tensors})
+    held = quantised(called) if held.weights and calls else held
+    sites = fused_in(decoded(called, held), target.kinds, Given(names=target.names))
+    return split_at(called, sites, held, again=False) if sites else called
 
 
 def _renamed(checkpoint: Checkpoint, target: Target) -> Checkpoint:
     rules = [rule for rule in target.rules if any(re.search(rule[0], name) for name in checkpoint.tensors)]
-    new = renamed(list(checkpoint.tensors), rules)
-    return replace(
+    return _called(checkpoint, renamed(list(checkpoint.tensors), rules))
+
+
+def _called(checkpoint: Checkpoint, new: Mapping[str, str]) -> Checkpoint:
+    """With new names, in the lists of what is quantised as well."""
+    made = replace(
         checkpoint,
         tensors={new[n]: t for n, t in checkpoint.tensors.items()},
         weight_map={new[n]: s for n, s in checkpoint.weight_map.items()},
     )
+    return lists_followed(made, checkpoint, new)
 
 
 def _moved(checkpoint: Checkpoint, target: Target) -> Checkpoint:

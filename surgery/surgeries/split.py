@@ -11,7 +11,7 @@ from typing import TypeVar
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
-from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
+from ..errors import LayoutError, NothingMatched, NotSupported, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
 from ..lazy.tensor import Input, Tensor, Zeros, stored
 from ..models.alike import alike
@@ -25,9 +25,9 @@ from ..models.names_v5 import in_memory, renames_of
 from ..models.targets import targets_for
 from ..opened import takes_opened
 from ..quantization.fused_codes import Codes, codes_of, fuse_codes, split_codes
-from ..quantization.fused_names import followed
+from ..quantization.fused_names import check_found, followed
 from ..quantization.kept_whole import held_in
-from ..quantization.quantised import NOTHING, Quantisation
+from ..quantization.quantised import NOTHING, Quantisation, quantised
 from ..quantization.settle import decoded
 from .header_ties import along, parted
 
@@ -58,7 +58,8 @@ def split(
 def _split(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
     held = held_in(checkpoint)
     seen = decoded(checkpoint, held)
-    sites = fused_in(seen, kinds, given)
+    with _told_why(checkpoint, held):
+        sites = fused_in(seen, kinds, given)
     if not sites:
         raise _nothing(seen, kinds)
     _check_called(given, sites)
@@ -84,18 +85,32 @@ def fuse(
 def _fuse(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
     held = held_in(checkpoint)
     seen = decoded(checkpoint, held)
-    sites = split_in(seen, kinds, given)
+    with _told_why(checkpoint, held):
+        sites = split_in(seen, kinds, given)
     if not sites:
         raise _nothing_to_fuse(seen, kinds)
     _check_called(given, sites)
     return without_note(fuse_at(checkpoint, sites, held))
 
 
-def split_at(checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING) -> Checkpoint:
-    """The checkpoint with these modules split, codes that are `held` as codes. Raises LayoutError, PlanError,
-    NotSupported.
+@contextmanager
+def _told_why(checkpoint: Checkpoint, held: Quantisation) -> Iterator[None]:
+    """Where codes are refused that nothing could read, raise what is wrong with them instead."""
+    try:
+        yield
+    except NotSupported:
+        if not held.weights:
+            quantised(checkpoint)
+        raise
+
+
+def split_at(
+    checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING, *, again: bool = True
+) -> Checkpoint:
+    """The checkpoint with these modules split, codes that are `held` as codes, and read `again`. Raises LayoutError,
+    PlanError, NotSupported.
     """
-    return _in_codes(checkpoint, sites, held, "split", split_tensors, split_codes)
+    return _in_codes(checkpoint, sites, held, "split", split_tensors, split_codes, again=again)
 
 
 def fuse_at(checkpoint: Checkpoint, sites: Sequence[Site], held: Quantisation = NOTHING) -> Checkpoint:
@@ -112,6 +127,8 @@ def _in_codes(
     verb: str,
     change: Callable[[Mapping[str, Tensor], Site], Change],
     coded: Callable[[Codes, Site, Change], Change],
+    *,
+    again: bool = True,
 ) -> Checkpoint:
     seen = decoded(checkpoint, held)
     with _located(seen), _located(checkpoint):
@@ -119,7 +136,10 @@ def _in_codes(
         shapes = {name: tensor.shape for one in changes for name, tensor in one.made.items()}
         codes = codes_of(checkpoint, held)
         changes = [coded(codes, site, one) for site, one in zip(sites, changes, strict=True)]
-        return followed(_changed(checkpoint, verb, sites, changes), codes, sites, verb, shapes)
+        made = followed(_changed(checkpoint, verb, sites, changes), codes, sites, verb)
+        if again:
+            check_found(made, codes, sites, verb, shapes)
+        return made
 
 
 def fused_in(checkpoint: Checkpoint, kinds: Collection[str] = KINDS, given: Given | None = None) -> list[Site]:
@@ -199,7 +219,7 @@ def _sites_of(
     if base is None:
         tip = "pass the base, fused or split: --base MODEL; or say the layout with --layout"
         raise SurgeryError("the layout of an adapter's modules is its base's", where=[adapter.path], help=tip)
-    base = parted(base)
+    base = parted(decoded(base, held_in(base)))
     check_unwrapped(adapter, names_of(base))
     sites = [*fused_in(base, kinds, given), *split_in(base, kinds, given)]
     loaded = in_memory_sites(base, sites)

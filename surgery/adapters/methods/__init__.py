@@ -13,6 +13,7 @@ from . import (
     delora,
     fourierft,
     glora,
+    gralora,
     hira,
     hra,
     ia3,
@@ -21,9 +22,13 @@ from . import (
     miss,
     oft,
     peanut,
+    randlora,
     road,
     shira,
     supertuning,
+    tinylora,
+    unilora,
+    vblora,
     vera,
     waveft,
 )
@@ -39,6 +44,7 @@ METHODS: Mapping[str, Method] = {
         delora.METHOD,
         fourierft.METHOD,
         glora.METHOD,
+        gralora.METHOD,
         hira.METHOD,
         hra.METHOD,
         ia3.METHOD,
@@ -48,10 +54,15 @@ METHODS: Mapping[str, Method] = {
         miss.OLD,
         oft.METHOD,
         peanut.METHOD,
+        randlora.METHOD,
         road.METHOD,
         shira.METHOD,
         supertuning.METHOD,
+        tinylora.METHOD,
+        unilora.METHOD,
+        vblora.METHOD,
         vera.METHOD,
+        vera.SAMPLED,
         waveft.METHOD,
     )
 }
@@ -59,5 +70,4 @@ METHODS: Mapping[str, Method] = {
 
 def method_of(adapter: Adapter) -> Method | None:
     """The adapter's kind, where it is one of these."""
-    row = METHODS.get(str(adapter.config.get("peft_type")))
-    return row and (row.variant(adapter) or row)
+    return METHODS.get(str(adapter.config.get("peft_type")))

@@ -25,7 +25,7 @@ METHOD = Method(
     "circulant blocks",
     effect,
     options=said("block_size block_size_pattern init_weights bias"),
-    summed="C3A adapters are added up: PEFT's live model gives each the output of the one before it",
+    together="C3A adapters are added up: PEFT's live model gives each the output of the one before it",
     conv1d=False,
     layers="nn.Linear",
 )

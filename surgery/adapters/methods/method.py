@@ -29,7 +29,8 @@ Several = Literal["sum", "first", "last", "any", "one"]
 class Effect:
     """What an adapter does to a module: `(matrix + Σ deltas) * gain`, and the same for its bias.
 
-    The matrix is (out, in), kernels are its rows: (out, in / groups * k...).
+    The matrix is (out, in), kernels are its rows: (out, in / groups * k...). `several` is said where it is not the
+    same for all that the kind does.
     """
 
     deltas: tuple[Delta, ...] = ()
@@ -37,6 +38,7 @@ class Effect:
     bias: tuple[Delta, ...] = ()
     bias_gain: Change | None = None
     notes: tuple[str, ...] = ()
+    several: Several | None = None
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -133,8 +135,9 @@ class Method:
     `options` are keys of adapter_config.json that it reads, or that tell of the training alone; any other one that
     says something is refused. `check` raises for a config, or a file, that no module can be merged of. `partly` are
     parts of which not each element is used once: tables that are cut, blocks that repeat. `idle` are parts that
-    change nothing, and are dropped by name. `variant` is the row that an adapter's config makes of it, if it does.
-    `summed` is what a user should know where several of the kind are summed.
+    change nothing, and are dropped by name. `prepared` is the whole adapter with what its modules share put in their
+    reach, given the widest of its modules' inputs. `together` is what a user should know where several of the kind
+    are on one module.
     """
 
     peft_type: str
@@ -146,10 +149,10 @@ class Method:
     check: Callable[[Adapter], None] = lambda adapter: None
     partly: Callable[[str], bool] = lambda part: False
     idle: Callable[[str], bool] = lambda part: False
+    prepared: Callable[[Adapter, Callable[[], int]], Adapter] = lambda adapter, widest: adapter
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
-    summed: str = ""
-    variant: Callable[[Adapter], Method | None] = lambda adapter: None
+    together: str = ""
 
 
 def said(*keys: str) -> frozenset[str]:

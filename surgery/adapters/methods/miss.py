@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...files.peft import Adapter
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Tensor, permute, reshape
 from ...lazy.turned import Turned
@@ -29,6 +28,8 @@ def effect(target: Target) -> Effect:
             f"{name} is {block.shape}, which is not what init_weights = {kind!r} makes",
             "restore adapter_config.json from the training",
         )
+    if kind not in (True, False, None, "mini", "bat"):
+        raise target.unsupported(f"init_weights = {kind!r} is not known")
     return _bat(target, name) if kind == "bat" else _repeated(target, name, mini=kind == "mini")
 
 
@@ -50,11 +51,8 @@ def _bat(target: Target, name: str) -> Effect:
     if block.shape != (runs, rank, rank) or runs * rank != out or wide % rank:
         raise target.wrong(f"{name} is {block.shape}, which does not fit a weight {target.weight.shape}")
     turn = Turned(target.matrix, reshape(block, (runs, 1, rank, rank)), 1.0)
-    return Effect(deltas=(turn, LowRank(reshape(block, (out, rank)), tiled(None, rank, wide), 1.0)))
-
-
-def _variant(adapter: Adapter) -> Method | None:
-    return replace(METHOD, several="first") if adapter.config.get("init_weights") == "bat" else None
+    plus = LowRank(reshape(block, (out, rank)), tiled(None, rank, wide), 1.0)
+    return Effect(deltas=(turn, plus), several="first")
 
 
 METHOD = Method(
@@ -66,6 +64,5 @@ METHOD = Method(
     partly=lambda part: part in ("miss_block", "bone_block"),
     conv1d=False,
     layers="nn.Linear",
-    variant=_variant,
 )
 OLD = replace(METHOD, peft_type="BONE", name="Bone", options=said("r init_weights bias"))

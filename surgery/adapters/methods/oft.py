@@ -9,7 +9,8 @@
 peft 0.16 and 0.17, which said no version in adapter_config.json, doubled the last term too. Before 0.16 there were
 whole matrices, oft_r (n, k, k), whose skew half is Q, and a factor for each output, oft_s (out, 1).
 On kernels above 1 x 1 the live layer folds overlapping windows in another order than it unfolded them: no weight does
-that. Of two adapters the last is next to W, as in the live model; PEFT's own merge has them the other way round.
+that. Of two adapters the last is next to W, as in the live model; PEFT's own merge has them the other way round. On
+embeddings, and before 0.16, the first was.
 Source: peft 0.21.2, tuners/oft/layer.py `_cayley_batch`, `_project_batch`; 0.15.2 and 0.17.1, the same.
 """
 
@@ -17,9 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
-from ...files.peft import Adapter
 from ...lazy.gain import Gain
 from ...lazy.tensor import Tensor, made, reshape
 from ...lazy.turned import Turned
@@ -41,7 +40,8 @@ def effect(target: Target) -> Effect:
     if edge * (edge - 1) // 2 != upper.shape[1]:
         raise target.wrong(f"oft_R has {upper.shape[1]} numbers for each block, which are no half of a matrix")
     blocks = _turns(target, upper, edge, float(not embedding))
-    return Effect(deltas=(Turned(target.matrix, _placed(target, blocks), 1.0),), notes=_notes(target))
+    turn = Turned(target.matrix, _placed(target, blocks), 1.0)
+    return Effect(deltas=(turn,), notes=_notes(target), several="first" if embedding else None)
 
 
 def _turns(target: Target, upper: Tensor, edge: int, transposed: float) -> Tensor:
@@ -49,7 +49,7 @@ def _turns(target: Target, upper: Tensor, edge: int, transposed: float) -> Tenso
     shape, limit = (upper.shape[0], edge, edge), _limit(target, upper.shape[0])
     if not _is_series(target):
         return made(shape, "cayley", [upper], limit=limit, transposed=transposed)
-    terms, last = target.number("num_cayley_neumann_terms", 5), 2.0 if _is_old(target.adapter) else 1.0
+    terms, last = target.number("num_cayley_neumann_terms", 5), 2.0 if _is_old(target) else 1.0
     return made(shape, "neumann", [upper], limit=limit, transposed=transposed, terms=float(terms), last=last)
 
 
@@ -62,14 +62,20 @@ def _is_series(target: Target) -> bool:
     raise target.wrong(what, "restore adapter_config.json from the training")
 
 
-def _is_old(adapter: Adapter) -> bool:
+def _is_old(target: Target) -> bool:
     """Whether a version before 0.18 trained it, none of which wrote its number."""
-    found = re.match(r"(\d+)\.(\d+)", str(adapter.config.get("peft_version") or "0.0"))
+    version = str(target.adapter.config.get("peft_version") or "0.0")
+    if version.startswith("0.18.0.dev"):
+        tip = (
+            "load and save it with the commit of peft that trained it, and say in adapter_config.json 0.17.0 or 0.18.0"
+        )
+        raise target.unsupported(f"peft_version = {version}: while it was made, the series changed", tip)
+    found = re.match(r"(\d+)\.(\d+)", version)
     return not found or tuple(map(int, found.groups())) < DOUBLED_BEFORE
 
 
 def _notes(target: Target) -> tuple[str, ...]:
-    if not (_is_series(target) and _is_old(target.adapter)):
+    if not (_is_series(target) and _is_old(target)):
         return ()
     said = target.adapter.config.get("peft_version") or "no version"
     return (f"adapter_config.json says peft_version = {said}: its rotations are those of peft 0.16 and 0.17",)
@@ -106,13 +112,7 @@ def _old(target: Target) -> Effect:
     limit = _limit(target, count) * math.ceil(out / (wide // edge)) ** 2
     blocks = made(whole.shape, "old cayley", [whole], limit=limit)
     gain = Gain(reshape(target.part("oft_s"), (out,)), None)
-    return Effect(deltas=(Turned(target.matrix, _placed(target, blocks), 1.0),), gain=gain)
-
-
-def _variant(adapter: Adapter) -> Method | None:
-    """Of several old ones the first was next to the base."""
-    old = any("oft_r" in parts for parts in adapter.lora.values())
-    return replace(METHOD, several="first") if old else None
+    return Effect(deltas=(Turned(target.matrix, _placed(target, blocks), 1.0),), gain=gain, several="first")
 
 
 METHOD = Method(
@@ -125,8 +125,9 @@ METHOD = Method(
         " bias"
     ),
     several="last",
+    together="of several OFT adapters the last one is next to the weight, as in PEFT's live model: its own"
+    " merge_and_unload has them the other way round",
     partly=lambda part: part.startswith("oft_"),
     conv1d=False,
     layers="nn.Linear, embeddings, convolutions in 2 dimensions",
-    variant=_variant,
 )

@@ -14,6 +14,7 @@ from ..beside_adapter import LITTER
 from ..folder import Folder
 from ..index import Index, parse_index
 from ..opened import Opened
+from .distributed import is_distributed, read_distributed
 from .reader import ENDINGS, TorchFile, is_torch, read_torch
 
 INDEX = ".bin.index.json"
@@ -36,6 +37,14 @@ def under_key(key: str) -> Iterator[None]:
         yield
     finally:
         _KEY.reset(token)
+
+
+def read_foreign(folder: Folder, name: str) -> Opened | None:
+    """The weights in the folder, or in its file `name`, where they are in a format of torch's; None for all else."""
+    if not name and is_distributed(folder):
+        return read_distributed(folder, _KEY.get())
+    files = pickled(folder, name)
+    return read_model(folder, files) if files else None
 
 
 def pickled(folder: Folder, name: str) -> list[str]:

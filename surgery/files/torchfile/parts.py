@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import FormatError, NotACheckpoint, listed
-from .records import Call
-from .storages import Described, Unreadable, described
+from .records import Call, Leaf
+from .storages import Unreadable, described
 
 # Keys under which a training keeps what is no model.
 _TRAINING = re.compile(
@@ -30,7 +30,7 @@ ALL = "."  # the key of all that is in a file
 class Chosen:
     """The model's tensors by name; those that cannot be read, with the reason; what lay beside it; and notes."""
 
-    tensors: Mapping[str, Described]
+    tensors: Mapping[str, Leaf]
     unreadable: Mapping[str, str]
     beside: tuple[str, ...]
     notes: tuple[str, ...]
@@ -81,9 +81,9 @@ def _to_model(root: Any, where: str) -> list[str]:
     return path
 
 
-def _by_name(place: Any, where: str) -> tuple[dict[str, Described], dict[str, str]]:
+def _by_name(place: Any, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
     """The tensors in a mapping by name, and those that cannot be read, with the reason."""
-    found, unreadable = dict[str, Described](), dict[str, str]()
+    found, unreadable = dict[str, Leaf](), dict[str, str]()
     for path, value in _tensors(place):
         name = ".".join(path)
         if name in found or name in unreadable:
@@ -96,7 +96,9 @@ def _by_name(place: Any, where: str) -> tuple[dict[str, Described], dict[str, st
     return found, unreadable
 
 
-def _tensor(value: Any) -> Described | Unreadable | None:
+def _tensor(value: Any) -> Leaf | Unreadable | None:
+    if isinstance(value, Leaf):
+        return value
     try:
         return described(value)
     except Unreadable as error:
@@ -122,7 +124,7 @@ def _entries(value: Any) -> Mapping[Any, Any]:
     return dict(enumerate(value)) if isinstance(value, list | tuple) else {}
 
 
-def _tensors(root: Any) -> Iterator[tuple[tuple[str, ...], Described | Unreadable]]:
+def _tensors(root: Any) -> Iterator[tuple[tuple[str, ...], Leaf | Unreadable]]:
     """Every tensor with the keys that lead to it, in order; what holds itself is entered once."""
     todo: list[tuple[tuple[str, ...], Any, tuple[int, ...]]] = [((), root, ())]
     while todo:
@@ -134,6 +136,6 @@ def _tensors(root: Any) -> Iterator[tuple[tuple[str, ...], Described | Unreadabl
             inside = [
                 (path if key in _OF_MODULES else (*path, str(key)), child, (*above, id(value)))
                 for key, child in _entries(value).items()
-                if isinstance(child, dict | list | tuple | Call)
+                if isinstance(child, dict | list | tuple | Call | Leaf)
             ]
             todo += reversed(inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ...errors import FormatError, LayoutError, NotSupported, listed
 from ...lazy.tensor import File, Stored, Tensor, stored
@@ -72,7 +72,8 @@ def read_torch(path: str, *, key: str = "") -> TorchFile:
 
 def _made(file: File, found: Chosen, storages: Mapping[str, Place]) -> TorchFile:
     tensors, leaves, partly = dict[str, Tensor](), dict[str, Stored](), set[str]()
-    for name, one in found.tensors.items():
+    described = cast(Mapping[str, Described], found.tensors)
+    for name, one in described.items():
         where = [f"{file.path}: {name}"]
         place = storages.get(one.key)
         if place is None:
@@ -96,7 +97,7 @@ def _made(file: File, found: Chosen, storages: Mapping[str, Place]) -> TorchFile
         rows = [f"{name} ({why})" for name, why in found.unreadable.items()]
         tip = "save it as ordinary tensors, with torch"
         raise NotSupported("tensors of the file cannot be told as bytes", where=[file.path, *listed(rows)], help=tip)
-    return TorchFile(file, tensors, leaves, frozenset(partly), tuple(notes), _shared(found.tensors))
+    return TorchFile(file, tensors, leaves, frozenset(partly), tuple(notes), _shared(described))
 
 
 def _shared(found: Mapping[str, Described]) -> tuple[tuple[str, ...], ...]:

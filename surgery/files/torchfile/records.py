@@ -19,6 +19,12 @@ MOST_BYTES = 100_000_000  # of one pickle
 MOST_OPCODES = 10_000_000
 
 
+class Leaf:
+    """What a mapping may hold that is a tensor, however that is described."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Global:
     """Something that the pickle names, by module and name."""
@@ -160,7 +166,7 @@ class _Machine:
 
 def _key(key: Any) -> Any:
     """A key as a dictionary can have it; what Python could not hash is told by what it is."""
-    if isinstance(key, str | int | float | bool | bytes | Global) or key is None:
+    if isinstance(key, str | int | float | bool | bytes | Global | Call) or key is None:
         return key
     return tuple(map(_key, key)) if isinstance(key, tuple) and len(key) < 100 else f"<{type(key).__name__} {id(key)}>"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...lazy.dtypes import DTYPES, Dtype
-from .records import Call, Global, Persistent
+from .records import Call, Global, Leaf, Persistent
 
 _STORAGES = {
     "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
@@ -40,7 +40,7 @@ STRANGE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class Described(Leaf):
     """A tensor as the pickle describes it: of the storage `key`, of `count` elements of `width` bytes each."""
 
     key: str
@@ -87,7 +87,7 @@ def _plain(name: str, args: tuple[Any, ...]) -> Described:
     if more and isinstance(more[0], dict) and any(more[0].get(bit) for bit in ("conj", "neg")):
         raise Unreadable("a tensor that is to be negated or conjugated when it is read")
     width = kind.bits // 8 if kind else 1
-    return Described(key, count, width, dtype, _whole(args[1]), _sizes(args[2]), _sizes(args[3]))
+    return Described(key, count, width, dtype, _whole(args[1]), sizes_of(args[2]), sizes_of(args[3]))
 
 
 def storage(value: Any) -> tuple[str, Dtype | None, int]:
@@ -117,7 +117,7 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _sizes(value: Any) -> tuple[int, ...]:
+def sizes_of(value: Any) -> tuple[int, ...]:
     if isinstance(value, Call) and isinstance(value.function, Global) and value.function.name == "Size":
         value = value.args[0] if isinstance(value.args, tuple) and value.args else ()
     if not isinstance(value, tuple) or len(value) > 64:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, listed, series
+from ...errors import AdapterError, SurgeryError, listed, series
 from ...evaluation.read import same_content
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import File, Tensor
@@ -16,8 +16,10 @@ from ...models.names_v5 import in_memory, renames_of
 from ...names import is_called, natural
 from ...quantization.settle import decoded
 from ..injecting.modules import Module, tied, told
+from ..injecting.parameters import EXPERTS, Parameter, stacks
 from ..merging.quantised import read_quantised
 from ..merging.tokenizer import OF_TOKENIZERS
+from ..split import fuse_at, split_in
 
 # What config.json may say otherwise without another computation.
 LOOSE = frozenset("_name_or_path transformers_version dtype torch_dtype use_cache quantization_config".split())
@@ -35,6 +37,7 @@ class Facing:
     tensors: Mapping[str, tuple[Tensor, Tensor]]
     modules: Mapping[str, Module]
     weights: Mapping[str, str]  # modules by name in memory -> the base's name of their own weight
+    parameters: Mapping[str, tuple[str, Parameter, bool]]  # of all experts of a layer: as `stacks` gives them
     memory: Mapping[str, str]  # the base's names -> names in memory
     shared: Mapping[str, tuple[str, ...]]
     files: Mapping[str, File | bytes]
@@ -61,7 +64,7 @@ def faced(base: Checkpoint, tuned: Checkpoint) -> Facing:
         rows = [f"{side.path}: model type {kind}" for side, kind in zip((base, tuned), kinds, strict=True)]
         tip = "an adapter is for a model of the type that it was trained on"
         raise AdapterError("the two checkpoints are models of different types", where=rows, help=tip)
-    base, tuned = (decoded(side, read_quantised(side)) for side in (base, tuned))
+    base, tuned = (_as_in_memory(decoded(side, read_quantised(side))) for side in (base, tuned))
     ours, theirs = _named(base), _named(tuned)
     _check_both(base, tuned, ours, theirs)
     memory, ties, others = {name: inside for inside, name in ours.items()}, tied(base), tied(tuned)
@@ -76,7 +79,25 @@ def faced(base: Checkpoint, tuned: Checkpoint) -> Facing:
             together[holder] = (*together.get(holder, ()), name)
     modules = told(base)
     weights = {name: ours[f"{name}.weight"] for name in modules if ours.get(f"{name}.weight") in pairs}
-    return Facing(base, tuned, pairs, modules, weights, memory, together, _files(base, tuned), _notes(base, tuned))
+    parameters = {name: one for name, one in _stacks(base).items() if one[0] in pairs}
+    files, notes = _files(base, tuned), _notes(base, tuned)
+    return Facing(base, tuned, pairs, modules, weights, parameters, memory, together, files, notes)
+
+
+def _as_in_memory(side: Checkpoint) -> Checkpoint:
+    """The checkpoint with experts in the stacks that its class holds, where the files have them one by one."""
+    try:
+        sites = [site for site in split_in(side, EXPERTS) if site.row.asked]
+    except SurgeryError:  # a layout that is not known: they are what they are
+        return side
+    return fuse_at(side, sites) if sites else side
+
+
+def _stacks(base: Checkpoint) -> Mapping[str, tuple[str, Parameter, bool]]:
+    try:
+        return stacks(base)
+    except SurgeryError:
+        return {}
 
 
 def _named(side: Checkpoint) -> dict[str, str]:

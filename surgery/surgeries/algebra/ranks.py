@@ -83,11 +83,12 @@ def _note(leaf: str, found: Mapping[str, Kept]) -> str:
     least, middle, after = found[worst].share, statistics.median(shares), max(one.following for one in found.values())
     rank = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
     verb = "keeps" if ranks[0] == ranks[-1] else "keep"
-    shown = f"{percent(middle)} in the median, {percent(least)} in {worst}" if len(found) > 1 else percent(least)
-    return f"{leaf} ×{len(found)}: {rank} {verb} {shown}; the next σ is at most {after:.2g} of the last"
+    alike = percent(middle) == percent(least)
+    shown = percent(least) if alike else f"{percent(middle)} in the median, {percent(least)} in {worst}"
+    rest = f"the next σ is at most {after:.2g} of the last" if after else "no further σ is there"
+    return f"{leaf} ×{len(found)}: {rank} {verb} {shown}; {rest}"
 
 
 def percent(share: float) -> str:
     """A share as it is read: never rounded up to all of it."""
-    hundredths = math.floor(share * 10000)
-    return "100 %" if share >= 1 - 1e-9 else f"{hundredths / 100:.2f} %"
+    return ">99.99 %" if share > 0.9999 else f"{math.floor(share * 10000) / 100:.2f} %"

@@ -27,11 +27,10 @@ class Rest:
     notes: tuple[str, ...] = ()
 
 
-def rest_of(two: Facing, lora: Collection[str], how: str) -> Rest:
-    """What becomes of the tensors that differ and are not the weights of the modules in `lora`. Reads them, and raises
+def rest_of(two: Facing, weights: Collection[str], how: str) -> Rest:
+    """What becomes of the tensors that differ and are not the `weights` that get LoRA. Reads them, and raises
     NotSupported where `how` is "error" and there are such, or where PEFT has no way to hold one.
     """
-    weights = {two.weights[name] for name in lora}
     found = [name for name in two.tensors if name not in weights and _differs(two, name)]
     names = sorted(found, key=natural)
     if not names:

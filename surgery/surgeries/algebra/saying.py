@@ -49,21 +49,21 @@ def config_of(adapters: Sequence[Adapter], ranks: Mapping[str, Rank]) -> dict[st
 
 
 def config_of_new(
-    base: Checkpoint, known: Mapping[str, Module], chosen: Mapping[str, Module], ranks: Mapping[str, Rank]
+    base: Checkpoint, known: Mapping[str, Module], chosen: Collection[str], ranks: Mapping[str, Rank]
 ) -> dict[str, Any]:
     """The config of LoRA that was made from nothing on the `chosen` ones of the `known` modules of a base."""
     task, heads, _ = task_of(base, ())
     by_leaf: dict[str, set[str]] = {}
     for name in known:
         by_leaf.setdefault(name.rpartition(".")[2], set()).add(name)
-    leaves = {leaf for leaf, names in by_leaf.items() if names <= chosen.keys() and not leaf.isdigit()}
+    leaves = {leaf for leaf, names in by_leaf.items() if names <= set(chosen) and not leaf.isdigit()}
     targets = {leaf if (leaf := name.rpartition(".")[2]) in leaves else name for name in chosen}
     made = {
         **DEFAULTS,
         **named_by(base),
         "task_type": None if heads else task,  # PEFT would look for a head in the adapter
         "target_modules": sorted(targets, key=natural),
-        "fan_in_fan_out": any(module.kind is Kind.CONV1D for module in chosen.values()),
+        "fan_in_fan_out": any(known[name].kind is Kind.CONV1D for name in chosen),
         **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")),
         **{"init_lora_weights": True, "lora_dropout": 0.0, "use_dora": False, "lora_bias": False, "use_rslora": False},
     }

@@ -166,6 +166,20 @@ def _stacked(base: Checkpoint) -> dict[str, Parameter | None]:
     return found
 
 
+def stacks(base: Checkpoint) -> dict[str, tuple[str, Parameter, bool]]:
+    """The 3-D tensors of experts that the base stores: by the name in memory, that in the files, the parameter, and
+    whether PEFT takes the last axis for `in`.
+    """
+    turned = not {section.get("model_type") for section in sections(base.config)}.isdisjoint(UNFLAGGED)
+    renames, known = renames_of(base.config), _stacked(base)
+    found = {}
+    for site in fused_in(base, EXPERTS):
+        name = in_memory(called(site)[0], renames)
+        if parameter := known[name]:
+            found[name] = (f"{site.module}{site.row.tensors[0][0]}", parameter, site.row.transposed == turned)
+    return found
+
+
 def _sizes(base: Checkpoint, site: Site, stored: bool) -> tuple[int, int, int]:
     """(experts, out, in) of a site: what one expert's matrices give out and take in."""
     if not stored:

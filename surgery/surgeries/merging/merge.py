@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...adapters.attention import on_attention
@@ -44,6 +45,7 @@ from .frozen import without_copies
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
+from .prepared import prepared
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
 from .replicate import replicated
@@ -139,6 +141,7 @@ def merge(
     groups = groups_of(base)
     wide = widened(base, groups)
     plain = [_plain(wide, one, base_as_trained) for one in adapters]
+    plain = [prepared(wide, one, partial(_places, wide, _called(one, names), given)) for one in plain]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     copied = notes_along(wide, chosen)
     fitted = [_fit(wide, one, given) for one in chosen]
@@ -254,6 +257,7 @@ def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
     """What the history says of an adapter; its name where it lies in a place of its own."""
     name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
     told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
+    told |= {key: adapter.format[key] for key in ("format", "alpha", "enable_lora") if key in adapter.format}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
@@ -461,6 +465,12 @@ def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitt
     adapter, sites, crossed = across(checkpoint, adapter, given)
     notes = [note for note in (renames, unapplied, single, crossed) if note]
     return _Fitted(adapter, [*experts, *sites], notes, crossed)
+
+
+def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site]]:
+    """The adapter under the base's names, and the modules to be taken apart for it."""
+    fitted = _fit(checkpoint, adapter, given)
+    return fitted.adapter, fitted.sites
 
 
 def _place(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...adapters.methods import method_of
-from ...adapters.methods.method import Effect, Method, Target, turned, unused
+from ...adapters.methods.method import Effect, Method, Several, Target, turned, unused
 from ...checkpoint import Checkpoint
 from ...errors import LayoutError, NotSupported
 from ...files.peft import Adapter
@@ -33,7 +33,8 @@ def place_method(
     if (effect.bias or effect.bias_gain) and under is None:
         tip = "the class has no place for one: merge the adapter live"
         raise NotSupported("the adapter changes a bias, the base's module has none", where=target.where, help=tip)
-    if method.several == "sum":
+    several = effect.several or method.several
+    if several == "sum":
         for key, deltas in ((name, effect.deltas), (bias, effect.bias)):
             if deltas:
                 placed.deltas.setdefault(key, []).extend(one.times(weight) for one in deltas)
@@ -41,9 +42,11 @@ def place_method(
     if weight != 1:
         tip = "leave the weight at 1: what multiplies a weight has no part of itself to add"
         raise NotSupported(f"{method.name} can only be merged with weight 1", where=target.where, help=tip)
-    _turn(placed, method, name, lambda tensor: _applied(replace(target, weight=_upright(tensor, target)), method))
+    _turn(
+        placed, method, several, name, lambda tensor: _applied(replace(target, weight=_upright(tensor, target)), method)
+    )
     if effect.bias or effect.bias_gain:
-        _turn(placed, method, bias, lambda tensor: _on_bias(replace(target, bias=tensor), method))
+        _turn(placed, method, several, bias, lambda tensor: _on_bias(replace(target, bias=tensor), method))
 
 
 def sources_of(adapter: Adapter) -> tuple[Input, ...]:
@@ -58,17 +61,17 @@ def sources_of(adapter: Adapter) -> tuple[Input, ...]:
 
 
 def notes_on_sums(adapters: Sequence[Adapter]) -> list[str]:
-    """What a user should know of adapters whose sum is not what PEFT's live model computes."""
+    """What a user should know of several adapters of a kind on one module."""
     notes = []
     for method in dict.fromkeys(map(method_of, adapters)):
         modules = [set(one.lora) for one in adapters if method_of(one) is method]
-        if method and method.summed and len(set().union(*modules)) < sum(map(len, modules)):
-            notes.append(method.summed)
+        if method and method.together and len(set().union(*modules)) < sum(map(len, modules)):
+            notes.append(method.together)
     return notes
 
 
-def _turn(placed: Placed, method: Method, name: str, makes: Callable[[Tensor], Tensor]) -> None:
-    placed.turns.setdefault(name, []).append(Turn(method.peft_type, method.several == "last", makes))
+def _turn(placed: Placed, method: Method, several: Several, name: str, makes: Callable[[Tensor], Tensor]) -> None:
+    placed.turns.setdefault(name, []).append(Turn(method.peft_type, several == "last", makes))
 
 
 def _target(

@@ -14,6 +14,7 @@ import pytest
 import tiny_models
 import torch
 from conftest import hashes
+from models.fused import stacks
 from safetensors.torch import load_file, save_file
 from surgeries.algebra.test_combine import output
 from surgeries.algebra.test_resize import best
@@ -177,6 +178,48 @@ def test_embeddings_by_option(tmp_path: Path) -> None:
     name = "model.embed_tokens.weight"
     assert torch.allclose(merged.load(name), tuned.load(name), atol=2e-6)
     close(loaded("llama", tmp_path), tuned_output("llama", tmp_path), output(tiny_models.build("llama"), "llama"))
+
+
+EXPERTS = {
+    "one by one in the files": ("qwen3_moe", {}),
+    "one by one, under other names": ("mixtral", {}),
+    "in a stack under other names": ("granitemoe", {}),
+    "in turn and transposed": ("gpt_oss", {}),
+    "transposed and square": ("gpt_oss", {"hidden_size": 16, "intermediate_size": 16}),
+    "transposed and not told so": ("llama4_text", {"intermediate_size_mlp": 20, "interleave_moe_layer_step": 1}),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_get_lora_all_at_once(name: str, tmp_path: Path) -> None:
+    """Each expert's change is found, merged again, and live in PEFT."""
+    kind, sizes = EXPERTS[name]
+    model, generator = stacks.build(kind, **sizes), torch.Generator().manual_seed(5)
+    model.save_pretrained(tmp_path / "base")
+    base_output = experts_output(model)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.dim() == 3 and "bias" not in key:
+                b, a = (
+                    torch.randn(s, generator=generator) for s in ((*parameter.shape[:2], 2), (2, parameter.shape[2]))
+                )
+                b[1] = 0  # one expert that nothing was done to
+                parameter.add_(0.1 * b @ a)
+    model.save_pretrained(tmp_path / "tuned")
+    base, tuned = (surgery.open_checkpoint(tmp_path / one) for one in ("base", "tuned"))
+    surgery.write(surgery.extract(base, tuned, rank=2), tmp_path / "lora")
+    merged = surgery.merge(base, surgery.open_adapter(tmp_path / "lora"))
+    for key in tuned.tensors:
+        assert torch.allclose(merged.load(key), tuned.load(key), atol=2e-6), key
+    live = peft.PeftModel.from_pretrained(stacks.build(kind, **sizes), tmp_path / "lora")
+    assert peft.get_peft_model_state_dict(live).keys() == load_file(tmp_path / "lora/adapter_model.safetensors").keys()
+    close(experts_output(live), experts_output(model), base_output)
+
+
+def experts_output(model: Any) -> torch.Tensor:
+    inputs = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        return model.eval()(inputs).logits.float()
 
 
 def test_only_and_except(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import surgery
-from surgery.errors import AdapterError, NotACheckpoint, NotPlaced, NotSupported
+from surgery.errors import AdapterError, NotPlaced, NotSupported
 from surgery_cli.app import app
 
 Saved = Callable[..., Path]
@@ -125,40 +125,13 @@ def test_a_head_on_a_body_is_told(family: str, saved: Saved, tmp_path: Path) -> 
     ) and "--except 'lm_head'" in str(caught.value)
 
 
-FORMATS = {
-    "MLX": ("model.layers.0.self_attn.q_proj.lora_a", "MLX"),
-    "torchtune": ("layers.0.attn.q_proj.lora_a.weight", "torchtune"),
-    "loralib": ("transformer.h.0.attn.c_attn.lora_A", "loralib"),
-}
-
-
-@pytest.mark.parametrize("case", FORMATS)
-def test_other_formats_are_told_by_their_content(case: str, tmp_path: Path) -> None:
-    name, tool = FORMATS[case]
-    save_file({name: ONE}, tmp_path / "weights.safetensors")
-    for path in (tmp_path, tmp_path / "weights.safetensors"):
-        with pytest.raises(NotACheckpoint, match=f"an adapter as {tool} writes it, and only PEFT's are read") as caught:
-            surgery.open_adapter(path)
-        assert "pass the folder" not in str(caught.value)
-
-
-def test_mlx_has_a_config_too(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0}})
-    )
-    save_file({"model.layers.0.self_attn.q_proj.lora_a": ONE}, tmp_path / "adapters.safetensors")
-    with pytest.raises(NotACheckpoint, match="MLX") as caught:
-        surgery.open_adapter(tmp_path)
-    assert "save_pretrained" not in str(caught.value)
-
-
-def test_pefts_own_is_no_other_format(live: tuple[Path, dict[str, torch.Tensor], torch.Tensor], tmp_path: Path) -> None:
+def test_weights_without_their_config_are_asked_for_alpha(
+    live: tuple[Path, dict[str, torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
     shutil.copy(live[0] / "adapter_model.safetensors", tmp_path)
-    for path, said in (
-        (tmp_path, "an adapter is a folder with"),
-        (tmp_path / "adapter_model.safetensors", "pass the folder, not the file"),
-    ):
-        with pytest.raises(NotACheckpoint, match=said):
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        with pytest.raises(AdapterError, match="does not say alpha") as caught:
             surgery.open_adapter(path)
+        assert "--alpha" in str(caught.value)
     with pytest.raises(AdapterError):
         surgery.own_adapter(surgery.open_checkpoint(tmp_path / "adapter_model.safetensors"))

@@ -103,13 +103,15 @@ FAMILIES: Mapping[str, Family] = {
 class Case:
     """One adapter: PEFT's config of it, on a family; `size` is how far its parameters are moved from where they begin.
 
-    `parts` are names of which some must be in the file: that the case is what it says.
+    `parts` are names of which some must be in the file: that the case is what it says. `weighs` is whether it can be
+    merged in part, where its kind can.
     """
 
     family: str
     config: Callable[[], peft.PeftConfig]
     size: float = 0.1
     parts: Sequence[str] = ()
+    weighs: bool = True
 
 
 @cache

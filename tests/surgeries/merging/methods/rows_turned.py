@@ -59,7 +59,7 @@ CASES: dict[str, Case] = {
     "MiSS on Linear": Case("linear", lambda: MissConfig(r=8, target_modules=LINEARS, bias="miss_only")),
     "MiSS, rank that does not divide": Case("bare", lambda: MissConfig(r=7, target_modules=LINEARS)),
     "MiSS, mini": Case("linear", lambda: MissConfig(r=8, mini_r=4, init_weights="mini", target_modules=LINEARS)),
-    "MiSS, bat": Case("linear", lambda: MissConfig(r=8, init_weights="bat", target_modules=LINEARS)),
+    "MiSS, bat": Case("linear", lambda: MissConfig(r=8, init_weights="bat", target_modules=LINEARS), weighs=False),
     "RoAd 1": Case("linear", lambda: RoadConfig(variant="road_1", group_size=8, target_modules=LINEARS)),
     "RoAd 2": Case("linear", lambda: RoadConfig(variant="road_2", group_size=4, target_modules=LINEARS)),
     "RoAd 4": Case(

@@ -1,0 +1,150 @@
+"""Adapters of mlx-lm: `adapters.safetensors`, with an adapter_config.json beside it.
+
+    X.lora_a (in, r), X.lora_b (r, out)        y + scale * x @ lora_a @ lora_b: PEFT's A and B, transposed
+    embeddings: (vocabulary, r), (r, dim)      scale * lora_a @ lora_b is added to the weight
+    SwitchLinear (experts): lora_a (experts, r, in), lora_b (experts, out, r), not transposed
+    X.m (out)                                  DoRA's magnitude, with `fine_tune_type: dora`
+
+`lora_parameters.scale` is the scale itself, and so PEFT's alpha is scale * r. Until spring 2024 the config said alpha,
+too, and the scale was scale * alpha / rank. `fine_tune_type: full` are whole weights, which take the base's place.
+
+Source: mlx-lm, tuner/lora.py, tuner/dora.py, tuner/utils.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import AdapterError, NotSupported
+from ...lazy.tensor import Tensor, narrow, permute, reshape
+from ..peft import Adapter
+from .format import Format, Found, Said, grouped, pair_of, strangers, told_alpha
+from .lora import is_embedding, lora_adapter
+
+TOOL = "MLX"
+_NAME = re.compile(r"(?P<module>.+)\.(?P<part>lora_a|lora_b|m)")
+_PAIR = ("lora_a", "lora_b")
+# What the experts' own tensors are called, where they are stacked in MLX: by the module that holds them.
+_EXPERTS = {"block_sparse_moe": {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}}
+
+
+def recognise(found: Found) -> str:
+    """What tells it."""
+    factors = [name for name in found.tensors if re.fullmatch(r".+\.lora_[ab]", name)]
+    said = [key for key in ("fine_tune_type", "lora_parameters") if key in found.config]
+    if factors:
+        config = f", adapter_config.json has {' and '.join(said)}" if said else ""
+        return f"{factors[0]} and such are called as its LoRA is{config}"
+    if said and found.config.get("fine_tune_type") == "full":
+        return "adapter_config.json has fine_tune_type full"
+    return ""
+
+
+def read(found: Found, said: Said) -> Adapter:
+    """The adapter. Raises FormatError, AdapterError, NotSupported."""
+    kind = found.config.get("fine_tune_type", "lora")
+    if kind == "full":
+        return _whole(found)
+    if kind not in ("lora", "dora"):
+        raise NotSupported(f"fine_tune_type {kind!r} of MLX is not known", where=[found.path], help="fuse it with MLX")
+    modules, rest = grouped(found, _NAME)
+    if rest:
+        raise strangers(found, sorted(rest), TOOL)
+    dora = {module for module, parts in modules.items() if "m" in parts}
+    if (found.config and bool(dora) != (kind == "dora")) or (dora and dora != modules.keys()):
+        what = f"{len(dora)} of {len(modules)} modules have DoRA's magnitudes, and fine_tune_type is {kind!r}"
+        raise AdapterError(what, where=[found.path], help="config and file are not of one training; restore them")
+    lora: dict[str, dict[str, Tensor]] = {}
+    names, ranks = dict[str, str](), dict[str, tuple[int, float | None]]()
+    for module, parts in modules.items():
+        for name, (made, rank) in _factors(found, module, parts).items():
+            lora[name], ranks[name] = made, (rank, _alpha(found, said, rank))
+            names |= {f"{name}.{part}": f"{module}.{_FILE[part]}" for part in made}
+    tied = any(map(is_embedding, lora))  # its embedding is the head with what LoRA adds, too, where they are one
+    return lora_adapter(found, TOOL, lora, names, ranks, use_dora=bool(dora), ensure_weight_tying=tied)
+
+
+_FILE = {
+    "lora_A.weight": "lora_a",
+    "lora_B.weight": "lora_b",
+    "lora_embedding_A": "lora_a",
+    "lora_embedding_B": "lora_b",
+    "lora_magnitude_vector": "m",
+}
+
+
+def _factors(found: Found, module: str, parts: Mapping[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], int]]:
+    """PEFT's tensors, and the rank, of the module, or of each expert in it."""
+    if any(len(parts[name].shape) == 3 for name in _PAIR if name in parts):
+        return _experts(found, module, parts)
+    a, b = pair_of(found, module, parts, _PAIR)
+    if a.shape[1] != b.shape[0]:
+        what = f"lora_a {a.shape} and lora_b {b.shape} are not (in, r) and (r, out)"
+        tip = "the file is of another tool, or of two trainings: --format says which tool's it is"
+        raise AdapterError(what, where=[f"{found.path}: {module}.lora_a"], help=tip)
+    first, second = (
+        ("lora_embedding_A", "lora_embedding_B") if is_embedding(module) else ("lora_A.weight", "lora_B.weight")
+    )
+    made: dict[str, Tensor] = {first: permute(a, (1, 0)), second: permute(b, (1, 0))}
+    if "m" in parts and is_embedding(module):
+        what = "DoRA on an embedding gives its rows lengths in MLX, and its columns in PEFT"
+        raise NotSupported(what, where=[f"{found.path}: {module}.m"], help="fuse it with MLX")
+    if "m" in parts:
+        made["lora_magnitude_vector"] = parts["m"]
+    return {module: (made, a.shape[1])}
+
+
+def _experts(found: Found, module: str, parts: Mapping[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], int]]:
+    """The LoRA of each expert, under the name that its own tensor has: X.switch_mlp.up_proj is X.experts.N.up_proj."""
+    a, b = pair_of(found, module, parts, _PAIR, 3)
+    count, rank = a.shape[:2]
+    holder, _, leaf = module.partition(".switch_mlp.")
+    if "m" in parts or not leaf or b.shape[0] != count or b.shape[2] != rank:
+        what = f"lora_a {a.shape} and lora_b {b.shape} are not (experts, r, in) and (experts, out, r) of a switch_mlp"
+        raise NotSupported(what, where=[f"{found.path}: {module}"], help="fuse it with MLX")
+    leaf = _EXPERTS.get(holder.rpartition(".")[2], {}).get(leaf, leaf)
+    return {
+        f"{holder}.experts.{i}.{leaf}": (
+            {"lora_A.weight": _one(a, i), "lora_B.weight": _one(b, i)},
+            rank,
+        )
+        for i in range(count)
+    }
+
+
+def _one(stack: Tensor, i: int) -> Tensor:
+    return reshape(narrow(stack, 0, i, 1), stack.shape[1:])
+
+
+def _alpha(found: Found, said: Said, rank: int) -> float | None:
+    """PEFT's alpha: scale * r. Raises AdapterError."""
+    given: Any = found.config.get("lora_parameters") or {}
+    scale = given.get("scale") if isinstance(given, Mapping) else None
+    if not found.config or scale is None:
+        return told_alpha(found, said, rank, TOOL)
+    where = [found.path, f"adapter_config.json: lora_parameters = {given!r}"]
+    if not _is_number(scale) or not _is_number(given.get("alpha", 1)):
+        raise AdapterError("the adapter's scale is not a number", where=where, help="restore it from the training")
+    if said.alpha is not None:
+        tip = "leave --alpha away; --scale multiplies what an adapter does"
+        raise AdapterError("adapter_config.json says the scale, and --alpha another", where=where, help=tip)
+    if given.get("rank", rank) != rank:
+        what = f"adapter_config.json says rank {given['rank']}, and the factors are of rank {rank}"
+        raise AdapterError(what, where=where, help="config and file are not of one training; restore them")
+    return float(scale) * rank * (given["alpha"] / rank if "alpha" in given else 1)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _whole(found: Found) -> Adapter:
+    """A full fine-tune: every tensor takes the place of the base's."""
+    whole = dict(found.tensors)
+    return lora_adapter(found, TOOL, {}, {name: name for name in whole}, {}, whole=whole)
+
+
+FORMAT = Format("mlx", TOOL, recognise, read, files=("adapters.safetensors",), takes=frozenset({"alpha"}))

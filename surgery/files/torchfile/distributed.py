@@ -1,0 +1,202 @@
+"""torch's distributed checkpoints (DCP), as FSDP, torchtitan, NeMo and Megatron write them: `.metadata`, `*.distcp`.
+
+    .metadata         a pickle: for each tensor its shape and its chunks; for each chunk the file, offset and length
+    __R_N.distcp      chunks one after another, each a whole file as torch.save writes it
+
+A tensor is its chunks, joined along their offsets: movement alone. The metadata is read as data, like every pickle.
+Source: torch 2.13, torch/distributed/checkpoint/metadata.py, filesystem.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+from ...errors import FormatError, LayoutError, NotSupported, listed
+from ...lazy.tensor import File, Tensor, stored
+from ..folder import Folder
+from ..opened import Opened
+from ..opening import regular
+from ..tiles import Tile, joined
+from ..window import Window
+from .archive import read_archive
+from .parts import chosen
+from .records import Call, Global, Leaf, read_pickle
+from .storages import Unreadable, described, sizes_of
+from .strided import strided
+
+METADATA = ".metadata"
+_MODULE = "torch.distributed.checkpoint."
+SHARD = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread(Leaf):
+    """A tensor of the checkpoint: its name there, its shape, and where its chunks begin and how large they are."""
+
+    name: str
+    shape: tuple[int, ...]
+    chunks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lies:
+    """Where a chunk lies."""
+
+    path: str
+    offset: int
+    length: int
+
+
+def is_distributed(folder: Folder) -> bool:
+    """Whether the folder holds such a checkpoint."""
+    return folder.has(METADATA) and any(name.endswith(".distcp") for name in folder.names())
+
+
+def read_distributed(folder: Folder, key: str) -> Opened:
+    """The model in it, or what lies under `key`. Raises FormatError, NotACheckpoint, NotSupported."""
+    where = folder.at(METADATA)
+    if folder.file(METADATA).remote:
+        tip = "fetch it first, with hf download, and pass the folder"
+        raise NotSupported("distributed checkpoints are not read from the Hub", where=[where], help=tip)
+    said = _state(read_pickle(folder.read(METADATA), where), "metadata.Metadata", where)
+    found = chosen(_nested(said, where), where, key)
+    places = dict(_places(said, where))
+    tensors: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        chunks = _Chunks(folder, stack)
+        for name, one in found.tensors.items():
+            tensors[name] = _tensor(cast(Spread, one), places, chunks)
+        files = tuple(chunks.files.values())
+    notes = list(found.notes)
+    if found.beside:
+        notes.append(f"left out, since it is no part of the model: {', '.join(listed(list(found.beside), 5))}")
+    own = {METADATA, *(name for name in folder.names() if name.endswith(".distcp"))}
+    leaves = {f"{name}[{i}]": leaf for name, tensor in tensors.items() for i, leaf in enumerate(stored(tensor))}
+    metadata = folder.file(METADATA)
+    digest = hashlib.sha256(folder.read(METADATA)).hexdigest()
+    files = (File(metadata.path, metadata.size, metadata.mtime_ns, digest), *files)
+    return Opened(
+        "a distributed checkpoint of torch's", files, tensors, dict.fromkeys(tensors, SHARD), leaves, frozenset(own),
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+class _Chunks:
+    """Chunks of the folder's files, which are opened once each."""
+
+    def __init__(self, folder: Folder, stack: ExitStack) -> None:
+        self.folder, self._stack = folder, stack
+        self.files: dict[str, File] = {}
+        self._streams: dict[str, IO[bytes]] = {}
+
+    def tensor(self, lies: Lies, name: str) -> Tensor:
+        """The tensor that a chunk is. Raises FormatError."""
+        if lies.path not in self._streams:
+            if lies.path not in self.folder.names():
+                said = f"{self.folder.at(METADATA)}: {name}"
+                raise FormatError(f"the file {lies.path!r} is not there", where=[said], help="fetch the missing file")
+            self.files[lies.path] = self.folder.file(lies.path)
+            stream = open(self.folder.at(lies.path), "rb", opener=regular)  # noqa: SIM115
+            self._streams[lies.path] = self._stack.enter_context(stream)
+        file = self.files[lies.path]
+        where = f"{file.path}: {name}"
+        if lies.offset + lies.length > file.size:
+            raise FormatError("a chunk reaches beyond the file's end", where=[where], help="fetch the file again")
+        window = cast(IO[bytes], Window(self._streams[lies.path], lies.offset, lies.length))
+        archive = read_archive(window, lies.length, where, begin=lies.offset)
+        try:
+            one = described(read_pickle(archive.pickle, where))
+            if one is None or one.key not in archive.storages:
+                raise Unreadable("no tensor is in the chunk")
+            place = archive.storages[one.key]
+            if place.size != one.count * one.width:
+                raise Unreadable("its storage is not as long as it says")
+            return strided(file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
+        except (Unreadable, LayoutError) as error:
+            raise FormatError(f"a chunk cannot be read: {error}", where=[where]) from None
+
+
+def _tensor(one: Spread, places: Mapping[tuple[str, tuple[int, ...]], Lies], chunks: _Chunks) -> Tensor:
+    where = [f"{chunks.folder.at(METADATA)}: {one.name}"]
+    tiles = []
+    for at, sizes in one.chunks:
+        if (one.name, at) not in places:
+            raise FormatError(f"it is not said where the chunk at {at} lies", where=where)
+        tile = chunks.tensor(places[one.name, at], one.name)
+        if tile.shape != sizes:
+            raise FormatError(f"the chunk at {at} is {tile.shape}, and not {sizes}", where=where)
+        tiles.append(Tile(at, tile))
+    try:
+        return joined(tiles, one.shape)
+    except LayoutError as error:
+        tip = "a rank's file is missing, or of another save"
+        raise FormatError(f"the chunks make no tensor: {error.what}", where=where, help=tip) from None
+
+
+def _nested(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tensors as they lay in the state that was saved: by the paths that the planner kept, or else by name."""
+    held, paths = said.get("state_dict_metadata"), said.get("planner_data")
+    if not isinstance(held, dict):
+        raise FormatError("no table of tensors is in the metadata", where=[where])
+    root: dict[str, Any] = {}
+    for name, value in held.items():
+        path = paths.get(name) if isinstance(paths, dict) else None
+        steps = [str(step) for step in path] if isinstance(path, tuple) and path else [str(name)]
+        place = root
+        for step in steps[:-1]:
+            place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise FormatError("two tensors have one path", where=[f"{where}: {name}"])
+        is_tensor = isinstance(value, Call) and _is(value, "metadata.TensorStorageMetadata")
+        place[steps[-1]] = _spread(str(name), value, where) if is_tensor else None  # counters, lists
+    return root
+
+
+def _spread(name: str, value: Call, where: str) -> Spread:
+    state = value.state if isinstance(value.state, dict) else {}
+    chunks = state.get("chunks")
+    try:
+        if not isinstance(chunks, list):
+            raise Unreadable("its chunks are not listed")
+        parts = [_state(chunk, "metadata.ChunkStorageMetadata", where) for chunk in chunks]
+        pairs = tuple((sizes_of(part.get("offsets")), sizes_of(part.get("sizes"))) for part in parts)
+        return Spread(name, sizes_of(state.get("size")), pairs)
+    except Unreadable as error:
+        raise FormatError(f"a tensor is described wrongly: {error}", where=[f"{where}: {name}"]) from None
+
+
+def _places(said: Mapping[str, Any], where: str) -> Iterator[tuple[tuple[str, tuple[int, ...]], Lies]]:
+    """Where each chunk of a tensor lies, by name and offset."""
+    held = said.get("storage_data")
+    if not isinstance(held, dict):
+        raise FormatError("the metadata does not say where chunks lie", where=[where])
+    for index, info in held.items():
+        at, lies = _state(index, "metadata.MetadataIndex", where), _state(info, "filesystem._StorageInfo", where)
+        path, offset, length = (lies.get(key) for key in ("relative_path", "offset", "length"))
+        name = str(at.get("fqn"))
+        if lies.get("transform_descriptors"):
+            tip = "save it without transforms"
+            raise NotSupported("chunks are packed or encrypted", where=[f"{where}: {name}"], help=tip)
+        if not (isinstance(path, str) and type(offset) is int and type(length) is int and min(offset, length) >= 0):
+            raise FormatError("it is not said where a chunk lies", where=[f"{where}: {name}"])
+        begin = at.get("offset")
+        try:
+            yield (name, sizes_of(begin) if begin is not None else ()), Lies(path, offset, length)
+        except Unreadable as error:
+            raise FormatError(f"a chunk is described wrongly: {error}", where=[f"{where}: {name}"]) from None
+
+
+def _state(value: Any, kind: str, where: str) -> Mapping[str, Any]:
+    """The fields of a record of torch's. Raises FormatError for another one."""
+    if isinstance(value, Call) and _is(value, kind) and isinstance(value.state, dict):
+        return value.state
+    tip = "the file is damaged, or written by a version that lays it out otherwise"
+    raise FormatError(f"the metadata holds no {kind} where one belongs", where=[where], help=tip)
+
+
+def _is(value: Call, kind: str) -> bool:
+    return isinstance(value.function, Global) and str(value.function) == f"{_MODULE}{kind}"

@@ -1,0 +1,109 @@
+"""Distributed checkpoints, written by real ranks: each tensor is what was saved, whole."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+
+import surgery
+from surgery.errors import SurgeryError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_ranks_saved_together_is_whole_again(ranks: int, tmp_path: Path) -> None:
+    code = [sys.executable, str(Path(__file__).with_name("write_distributed.py")), str(tmp_path), str(ranks)]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    wanted = torch.load(tmp_path / "whole.pt")
+    made = surgery.open_checkpoint(tmp_path / "dcp")
+    assert any("optimizer" in note and "step" in note for note in made.notes)
+    surgery.write(made, tmp_path / "out")
+    held = load_file(tmp_path / "out/model.safetensors")
+    assert held.keys() == wanted.keys()
+    assert all(torch.equal(held[name], wanted[name]) for name in wanted)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A checkpoint of one process."""
+    dcp.save(
+        {"model": {"a": torch.arange(6.0), "b": torch.ones(2, 3).t()}}, checkpoint_id=tmp_path / "dcp", no_dist=True
+    )
+    return tmp_path / "dcp"
+
+
+def test_of_one_process(one: Path) -> None:
+    made = surgery.open_checkpoint(one)
+    assert torch.equal(made.load("a"), torch.arange(6.0)) and made.load("b").shape == (3, 2)
+
+
+def changed(folder: Path, change: Callable[[Any], Any]) -> None:
+    """The checkpoint with its metadata changed."""
+    file = folder / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    change(metadata)
+    file.write_bytes(pickle.dumps(metadata))
+
+
+def first(metadata: Any) -> Any:
+    return metadata.storage_data[next(iter(metadata.storage_data))]
+
+
+def shrunk(metadata: Any) -> None:
+    metadata.state_dict_metadata["model.a"].chunks[0].sizes = torch.Size([5])
+
+
+def moved(metadata: Any) -> None:
+    metadata.state_dict_metadata["model.a"].size = torch.Size([7])
+
+
+BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a file elsewhere": (lambda m: setattr(first(m), "relative_path", "../../etc/passwd"), "is not there"),
+    "a chunk beyond the end": (lambda m: setattr(first(m), "length", 10**9), "beyond the file's end"),
+    "a chunk at another place": (lambda m: setattr(first(m), "offset", 7), "is wrong"),
+    "packed chunks": (lambda m: setattr(first(m), "transform_descriptors", ["zstd"]), "packed"),
+    "no places": (lambda m: m.storage_data.clear(), "where the chunk"),
+    "a chunk of another size": (shrunk, "and not"),
+    "a hole": (moved, "make no"),
+    "no tensors": (lambda m: m.state_dict_metadata.clear(), "no tensor"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_ones_are_refused_by_name(name: str, one: Path) -> None:
+    change, what = BROKEN[name]
+    changed(one, change)
+    with pytest.raises(SurgeryError) as caught:
+        surgery.open_checkpoint(one)
+    assert what in str(caught.value) and str(one) in str(caught.value)
+
+
+def test_a_rank_s_file_that_is_missing(one: Path, tmp_path: Path) -> None:
+    next(one.glob("*.distcp")).rename(one / "__9_9.distcp")
+    with pytest.raises(SurgeryError, match="is not there"):
+        surgery.open_checkpoint(one)
+    shutil.rmtree(one)
+
+
+def test_metadata_that_would_run_is_only_read(one: Path) -> None:
+    canary = one / "canary"
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return Path.touch, (canary,)
+
+    (one / ".metadata").write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(SurgeryError):
+        surgery.open_checkpoint(one)
+    assert not canary.exists()
