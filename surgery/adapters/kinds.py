@@ -140,19 +140,6 @@ TYPES = (
     Kind("OSF", ("OSF",), "it takes each weight as a whole apart into singular values", WITH_PEFT),
     Kind("Lily", ("LILY",), "it weighs its matrices anew by the inputs of each batch", "serve it live"),
     Kind("Shadow", ("SHADOW",), "it carries a hidden state of its own beside the model's", "serve it live"),
-    Kind(
-        "other kinds",
-        tuple(
-            kind
-            for kind in (
-                "BEFT C3A FOURIERFT GRALORA IA3 LOHA LOKR PVERA RANDLORA SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA"
-                " WAVEFT"
-            ).split()
-            if kind not in METHODS
-        ),
-        "their arithmetic is not LoRA's",
-        WITH_PEFT,
-    ),
 )
 REFUSED = (CHANGED_BASE, *OPTIONS, *TYPES)
 

@@ -31,10 +31,11 @@ def with_codes(apart: Checkpoint, moved: Checkpoint, held: Quantisation, said: M
     is what that says of quantisation. Raises NotSupported unless each weight means what it does there.
     """
     files = {**apart.files, "config.json": moved.files["config.json"]}
-    made = replace(apart, files=files, dropped={**moved.dropped, **apart.dropped}, history=moved.history)
+    made = replace(apart, files=files, history=moved.history)
     made = made.with_config(replaced(moved.config, held.at, said)) if held.at else made
-    found = quantised(made).weights
-    parts = {part: name for name, one in found.items() for part in (*one.parts, *one.left) if part in apart.tensors}
+    now = quantised(made)
+    found, named = now.weights, [part for one in now.weights.values() for part in (*one.parts, *one.left)]
+    parts = [part for part in dict.fromkeys((*named, *now.left)) if part in apart.tensors]
     plain = {name: tensor for name, tensor in moved.tensors.items() if name not in found}
     others = [*(n for n, t in plain.items() if _is_decoded(t)), *(found.keys() - moved.tensors.keys())]
     wrong = others or [n for n, one in found.items() if not _means(one.weight, moved.tensors[n])]

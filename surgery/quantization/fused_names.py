@@ -172,13 +172,16 @@ def check_found(made: Checkpoint, codes: Codes, sites: Sequence[Site], verb: str
     except (FormatError, NotSupported) as error:
         what, tip = f"the codes would not be read again: {error.what}", FIRST.format(codes.checkpoint.path)
         raise NotSupported(what, where=error.where, help=tip) from error
-    wanted = (held.weights.keys() - {old for old, _, _ in mine}) | {new for _, new, _ in mine}
+    old = {module for site in sites for module in ([site.module] if verb == "split" else site.parts)}
+    if alone := [name for name in held.left if name.rpartition(".")[0] in old]:
+        raise codes.refused("scales of activations belong to modules that would be gone", *alone)
+    wanted = (held.weights.keys() - {before for before, _, _ in mine}) | {new for _, new, _ in mine}
     if wanted != found.keys():
         raise codes.refused("other modules would be quantised", *sorted(wanted ^ found.keys(), key=natural))
-    for old, new, site in mine:
-        if not _same(held.weights[old].weight, found[new].weight, site, shapes[new]):
-            raise codes.refused("the codes would mean another weight where they are read again", f"{old} -> {new}")
-        names = (renamed(codes, name, old, new) for name in codes.parts(old))
+    for before, new, site in mine:
+        if not _same(held.weights[before].weight, found[new].weight, site, shapes[new]):
+            raise codes.refused("the codes would mean another weight where they are read again", f"{before} -> {new}")
+        names = (renamed(codes, name, before, new) for name in codes.parts(before))
         if stray := [name for name in names if name not in (*found[new].parts, *found[new].left)]:
             raise codes.refused(f"nothing would read what belongs to {new}", *stray)
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from ..adapters.fused import fuse_adapter, split_adapter
 from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
-from ..errors import LayoutError, NothingMatched, PlanError, SurgeryError, listed, series
+from ..errors import LayoutError, NothingMatched, NotSupported, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
 from ..lazy.tensor import Input, Tensor, Zeros, stored
 from ..models.alike import alike
@@ -27,7 +27,7 @@ from ..opened import takes_opened
 from ..quantization.fused_codes import Codes, codes_of, fuse_codes, split_codes
 from ..quantization.fused_names import check_found, followed
 from ..quantization.kept_whole import held_in
-from ..quantization.quantised import NOTHING, Quantisation
+from ..quantization.quantised import NOTHING, Quantisation, quantised
 from ..quantization.settle import decoded
 from .header_ties import along, parted
 
@@ -58,7 +58,8 @@ def split(
 def _split(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
     held = held_in(checkpoint)
     seen = decoded(checkpoint, held)
-    sites = fused_in(seen, kinds, given)
+    with _told_why(checkpoint, held):
+        sites = fused_in(seen, kinds, given)
     if not sites:
         raise _nothing(seen, kinds)
     _check_called(given, sites)
@@ -84,11 +85,23 @@ def fuse(
 def _fuse(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) -> Checkpoint:
     held = held_in(checkpoint)
     seen = decoded(checkpoint, held)
-    sites = split_in(seen, kinds, given)
+    with _told_why(checkpoint, held):
+        sites = split_in(seen, kinds, given)
     if not sites:
         raise _nothing_to_fuse(seen, kinds)
     _check_called(given, sites)
     return without_note(fuse_at(checkpoint, sites, held))
+
+
+@contextmanager
+def _told_why(checkpoint: Checkpoint, held: Quantisation) -> Iterator[None]:
+    """Where codes are refused that nothing could read, raise what is wrong with them instead."""
+    try:
+        yield
+    except NotSupported:
+        if not held.weights:
+            quantised(checkpoint)
+        raise
 
 
 def split_at(
@@ -206,7 +219,7 @@ def _sites_of(
     if base is None:
         tip = "pass the base, fused or split: --base MODEL; or say the layout with --layout"
         raise SurgeryError("the layout of an adapter's modules is its base's", where=[adapter.path], help=tip)
-    base = parted(base)
+    base = parted(decoded(base, held_in(base)))
     check_unwrapped(adapter, names_of(base))
     sites = [*fused_in(base, kinds, given), *split_in(base, kinds, given)]
     loaded = in_memory_sites(base, sites)

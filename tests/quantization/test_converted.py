@@ -92,7 +92,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
         if not plain.exists():
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(KINDS[kind][0], dtype=torch.bfloat16).save_pretrained(plain)
-        if not (root / kind / how).exists():
+        if how != "plain" and not (root / kind / how).exists():
             make(how, plain, root / kind / how)
         return root / kind / how
 
@@ -121,7 +121,8 @@ def test_it_computes_what_the_quantised_source_does(kind: str, how: str, sources
     base, to = sources(kind, how), KINDS[kind][1]
     surgery.write(surgery.convert(surgery.open_checkpoint(base), to), tmp_path / "out")
     made = surgery.open_checkpoint(tmp_path / "out")
-    assert made.config["model_type"] == to
+    step = made.history[-1]
+    assert step["surgery"] == "convert" and made.config["model_type"] == to
     assert made.config["quantization_config"]["quant_method"] == said_of(base)["quant_method"]
     wanted, found = logits(loaded(base)), logits(loaded(tmp_path / "out"))
     assert torch.allclose(found, wanted, atol=0.01 * float(wanted.abs().max()))
@@ -177,3 +178,16 @@ def test_a_config_that_says_so_of_plain_weights_is_refused(sources: Sources, tmp
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(PlanError, match="none has codes"):
         surgery.convert(surgery.open_checkpoint(folder), "llama")
+
+
+def test_an_adapter_follows_a_base_that_is_quantised(sources: Sources, tmp_path: Path) -> None:
+    """Split for the one that it was trained on, whatever that is stored as; nothing is dropped but what says shapes."""
+    quantised, plain = (surgery.open_checkpoint(sources("phi3", how)) for how in ("nf4", "plain"))
+    surgery.write(surgery.inject(quantised, ["qkv_proj", "gate_up_proj"], rank=4), tmp_path / "lora")
+    adapter = surgery.open_adapter(tmp_path / "lora")
+    one, other = (surgery.split(adapter, base=base) for base in (quantised, plain))
+    assert one.tensors == other.tensors and any("q_proj" in name for name in one.tensors)
+    dropped = surgery.convert(quantised, "llama").dropped
+    assert len(dropped) == 4 and all("_proj.weight.quant_state" in name for name in dropped)
+    back = surgery.fuse(one, base=surgery.split(quantised))
+    assert {n: t.shape for n, t in back.tensors.items()} == {n: t.shape for n, t in adapter.tensors.items()}

@@ -431,3 +431,23 @@ def test_codes_of_which_headers_tell_are_refused(tmp_path: Path) -> None:
     tensors = {n.replace(f"{EXPERTS}.gate_up_proj", module): t for n, t in tensors.items()}
     save_file(tensors, base / "model.safetensors", header)
     refused(surgery.split, base, "the codes would not be read again", "model.layers.0.mlp")
+
+
+def test_scales_of_activations_that_would_be_left_behind_are_refused(tmp_path: Path) -> None:
+    """Of its inputs each part has them; of its outputs, which become others', none can."""
+    base, _ = checkpoint(tmp_path / "first", "phi3", "ct-fp8-tensor")
+    inputs = edited(base, tmp_path / "in", lambda t: t.update({f"{QKV}.input_scale": torch.ones(1)}))
+    split = surgery.split(surgery.open_checkpoint(inputs))
+    assert {f"{QKV.replace('qkv', part)}.input_scale" for part in "qkv"} < set(split.tensors)
+    surgery.write(surgery.fuse(split), tmp_path / "back")
+    assert hashes(tmp_path / "back") == hashes(inputs)
+    outputs = edited(base, tmp_path / "out", lambda t: t.update({f"{QKV}.output_scale": torch.ones(1)}))
+    refused(surgery.split, outputs, "scales of activations belong to modules", f"{QKV}.output_scale")
+
+
+def test_codes_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    base, _ = checkpoint(tmp_path / "first", "phi3", "int4")
+    for said, what in (({"quant_method": "hqq"}, "by hqq are not read"), ({"config_groups": {}}, "no group of config")):
+        folder = edited(base, tmp_path / what, lambda t: None, **said)
+        with pytest.raises(surgery.SurgeryError, match=what):
+            surgery.split(surgery.open_checkpoint(folder))

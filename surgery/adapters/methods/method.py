@@ -135,8 +135,9 @@ class Method:
     `options` are keys of adapter_config.json that it reads, or that tell of the training alone; any other one that
     says something is refused. `check` raises for a config, or a file, that no module can be merged of. `partly` are
     parts of which not each element is used once: tables that are cut, blocks that repeat. `idle` are parts that
-    change nothing, and are dropped by name. `together` is what a user should know
-    where several of the kind are on one module.
+    change nothing, and are dropped by name. `prepared` is the whole adapter with what its modules share put in their
+    reach, given the widest of its modules' inputs. `together` is what a user should know where several of the kind
+    are on one module.
     """
 
     peft_type: str
@@ -148,6 +149,7 @@ class Method:
     check: Callable[[Adapter], None] = lambda adapter: None
     partly: Callable[[str], bool] = lambda part: False
     idle: Callable[[str], bool] = lambda part: False
+    prepared: Callable[[Adapter, Callable[[], int]], Adapter] = lambda adapter, widest: adapter
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
     together: str = ""

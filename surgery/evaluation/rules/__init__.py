@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import bases, drawn, elementwise, rotations, tucker, wavelets
+from . import banks, bases, drawn, elementwise, rotations, tucker, wavelets
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Rule = Callable[[Sequence["torch.Tensor"], Mapping[str, float | str]], "torch.Tensor"]
 
 RULES: Mapping[str, Rule] = {
+    **banks.RULES,
     **bases.RULES,
     **drawn.RULES,
     **elementwise.RULES,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...adapters.attention import on_attention
@@ -41,9 +42,11 @@ from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
+from .joined import apart_again, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
+from .prepared import prepared
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
 from .replicate import replicated
@@ -139,6 +142,7 @@ def merge(
     groups = groups_of(base)
     wide = widened(base, groups)
     plain = [_plain(wide, one, base_as_trained) for one in adapters]
+    plain = [prepared(wide, one, partial(_places, wide, _called(one, names), given)) for one in plain]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     copied = notes_along(wide, chosen)
     fitted = [_fit(wide, one, given) for one in chosen]
@@ -297,9 +301,15 @@ def _merged_apart(
     add: str | None,
 ) -> Checkpoint:
     """The checkpoint with the adapters: its fused modules are taken apart where one is on their parts, and fused
-    again.
+    again; and the other way round.
     """
-    parted = check_apart([site for one in fitted for site in one.sites])
+    sites = check_apart([site for one in fitted for site in one.sites])
+    joined = stored_apart(checkpoint, sites)
+    parted = [site for site in sites if site not in joined]
+    if joined:
+        whole = [one._replace(sites=parted) for one in fitted]
+        made = _merged_apart(fuse_at(checkpoint, joined), whole, weights, groups, wanted, add)
+        return apart_again(made, joined, checkpoint)
     if not parted:
         return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)
     held = [(one.adapter, sites_held(one.adapter, parted, fused=True)) for one in fitted]
@@ -462,6 +472,12 @@ def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitt
     adapter, sites, crossed = across(checkpoint, adapter, given)
     notes = [note for note in (renames, unapplied, single, crossed) if note]
     return _Fitted(adapter, [*experts, *sites], notes, crossed)
+
+
+def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site]]:
+    """The adapter under the base's names, and the modules to be taken apart for it."""
+    fitted = _fit(checkpoint, adapter, given)
+    return fitted.adapter, fitted.sites
 
 
 def _place(

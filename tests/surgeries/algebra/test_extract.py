@@ -18,10 +18,13 @@ from models.fused import stacks
 from safetensors.torch import load_file, save_file
 from surgeries.algebra.test_combine import output
 from surgeries.algebra.test_resize import best
+from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NothingMatched, NotSupported, SurgeryError
 from surgery.evaluation import extraction
+from surgery.evaluation.evaluate import load
+from surgery_cli.app import app
 
 Edit = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor | None]
 
@@ -270,6 +273,41 @@ def test_a_resized_vocabulary_is_said(tmp_path: Path) -> None:
     merged = surgery.merge(base, adapter)
     assert torch.equal(merged.load("lm_head.weight"), grown.load("lm_head.weight"))
     assert merged.config["vocab_size"] == 101
+
+
+@pytest.mark.parametrize("how", ["nf4", "fp8"])
+def test_a_quantised_base_is_what_its_codes_mean(how: str, quantised: Callable[[str], Path]) -> None:
+    """The difference of the 16-bit model from what the codes mean is the quantiser's error."""
+    base, plain = surgery.open_checkpoint(quantised(how)), surgery.open_checkpoint(quantised("plain"))
+    adapter = surgery.extract(base, plain, rank=1000, rest="leave")
+    meant = surgery.dequantize(base, dtype="float32")
+    module = next(iter(adapter.lora))
+    parts = adapter.lora[module]
+    delta = load(parts["lora_B.weight"]) @ load(parts["lora_A.weight"])
+    wanted = plain.load(f"{module}.weight").float() - meant.load(f"{module}.weight")
+    assert torch.allclose(delta, wanted, atol=1e-5) and float(wanted.norm()) > 0
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """The three commands as they are typed; what each module kept is in the JSON."""
+    pair("llama", tmp_path, low, "mlp")
+    here = {name: str(tmp_path / name) for name in ("base", "tuned", "lora", "small", "both")}
+
+    def surge(*words: str) -> Any:
+        done = CliRunner().invoke(app, [*words, "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    status, report = surge("extract", here["base"], here["tuned"], "-o", here["lora"], "--rank", "3")
+    assert status == 0
+    assert report["costs"]["kept"]["model.layers.0.mlp.up_proj"]["share"] == pytest.approx(1, abs=1e-5)
+    assert surge("resize-adapter", here["lora"], "-o", here["small"], "--energy", "0.5", "--max-rank", "1")[0] == 0
+    words = ("combine", here["lora"], here["small"], "-o", here["both"], "--weights", "1,-0.5", "--rank", "2")
+    status, report = surge(*words)
+    assert status == 0 and report["costs"]["kept"]["model.layers.0.mlp.up_proj"]["rank"] == 2
+    status, report = surge("extract", here["base"], here["tuned"], "-o", here["both"] + "2", "--rank", "0")
+    assert (status, report["error"]["what"]) == (1, "a rank of 0 is none")
+    assert CliRunner().invoke(app, ["combine", here["lora"], "-o", "x", "--weights", "1,2"]).exit_code == 2
+    loaded("llama", tmp_path)
 
 
 # Refusals

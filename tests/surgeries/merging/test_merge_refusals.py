@@ -71,7 +71,8 @@ def refused(base: Path, adapters: Path | list[Path], kind: type[SurgeryError], w
 
 def test_every_peft_type_is_merged_or_refused() -> None:
     known = {said for kind in TYPES for said in kind.said}
-    assert {kind.value for kind in peft.PeftType} == known | set(SUPPORTED) and not known & set(SUPPORTED)
+    older = {"BONE"}  # which peft 0.15 to 0.17 had
+    assert {kind.value for kind in peft.PeftType} == (known | set(SUPPORTED)) - older and not known & set(SUPPORTED)
 
 
 MERGED_CONFIGS = (LoraConfig, peft.AdaLoraConfig, peft.TrainableTokensConfig, peft.LNTuningConfig)

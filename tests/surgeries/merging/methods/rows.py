@@ -6,8 +6,9 @@ from .cases import Case
 from .rows_placed import CASES as PLACED
 from .rows_products import CASES as PRODUCTS
 from .rows_reading import CASES as READING
+from .rows_shared import CASES as SHARED
 from .rows_spectra import CASES as SPECTRA
 from .rows_turned import CASES as TURNED
 
-CASES: dict[str, Case] = {**PLACED, **PRODUCTS, **READING, **SPECTRA, **TURNED}
+CASES: dict[str, Case] = {**PLACED, **PRODUCTS, **READING, **SHARED, **SPECTRA, **TURNED}
 ELSEWHERE: frozenset[str] = frozenset({"BONE"})  # kinds that PEFT does not make any more
