@@ -42,6 +42,7 @@ from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
+from .held_weights import without_own_base
 from .joined import apart_again, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
@@ -328,6 +329,7 @@ def _merged(
 ) -> Checkpoint:
     """The checkpoint with adapters on modules that it has."""
     placed, may = Placed(), may_be_new(checkpoint, add)
+    adapters = [without_own_base(checkpoint, one) for one in adapters]
     adapters = without_copies(checkpoint, adapters, weights, groups)
     for one, weight in zip(adapters, weights, strict=True):
         more = _place(checkpoint, one, weight, groups, wanted, may)
