@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .adapters import PANEL
-from .options import Writing, parse_weights, writing_options
+from .options import Base, Writing, parse_weights, writing_options
 from .reading import Reading
 from .running import written
 
@@ -144,5 +144,25 @@ def extract(
             seed=seed,
             workers=options.workers,
         )
+
+    written(made, options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def convert_adapter(
+    adapter: AnAdapter,
+    to: Annotated[str, typer.Option("--to", metavar="peft|mlx", help="The form that is written.")] = "peft",
+    base: Base = None,
+    *,
+    reading: Reading,
+    options: Writing,
+) -> None:
+    """Write an adapter in another tool's form: what it does stays the same, and nothing is rounded."""
+    import surgery
+
+    def made() -> surgery.Adapter | surgery.Checkpoint:
+        opened = surgery.open_adapter(adapter, **reading.reading())
+        return surgery.convert_adapter(opened, to, surgery.open_checkpoint(base) if base else None)
 
     written(made, options)

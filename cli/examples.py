@@ -32,5 +32,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "surgery resize-adapter lora -o out --energy 0.99",
     ),
     "extract": ("surgery extract base tuned -o lora --rank 16", "surgery extract base tuned -o lora --energy 0.9"),
+    "convert-adapter": (
+        "surgery convert-adapter adapters.safetensors -o lora --to peft",
+        "surgery convert-adapter lora -o mlx --to mlx",
+    ),
     "push": ("surgery push merged org/name --private",),
 }

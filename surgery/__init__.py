@@ -55,6 +55,7 @@ from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
 from .surgeries.dequantize import dequantize
+from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.injecting.inject import inject
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
@@ -106,6 +107,7 @@ __all__ = [
     "clean",
     "combine",
     "convert",
+    "convert_adapter",
     "dequantize",
     "diff",
     "drop",

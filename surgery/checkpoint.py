@@ -29,6 +29,7 @@ from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
 from .files.pipeline import components_of
 from .files.safetensors import Header, tensors_of
+from .files.spread_safetensors import read_spread
 from .files.stale_index import NUMBERED, left_out, stale
 from .files.strict import MEND, parse_object
 from .files.torchfile.model import read_foreign, under_key
@@ -183,9 +184,10 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
 def _foreign(folder: Folder, name: str) -> Checkpoint | None:
     """What another format than safetensors holds, where such a file is given, or nothing else is in the folder."""
     here = folder.names() if not name else []
-    if name in GIVEN or any(".safetensors" in one for one in here) or ADAPTER_CONFIG in here:
+    if name in GIVEN or ADAPTER_CONFIG in here:
         return None
-    found = read_foreign(folder, name)
+    other = any(".safetensors" in one for one in here)
+    found = (read_spread(folder) if not name else None) if other else read_foreign(folder, name)
     if found is None:
         return None
     checkpoint = Checkpoint(

@@ -152,6 +152,8 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     said = {key: config[key] for key in SHOWN if config.get(key, "") not in ([], {}, "")}
     shown = {key: value for key, value in said.items() if value is not None and value is not False}
     told = {key: adapter.format[key] for key in ("format", "why") if key in adapter.format}
+    if told:
+        shown.pop("target_modules", None)  # which are all that there are
     return told | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
 
 

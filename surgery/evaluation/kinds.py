@@ -60,7 +60,7 @@ DELTAS = {
     "scatter": Added(Scatter, scatter.add, scatter.exactly),
     "circulant": Added(Circulant, circulant.add, circulant.exactly),
     "waves": Added(Waves, waves.add, exact_waves.exactly),
-    "turned": Added(Turned, turned.add),
+    "turned": Added(Turned, turned.add, turned.exactly),
 }
 
 GAINS = {

@@ -39,7 +39,7 @@ def exactly(delta: LowRank, row: int, tall: int, work: Workspace, *, fine: bool)
 
     rank = delta.left.shape[-1]
     left = floats(delta.left, Area(row, tall, 0, rank), (tall, rank), torch.float64, work, "left").mul_(delta.scale)
-    left = _integers(left, 1, 24 if fine else 15)
+    left = integers(left, 1, 24 if fine else 15)
 
     def columns(begin: int, end: int) -> torch.Tensor:
         halves = [half[:, begin - at : end - at] for half, at in _halves(delta, begin, end, work, fine=fine)]
@@ -84,14 +84,14 @@ def _halved(right: Tensor, begin: int, end: int, work: Workspace, *, fine: bool)
     rank, wide = right.shape[0], end - begin
     part = narrow(right, 1, begin, wide)
     values = floats(part, Area(0, rank, 0, wide), (rank, wide), torch.float64, work, "")
-    values = _integers(values, 0, 24 if fine else 15)
+    values = integers(values, 0, 24 if fine else 15)
     if not fine:
         return [values]
-    high = _integers(values, 0, 12)
+    high = integers(values, 0, 12)
     return [high, values - high]
 
 
-def _integers(values: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
+def integers(values: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
     """Float64 values rounded to integers of `bits` bits times a power of two, which is one along `axis`."""
     import torch
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from ..lazy.turned import Turned
 from .arithmetic import torch_dtype
+from .low_rank import integers
 from .tiles import ROWS, Area, floats
 
 if TYPE_CHECKING:
     import torch
 
+    from .kinds import Columns
     from .workspace import Workspace
 
 
@@ -31,6 +33,32 @@ def add(values: torch.Tensor, delta: Turned, area: Area, work: Workspace) -> Non
                 begin, end = max(which * edge, area.column), min((which + 1) * edge, area.column + wide)
                 target = values[r : r + ROWS, begin - area.column : end - area.column]
                 target[rows].add_(made[rows, begin - which * edge : end - which * edge], alpha=delta.scale)
+
+
+def exactly(delta: Turned, row: int, tall: int, work: Workspace, *, fine: bool) -> Columns:
+    """Rows [row, row + tall): the columns that are asked for, in float64. Its base is what is there."""
+    import torch
+
+    edge, columns, bits = delta.edge, delta.base.shape[-1], 24 if fine else 15
+    base = floats(delta.base, Area(row, tall, 0, columns), (tall, columns), torch.float64, work, "").mul_(delta.scale)
+    base = integers(base.view(tall, -1, edge), 2, bits)
+
+    def made(first: int, last: int) -> torch.Tensor:
+        value = torch.zeros(tall, last - first, edge, dtype=torch.float64)
+        for low, high, run in _runs(delta, Area(row, tall, 0, columns)):
+            blocks = integers(_blocks(delta, run, first, last, work).double(), 1, bits)
+            high_half = integers(blocks, 1, 12) if fine else blocks
+            for half in (high_half, blocks - high_half) if fine else (blocks,):
+                value[low:high] += torch.einsum(
+                    "rnk,nkj->rnj", base[low:high, first:last], half.expand(last - first, -1, -1)
+                )
+        return value.view(tall, -1)
+
+    def columns_of(begin: int, end: int) -> torch.Tensor:
+        first, last = begin // edge, -(-end // edge)
+        return made(first, last)[:, begin - first * edge : end - first * edge]
+
+    return columns_of
 
 
 def _runs(delta: Turned, area: Area) -> list[tuple[int, int, int]]:

@@ -49,6 +49,7 @@ from ..lazy.tensor import (
 )
 from .encoding import decoded, encoded
 from .recorded import check_facts, check_frames, check_places, recipes_in
+from .turned_back import turned_back
 
 FORMAT = 1
 SMALL = 1 << 20  # bytes up to which a carried file is kept as it was, changed or not: people edit cards and configs
@@ -144,8 +145,10 @@ class Recipes:
                 return after
             case Sum(_, base, deltas, gain):
                 under = inner(base)
-                if under is None or isinstance(under, Before) or not undoable(deltas):
+                if under is None or isinstance(under, Before):
                     return None
+                if not undoable(deltas):
+                    return turned_back(tensor, under, original.dtype, self.settled)
                 left = tuple(delta.over(self.settled) for delta in deltas)
                 return Before(original.dtype, under, left, gain and gain.over(self.settled))
             case Reshape(base, shape):

@@ -124,6 +124,31 @@ def test_the_same_merge_from_the_hub(
     assert whole <= 2  # its header, and all of it once, for any number of workers
 
 
+@pytest.mark.parametrize("held", [96_000_000, 0])
+def test_lora_from_two_checkpoints_on_the_hub(
+    held: int, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same factors as from here; what is there is fetched once, however often it is gone through."""
+    monkeypatch.setattr("surgery.surgeries.algebra.extract.MEMORY", held)
+    model = tiny_models.build("llama")
+    model.save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "mlp" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    model.save_pretrained(tmp_path / "tuned", max_shard_size="60KB")
+    folders = [tmp_path / name for name in ("base", "tuned")]
+    surgery.write(surgery.extract(*map(surgery.open_checkpoint, folders), rank=4), tmp_path / "here")
+    places = [surgery.open_checkpoint(put(hub, f"org/{folder.name}", folder)) for folder in folders]
+    surgery.write(surgery.extract(*places, rank=4), tmp_path / "there")
+    weights = "adapter_model.safetensors"
+    assert hashes(tmp_path / "there")[weights] == hashes(tmp_path / "here")[weights]
+    config = json.loads((tmp_path / "there" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/base"
+    size = sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+    assert sent(hub) < 2 * size  # read ahead, with headers; four times, if it were fetched again
+
+
 def test_a_vocabulary_of_the_adapters(hub: Hub, saved: Saved, tmp_path: Path) -> None:
     """Its tokenizer comes along from there."""
     model = tiny_models.build("llama")

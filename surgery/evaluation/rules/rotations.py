@@ -64,6 +64,14 @@ def butterfly(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
     return (total - eye).mT[None]
 
 
+def turned_back(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
+    """(I + scale * M)^-1 - I of each block M."""
+    import torch
+
+    scaled = float(numbers["scale"]) * inputs[0]
+    return torch.linalg.solve(torch.eye(scaled.shape[-1], dtype=torch.float64) + scaled, -scaled)
+
+
 def reflections(inputs: Sequence[torch.Tensor], numbers: Numbers) -> torch.Tensor:
     """The columns of U (n, r), each of length 1; made orthogonal in their order where `orthogonal`."""
     import torch
@@ -133,6 +141,7 @@ RULES = {
     "neumann": neumann,
     "old cayley": old_cayley,
     "butterfly": butterfly,
+    "turned back": turned_back,
     "reflections": reflections,
     "reflected": reflected,
 }

@@ -47,10 +47,11 @@ class Format:
     """A format of adapters.
 
     `recognise` gives what tells it in the file, "" where nothing does; `reads`, whether it can be this one where a user
-    says so. `files` are names that its tool gives to the file that is meant among several. `takes` are the options
-    that may be said of it. `into_config` tells names of tensors that are read into the config. `fit` gives the modules
-    the base's names, and rows its order, where that needs the base's config.json: such an adapter's `dialect` is the
-    format's tool until then.
+    says so. `files` are names that its tool gives to the file that is meant among several, `heads` those that it gives
+    to heads beside it. `takes` are the options that may be said of it. `into_config` tells names of tensors that are
+    read into the config, `shared` those of tensors that several modules use. `fit` gives the modules the base's names,
+    and rows its order, where that needs the base's config.json: such an adapter's `dialect` is the format's tool until
+    then.
     """
 
     key: str
@@ -59,8 +60,10 @@ class Format:
     read: Callable[[Found, Said], Adapter]
     reads: Callable[[Found], bool] | None = None
     files: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
     into_config: Callable[[str], bool] = lambda name: False
+    shared: Callable[[str], bool] = lambda name: False
     fit: Callable[[Adapter, Mapping[str, Any]], Adapter] | None = None
 
     def can_be(self, found: Found) -> bool:

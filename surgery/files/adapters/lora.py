@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ...errors import AdapterError
@@ -61,3 +62,19 @@ def is_embedding(module: str) -> bool:
 
 def _usual(values: Iterable[_Number], default: _Number) -> _Number:
     return next((value for value, _ in Counter(values).most_common(1)), default)
+
+
+def renamed(adapter: Adapter, new: Mapping[str, str]) -> Adapter:
+    """The adapter with other names for its modules, each with its rank and alpha."""
+    names = {f"{new[m]}.{part}": adapter.names[f"{m}.{part}"] for m, parts in adapter.lora.items() for part in parts}
+    patterns = {
+        table: {f"^{re.escape(new[m])}": said[f"^{re.escape(m)}"] for m in adapter.lora if f"^{re.escape(m)}" in said}
+        for table in ("rank_pattern", "alpha_pattern")
+        for said in [adapter.config.get(table) or {}]
+    }
+    return replace(
+        adapter,
+        lora={new[module]: parts for module, parts in adapter.lora.items()},
+        names={**names, **{key: adapter.names[key] for key in adapter.whole}},
+        config={**adapter.config, **patterns, "target_modules": sorted(new.values())},
+    )

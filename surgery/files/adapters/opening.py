@@ -18,7 +18,7 @@ from ..strict import parse_object
 from ..torchfile.reader import read_torch
 from .archives import check_no_archive
 from .format import Format, Found, Said
-from .table import format_of
+from .table import FORMATS, format_of
 
 LOOKED_AT = Said(strict=False)
 _MODELS = ("config.json", "model_index.json")
@@ -118,6 +118,7 @@ def _files(folder: Folder) -> list[str]:
     if any(folder.has(name) for name in _MODELS) or "peft_type" in _config(folder):
         return []
     here = [name for name in folder.names() if is_weights(name) and folder.has(name) and not is_litter(name)]
+    here = [name for name in here if not any(name in row.heads for row in FORMATS.values())]
     return [name for name in here if name.endswith(".safetensors")] or here
 
 
@@ -146,8 +147,13 @@ def _opened(
     notes = [*adapter.notes, *held.notes]
     if left:
         notes.append(f"{name} is meant, as {row.tool} calls its last one, and not {', '.join(listed(list(left)))}")
+    if heads := [one for one in row.heads if folder.has(one)]:
+        notes.append(
+            f"{', '.join(heads)} lies beside the adapter and is not merged: a head that was trained along is lost"
+        )
     told = {"format": adapter.dialect or row.tool, "why": why, "file": name, **_told(said)}
-    source = replace(held.source, files=files, tensors=used)
+    partly = held.source.partly | {one for one in used if row.shared(one)}
+    source = replace(held.source, files=files, tensors=used, partly=partly)
     return replace(adapter, inputs=(source,), notes=tuple(notes), format=told)
 
 

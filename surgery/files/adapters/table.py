@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import AdapterError, FormatError, nearest, series
-from . import image, mlx, peft_file
+from . import adapterhub, handwritten, image, loralib, mlx, peft_file, torchtune
 from .format import Format, Found, Said
 
 IMAGE = Format(
@@ -15,7 +15,19 @@ IMAGE = Format(
     lambda found, said: image.read(found.path, found.tensors, found.metadata),
     into_config=lambda name: name.endswith(".alpha"),
 )
-FORMATS: Mapping[str, Format] = {row.key: row for row in (peft_file.FORMAT, IMAGE, mlx.FORMAT)}
+FORMATS: Mapping[str, Format] = {
+    row.key: row
+    for row in (
+        peft_file.FORMAT,
+        IMAGE,
+        mlx.FORMAT,
+        loralib.FORMAT,
+        handwritten.PRODUCT,
+        handwritten.OUTPUT,
+        torchtune.FORMAT,
+        adapterhub.FORMAT,
+    )
+}
 OPTIONS = {"alpha": "--alpha", "enable_lora": "--enable-lora"}
 
 

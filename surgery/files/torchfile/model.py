@@ -15,6 +15,7 @@ from ..folder import Folder
 from ..index import Index, parse_index
 from ..opened import Opened
 from .distributed import is_distributed, read_distributed
+from .ranks import ranks_in, read_ranks
 from .reader import ENDINGS, TorchFile, is_torch, read_torch
 
 INDEX = ".bin.index.json"
@@ -43,6 +44,8 @@ def read_foreign(folder: Folder, name: str) -> Opened | None:
     """The weights in the folder, or in its file `name`, where they are in a format of torch's; None for all else."""
     if not name and is_distributed(folder):
         return read_distributed(folder, _KEY.get())
+    if not name and (ranks := ranks_in(folder)) and not folder.file(ranks[0]).remote:
+        return read_ranks(folder, ranks, _KEY.get())
     files = pickled(folder, name)
     return read_model(folder, files) if files else None
 

@@ -46,11 +46,26 @@ def is_torch(path: str) -> bool:
     return begin.startswith(ZIP) or is_legacy(begin)
 
 
+@dataclass(frozen=True)
+class Raw:
+    """A file's object as records, and where its storages lie."""
+
+    file: File
+    root: Any
+    storages: Mapping[str, Place]
+
+
 def read_torch(path: str, *, key: str = "") -> TorchFile:
     """The tensors of the model in the file at `path`, or of what lies under `key` in it.
 
     Raises FormatError for what torch did not write, or not so; NotACheckpoint where no model is in it, or several.
     """
+    raw = raw_of(path)
+    return _made(raw, chosen(raw.root, path, key))
+
+
+def raw_of(path: str) -> Raw:
+    """What lies in the file at `path`. Raises FormatError."""
     try:
         with open(path, "rb", opener=regular) as stream:
             status = os.fstat(stream.fileno())
@@ -67,37 +82,43 @@ def read_torch(path: str, *, key: str = "") -> TorchFile:
     except OSError as error:
         raise FormatError(f"cannot read the file: {error.strerror}", where=[path]) from error
     file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, archive.digest)
-    return _made(file, chosen(root, path, key), archive.storages)
+    return Raw(file, root, archive.storages)
 
 
-def _made(file: File, found: Chosen, storages: Mapping[str, Place]) -> TorchFile:
+def tensor_of(raw: Raw, one: Described, name: str) -> Tensor:
+    """The tensor of the file that is described. Raises FormatError."""
+    where = [f"{raw.file.path}: {name}"]
+    place = raw.storages.get(one.key)
+    if place is None:
+        raise FormatError(f"the storage {one.key!r} is not in the file", where=where)
+    if place.size != one.count * one.width:
+        said = f"the storage {one.key!r} has {place.size} bytes, and the pickle says {one.count * one.width}"
+        raise FormatError(said, where=where, help="the file is damaged; fetch it again")
+    try:
+        return strided(raw.file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
+    except LayoutError as error:
+        raise FormatError(f"the tensor is none that can be read: {error.what}", where=where) from error
+
+
+def _made(raw: Raw, found: Chosen) -> TorchFile:
     tensors, leaves, partly = dict[str, Tensor](), dict[str, Stored](), set[str]()
     described = cast(Mapping[str, Described], found.tensors)
     for name, one in described.items():
-        where = [f"{file.path}: {name}"]
-        place = storages.get(one.key)
-        if place is None:
-            raise FormatError(f"the storage {one.key!r} is not in the file", where=where)
-        if place.size != one.count * one.width:
-            said = f"the storage {one.key!r} has {place.size} bytes, and the pickle says {one.count * one.width}"
-            raise FormatError(said, where=where, help="the file is damaged; fetch it again")
-        try:
-            tensor = strided(file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
-        except LayoutError as error:
-            raise FormatError(f"the tensor is none that can be read: {error.what}", where=where) from error
+        tensor = tensor_of(raw, one, name)
         tensors[name], leaves[name] = tensor, next(stored(tensor))
         if leaves[name].size != tensor.size:
             partly.add(name)
-    notes, called = list(found.notes), os.path.basename(file.path)
+    notes, called = list(found.notes), os.path.basename(raw.file.path)
     if found.beside:
-        notes.append(
-            f"left out of {called}, since it is no part of the model: {', '.join(listed(list(found.beside), 5))}"
-        )
+        beside = ", ".join(listed(list(found.beside), 5))
+        notes.append(f"left out of {called}, since it is no part of the model: {beside}")
     if found.unreadable:
         rows = [f"{name} ({why})" for name, why in found.unreadable.items()]
         tip = "save it as ordinary tensors, with torch"
-        raise NotSupported("tensors of the file cannot be told as bytes", where=[file.path, *listed(rows)], help=tip)
-    return TorchFile(file, tensors, leaves, frozenset(partly), tuple(notes), _shared(described))
+        raise NotSupported(
+            "tensors of the file cannot be told as bytes", where=[raw.file.path, *listed(rows)], help=tip
+        )
+    return TorchFile(raw.file, tensors, leaves, frozenset(partly), tuple(notes), _shared(described))
 
 
 def _shared(found: Mapping[str, Described]) -> tuple[tuple[str, ...], ...]:

@@ -15,7 +15,7 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, SurgeryError, listed, series
 from ...files.called import called
 from ...files.peft import Adapter
-from ...lazy.tensor import Input, Shape, Tensor, narrow, reshape
+from ...lazy.tensor import Input, Shape, Tensor, narrow, reshape, unrounded
 from ...names import compiled, natural
 from ...opened import takes_opened
 from ..injecting.modules import Kind
@@ -168,7 +168,7 @@ def _pairs(two: Facing, name: str, target: Target, seed: int) -> list[Pair]:
     """The weights as matrices, one for each expert."""
     from ...evaluation.extraction import Pair
 
-    base, tuned = two.pair(target.weight)
+    base, tuned = map(unrounded, two.pair(target.weight))
     if not target.experts:
         flat = matrix_of(base.shape)
         return [Pair(reshape(base, flat), reshape(tuned, flat), target.weight, f"{seed} {name}")]

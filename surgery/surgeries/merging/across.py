@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...adapters.fused import split_adapter
+from ...adapters.methods import method_of
 from ...checkpoint import Checkpoint
 from ...errors import LayoutError, NothingMatched, SurgeryError, listed
 from ...files.peft import Adapter
@@ -35,7 +36,8 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
     """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on
     fused.
 
-    (the adapter, split where the base is; the modules of the base to be split for it, and fused again; a note on it)
+    (the adapter, split where the base is; the modules of the base to be split for it and fused again, or fused and
+    split again; a note on it)
     """
     wanted = {*(f"{module}.weight" for module in adapter.lora), *adapter.whole}
     if wanted <= checkpoint.tensors.keys():
@@ -46,6 +48,8 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
         note = (
             f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
         )
+        if method_of(adapter):  # of which no part is an adapter: the base is fused for it, and split again
+            return adapter, held, note + _as_given(held)
         return split_adapter(adapter, held), [], note + _as_given(held)
     if held := sites_held(adapter, fused_here(checkpoint, given), fused=False) or sites_held(
         adapter, fused_in(checkpoint, EXPERTS), fused=False

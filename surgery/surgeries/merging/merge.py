@@ -42,6 +42,8 @@ from .base_names import check_apart, on_parameters, under_base_names, with_names
 from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
+from .held_weights import without_own_base
+from .joined import apart_again, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
@@ -300,9 +302,15 @@ def _merged_apart(
     add: str | None,
 ) -> Checkpoint:
     """The checkpoint with the adapters: its fused modules are taken apart where one is on their parts, and fused
-    again.
+    again; and the other way round.
     """
-    parted = check_apart([site for one in fitted for site in one.sites])
+    sites = check_apart([site for one in fitted for site in one.sites])
+    joined = stored_apart(checkpoint, sites)
+    parted = [site for site in sites if site not in joined]
+    if joined:
+        whole = [one._replace(sites=parted) for one in fitted]
+        made = _merged_apart(fuse_at(checkpoint, joined), whole, weights, groups, wanted, add)
+        return apart_again(made, joined, checkpoint)
     if not parted:
         return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)
     held = [(one.adapter, sites_held(one.adapter, parted, fused=True)) for one in fitted]
@@ -321,6 +329,7 @@ def _merged(
 ) -> Checkpoint:
     """The checkpoint with adapters on modules that it has."""
     placed, may = Placed(), may_be_new(checkpoint, add)
+    adapters = [without_own_base(checkpoint, one) for one in adapters]
     adapters = without_copies(checkpoint, adapters, weights, groups)
     for one, weight in zip(adapters, weights, strict=True):
         more = _place(checkpoint, one, weight, groups, wanted, may)

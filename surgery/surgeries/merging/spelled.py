@@ -8,6 +8,7 @@ from dataclasses import replace
 from ...adapters.fused import split_adapter
 from ...checkpoint import Checkpoint
 from ...errors import FormatError, NotPlaced
+from ...files.adapters.table import tool_of
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor, concat, narrow, reshape
 from ...models.diffusion.components import Component
@@ -26,6 +27,8 @@ def in_base_names(checkpoint: Checkpoint, adapter: Adapter, component: Component
     """
     if not adapter.dialect:
         return adapter
+    if (row := tool_of(adapter.dialect)) and row.fit:
+        return row.fit(adapter, checkpoint.config)
     known = spelled(checkpoint.tensors, checkpoint.config, component)
     meant = {module: _meant(checkpoint, adapter, module, known) for module in adapter.lora}
     meant = _one_each(checkpoint, adapter, meant)

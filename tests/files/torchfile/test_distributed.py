@@ -26,12 +26,22 @@ def test_what_ranks_saved_together_is_whole_again(ranks: int, tmp_path: Path) ->
     done = subprocess.run(code, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     wanted = torch.load(tmp_path / "whole.pt")
-    made = surgery.open_checkpoint(tmp_path / "dcp")
-    assert any("optimizer" in note and "step" in note for note in made.notes)
-    surgery.write(made, tmp_path / "out")
-    held = load_file(tmp_path / "out/model.safetensors")
-    assert held.keys() == wanted.keys()
-    assert all(torch.equal(held[name], wanted[name]) for name in wanted)
+    notes = surgery.open_checkpoint(tmp_path / "dcp").notes
+    assert any("optimizer" in note and "step" in note for note in notes)
+    for form in ("dcp", "spread", "ranks"):
+        surgery.write(surgery.open_checkpoint(tmp_path / form), tmp_path / f"{form}-out")
+        held = load_file(tmp_path / f"{form}-out/model.safetensors")
+        assert held.keys() == wanted.keys()
+        assert all(torch.equal(held[name], wanted[name]) for name in wanted), form
+    # one rank's file alone, or without another, is no model
+    with pytest.raises(SurgeryError, match="not read alone"):
+        surgery.open_checkpoint(tmp_path / f"ranks/model_world_size_{ranks}_rank_0.pt")
+    (tmp_path / f"ranks/model_world_size_{ranks}_rank_1.pt").unlink()
+    with pytest.raises(SurgeryError, match=f"not the files of {ranks} ranks"):
+        surgery.open_checkpoint(tmp_path / "ranks")
+    next((tmp_path / "spread").glob("shard-00001*")).unlink()
+    with pytest.raises(SurgeryError, match="make no"):
+        surgery.open_checkpoint(tmp_path / "spread")
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_tied_tensors_are_stored_each_and_told(tmp_path: Path) -> None:
     [
         (["a.bin", "b.pt"], "more than one file that torch saved"),
         (["consolidated.00.pth", "consolidated.01.pth"], "tensor-parallel"),
-        (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "one rank's part"),
+        (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "pieces or copies"),
         (["mp_rank_00_model_states.pt"], "DeepSpeed"),
     ],
 )

@@ -2,7 +2,8 @@
 
     write_distributed.py FOLDER RANKS
 
-Writes FOLDER/dcp, and what was saved, whole, as FOLDER/whole.pt.
+Writes FOLDER/dcp; FOLDER/spread, the model in pieces in safetensors; FOLDER/ranks, a file of each rank; and what was
+saved, whole, as FOLDER/whole.pt.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -41,6 +43,11 @@ def save(rank: int, ranks: int, port: int, folder: str) -> None:
     model = {name: distribute_tensor(value, mesh, PLACED[name][2]) for name, value in whole.items()}
     state = {"model": model, "optimizer": {"state": {"rows.weight": model["rows.weight"]}}, "step": 5}
     dcp.save(state, checkpoint_id=f"{folder}/dcp")
+    writer = HuggingFaceStorageWriter(f"{folder}/spread", dict.fromkeys(whole, 1), save_distributed=True)
+    dcp.save(model, storage_writer=writer)
+    Path(folder, "ranks").mkdir(exist_ok=True)
+    torch.save(model, f"{folder}/ranks/model_world_size_{ranks}_rank_{rank}.pt")
+    torch.save({}, f"{folder}/ranks/extra_state_world_size_{ranks}_rank_{rank}.pt")
     if not rank:
         torch.save(whole, f"{folder}/whole.pt")
     dist.destroy_process_group()

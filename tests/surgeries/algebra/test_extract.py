@@ -18,10 +18,13 @@ from models.fused import stacks
 from safetensors.torch import load_file, save_file
 from surgeries.algebra.test_combine import output
 from surgeries.algebra.test_resize import best
+from typer.testing import CliRunner
 
 import surgery
 from surgery.errors import AdapterError, NothingMatched, NotSupported, SurgeryError
 from surgery.evaluation import extraction
+from surgery.evaluation.evaluate import load
+from surgery_cli.app import app
 
 Edit = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor | None]
 
@@ -272,6 +275,41 @@ def test_a_resized_vocabulary_is_said(tmp_path: Path) -> None:
     assert merged.config["vocab_size"] == 101
 
 
+@pytest.mark.parametrize("how", ["nf4", "fp8"])
+def test_a_quantised_base_is_what_its_codes_mean(how: str, quantised: Callable[[str], Path]) -> None:
+    """The difference of the 16-bit model from what the codes mean is the quantiser's error."""
+    base, plain = surgery.open_checkpoint(quantised(how)), surgery.open_checkpoint(quantised("plain"))
+    adapter = surgery.extract(base, plain, rank=1000, rest="leave")
+    meant = surgery.dequantize(base, dtype="float32")
+    module = next(iter(adapter.lora))
+    parts = adapter.lora[module]
+    delta = load(parts["lora_B.weight"]) @ load(parts["lora_A.weight"])
+    wanted = plain.load(f"{module}.weight").float() - meant.load(f"{module}.weight")
+    assert torch.allclose(delta, wanted, atol=1e-5) and float(wanted.norm()) > 0
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """The three commands as they are typed; what each module kept is in the JSON."""
+    pair("llama", tmp_path, low, "mlp")
+    here = {name: str(tmp_path / name) for name in ("base", "tuned", "lora", "small", "both")}
+
+    def surge(*words: str) -> Any:
+        done = CliRunner().invoke(app, [*words, "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    status, report = surge("extract", here["base"], here["tuned"], "-o", here["lora"], "--rank", "3")
+    assert status == 0
+    assert report["costs"]["kept"]["model.layers.0.mlp.up_proj"]["share"] == pytest.approx(1, abs=1e-5)
+    assert surge("resize-adapter", here["lora"], "-o", here["small"], "--energy", "0.5", "--max-rank", "1")[0] == 0
+    words = ("combine", here["lora"], here["small"], "-o", here["both"], "--weights", "1,-0.5", "--rank", "2")
+    status, report = surge(*words)
+    assert status == 0 and report["costs"]["kept"]["model.layers.0.mlp.up_proj"]["rank"] == 2
+    status, report = surge("extract", here["base"], here["tuned"], "-o", here["both"] + "2", "--rank", "0")
+    assert (status, report["error"]["what"]) == (1, "a rank of 0 is none")
+    assert CliRunner().invoke(app, ["combine", here["lora"], "-o", "x", "--weights", "1,2"]).exit_code == 2
+    loaded("llama", tmp_path)
+
+
 # Refusals
 
 
@@ -281,6 +319,36 @@ def test_parameters_without_a_module_of_their_own_are_named(tmp_path: Path) -> N
     with pytest.raises(NotSupported, match="1 tensors that differ belong to no module") as caught:
         surgery.extract(base, tuned, rank=2, rest="save")
     assert caught.value.where == (f"{base.path}: vision_encoder.layers.1.attn.rel_pos_h",)
+
+
+def test_a_buffer_that_training_changed_is_named(tmp_path: Path) -> None:
+    """Statistics of a BatchNorm are no weights, and the model computes with them; one that is stored once is made."""
+    tensors = {"a.weight": torch.randn(4, 4), "bn.weight": torch.ones(4), "bn.running_mean": torch.zeros(4)}
+    for name, more in (("base", {}), ("tuned", {"bn.running_mean": torch.ones(4), "a.inv_freq": torch.ones(2)})):
+        (tmp_path / name).mkdir()
+        save_file(tensors | more, tmp_path / name / "model.safetensors")
+    two = [surgery.open_checkpoint(tmp_path / name) for name in ("base", "tuned")]
+    with pytest.raises(NotSupported, match="1 tensors differ") as caught:
+        surgery.extract(*two, rank=2)
+    assert caught.value.where[1] == "bn.running_mean (4,)"
+    with pytest.raises(NotSupported, match="belong to no module that PEFT could hold whole"):
+        surgery.extract(*two, rank=2, rest="save")
+
+
+def test_a_head_that_training_untied(tmp_path: Path) -> None:
+    """LoRA on it alone: the base's is its embedding."""
+    base, _ = pair("llama-tied", tmp_path, low, "nothing")
+    name, tensors = "lm_head.weight", load_file(tmp_path / "tuned" / "model.safetensors")
+    change = 0.1 * torch.randn(97, 2) @ torch.randn(2, 48)
+    save_file(
+        {**tensors, name: tensors["model.embed_tokens.weight"] + change}, tmp_path / "tuned" / "model.safetensors"
+    )
+    tuned = surgery.open_checkpoint(tmp_path / "tuned")
+    tuned = tuned.with_config({**tuned.config, "tie_word_embeddings": False})
+    adapter = surgery.extract(base, tuned, rank=2)
+    assert list(adapter.lora) == ["lm_head"]
+    merged = surgery.merge(base, adapter)
+    assert torch.allclose(merged.load(name), tuned.load(name), atol=2e-6)
 
 
 def test_nothing_differs(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""An adapter in the form of another tool: a row of `FORMS` and a file each."""
