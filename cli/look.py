@@ -101,6 +101,15 @@ def verify(
         list[str] | None,
         typer.Option("--adapter", metavar="ADAPTER", help="Merged into it; may be given often.", rich_help_panel=PROOF),
     ] = None,
+    through: Annotated[
+        str,
+        typer.Option(
+            "--through",
+            metavar="nf4[:BLOCK][:double]",
+            help="BASE is in 16 bits, and was merged into as what its codes mean.",
+            rich_help_panel=PROOF,
+        ),
+    ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
     json: Json = False,
@@ -123,7 +132,8 @@ def verify(
     from . import output
     from .progress import looking
 
-    if bool(base) != bool(adapters) or (not base and (merging, reading) != (Merging(), Reading())):
+    told_more = bool(through) or (merging, reading) != (Merging(), Reading())
+    if bool(base) != bool(adapters) or (not base and told_more):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
     told = merging.told(len(adapters or ()))
 
@@ -136,6 +146,7 @@ def verify(
                 check_all=check_all,
                 base=base,
                 adapter=adapters or (),
+                through=through or None,
                 **told,
                 beside=merging.beside(),
                 **reading.reading(),

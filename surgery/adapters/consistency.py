@@ -19,6 +19,7 @@ from .blocks import without_blocks
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .lora import BIAS, check_factors, check_numbers
+from .methods.telling import contradictions as of_kind
 from .unwrapped import unwrapped
 
 KEPT_TIED = ("embed_tokens", "lm_head")
@@ -26,11 +27,9 @@ IN_PROJ = ".in_proj_weight"
 
 
 def contradictions(adapter: Adapter) -> list[str]:
-    """What adapter_config.json says of LoRA, and the tensors do not, one line each; empty for adapters of another
-    kind.
-    """
+    """What adapter_config.json says of the adapter, and the tensors do not, one line each."""
     if adapter.config.get("peft_type") != "LORA":
-        return []
+        return of_kind(adapter)
     try:
         check_numbers(adapter)
         for option in ("target_modules", "exclude_modules"):

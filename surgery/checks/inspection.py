@@ -11,6 +11,7 @@ from typing import Any
 
 from ..adapters.consistency import contradictions, doubts
 from ..adapters.experts import by_parameter
+from ..adapters.methods.telling import described
 from ..arguments import in_both
 from ..checkpoint import Checkpoint, open_any
 from ..errors import SurgeryError, printable
@@ -154,7 +155,7 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     told = {key: adapter.format[key] for key in ("format", "why") if key in adapter.format}
     if told:
         shown.pop("target_modules", None)  # which are all that there are
-    return told | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+    return told | described(adapter) | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
 
 
 def _adapted(adapter: Adapter) -> dict[str, Shape]:

@@ -6,6 +6,7 @@ No weight is loaded, and no remote code is run.
 from __future__ import annotations
 
 import json
+import logging as standard
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,8 @@ def _asked(kind: Any, checkpoint: Checkpoint) -> Mapping[str, Any]:
     import transformers
 
     logging: Any = transformers.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars, below = logging.get_verbosity(), logging.is_progress_bar_enabled(), standard.root.manager.disable
+    standard.disable(standard.WARNING)  # of what it imports, such as kernels that bitsandbytes looks for
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -84,6 +86,7 @@ def _asked(kind: Any, checkpoint: Checkpoint) -> Mapping[str, Any]:
             )
             return dict(info)
     finally:
+        standard.disable(below)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -69,6 +69,7 @@ def verify(
     dequantize: bool = False,
     requantize: bool = False,
     lossy: bool = False,
+    through: str | None = None,
     beside: Sequence[str | os.PathLike[str]] | None = None,
     format: str | None = None,
     alpha: float | None = None,
@@ -93,7 +94,7 @@ def verify(
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     told = Merging(weights, tuple(names), scale, only, except_, tied, dtype, add, architecture, base_as_trained, given)
     way(dequantize=dequantize, requantize=requantize, lossy=lossy)
-    told = replace(told, dequantize=dequantize, requantize=requantize)
+    told = replace(told, dequantize=dequantize, requantize=requantize, through=through)
     if (base is None) != (not adapters) or (base is None and told != Merging()):
         tip = "give both: --base and --adapter"
         raise SurgeryError("a merge is proved against its base and its adapters", where=[os.fspath(path)], help=tip)

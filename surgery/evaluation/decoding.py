@@ -13,7 +13,7 @@ from ..lazy.tables import E2M1_CODES
 from ..lazy.tensor import Decoded, Tensor
 from .arithmetic import one_thread, torch_dtype
 from .packing import byte_table, in_bytes, unpack
-from .scales import SCALES, broken, check_finite
+from .scales import SCALES, broken, check_finite, check_possible
 from .tiles import areas, columns_of
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def scaled(decoded: Decoded, band: Band, values: torch.Tensor, work: Workspace) 
         scales = scales_of(decoded, band, work)
         _grouped(decoded, band, values, scales).mul_(_shaped(decoded, band, scales, work))
     except ValueError as error:
-        raise broken(decoded.name, error) from error
+        raise broken(decoded, error) from error
     return values.mul_(decoded.coding.after) if decoded.coding.after != 1 else values
 
 
@@ -201,7 +201,7 @@ def floats_of(decoded: Decoded, codes: torch.Tensor) -> torch.Tensor:
         wide = codes.contiguous().view(torch.int8).to(torch.int16)
         values = wide.bitwise_left_shift_(7).bitwise_and_(~(1 << 14)).view(torch.float16).to(torch.float32).mul_(256)
     if not fine:
-        raise broken(decoded.name, ValueError("a code is NaN or infinite"))
+        raise broken(decoded, ValueError("a code is NaN or infinite"))
     return values
 
 
@@ -281,7 +281,7 @@ def scales_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor:
     def make(first: int, count: int) -> torch.Tensor:
         raw = stored(scale, first, count, work, "scales")
         made = SCALES[decoded.coding.scale](raw, first, decoded.coding, lambda name: whole(decoded, name, work))
-        check_finite(made)
+        (check_finite if decoded.coding.signed or decoded.coding.scale == "nested" else check_possible)(made)
         return made.clone()
 
     held = work.tensors("scales", decoded, scale.size * 4, lambda: [make(0, scale.size)])

@@ -52,12 +52,12 @@ def every(delta: AtPlaces, work: Workspace) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def astray(delta: AtPlaces, work: Workspace) -> tuple[int, int]:
-    """How many of the places are not in the matrix, and how many are the same as another one."""
+    """How many of the places are not in the matrix, and, where all are, how many are the same as another one."""
     tall = delta.whole[0]
     outside = sum(int((~_inside(delta, *part[:2])).sum()) for part in _read(delta, work))
     if outside:
         return outside, 0
-    span = max(1, tall * HELD // max(1, delta.values.size))
+    span = max(1, tall * 4 * HELD // max(1, delta.values.size))
     twice = 0
     for first in range(0, tall, span):
         places, _ = _sorted(delta, first, min(tall, first + span), work)

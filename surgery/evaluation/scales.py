@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import FormatError
+from ..errors import FormatError, listed, series
 from ..lazy.coding import Coding
+from ..lazy.tensor import Decoded, stored
 
 if TYPE_CHECKING:
     import torch
@@ -40,23 +41,29 @@ def quotient(scale: torch.Tensor, first: int, coding: Coding, part: Part) -> tor
     """Divided by the tensor's `outer` number."""
     import torch
 
-    return scale.to(torch.float32) / part("outer").reshape(())
+    outer = part("outer").reshape(())
+    check_possible(outer)
+    return scale.to(torch.float32) / outer
 
 
 def product(scale: torch.Tensor, first: int, coding: Coding, part: Part) -> torch.Tensor:
     """Multiplied with it."""
     import torch
 
-    return scale.to(torch.float32) * part("outer").reshape(())
+    outer = part("outer").reshape(())
+    check_possible(outer)
+    return scale.to(torch.float32) * outer
 
 
 def nested(scale: torch.Tensor, first: int, coding: Coding, part: Part) -> torch.Tensor:
     """Quantised themselves: entries of `map` times those of `inner`, one a block, then `shift` is added."""
     import torch
 
+    inner = part("inner")
+    check_possible(inner)
     values = part("map")[scale.to(torch.int64).flatten()]
     blocks = torch.arange(first, first + values.numel()).div_(coding.nested, rounding_mode="floor")
-    return (values * part("inner")[blocks] + coding.shift).view(scale.shape)
+    return (values * inner[blocks] + coding.shift).view(scale.shape)
 
 
 SCALES: dict[str, Make] = {
@@ -76,10 +83,19 @@ def check_finite(scales: torch.Tensor) -> None:
         raise ValueError("a scale is NaN or infinite")
 
 
-def broken(name: str, error: ValueError) -> FormatError:
-    """What is wrong with the tensor whose codes are called `name`."""
+def check_possible(scales: torch.Tensor) -> None:
+    """Raise ValueError where one of them is NaN, infinite, or negative, which a quotient of absolute values is not."""
+    check_finite(scales)
+    if bool((scales < 0).any()):
+        raise ValueError("a scale is negative, which its scheme never makes")
+
+
+def broken(decoded: Decoded, error: ValueError) -> FormatError:
+    """What is wrong with a tensor's codes, or with what lies beside them."""
+    files = sorted({leaf.file.path for leaf in stored(decoded)})
     return FormatError(
         f"quantised weights that mean no number: {error}",
-        where=[name],
-        help="fetch the checkpoint again; if it is as it was published, it is broken there",
+        where=[decoded.name, *listed(files)],
+        help=f"take {series(listed(files, 3))} again from where the model was published; if it is the same there,"
+        " another quantised copy of it, or the model in 16 bits, is the way",
     )

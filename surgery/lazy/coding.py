@@ -64,7 +64,8 @@ class Coding:
     [`low`, `high`]. `block` is how many rows and columns share a scale; if the coding is `flat`, codes and scales count
     through the whole tensor in row-major order, and its second number is how many elements do. `after` multiplies
     what the formula gives, in float32. Scales that are quantised themselves lie in blocks of `nested`, and `shift` is
-    added to them.
+    added to them. Scales of schemes that may be `signed` are negative where a program chose the side of a group that
+    has one code more; those of others are quotients of absolute values.
     """
 
     numbers: Numbers
@@ -80,6 +81,7 @@ class Coding:
     after: float = 1.0
     nested: int = 256
     shift: float = 0.0
+    signed: bool = False
 
     @property
     def unit(self) -> int:

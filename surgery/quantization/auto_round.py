@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import NotSupported
 from . import awq
 from .gptq import Grid, check_complete, given, modules, weight_of
 from .scheme import Quantised, Scheme, Source
@@ -50,11 +49,7 @@ def _check_read(source: Source, how: str) -> None:
         what, why = "after a rotation", "the rotation lies beside them"
     else:
         return
-    raise NotSupported(
-        f"weights quantised by auto-round {what} are not read: {why}",
-        where=[f"{source.checkpoint.path}: {source.place}"],
-        help="take the model in 16 bits that it was made from",
-    )
+    raise source.unread(f"weights quantised by auto-round {what} are not read: {why}")
 
 
 def _of(source: Source, module: str) -> Mapping[str, Any] | None:

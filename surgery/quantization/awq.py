@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import NotSupported, listed
 from ..lazy.coding import Coding, Packing
 from ..lazy.tensor import Decoded, narrow, permute
 from .gptq import FLOATS, INTS, check_complete, modules
@@ -55,11 +54,7 @@ def _version(source: Source) -> str:
         return VERSIONS[version]
     what = f"in the version `{version}`" if version not in VERSIONS else f"of {bits} bits"
     why = OTHERS.get(version, f"read are {', '.join(VERSIONS)}") if version not in VERSIONS else "it has 4"
-    raise NotSupported(
-        f"weights quantised by AWQ {what} are not read: {why}",
-        where=[f"{source.checkpoint.path}: {source.place}"],
-        help="take the model in 16 bits that it was made from",
-    )
+    raise source.unread(f"weights quantised by AWQ {what} are not read: {why}")
 
 
 def _group(source: Source) -> int:
@@ -71,11 +66,7 @@ def _group(source: Source) -> int:
 def _check_unscaled(source: Source) -> None:
     """Raise NotSupported where what AWQ did is undone by scales of activations, which a model in 16 bits ignores."""
     if scales := [name for name in source.tensors if name.endswith(".act.scales")]:
-        raise NotSupported(
-            "activations are divided by scales that AWQ made, and a model in 16 bits has none",
-            where=[source.checkpoint.path, *listed(scales)],
-            help="take the model in 16 bits that it was made from",
-        )
+        raise source.unread("activations are divided by scales that AWQ made, and a model in 16 bits has none", scales)
 
 
 def weight_of(source: Source, module: str, group: int, version: str = "gemm") -> Quantised:
@@ -95,7 +86,7 @@ def _gemm(source: Source, codes: str, zeros: str, scales: str, group: int) -> De
     wanted = {codes: (INTS, (columns, words)), zeros: (INTS, (groups, words)), scales: (FLOATS, (groups, rows))}
     source.check_shapes(codes, f"{columns} inputs in groups of {size}", wanted)
     parts = {"scale": permute(source.tensors[scales], (1, 0)), "zero": permute(source.tensors[zeros], (1, 0))}
-    coding = Coding("integer", OUTPUTS, (1, size), zero=OUTPUTS)
+    coding = Coding("integer", OUTPUTS, (1, size), zero=OUTPUTS, signed=True)
     stored = permute(source.tensors[codes], (1, 0))
     return Decoded(source.tensors[scales].dtype, (rows, columns), coding, stored, tuple(parts.items()), codes)
 
@@ -111,7 +102,7 @@ def _gemv(source: Source, codes: str, zeros: str, scales: str, group: int) -> De
     wanted = {codes: (INTS, (rows, words)), zeros: (INTS, (rows, wide)), scales: (FLOATS, (rows, 8 * wide))}
     source.check_shapes(codes, f"{columns} inputs in groups of {size}", wanted)
     parts = {"scale": narrow(source.tensors[scales], 1, 0, groups), "zero": source.tensors[zeros]}
-    coding = Coding("integer", ROW, (1, size), zero=ROW)
+    coding = Coding("integer", ROW, (1, size), zero=ROW, signed=True)
     return Decoded(parts["scale"].dtype, (rows, columns), coding, source.tensors[codes], tuple(parts.items()), codes)
 
 

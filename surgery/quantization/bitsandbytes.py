@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from ..lazy.coding import Coding, Packing
 from ..lazy.tables import FP4, NF4
-from ..lazy.tensor import Decoded, Shape, reshape
+from ..lazy.tensor import Decoded, Shape, Tensor, reshape
+from .claimed_shapes import check_claimed
 from .scheme import DTYPES, Quantised, Scheme, Source, module_of
 from .skip_lists import check_listed, extended
 
@@ -24,6 +25,7 @@ LIST = "llm_int8_skip_modules"
 NESTED = ("nested_absmax", "nested_quant_map")
 SMALL = (".quant_map", "weight_format")
 COMPANIONS = (".absmax", ".quant_map", ".weight_format", *(f".{name}" for name in NESTED))
+RESTORE = "restore config.json from where the model was published: its tensors tell what they are"
 FIELDS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
 
 
@@ -42,17 +44,46 @@ def find(source: Source) -> dict[str, Quantised]:
     if lone := [name for name in source.tensors if name.endswith(COMPANIONS) and name not in used]:
         raise source.broken("scales lie here without what says whose they are", lone)
     _check_bits(source, found)
+    _check_said(source, found)
+    check_claimed(source, {name: (one.parts[-1], _shape(one.weight)) for name, one in found.items() if _is_four(one)})
     check_listed(source, LIST, found)
     return found
 
 
+def _is_four(one: Quantised) -> bool:
+    return STATE in one.parts[-1]
+
+
+def _shape(weight: Tensor) -> Shape:
+    """The shape (out, in) of a weight as files of 16 bits have it."""
+    return weight.shape if isinstance(weight, Decoded) else weight.shape[::-1]
+
+
 def _check_bits(source: Source, found: Mapping[str, Quantised]) -> None:
-    """Raise FormatError where all is said to be in 8 bits, and is not."""
-    four = [name for name, one in found.items() if "LLM.int8" not in one.scheme]
-    if four and source.said.get("load_in_8bit") and not source.said.get("load_in_4bit"):
-        raise source.broken(
-            "weights in 4 bits are said to be in 8", ["load_in_8bit: true", *four], "restore config.json"
-        )
+    """Raise FormatError where all is said to be in 8 bits, and is not, or the reverse."""
+    for bits, other in ((4, 8), (8, 4)):
+        these = [name for name, one in found.items() if _is_four(one) is (bits == 4)]
+        if these and source.said.get(f"load_in_{other}bit") and not source.said.get(f"load_in_{bits}bit"):
+            what = f"weights in {bits} bits are said to be in {other}"
+            raise source.broken(what, [f"load_in_{other}bit: true", *these], RESTORE)
+
+
+def _check_said(source: Source, found: Mapping[str, Quantised]) -> None:
+    """Raise FormatError where config.json says another kind of 4 bits than lies there, or that scales are quantised
+    themselves where they are not, or the reverse.
+    """
+    four = {name: one for name, one in found.items() if _is_four(one)}
+    kind, double = source.said.get("bnb_4bit_quant_type"), source.said.get("bnb_4bit_use_double_quant")
+    wrong = [one.parts[-1] for one in four.values() if kind and not one.parts[-1].endswith(STATE + str(kind))]
+    if wrong:
+        raise source.broken(f"codes of 4 bits are not {kind}", [f"bnb_4bit_quant_type: {kind}", *wrong], RESTORE)
+    is_nested = {name: f"{name}.nested_absmax" in one.parts for name, one in four.items()}
+    wrong = [
+        f"{name}.absmax" for name, nested in is_nested.items() if isinstance(double, bool) and nested is not double
+    ]
+    if wrong:
+        what = f"scales are {'not ' if double else ''}quantised themselves, and config.json says the reverse"
+        raise source.broken(what, [f"bnb_4bit_use_double_quant: {double}", *wrong], RESTORE)
 
 
 def _four_bits(source: Source, weight: str, kind: str, small: Mapping[str, bytes]) -> Quantised:
@@ -115,7 +146,8 @@ def _state(source: Source, blob: str, kind: str, raw: bytes) -> Mapping[str, Any
     if not isinstance(state, dict) or any(not isinstance(state.get(key), type_) for key, type_ in FIELDS.items()):
         raise source.broken(f"what says how a weight is quantised lacks one of {', '.join(FIELDS)}", [blob])
     sizes = [*state["shape"], state["blocksize"], state.get("nested_blocksize", 256)]
-    numbers = all(type(n) is int and n > 0 for n in sizes) and isinstance(state.get("nested_offset", 0.0), float | int)
+    shift = state.get("nested_offset", 0.0)  # the mean of scales, which are absolute values
+    numbers = all(type(n) is int and n > 0 for n in sizes) and isinstance(shift, float | int) and 0 <= shift < inf
     if state["quant_type"] != kind or state["dtype"] not in DTYPES or not numbers:
         raise source.broken(f"what says how a weight is quantised cannot be: {json.dumps(state)}", [blob])
     return state

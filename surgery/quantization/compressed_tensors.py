@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..errors import NotSupported
 from ..lazy.coding import Coding, Packing
 from ..lazy.dtypes import BF16, F16
 from ..lazy.tensor import Decoded, Shape, Tensor, reshape
@@ -28,7 +27,7 @@ CACHE = tuple(f"{of}_{kind}" for of in ("k", "v", "q", "output") for kind in KIN
 BYTES = ("U8", "F8_E8M0")
 NIBBLES = Packing(4, 8)
 NAIVE = "naive-quantized"
-ALIKE = {"int-quantized": NAIVE, "float-quantized": NAIVE}
+ALIKE = {"I8": "int-quantized", "F8_E4M3": "float-quantized", "F8_E5M2": "float-quantized"}
 UNSAID = ("", "mixed-precision", "dense", "fakequant")
 NOT_READ = {
     "sparse-bitmask": "weights that are zero are left out of the file",
@@ -37,7 +36,6 @@ NOT_READ = {
     "mxfp6-pack-quantized": "floats of 6 bits",
 }
 ONLINE = ("input", "output", "q_attn", "k_cache")
-TIP = "take the model in 16 bits that it was made from"
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,12 @@ def _check_said(source: Source) -> None:
     sparse = source.said.get("sparsity_config")
     formats = [said.get("format"), sparse.get("format") if isinstance(sparse, Mapping) else None]
     formats += [g.get("format") for g in _groups_said(said).values() if isinstance(g, Mapping)]
-    where = [f"{source.checkpoint.path}: {source.place}"]
     for name in formats:
         if name in NOT_READ:
-            raise NotSupported(f"weights in the format {name} are not read: {NOT_READ[name]}", where=where, help=TIP)
+            raise source.unread(f"weights in the format {name} are not read: {NOT_READ[name]}")
     if online := _online(said.get("transform_config")):
         what = f"weights are rotated, and their inputs or outputs are rotated when the model runs ({', '.join(online)})"
-        raise NotSupported(f"{what}: they mean nothing without that", where=where, help=TIP)
+        raise source.unread(f"{what}: they mean nothing without that")
 
 
 def _online(said: Any) -> list[str]:
@@ -249,9 +246,7 @@ Made = tuple[str, Coding, Shape, dict[str, Tensor]]
 def _quantised(source: Source, module: str, codes: str, group: Group, shapes: Mapping[str, Shape]) -> Quantised:
     weight = Weight(source, module, codes, group, shapes.get(module))
     kind = _kind(weight)
-    said = ALIKE.get(group.format, group.format)
-    if said not in (*UNSAID, kind):
-        raise weight.broken(f"{codes} is {weight.tensor.dtype}, and config.json says {group.format}", "weight_scale")
+    _check_format(weight, kind)
     title, coding, shape, parts = KINDS[kind](weight)
     scale = parts["scale"]
     dtype = scale.dtype if scale.dtype in (BF16, F16) else source.dtype
@@ -259,6 +254,17 @@ def _quantised(source: Source, module: str, codes: str, group: Group, shapes: Ma
     stored = [weight.name(part) for part in PARTS if weight.part(part) is not None]
     left = tuple(name for part in LEFT if (name := weight.name(part)) in source.tensors)
     return Quantised(f"compressed-tensors {title}", decoded, (codes, *stored), left)
+
+
+def _check_format(weight: Weight, kind: str) -> None:
+    """Raise FormatError unless its tensors are as each format says that config.json has for it: that of its group,
+    and that of all.
+    """
+    names = [ALIKE.get(weight.tensor.dtype.name, kind), kind] if kind == NAIVE else [kind]
+    for said in (weight.group.format, str(inner(weight.source.said).get("format") or "")):
+        if said not in (*UNSAID, *names):
+            what = f"{weight.codes} is {weight.tensor.dtype}, as {names[0]} stores it, and config.json says {said}"
+            raise weight.broken(what, "weight_scale")
 
 
 def _kind(weight: Weight) -> str:
@@ -308,7 +314,7 @@ def _integers(weight: Weight) -> Made:
             raise weight.broken(f"{shape[-1]} columns need a group each, and have {list(index.shape)}", "weight_g_idx")
         parts["index"] = index
     offset = 0 if zero else 1 << (bits - 1)
-    return f"int{bits}, {title}", Coding("integer", packing, block, offset=offset, zero=zero), shape, parts
+    return f"int{bits}, {title}", Coding("integer", packing, block, offset=offset, zero=zero, signed=True), shape, parts
 
 
 def _shape(weight: Weight, bits: int) -> Shape:
@@ -395,7 +401,12 @@ def _naive(weight: Weight) -> Made:
         parts["zero"] = _as_scales(weight, zero, scale)
     if codes == "I8":
         half = 1 << (bits - 1)
-        return f"int{bits}, {title}", Coding("integer", None, block, low=-half, high=half - 1), shape, parts
+        return (
+            f"int{bits}, {title}",
+            Coding("integer", None, block, low=-half, high=half - 1, signed=True),
+            shape,
+            parts,
+        )
     return f"FP8, {title}", Coding("float", None, block), shape, parts
 
 
@@ -456,7 +467,7 @@ SCHEME = Scheme(
     "compressed-tensors",
     find,
     skip,
-    aliases=("sparseml", *KINDS, *ALIKE, *UNSAID[1:], *NOT_READ),
+    aliases=("sparseml", *KINDS, *ALIKE.values(), *UNSAID[1:], *NOT_READ),
     activations=CACHE,
     shape_in=SHAPE,
     restated=restated,

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import NotSupported
 from ..lazy.coding import Coding, Packing
 from ..lazy.tensor import Decoded, permute
-from .scheme import Quantised, Scheme, Source
+from .scheme import IN_16_BITS, Quantised, Scheme, Source
 
 BITS = (2, 3, 4, 8)
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to stored zeros
@@ -79,11 +78,8 @@ def _grid(source: Source) -> Grid:
     form = "marlin" if said.get("is_marlin_format") else form
     if form not in FORMATS:
         why = OTHERS.get(form, f"read are {', '.join(FORMATS)}")
-        raise NotSupported(
-            f"weights quantised by GPTQ in the format `{form}` are not read: {why}",
-            where=[f"{source.checkpoint.path}: {source.place}"],
-            help="take the model in 16 bits that it was made from, or convert it with GPTQModel to the format gptq_v2",
-        )
+        tip = f"{IN_16_BITS}, or convert it with GPTQModel to the format gptq_v2"
+        raise source.unread(f"weights quantised by GPTQ in the format `{form}` are not read: {why}", tip=tip)
     bits, group = (source.number(key, said.get(key, usual)) for key, usual in (("bits", None), ("group_size", 128)))
     return Grid(bits, group, FORMATS[form])
 
@@ -112,8 +108,7 @@ def given(source: Source, module: str, grid: Grid, more: Mapping[str, Any] | Non
     bits, group = (more.get("bits", grid.bits), more.get("group_size", grid.group))
     grid = replace(grid, bits=source.number("bits", bits), group=source.number("group_size", group))
     if grid.bits not in BITS:
-        what = f"{module} has {grid.bits} bits, and GPTQ of {', '.join(map(str, BITS))} is read"
-        raise NotSupported(what, where=[f"{source.checkpoint.path}: {source.place}"], help="take the model in 16 bits")
+        raise source.unread(f"{module} has {grid.bits} bits, and GPTQ of {', '.join(map(str, BITS))} is read")
     return grid
 
 
@@ -141,7 +136,7 @@ def weight_of(source: Source, module: str, grid: Grid) -> Quantised:
         },
     )
     parts = {"scale": scales, "zero": zeros} | ({"index": index} if order is not None and order.size else {})
-    coding = Coding("integer", packing, (1, group), zero=Packing(grid.bits, 32, down=True), step=grid.step)
+    coding = Coding("integer", packing, (1, group), zero=Packing(grid.bits, 32, down=True), step=grid.step, signed=True)
     held = {part: source.tensors[name] for part, name in parts.items()}
     turned = {part: permute(tensor, (1, 0)) if part != "index" else tensor for part, tensor in held.items()}
     stored = permute(source.tensors[codes], (1, 0))

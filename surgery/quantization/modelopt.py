@@ -6,11 +6,11 @@ modules that are left out, with wildcards. Sources: nvidia-modelopt 0.47 (`quant
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import NotSupported, listed
 from ..lazy.coding import Coding, Packing
 from ..lazy.tensor import Decoded, reshape
 from ..names import natural
@@ -23,6 +23,13 @@ BYTES = ("U8", "F8_E8M0")
 NIBBLES = Packing(4, 8)
 PARTS = ("weight_scale", "weight_scale_2")
 LEFT = ("input_scale",)
+STACKED = "_weight_scale"
+# What an algorithm's name says that is not read, by a regular expression.
+UNREAD = {
+    "FP6": "they are floats of 6 bits",
+    "^(W4A.*AWQ|INT4|W8A|INT8)": "they are integers, which ModelOpt lays out for TensorRT-LLM",
+    "SVD": "a part of low rank lies beside them",
+}
 
 
 def find(source: Source) -> dict[str, Quantised]:
@@ -30,12 +37,10 @@ def find(source: Source) -> dict[str, Quantised]:
     for algorithms that change the model around its weights, or that are not read.
     """
     said = inner(source.said)
-    where = [f"{source.checkpoint.path}: {source.place}"]
     if scaled := [n for n in source.tensors if n.endswith(".pre_quant_scale")]:
         what = f"{said.get('quant_algo')} multiplies the inputs of its weights, which mean nothing without that"
-        raise NotSupported(
-            what, where=[*where, *listed(scaled)], help="take the model in 16 bits that it was made from"
-        )
+        raise source.unread(what, scaled)
+    _check_algorithm(source)
     coded = {n: t for n, t in source.tensors.items() if n.endswith(".weight") and t.dtype.name in ("U8", *fp8.FLOATS)}
     if wrong := [n for n in coded if left_out(said, n.removesuffix(".weight"))]:
         raise source.broken("weights are quantised that are listed as left out", wrong)
@@ -48,6 +53,21 @@ def find(source: Source) -> dict[str, Quantised]:
     if plain:
         raise source.broken("weights are said to be quantised (`quantized_layers`), and are not", plain)
     return found
+
+
+def _check_algorithm(source: Source) -> None:
+    """Raise NotSupported for what no scheme here has, and for experts that lie in one parameter; FormatError where
+    the algorithm has 4 bits, and no weight has, or the reverse.
+    """
+    algorithm = str(inner(source.said).get("quant_algo") or "").upper()
+    if why := next((why for pattern, why in UNREAD.items() if re.search(pattern, algorithm)), ""):
+        raise source.unread(f"weights quantised by ModelOpt as {algorithm} are not read: {why}")
+    if stacked := [n for n in source.tensors if n.endswith(STACKED)]:
+        raise source.unread("experts that lie in one parameter are not read as ModelOpt quantises them", stacked)
+    kinds = {n: t.dtype.name for n, t in source.tensors.items() if n.endswith(".weight")}
+    four, eight = ([n for n, kind in kinds.items() if kind in these] for these in (("U8",), fp8.FLOATS))
+    if wrong := four if algorithm.startswith("FP8") else eight if algorithm.startswith("NVFP4") and not four else []:
+        raise source.broken(f"config says {algorithm}, and codes are {kinds[wrong[0]]}", wrong)
 
 
 def inner(said: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
 from . import auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao
 from .declared import FILES, places
-from .scheme import Quantised, Scheme, Source
+from .scheme import IN_16_BITS, Quantised, Scheme, Source
 
 FAMILIES = (auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao)
 READ = tuple(family.SCHEME for family in FAMILIES)
@@ -85,11 +85,13 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
             return _found(SCHEMES[method], Source(checkpoint, said, place), at)
         where = [f"{checkpoint.path}: {': '.join((place, '.'.join(at))) if at else place}"]
         if method in REFUSED:
-            raise NotSupported(f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=TIP)
+            raise NotSupported(
+                f"weights quantised by {method} are not read: {REFUSED[method]}", where=where, help=IN_16_BITS
+            )
         raise NotSupported(
             f"weights quantised by `{method}` are not known",
             where=where,
-            help=f"{TIP}; read are {', '.join(scheme.method for scheme in READ)}",
+            help=f"{IN_16_BITS}; read are {', '.join(scheme.method for scheme in READ)}",
         )
     return NOTHING
 
@@ -137,9 +139,6 @@ def said_in(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     """The JSON in a file of the checkpoint. Raises FormatError."""
     where = [f"{checkpoint.path}: {name}"]
     return parse_object(content(checkpoint.files[name]), lambda what: FormatError(what, where=where, help=MEND))
-
-
-TIP = "take the model in 16 bits that it was made from"
 
 
 def method_of(said: Mapping[str, Any]) -> str:

@@ -12,14 +12,15 @@ from math import prod
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import FormatError, listed, series
+from ..errors import FormatError, NotSupported, listed, series
 from ..evaluation.read import Reader
 from ..lazy.dtypes import BF16, F16, F32, Dtype
 from ..lazy.tensor import Constant, Decoded, Shape, Stored, Tensor, permute
 from ..models.families import is_conv1d
 
 DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
-REFETCH = "fetch the checkpoint again; if it is as it was published, it is broken there"
+ELSE = "if it is the same there, another quantised copy of it, or the model in 16 bits, is the way"
+IN_16_BITS = "take the model in 16 bits that it was made from"
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ class Source:
     def stored(self, name: str) -> Tensor:
         """The tensor of that name. Raises FormatError where there is none."""
         if name not in self.tensors:
-            raise self.broken("the codes of a quantised weight are not there, and what says their meaning is", [name])
+            what = "the codes of a quantised weight are not there, and what says their meaning is"
+            raise self.broken(what, [name], self._lost(name))
         return self.tensors[name]
 
     def check_there(self, weight: str, names: Sequence[str]) -> None:
         """Raise FormatError unless each of these parts of a weight is there."""
         if missing := [name for name in names if name not in self.tensors]:
-            raise self.broken(f"{weight} has codes, and not all that says what they mean", missing)
+            what = f"{weight} has codes, and not all that says what they mean"
+            raise self.broken(what, missing, self._lost(missing[0]))
 
     def check_sizes(self, weight: str, wanted: Mapping[str, int], said: str = "") -> None:
         """Raise FormatError unless each of these parts of a weight is there, with so many elements."""
@@ -137,9 +140,26 @@ class Source:
                 found[name] = bytes(data)
         return found
 
-    def broken(self, what: str, names: Sequence[str], tip: str = REFETCH) -> FormatError:
+    def broken(self, what: str, names: Sequence[str], tip: str = "") -> FormatError:
         """The error for tensors that contradict each other, or what is said of them."""
-        return FormatError(what, where=[f"{self.checkpoint.path}: {self.place}", *listed(names)], help=tip)
+        return FormatError(
+            what, where=[f"{self.checkpoint.path}: {self.place}", *listed(names)], help=tip or self._again(names)
+        )
+
+    def _again(self, names: Sequence[str]) -> str:
+        """Where to take what is broken from: the shards of these names, and what says how they are meant."""
+        shards = self.checkpoint.weight_map
+        found = [shards[one] for name in names if (one := name.partition(": ")[0]) in shards]
+        which = [*dict.fromkeys(found), *([self.place] if self.place in self.checkpoint.files else [])]
+        return f"take {series(listed(which, 3))} again from where the model was published; {ELSE}"
+
+    def _lost(self, name: str) -> str:
+        """Where to take a tensor from that is not there."""
+        return f"take the shard that holds {name}, and the index, again from where the model was published; {ELSE}"
+
+    def unread(self, what: str, names: Sequence[str] = (), tip: str = IN_16_BITS) -> NotSupported:
+        """The error for what is not read, though it may be as it should."""
+        return NotSupported(what, where=[f"{self.checkpoint.path}: {self.place}", *listed(names)], help=tip)
 
 
 Find = Callable[[Source], Mapping[str, Quantised]]

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import NotSupported
 from ..lazy.coding import Coding
 from ..lazy.tensor import Decoded, reshape
 from .scheme import DTYPES, Quantised, Scheme, Source
@@ -73,10 +72,8 @@ def _weight(source: Source, name: str, said: Mapping[str, Any]) -> Quantised:
     kinds = CLASSES.get(kind, ())
     if not kinds or _plain(data.get("target_dtype", "int8")) != "int8":
         what = f"{kind} of {_plain(data.get('target_dtype'))}" if kinds else kind
-        raise NotSupported(
-            f"weights of torchao's {what} are not read: read are {', '.join(CLASSES)} of 8 bits",
-            where=[f"{source.checkpoint.path}: {name}"],
-            help="take the model in 16 bits that it was made from",
+        raise source.unread(
+            f"weights of torchao's {what} are not read: read are {', '.join(CLASSES)} of 8 bits", [name]
         )
     codes = source.stored(parts["qdata"])
     dtype, block = DTYPES.get(str(_plain(data.get("dtype")))), _block(data.get("block_size"), codes.shape)

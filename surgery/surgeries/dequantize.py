@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, listed, series
@@ -42,7 +43,16 @@ def dequantize(
     made = widened(checkpoint, held, names)
     given = {key: value for key, value in (("only", only), ("except", except_), ("dtype", dtype)) if value is not None}
     step = {"surgery": "dequantize", "schemes": schemes_of(held, names), "weights": len(names), **given}
+    gone = [name for name in made.dropped if name not in checkpoint.dropped]
+    made = replace(made, notes=(*made.notes, *_notes(gone)))
     return made.with_step(step)
+
+
+def _notes(gone: Sequence[str]) -> list[str]:
+    """What was dropped, by the last part of its names."""
+    kinds = Counter(name.rpartition(".")[2] for name in gone).most_common()
+    told = series(listed([f"{kind} ({count})" for kind, count in kinds]))
+    return [f"{len(gone)} dropped tensors are what went with the codes, and is in no weight: {told}"] if gone else []
 
 
 def schemes_of(held: Quantisation, names: Sequence[str]) -> list[str]:

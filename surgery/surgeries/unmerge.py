@@ -17,6 +17,7 @@ from ..lazy.tensor import File, Input, Sum, Tensor, Zeros, add, narrow
 from ..opened import takes_opened
 from ..planning.record import BaseRecord, read_base_record, read_shard_records
 from .merging.merge import merge
+from .subtractable import check_adds, check_of_adapters_alone
 
 SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an estimate
 
@@ -136,9 +137,11 @@ def unmerge_approximately(
             raise NotSupported(
                 f"{what}, which no subtraction undoes", where=[one.path, *listed(sorted(one.whole))], help=tip
             )
+    check_adds(adapters)
     trust = _check_merged(checkpoint, adapters)
     factors = [-scale * weight for weight in weights or [1.0] * len(adapters)]
     undone = merge(checkpoint, adapters, factors, **told, again=True)
+    check_of_adapters_alone(undone, checkpoint, adapters)
     step = {"surgery": "unmerge", "approximate": True, "adapters": [one.digest for one in adapters]}
     return replace(undone, history=(*checkpoint.history, step), notes=(*undone.notes, *trust, _estimate(undone)))
 

@@ -289,7 +289,11 @@ BROKEN = {
     "ct-shape-of-fewer-rows": Broken(ct4, with_("m.weight_shape", one_of(0, 7)), r"shape is said to be \[7, 64\]"),
     "ct-shape-of-less-than-none": Broken(ct4, with_("m.weight_shape", one_of(1, -64)), "m.weight_shape"),
     "ct-codes-of-64-bits": Broken(ct4, with_("m.weight_packed", lambda t: t.long()), "I64, and not I32 or U8"),
-    "ct-another-format": Broken(ct4, group_said(format="nvfp4-pack-quantized"), "is I32, and config.json says nvfp4"),
+    "ct-another-format": Broken(
+        ct4,
+        group_said(format="nvfp4-pack-quantized"),
+        "is I32, as pack-quantized stores it, and config.json says nvfp4",
+    ),
     "ct-said-not-quantised": Broken(ct4, said(ignore=["m"]), "lists as not quantised.*m.weight_packed"),
     "ct-said-not-quantised-by-a-pattern": Broken(ct4, said(ignore=["re:m$"]), "lists as not quantised"),
     "ct-in-no-group": Broken(ct4, group_said(targets=["re:.*q_proj"]), "no group of config.json.*m.weight"),
@@ -385,6 +389,183 @@ BROKEN |= {
     "auto-round-rotated": Broken(auto_round, said(rotation_config={"a": 1}), "after a rotation"),
     "auto-round-other-bits-as-awq": Broken(auto_round, said(packing_format="auto_round:auto_awq", bits=8), "AWQ's"),
 }
+
+
+def named(last: str) -> Change:
+    """The module is called as one of many layers is."""
+
+    def change(tensors: Tensors, said: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("m.", f"layers.0.{last}.", 1)] = tensors.pop(name)
+
+    return change
+
+
+def then(*changes: Change) -> Change:
+    return lambda tensors, said: [change(tensors, said) for change in changes]
+
+
+def three_layers(tensors: Tensors, said: dict[str, Any]) -> None:
+    """Three modules of a name, the second of which claims another shape, of as many elements."""
+    old = dict(tensors)
+    tensors.clear()
+    for i in range(3):
+        tensors.update({name.replace("m.", f"layers.{i}.m.", 1): tensor for name, tensor in old.items()})
+    blob = STATE.replace("m.", "layers.1.m.", 1)
+    one = {blob: tensors[blob]}
+    state(shape=[64, 8])(claimed := {STATE: one[blob]}, said)
+    tensors[blob] = claimed[STATE]
+
+
+BROKEN |= {
+    "nf4-shape-and-bias": Broken(
+        nf4,
+        then(state(shape=[64, 8]), lambda t, s: t.update({"m.bias": torch.ones(8)})),
+        "its bias has 8 elements.*m.bias",
+    ),
+    "nf4-shape-of-half-the-rows": Broken(
+        double, then(state(shape=[4, 128]), lambda t, s: t.update({"m.bias": torch.ones(8)})), r"\[4, 128\].*m.bias"
+    ),
+    "nf4-shape-of-other-layers": Broken(
+        nf4, three_layers, r"layers.1.m.weight is \[64, 8\].*other layers are \[8, 64\]"
+    ),
+    "nf4-of-another-kind-than-said": Broken(nf4, said(bnb_4bit_quant_type="fp4"), "not fp4.*bnb__nf4|not fp4.*__nf4"),
+    "nf4-said-to-be-double": Broken(
+        nf4, said(bnb_4bit_use_double_quant=True), "not quantised themselves.*use_double_quant: True.*m.weight.absmax"
+    ),
+    "double-said-to-be-plain": Broken(
+        double, said(bnb_4bit_use_double_quant=False), "are quantised themselves.*use_double_quant: False"
+    ),
+    "int8-said-in-4-bits": Broken(int8, said(load_in_4bit=True, load_in_8bit=False), "in 8 bits are said to be in 4"),
+    "nf4-scale-negative": Broken(
+        nf4, with_("m.weight.absmax", one(-0.5)), "negative.*m.weight.*safetensors", late=True
+    ),
+    "nf4-scale-infinite": Broken(nf4, with_("m.weight.absmax", one(float("inf"))), "NaN or infinite", late=True),
+    "double-scale-of-scales-negative": Broken(
+        double, with_("m.weight.nested_absmax", one(-0.5)), "negative.*m.weight", late=True
+    ),
+    "double-offset-negative": Broken(double, state(nested_offset=-0.5), "cannot be"),
+    "double-offset-infinite": Broken(double, state(nested_offset=float("inf")), "cannot be"),
+    "int8-scale-negative": Broken(int8, with_("m.SCB", one(-0.5)), "negative.*m.weight", late=True),
+    "fp8-scale-negative": Broken(fp8_blocks, with_("m.weight_scale_inv", one(-1.0)), "negative", late=True),
+    "fbgemm-scale-negative": Broken(rows8, with_("m.weight_scale", one(-1.0)), "negative", late=True),
+    "ct-fp8-scale-negative": Broken(ct_fp8, with_("m.weight_scale", one(-1.0)), "negative", late=True),
+    "nvfp4-scale-negative": Broken(nvfp4, with_("m.weight_scale", one(0xB8)), "negative", late=True),
+    "nvfp4-scale-of-all-infinite": Broken(
+        nvfp4, with_("m.weight_global_scale", one(float("inf"))), "NaN or infinite", late=True
+    ),
+    "nvfp4-scale-of-all-negative": Broken(nvfp4, with_("m.weight_global_scale", one(-2.0)), "negative", late=True),
+    "modelopt-scale-of-all-negative": Broken(
+        modelopt, lambda t, s: t.update({"m.weight_scale_2": -t["m.weight_scale_2"]}), "negative", late=True
+    ),
+    "ct4-said-to-be-int-quantized": Broken(
+        ct4, said(format="int-quantized"), "as pack-quantized stores.*int-quantized"
+    ),
+    "ct4-group-said-to-be-int-quantized": Broken(
+        ct4, group_said(format="int-quantized"), "as pack-quantized stores.*int-quantized"
+    ),
+    "ct-int8-said-to-be-packed": Broken(
+        ct_int8, said(format="pack-quantized"), "as int-quantized stores.*pack-quantized"
+    ),
+    "ct-int8-said-to-be-floats": Broken(
+        ct_int8,
+        then(said(format="float-quantized"), group_said(format=None)),
+        "as int-quantized stores.*float-quantized",
+    ),
+    "ct-fp8-said-to-be-int": Broken(
+        ct_fp8, then(said(format="int-quantized"), group_said(format=None)), "as float-quantized stores.*int-quantized"
+    ),
+    "nvfp4-said-to-be-mxfp4": Broken(
+        nvfp4, said(format="mxfp4-pack-quantized"), "as nvfp4-pack-quantized stores.*mxfp4"
+    ),
+    "mxfp4-said-to-be-nvfp4": Broken(
+        mxfp4, said(format="nvfp4-pack-quantized"), "as mxfp4-pack-quantized stores.*nvfp4"
+    ),
+    "modelopt-said-to-be-fp8": Broken(modelopt, said(quant_algo="FP8"), "says FP8, and codes are U8.*m.weight"),
+    "modelopt-fp8-said-to-be-nvfp4": Broken(
+        lambda: fixtures("modelopt")["fp8-rows-7x64"](), said(quant_algo="NVFP4"), "says NVFP4, and codes are F8_E4M3"
+    ),
+    "modelopt-floats-of-6-bits": Broken(
+        modelopt, said(quant_algo="MXFP6"), "MXFP6 are not read: they are floats of 6 bits"
+    ),
+    "modelopt-integers": Broken(modelopt, said(quant_algo="W4A16_AWQ"), "W4A16_AWQ are not read: they are integers"),
+    "modelopt-svd": Broken(modelopt, said(quant_algo="NVFP4_SVD"), "low rank lies beside"),
+    "modelopt-stacked-experts": Broken(
+        modelopt,
+        lambda t, s: t.update(
+            {"e.gate_up_proj": t["m.weight"][None], "e.gate_up_proj_weight_scale": t["m.weight_scale"]}
+        ),
+        "experts that lie in one parameter.*e.gate_up_proj_weight_scale.*16 bits",
+    ),
+}
+
+# What a model of this config has: 4 heads of 16, 2 of k and v, a hidden size of 32, 8 in between.
+LLAMA = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 16}
+CLAIMS = [  # of 512 elements, but those of q and o
+    ("gate_proj", [32, 16], [16, 32]),
+    ("down_proj", [16, 32], [32, 16]),
+    ("gate_proj", [8, 64], [16, 32]),
+    ("k_proj", [16, 64], [32, 32]),
+    ("o_proj", [64, 32], [32, 64]),
+    ("q_proj", [32, 64], [64, 32]),
+]
+
+
+@pytest.mark.parametrize(("last", "claimed", "right"), CLAIMS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_shape_that_config_json_contradicts(
+    last: str, claimed: list[int], right: list[int], nested: bool, tmp_path: Path
+) -> None:
+    """Of as many elements, so that it decodes; what is right passes, and what no config tells."""
+    made = bitsandbytes_4bit((right[0], right[1]), "nf4", 64, True, torch.bfloat16)
+    for shape in (claimed, right):
+        folder = tmp_path / str(shape[0])
+        folder.mkdir()
+        tensors = dict(made.tensors)
+        state(shape=shape)(tensors, {})
+        named(last)(tensors, {})
+        save_file(tensors, folder / "model.safetensors")
+        widths = {"text_config": LLAMA} if nested else LLAMA
+        (folder / "config.json").write_text(json.dumps({**widths, "quantization_config": made.config}))
+        if shape is right:
+            found = surgery.dequantize(surgery.open_checkpoint(folder)).load(f"layers.0.{last}.weight")
+            assert torch.equal(found, made.weight)
+            continue
+        with pytest.raises(surgery.FormatError, match=r"config\.json says") as caught:
+            surgery.dequantize(surgery.open_checkpoint(folder))
+        assert f"{shape} by the JSON" in str(caught.value) and str(right) in str(caught.value)
+        assert "quant_state.bitsandbytes__nf4 from where" in str(caught.value.help)
+
+
+@pytest.mark.parametrize("make", [gptq, awq, ct4, ct_int8, auto_round])
+def test_scales_of_integers_may_be_negative(make: Callable[[], Made], tmp_path: Path) -> None:
+    """As auto-round makes them, in the forms of all these: the side of a group with one code more is chosen so."""
+    made = make()
+    name = next(n for n in made.tensors if n.endswith(("scales", "weight_scale")))
+    base = written(Broken(make, with_(name, lambda t: -t), ""), tmp_path)
+    assert torch.equal(surgery.dequantize(surgery.open_checkpoint(base)).load("m.weight"), -made.weight)
+
+
+def test_what_is_dropped_is_said(tmp_path: Path) -> None:
+    """By what it is, and none where all that was stored goes into a weight."""
+    made = surgery.dequantize(surgery.open_checkpoint(written(Broken(int8, without(), ""), tmp_path)))
+    assert "1 dropped tensors are what went with the codes, and is in no weight: weight_format (1)" in made.notes
+    (folder := tmp_path / "fp8").mkdir()
+    made = surgery.dequantize(surgery.open_checkpoint(written(Broken(fp8_blocks, without(), ""), folder)))
+    assert not made.dropped and not made.notes
+
+
+def test_help_says_which_file_to_take_again(tmp_path: Path) -> None:
+    """The shard of what is broken, not all of them."""
+    base = written(Broken(gptq, with_("m.scales", lambda t: t[:, :-1]), ""), tmp_path)
+    with pytest.raises(surgery.FormatError) as caught:
+        surgery.dequantize(surgery.open_checkpoint(base))
+    assert "take model.safetensors, config.json again" in str(caught.value.help)
+    assert "another quantised copy" in str(caught.value.help)
+    (folder := tmp_path / "less").mkdir()
+    with pytest.raises(surgery.FormatError) as caught:
+        surgery.dequantize(surgery.open_checkpoint(written(Broken(gptq, without("m.scales"), ""), folder)))
+    assert "take the shard that holds m.scales" in str(caught.value.help)
 
 
 def written(case: Broken, folder: Path) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 import surgery
 from surgery import Verdict
+from surgery.checks.loadable import _asked
 from surgery_cli.app import app
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -185,3 +188,18 @@ def test_the_class_is_asked(quantised: Quantised, tmp_path: Path, how: str) -> N
     wide = merged(base, lora, tmp_path / "wide", dequantize=True)
     surgery.write(surgery.drop(surgery.open_checkpoint(wide), r".*layers\.1.*o_proj.*"), tmp_path / "less")
     assert "layers.1.self_attn.o_proj.weight" in str(surgery.verify(tmp_path / "less").checks)
+
+
+def test_what_is_imported_says_nothing(quantised: Quantised, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as bitsandbytes of kernels that it does not find; afterwards it may speak again."""
+
+    def asked(*_: object, **__: object) -> object:
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+        raise OSError("not now")
+
+    kind = SimpleNamespace(from_pretrained=asked)
+    with pytest.raises(OSError, match="not now"):
+        _asked(kind, surgery.open_checkpoint(quantised("nf4")))
+    assert "Failed" not in caplog.text
+    logging.getLogger("bitsandbytes").warning("heard")
+    assert "heard" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from typer.testing import CliRunner
 
 import surgery
+from surgery_cli.app import app
 
 INPUT = torch.arange(20)[None]
 KINDS = ("llama", "gpt2")
@@ -108,6 +111,21 @@ def test_it_is_verified_and_undone(bases: Path, tmp_path: Path) -> None:
     assert checked.ok and checked.proof and checked.proof.ok, checked.checks
     surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "out")), tmp_path / "back")
     assert (tmp_path / "back/model.safetensors").read_bytes() == (bases / "llama/model.safetensors").read_bytes()
+
+
+def test_it_is_verified_as_it_is_told_where_nothing_tells_it(bases: Path, tmp_path: Path) -> None:
+    """From Python and on the command line; without being told, it is another merge."""
+    lora, _ = trained(bases / "llama", tmp_path / "lora", False, target_modules=["q_proj"])
+    base = surgery.open_checkpoint(bases / "llama")
+    surgery.write(surgery.merge(base, surgery.open_adapter(lora), through="nf4"), tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/.surgery")
+    told = {"base": bases / "llama", "adapter": lora, "check_class": False}
+    assert surgery.verify(tmp_path / "out", through="nf4", **told).ok
+    assert not surgery.verify(tmp_path / "out", **told).ok
+    words = ["verify", str(tmp_path / "out"), "--base", str(bases / "llama"), "--adapter", str(lora), "--no-class"]
+    assert CliRunner().invoke(app, [*words, "--through", "nf4"]).exit_code == 0
+    assert CliRunner().invoke(app, words).exit_code == 1
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "out"), "--through", "nf4"]).exit_code == 2
 
 
 def test_bytes_do_not_depend_on_workers_or_memory(bases: Path, tmp_path: Path) -> None:

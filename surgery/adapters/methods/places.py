@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ...evaluation.arithmetic import exact
 from ...evaluation.evaluate import workspace_of
 from ...evaluation.places import astray
 from ...evaluation.workspace import DEFAULT_MEMORY
@@ -29,7 +30,8 @@ def scattered(
     delta = Scatter.of(tensor, values, 1.0, tall, wide)
     work = workspace_of(DEFAULT_MEMORY)
     try:
-        outside, twice = astray(delta, work)
+        with exact():
+            outside, twice = astray(delta, work)
     finally:
         work.close()
     if outside:

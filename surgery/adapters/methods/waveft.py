@@ -21,7 +21,7 @@ def effect(target: Target) -> Effect:
     """What it does to the module."""
     values, (tall, wide) = spectrum(target, "waveft_spectrum"), target.weight.shape
     scaling, drawn = target.number("scaling", 25), drawing(target, values.size)
-    if target.adapter.config.get("use_idwt", True) is False:
+    if not target.adapter.config.get("use_idwt", True):
         places = made((2, values.size), "drawn places", [], **drawn)
         return Effect(deltas=(Scatter.of(places, values, scaling, tall, wide),))
     family = _family(target.adapter)
@@ -33,7 +33,7 @@ def effect(target: Target) -> Effect:
 
 def check(adapter: Adapter) -> None:
     """Raise NotSupported for wavelets that are not known."""
-    if adapter.config.get("use_idwt", True) is not False and _family(adapter) not in TAPS:
+    if adapter.config.get("use_idwt", True) and _family(adapter) not in TAPS:
         raise NotSupported(
             f"WaveFT with wavelet_family = {_family(adapter)!r} is not supported",
             where=[f"{adapter.path}/adapter_config.json"],

@@ -71,7 +71,7 @@ def faced(base: Checkpoint, tuned: Checkpoint) -> Facing:
     pairs = {
         name: (_value(base, name, ties), _value(tuned, theirs[inside], others))
         for name, inside in memory.items()
-        if name in base.tensors or theirs[inside] in tuned.tensors
+        if inside in theirs and (name in base.tensors or theirs[inside] in tuned.tensors)
     }
     together: dict[str, tuple[str, ...]] = {}
     for name, holder in ties.items():
@@ -101,15 +101,15 @@ def _stacks(base: Checkpoint) -> Mapping[str, tuple[str, Parameter, bool]]:
 
 
 def _named(side: Checkpoint) -> dict[str, str]:
-    """Names in memory -> names in the files, tied ones that are not stored too; without buffers and masks."""
-    renames, kind = renames_of(side.config), str(side.config.get("model_type"))
-    masks = [CAUSAL_MASKS[kind]] if kind in CAUSAL_MASKS else []
-    names = (*side.tensors, *tied(side))
-    return {
-        in_memory(name, renames): name
-        for name in names
-        if name.rpartition(".")[2] not in BUFFERS and not is_called(name, masks)
-    }
+    """Names in memory -> names in the files, tied ones that are not stored too."""
+    renames = renames_of(side.config)
+    return {in_memory(name, renames): name for name in (*side.tensors, *tied(side))}
+
+
+def _is_made(name: str, side: Checkpoint) -> bool:
+    """Whether the class makes the tensor itself, where it is not stored: a buffer, or a mask."""
+    mask = CAUSAL_MASKS.get(str(side.config.get("model_type")))
+    return name.rpartition(".")[2] in BUFFERS or (mask is not None and is_called(name, [mask]))
 
 
 def _value(side: Checkpoint, name: str, ties: Mapping[str, str]) -> Tensor:
@@ -117,8 +117,9 @@ def _value(side: Checkpoint, name: str, ties: Mapping[str, str]) -> Tensor:
 
 
 def _check_both(base: Checkpoint, tuned: Checkpoint, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
-    rows = [f"{base.path}: {ours[name]}" for name in sorted(ours.keys() - theirs.keys(), key=natural)]
-    rows += [f"{tuned.path}: {theirs[name]}" for name in sorted(theirs.keys() - ours.keys(), key=natural)]
+    alone = {name for name in ours.keys() ^ theirs.keys() if not _is_made(name, base)}
+    rows = [f"{base.path}: {ours[name]}" for name in sorted(alone & ours.keys(), key=natural)]
+    rows += [f"{tuned.path}: {theirs[name]}" for name in sorted(alone & theirs.keys(), key=natural)]
     if rows:
         tip = (
             "drop them, or rename what is called otherwise: surgery drop, surgery rename; fused modules are brought to"

@@ -43,7 +43,7 @@ from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .held_weights import without_own_base
-from .joined import apart_again, stored_apart
+from .joined import apart_again, check_one_way, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
@@ -143,7 +143,7 @@ def merge(
     groups = groups_of(base)
     wide = widened(base, groups)
     plain = [_plain(wide, one, base_as_trained) for one in adapters]
-    plain = [prepared(wide, one, partial(_places, wide, _called(one, names), given)) for one in plain]
+    plain = [prepared(one, partial(_places, wide, _called(one, names), given)) for one in plain]
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     copied = notes_along(wide, chosen)
     fitted = [_fit(wide, one, given) for one in chosen]
@@ -308,6 +308,7 @@ def _merged_apart(
     joined = stored_apart(checkpoint, sites)
     parted = [site for site in sites if site not in joined]
     if joined:
+        check_one_way([one.adapter for one in fitted], joined)
         whole = [one._replace(sites=parted) for one in fitted]
         made = _merged_apart(fuse_at(checkpoint, joined), whole, weights, groups, wanted, add)
         return apart_again(made, joined, checkpoint)
@@ -476,10 +477,12 @@ def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitt
     return _Fitted(adapter, [*experts, *sites], notes, crossed)
 
 
-def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site]]:
-    """The adapter under the base's names, and the modules to be taken apart for it."""
+def _places(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, Checkpoint]:
+    """The adapter under the base's names, and the base with the modules that it was trained on."""
     fitted = _fit(checkpoint, adapter, given)
-    return fitted.adapter, fitted.sites
+    joined = stored_apart(checkpoint, fitted.sites)
+    parted = [site for site in fitted.sites if site not in joined]
+    return fitted.adapter, split_at(fuse_at(checkpoint, joined), parted)
 
 
 def _place(

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ...adapters.methods import method_of
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, listed
 from ...files.peft import Adapter
 from ...models.families import is_conv1d
-from ...models.fused.row import Site
-from ..split import split_at
 
 
-def prepared(checkpoint: Checkpoint, adapter: Adapter, places: Callable[[], tuple[Adapter, Sequence[Site]]]) -> Adapter:
-    """The adapter as its kind completes it; `places` are its modules under the base's names, and those of the base to
-    be taken apart for them.
+def prepared(adapter: Adapter, places: Callable[[], tuple[Adapter, Checkpoint]]) -> Adapter:
+    """The adapter as its kind completes it; `places` are the adapter under the base's names, and the base with the
+    modules that it was trained on.
     """
     method = method_of(adapter)
-    return method.prepared(adapter, lambda: _widest(checkpoint, *places())) if method else adapter
+    return method.prepared(adapter, lambda: _widest(*places())) if method else adapter
 
 
-def _widest(checkpoint: Checkpoint, adapter: Adapter, sites: Sequence[Site]) -> int:
+def _widest(adapter: Adapter, checkpoint: Checkpoint) -> int:
     """How many inputs the widest of the adapter's modules has. Raises NotPlaced."""
-    tensors = split_at(checkpoint, sites).tensors if sites else checkpoint.tensors
+    tensors = checkpoint.tensors
     if lost := [module for module in adapter.lora if f"{module}.weight" not in tensors]:
         raise NotPlaced(
             f"{len(lost)} of the adapter's modules have no place in the base, and how large its shared matrices are"

@@ -108,6 +108,7 @@ def _trained_on_codes(adapter: Adapter, said: str) -> str:
 def _trained_on_16_bits(adapter: Adapter, said: str, held: Quantisation) -> str:
     scheme = next(iter(held.weights.values())).scheme
     return (
-        f"{adapter.path} was trained on {said}, which is not quantised by its name, and this base is ({scheme}): the"
-        " result is the model that was trained only if it was quantised so while it was loaded"
+        f"{adapter.path} was trained on {said}, whose name does not say that it is quantised, and this base is"
+        f" ({scheme}): if {said} is in 16 bits, the result is the model that was trained only if it was quantised so"
+        " while it was loaded"
     )

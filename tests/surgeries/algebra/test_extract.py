@@ -321,6 +321,36 @@ def test_parameters_without_a_module_of_their_own_are_named(tmp_path: Path) -> N
     assert caught.value.where == (f"{base.path}: vision_encoder.layers.1.attn.rel_pos_h",)
 
 
+def test_a_buffer_that_training_changed_is_named(tmp_path: Path) -> None:
+    """Statistics of a BatchNorm are no weights, and the model computes with them; one that is stored once is made."""
+    tensors = {"a.weight": torch.randn(4, 4), "bn.weight": torch.ones(4), "bn.running_mean": torch.zeros(4)}
+    for name, more in (("base", {}), ("tuned", {"bn.running_mean": torch.ones(4), "a.inv_freq": torch.ones(2)})):
+        (tmp_path / name).mkdir()
+        save_file(tensors | more, tmp_path / name / "model.safetensors")
+    two = [surgery.open_checkpoint(tmp_path / name) for name in ("base", "tuned")]
+    with pytest.raises(NotSupported, match="1 tensors differ") as caught:
+        surgery.extract(*two, rank=2)
+    assert caught.value.where[1] == "bn.running_mean (4,)"
+    with pytest.raises(NotSupported, match="belong to no module that PEFT could hold whole"):
+        surgery.extract(*two, rank=2, rest="save")
+
+
+def test_a_head_that_training_untied(tmp_path: Path) -> None:
+    """LoRA on it alone: the base's is its embedding."""
+    base, _ = pair("llama-tied", tmp_path, low, "nothing")
+    name, tensors = "lm_head.weight", load_file(tmp_path / "tuned" / "model.safetensors")
+    change = 0.1 * torch.randn(97, 2) @ torch.randn(2, 48)
+    save_file(
+        {**tensors, name: tensors["model.embed_tokens.weight"] + change}, tmp_path / "tuned" / "model.safetensors"
+    )
+    tuned = surgery.open_checkpoint(tmp_path / "tuned")
+    tuned = tuned.with_config({**tuned.config, "tie_word_embeddings": False})
+    adapter = surgery.extract(base, tuned, rank=2)
+    assert list(adapter.lora) == ["lm_head"]
+    merged = surgery.merge(base, adapter)
+    assert torch.allclose(merged.load(name), tuned.load(name), atol=2e-6)
+
+
 def test_nothing_differs(tmp_path: Path) -> None:
     base, _ = pair("llama", tmp_path, low, "nothing")
     with pytest.raises(AdapterError, match="the two checkpoints do not differ"):
