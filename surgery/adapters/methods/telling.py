@@ -9,7 +9,7 @@ from ...errors import SurgeryError, listed
 from ...files.peft import Adapter
 from ...files.peft_parts import PREFIXES
 from ...names import natural
-from . import method_of
+from . import ELSEWHERE, method_of
 
 _OTHERS = {**PREFIXES, "LORA": ("lora_",)}
 
@@ -47,6 +47,8 @@ def contradictions(adapter: Adapter) -> list[str]:
 def _of_others(adapter: Adapter) -> list[str]:
     """Tensors that are called as those of another kind."""
     kind = str(adapter.config.get("peft_type"))
+    if kind in ELSEWHERE:  # one file may hold several
+        return []
     own = PREFIXES.get(kind, ())
     held = {*(f"{module}.{part}" for module, parts in adapter.lora.items() for part in parts), *adapter.whole}
     rows = []

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...errors import AdapterError, NotSupported, listed
+from ...errors import AdapterError, NotSupported, listed, series
 from ...evaluation.evaluate import load
 from ...evaluation.twister import BLOCK, normal
 from ...files.peft import Adapter
@@ -80,7 +80,7 @@ def _numbered(adapter: Adapter, modules: list[str]) -> dict[str, int]:
     found = {module: _number(adapter.lora[module], first) for module in modules}
     if sorted(found.values()) != list(range(len(modules))):
         lost = [module for module, number in found.items() if number < 0 or list(found.values()).count(number) > 1]
-        raise _untold(adapter, f"tinylora_P of {', '.join(listed(lost, 3))}")
+        raise _untold(adapter, f"tinylora_P of {series(listed(lost, 3))}")
     return found
 
 

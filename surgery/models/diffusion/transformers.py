@@ -35,6 +35,7 @@ FLUX = Naming(
         Pair(f"{_DOUBLE}img_mod.lin", (f"{_JOINT}norm1.linear",)),
         Pair(f"{_DOUBLE}txt_mod.lin", (f"{_JOINT}norm1_context.linear",)),
         Pair("single_blocks.{n}.linear1", (*_qkv(_SINGLE, "to_q", "to_k", "to_v"), f"{_SINGLE}proj_mlp")),
+        Pair("single_blocks.{n}.qkv", _qkv(_SINGLE, "to_q", "to_k", "to_v")),  # XLabs leaves the rest of linear1 alone
         Pair("single_blocks.{n}.linear2", (f"{_SINGLE}proj_out",)),
         Pair("single_blocks.{n}.modulation.lin", (f"{_SINGLE}norm.linear",)),
         Pair("single_blocks.{n}.norm.query_norm", (f"{_SINGLE}attn.norm_q",)),

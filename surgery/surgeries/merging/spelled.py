@@ -41,7 +41,9 @@ def in_base_names(checkpoint: Checkpoint, adapter: Adapter, component: Component
     lora = {new[m]: _fitting(found, new[m], one, checkpoint.tensors) for m, one in meant.items()}
     sites = {one.site.module: one.site for one in meant.values() if one and one.site and one.fused}
     found = replace(found, lora=lora, dialect="" if all(meant.values()) else adapter.dialect)
-    if found.config.get("peft_type") != "LORA":
+    if found.config.get("peft_type") == "LORA":
+        found = replace(found, config={**found.config, "target_modules": sorted(lora)})
+    else:
         return found  # on what the base's parts are fused to: `other_naming.py`
     return split_adapter(found, list(sites.values())) if sites else found
 

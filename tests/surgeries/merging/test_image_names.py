@@ -178,7 +178,8 @@ def test_other_kinds_on_what_diffusers_has_in_parts(tmp_path: Path) -> None:
     surgery.write(surgery.reversible(surgery.merge(before, surgery.open_adapter(adapter)), before), tmp_path / "rev")
     surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "rev")), tmp_path / "back")
     assert hashes(tmp_path / "back") == hashes(folder)
-    assert surgery.verify(tmp_path / "out", base=folder, adapter=adapter).ok
+    found = surgery.verify(tmp_path / "out", base=folder, adapter=adapter)
+    assert found.ok, found.checks
 
 
 def test_rows_in_another_order_refuse_a_product_that_cannot_follow(tmp_path: Path) -> None:
@@ -189,3 +190,47 @@ def test_rows_in_another_order_refuse_a_product_that_cannot_follow(tmp_path: Pat
     adapter = surgery.open_adapter(saved(file, tmp_path / "a.safetensors"))
     with pytest.raises(surgery.errors.NotSupported, match="the other way round"):
         surgery.merge(surgery.open_checkpoint(base), adapter)
+
+
+def test_xlabs_rows_are_those_of_diffusers_own_converter(tmp_path: Path) -> None:
+    from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers as theirs
+
+    make, converter, constants, told = CASES["flux"]
+    base, file = converted(make(), converter, constants, **told), Tensors()
+    sides = {"double_blocks.1.processor.{}_lora1": 96, "double_blocks.1.processor.{}_lora2": 96}
+    sides |= {"single_blocks.1.processor.{}_lora": 96}
+    for at in sides:
+        for leaf in ("qkv", "proj"):
+            rows, wide = 96 if leaf == "qkv" else 32, 160 if leaf == "proj" and "single" in at else 32
+            file |= random_like(
+                {f"{at.format(leaf)}.down.weight": (4, wide), f"{at.format(leaf)}.up.weight": (rows, 4)}
+            )
+    moved = theirs(dict(file))
+    wanted = dict(base)
+    for name in [name for name in moved if name.endswith("lora_A.weight")]:
+        module = name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        wanted[f"{module}.weight"] = base[f"{module}.weight"] + moved[name.replace("lora_A", "lora_B")] @ moved[name]
+    folder = written(base, tmp_path / "base")
+    check_equal(merged(folder, saved(file, tmp_path / "a.safetensors"), tmp_path / "out"), wanted, base)
+
+
+def test_a_file_of_kohya_becomes_one_that_peft_loads(tmp_path: Path) -> None:
+    """Converted with the base at hand, it computes live what the merge does."""
+    from peft import PeftModel
+
+    torch.manual_seed(0)
+    model = unet()
+    model.save_pretrained(tmp_path / "unet")
+    adapter = surgery.open_adapter(saved(kohya(modules_of(model), "lora_unet_")[0], tmp_path / "a.safetensors"))
+    base = surgery.open_checkpoint(tmp_path / "unet")
+    surgery.write(surgery.convert_adapter(adapter, "peft", base), tmp_path / "peft")
+    made = merged(tmp_path / "unet", tmp_path / "a.safetensors", tmp_path / "out")
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        before = model(*inputs).sample
+        live = PeftModel.from_pretrained(model, tmp_path / "peft")(*inputs).sample
+        other = unet()
+        other.load_state_dict(made)
+        found = other(*inputs).sample
+    error = (found - live).abs().max()
+    assert error <= 1e-5 * live.abs().max() and (before - live).abs().max() >= 1000 * error
