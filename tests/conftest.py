@@ -31,6 +31,7 @@ SLOW = (
     "models/fused/test_vision_oracle.py",
     "models/targets",
     "models/test_families.py",
+    "quantization/test_end_to_end.py",
     "quantization/test_merge.py",
     "quantization/test_proved.py",
     "quantization/test_quantize.py",

@@ -160,8 +160,8 @@ def _bare(change: Change, meaning: Meaning) -> Change:
 
 
 def _decoded(meaning: Meaning, names: Set[str]) -> tuple[Change, ...]:
-    """How far weights are apart that are not stored alike."""
-    pairs = [(name, *pair) for name, pair in meaning.pairs.items() if name in names]
+    """How far weights are apart that are not stored alike: those that are, or are made of, one of `names`."""
+    pairs = [(n, *pair) for n, pair in meaning.pairs.items() if n in names or not names.isdisjoint(meaning.parts[n])]
     return tuple(
         Change(name, *meaning.kinds[name], change.measure if change else _same(meaning.pairs[name][0]))
         for name, change in _changes(pairs, None)

@@ -16,26 +16,30 @@ from ..quantization.quantised import Quantisation
 class Meaning:
     """`pairs` of weights by the names that they have in 16 bits, in float32, of those that are quantised in either
     and not stored alike in both; `kinds` says how they are. `codes` are the stored tensors that they are made of,
-    which are no numbers by themselves.
+    which are no numbers by themselves, `parts` those of each weight.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
     kinds: Mapping[str, tuple[str, str]]
-    codes: frozenset[str]
+    parts: Mapping[str, frozenset[str]]
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Those of all weights."""
+        return frozenset().union(*self.parts.values())
 
 
 def meanings(a: Checkpoint, b: Checkpoint, same: Collection[str]) -> Meaning:
     """What quantised weights mean in both, unless all that they are made of is the `same`. Reads headers."""
     held = held_in(a), held_in(b)
-    pairs, kinds, codes = dict[str, tuple[Tensor, Tensor]](), dict[str, tuple[str, str]](), set[str]()
+    pairs, kinds, made = dict[str, tuple[Tensor, Tensor]](), dict[str, tuple[str, str]](), dict[str, frozenset[str]]()
     for name in dict.fromkeys((*held[0].weights, *held[1].weights)):
-        parts = {part for one in held if name in one.weights for part in one.weights[name].parts}
-        codes |= parts
+        parts = made[name] = frozenset(part for one in held if name in one.weights for part in one.weights[name].parts)
         found = [_found(side, one, name) for side, one in zip((a, b), held, strict=True)]
         one, other = found
         if one and other and one[0].shape == other[0].shape and not parts <= set(same):
             pairs[name], kinds[name] = (one[0], other[0]), (one[1], other[1])
-    return Meaning(pairs, kinds, frozenset(codes))
+    return Meaning(pairs, kinds, made)
 
 
 def _found(side: Checkpoint, held: Quantisation, name: str) -> tuple[Tensor, str] | None:

@@ -14,7 +14,7 @@ from ..evaluation.evaluate import load
 from ..evaluation.workspace import Workspace
 from ..lazy.dtypes import F16, F32, Dtype
 from ..lazy.tensor import Decoded, Tensor, children, in_dtype, substitute
-from ..quantization.recode import recoded
+from ..quantization.recode import encoded
 from ..quantization.scheme import Quantised
 from .judgement import Judgement, Verdict, rounding
 
@@ -63,7 +63,7 @@ def _tally(one: Quantised, base: Tensor, expected: Tensor, work: Workspace) -> _
 
     tally, wide = _Tally(), in_dtype(expected, F32)
     codes = decoded_in(one.weight).codes
-    nearest = substitute(in_dtype(one.weight, F32), codes, recoded(one.weight, wide))
+    nearest = substitute(in_dtype(one.weight, F32), codes, encoded(one.weight, wide))
     kinds: tuple[Dtype, ...] = (expected.dtype, F16)
     with comparing((wide, in_dtype(base, F32), in_dtype(one.weight, F32), nearest), work) as four:
         slack = _slack(one.weight)

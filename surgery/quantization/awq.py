@@ -75,7 +75,8 @@ def weight_of(source: Source, module: str, group: int, version: str = "gemm") ->
     make = _gemm if version == "gemm" else _gemv
     weight = make(source, codes, zeros, scales, group)
     title = f"AWQ {version}, {'one group' if group == -1 else f'groups of {group}'}"
-    return Quantised(title, source.as_filed(module, weight), (codes, scales, zeros))
+    padded = (scales,) if source.tensors[scales].size != dict(weight.parts)["scale"].size else ()
+    return Quantised(title, source.as_filed(module, weight), (codes, scales, zeros), padded=padded)
 
 
 def _gemm(source: Source, codes: str, zeros: str, scales: str, group: int) -> Decoded:

@@ -12,8 +12,12 @@ def recoded(weight: Tensor, now: Tensor) -> Tensor:
     """The stored codes of `weight`, a decoded tensor under movement, made again of `now`, which has its shape and is
     in float32. Raises LayoutError where `weight` was moved otherwise than as a whole.
     """
-    decoded = _decoded(weight)
-    return _back(Encoded(_back(now, weight), decoded), decoded.codes)
+    return _back(encoded(weight, now), _decoded(weight).codes)
+
+
+def encoded(weight: Tensor, now: Tensor) -> Encoded:
+    """The same in the order in which the decoded tensor takes its codes, however they are stored."""
+    return Encoded(_back(now, weight), _decoded(weight))
 
 
 def _decoded(weight: Tensor) -> Decoded:

@@ -28,13 +28,15 @@ class Quantised:
     """A weight that is stored as codes: `weight` is the lazy tensor that they mean, as a file of 16 bits has it.
 
     `parts` are the names of all stored tensors that it is made of, the codes first; `left` those that belong to it
-    and say nothing of a weight in 16 bits, such as scales of activations. `scheme` says how, in the field's terms.
+    and say nothing of a weight in 16 bits, such as scales of activations; `padded` those of the parts that are longer
+    than the weight needs. `scheme` says how, in the field's terms.
     """
 
     scheme: str
     weight: Tensor
     parts: tuple[str, ...]
     left: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
 
     @property
     def codes(self) -> str:

@@ -44,14 +44,14 @@ def widened(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) 
 
 
 def _unsaid(checkpoint: Checkpoint, one: Quantised) -> Mapping[str, Tensor]:
-    """The tensors of a weight of which nothing goes into its value."""
+    """The tensors of a weight of which nothing goes into its value, or not all."""
     used = set(stored(one.weight))
     return {
         part: tensor
         for part in (*one.parts, *one.left)
         if (tensor := checkpoint.tensors.get(part)) is not None
         and (leaves := set(stored(tensor)))
-        and not used & leaves
+        and (part in one.padded or not used & leaves)
     }
 
 
