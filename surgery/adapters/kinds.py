@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import NotSupported
 from ..files.peft import Adapter
 from .methods import ELSEWHERE, METHODS
+from .methods.telling import check_same_kind
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 
@@ -183,6 +184,7 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
         why = [f"{kind.name}: {kind.why}"] if kind else []
         what = f"adapters of kind {asked} are not supported"
         raise NotSupported(what, where=[*where, *why], help=f"{tip}; {kind.help}" if kind else tip)
+    check_same_kind(adapter)
     if method:
         _check_options(config, where, _COMMON | method.options)
         return method.check(adapter)

@@ -18,7 +18,7 @@ from .method import Effect, Method, Target, said
 
 def effect(target: Target) -> Effect:
     """What it does to the module."""
-    rank = int(target.number("r", 8))
+    rank = target.rank(8)
     factors = tuple(_factor(target, which, rank) for which in ("1", "2"))
     return Effect(deltas=(Hadamard(factors, None, target.number("alpha", 8) / rank),))
 

@@ -23,8 +23,22 @@ from .method import Effect, Method, Target, said
 
 def effect(target: Target) -> Effect:
     """What it does to the module."""
-    rank = int(target.number("r", 8))
+    rank = target.rank(8)
+    _check_whole(target, rank)
     return Effect(deltas=krons(target, rank, target.number("alpha", 8) / rank))
+
+
+def _check_whole(target: Target, rank: int) -> None:
+    """Raise AdapterError where PEFT would have made a matrix of this rank of two others, and it is whole: alpha / r
+    follows from no shape then.
+    """
+    asked = ["lokr_w2", *(["lokr_w1"] if target.adapter.config.get("decompose_both") else [])]
+    for name in asked:
+        if name in target.parts and rank < max(target.parts[name].shape[:2]) / 2:
+            what = f"{name} {target.parts[name].shape} is whole, and r = {rank} would make it of two factors"
+            raise target.wrong(
+                what, "r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed"
+            )
 
 
 def krons(target: Target, rank: int | None, scale: float, *, as_lycoris: bool = False) -> tuple[Kron, ...]:

@@ -8,7 +8,6 @@ rule with a name, `lazy.tensor.made` and `evaluation/rules/`; what needs the bas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from ..lora import matrix_of, pattern
 
 # What several adapters of a kind on one module come to: the sum of their deltas, each of the base alone; one after
 # another, the first or the last one next to the base; whichever; or nothing that has a meaning.
+MOST = 1e30  # that a number in a config may be: float32 holds it, and its products with weights
 Several = Literal["sum", "first", "last", "any", "one"]
 
 
@@ -94,9 +94,17 @@ class Target:
         patterns = {"r": "rank_pattern", "alpha": "alpha_pattern"}
         value = self.adapter.config.get(key, default)
         value = pattern(self.adapter.config.get(patterns.get(key, "")), self.module, value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.wrong(f"{key} = {value!r} is no number", "restore adapter_config.json from the training")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST < value < MOST:
+            said = f"{str(value)[:40]!r} is no number that anything is multiplied by"
+            raise self.wrong(f"{key} = {said}", "restore adapter_config.json from the training")
         return value
+
+    def rank(self, default: int) -> int:
+        """What adapter_config.json says of the module's rank. Raises AdapterError."""
+        value = self.number("r", default)
+        if value != int(value) or value < 1:
+            raise self.wrong(f"r = {value!r} is no rank", "restore adapter_config.json from the training")
+        return int(value)
 
     def wrong(self, what: str, tip: str | None = None) -> AdapterError:
         """The error that says so of this module."""

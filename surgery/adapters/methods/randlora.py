@@ -25,7 +25,7 @@ BASES = ("randlora_A", "randlora_B")
 def effect(target: Target) -> Effect:
     """What it does to the module."""
     out, wide = target.weight.shape
-    least, most, rank = min(out, wide), max(out, wide), int(target.number("r", 32))
+    least, most, rank = min(out, wide), max(out, wide), target.rank(32)
     runs = -(-least // rank) if rank > 0 else 0
     weights = target.part("randlora_lambda", rank, runs), target.part("randlora_gamma", runs, least)
     a, b = target.shared("randlora_A", rank, 1, None), target.shared("randlora_B", None, None, rank)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ...errors import SurgeryError, listed
+from ...errors import AdapterError, SurgeryError, listed
 from ...files.peft import Adapter
 from ...files.peft_parts import PREFIXES
 from ...names import natural
 from . import ELSEWHERE, method_of
 
-_OTHERS = {**PREFIXES, "LORA": ("lora_",)}
+_OTHERS = {**PREFIXES, "LORA": ("lora_",), "ADALORA": ("lora_",)}
 
 
 def described(adapter: Adapter) -> dict[str, Any]:
@@ -44,12 +44,23 @@ def contradictions(adapter: Adapter) -> list[str]:
     return found
 
 
+def check_same_kind(adapter: Adapter) -> None:
+    """Raise AdapterError where no tensor is of the kind that adapter_config.json says, and some are of another."""
+    own = _OTHERS.get(str(adapter.config.get("peft_type")), ())
+    mine = any(part.startswith(own) for parts in adapter.lora.values() for part in parts) if own else True
+    rows = [] if mine else _of_others(adapter)
+    if rows:
+        tip = "restore adapter_config.json, or the file, from the training"
+        what = "adapter_config.json and the tensors are of different kinds"
+        raise AdapterError(what, where=[adapter.path, *rows], help=tip)
+
+
 def _of_others(adapter: Adapter) -> list[str]:
     """Tensors that are called as those of another kind."""
     kind = str(adapter.config.get("peft_type"))
     if kind in ELSEWHERE:  # one file may hold several
         return []
-    own = PREFIXES.get(kind, ())
+    own = _OTHERS.get(kind, ())
     held = {*(f"{module}.{part}" for module, parts in adapter.lora.items() for part in parts), *adapter.whole}
     rows = []
     for other, prefixes in _OTHERS.items():

@@ -20,7 +20,7 @@ from .method import Effect, Method, Target, said
 def effect(target: Target) -> Effect:
     """What it does to the module."""
     out, wide = target.weight.shape
-    rank = int(target.number("r", 4))
+    rank = target.rank(4)
     return Effect(deltas=(LowRank(_gathered(target, "B", (out, rank)), _gathered(target, "A", (rank, wide)), 1.0),))
 
 

@@ -19,7 +19,7 @@ def effect(target: Target) -> Effect:
     """What it does to the module."""
     out, wide = target.weight.shape
     count, length = target.shared("vblora_vector_bank", None, None).shape
-    rank, few = int(target.number("r", 4)), int(target.number("topk", 2))
+    rank, few = target.rank(4), int(target.number("topk", 2))
     if out % length or wide % length or not 0 < few <= count:
         raise target.wrong(f"{few} of {count} vectors of {length} numbers do not fit a weight {target.weight.shape}")
     a = _mixed(target, "A", (rank, wide // length), few)

@@ -47,6 +47,7 @@ def prepared(adapter: Adapter, widest: Callable[[], int]) -> Adapter:
         return adapter
     tall = max(parts[f"{kind}_lambda_b"].size for parts in adapter.lora.values() if f"{kind}_lambda_b" in parts)
     rank, seed, wide = _whole(adapter, "r"), _whole(adapter, "projection_prng_key"), widest()
+    _check_rank(adapter, f"{kind}_lambda_d", halves * rank)
     a, b = (halves * rank, wide), (tall, rank)
     shared = {f"{kind}_A": _drawn(a, seed, 0), f"{kind}_B": _drawn(b, seed, a[0] * a[1])}
     names = {part: f"{SHARED}.{part}" for part in shared}
@@ -58,6 +59,15 @@ def prepared(adapter: Adapter, widest: Callable[[], int]) -> Adapter:
         names={**adapter.names, **names},
         notes=(*adapter.notes, note),
     )
+
+
+def _check_rank(adapter: Adapter, part: str, size: int) -> None:
+    """Raise AdapterError for a rank that is not the vectors': so much would be drawn in vain."""
+    for module, parts in adapter.lora.items():
+        if part in parts and parts[part].shape != (size,):
+            where = [f"{adapter.path}: {adapter.names[f'{module}.{part}']} {parts[part].shape}"]
+            tip = "restore adapter_config.json from the training"
+            raise AdapterError(f"adapter_config.json says r = {adapter.config.get('r')}", where=where, help=tip)
 
 
 def _drawn(shape: tuple[int, int], seed: int, skip: int) -> Tensor:

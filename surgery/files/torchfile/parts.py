@@ -20,6 +20,7 @@ from .storages import Unreadable, described
 _TRAINING = re.compile(
     r".*optim.*|.*sched.*|.*scaler.*|callbacks|loops|.*rng.*|.*random_state.*|.*grad.*", re.IGNORECASE
 )
+_COUNTERS = re.compile(r".*(step|epoch|iter|loss|lr|count|time|seed|token|sample).*", re.IGNORECASE)
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _OF_MODULES = {"_parameters", "_buffers", "_modules"}  # in whole modules that were pickled: no part of a name
 _DEPTH = 64
@@ -51,6 +52,10 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
         place = entries[step]
         path.append(step)
     found, unreadable = _by_name(place, where)
+    idle = [
+        str(name) for name, value in _entries(place).items() if _tensor(value) is None and not _holds_tensors(value)
+    ]
+    beside += [".".join([*path, name]) for name in idle]
     if not found:
         why = listed([f"{name}: {reason}" for name, reason in unreadable.items()])
         raise NotACheckpoint("no tensor is in the file", where=[where, *why], help="pass a file with a model's weights")
@@ -66,9 +71,9 @@ def _to_model(root: Any, where: str) -> list[str]:
     path, place = list[str](), root
     while len(path) < _DEPTH:
         entries = _entries(place)
-        if any(_tensor(value) is not None for value in entries.values()) or _is_module(place):
+        if any(_is_weight(str(name), value) for name, value in entries.items()) or _is_module(place):
             return path
-        holders = {str(name): value for name, value in entries.items() if _holds_tensors(value)}
+        holders = {str(n): value for n, value in entries.items() if _tensor(value) is None and _holds_tensors(value)}
         models = {name: value for name, value in holders.items() if not _TRAINING.fullmatch(name)}
         if len(models) > 1:
             rows = [f"{name}: {sum(1 for _ in _tensors(value))} tensors" for name, value in models.items()]
@@ -103,6 +108,12 @@ def _tensor(value: Any) -> Leaf | Unreadable | None:
         return described(value)
     except Unreadable as error:
         return error
+
+
+def _is_weight(name: str, value: Any) -> bool:
+    """Whether it is a tensor, and no counter of a training's, beside which the model lies in a mapping of its own."""
+    found = _tensor(value)
+    return found is not None and not (getattr(found, "shape", (1,)) in ((), (1,)) and _COUNTERS.fullmatch(name))
 
 
 def _is_module(value: Any) -> bool:

@@ -164,6 +164,17 @@ def test_one_of_several_models_has_to_be_named(tmp_path: Path) -> None:
         read_torch(str(tmp_path / "x.ckpt"), key="model")
 
 
+def test_counters_beside_a_model_are_no_weights(tmp_path: Path) -> None:
+    """Deep in a trainer's state, too; what is no tensor is named."""
+    held = {"app": {"model": Net().state_dict(), "optim": {"x": torch.ones(3)}, "step": torch.tensor(5), "args": "x"}}
+    torch.save(held, tmp_path / "x.pt")
+    made = read_torch(str(tmp_path / "x.pt"))
+    assert made.tensors.keys() == Net().state_dict().keys()
+    assert any("app.optim, app.step, app.args" in note for note in made.notes)
+    torch.save({**Net().state_dict(), "hook": print}, tmp_path / "y.pt")
+    assert any("hook" in note for note in read_torch(str(tmp_path / "y.pt")).notes)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_what_wrappers_put_before_all_names_is_taken_off(prefix: str, tmp_path: Path) -> None:
     torch.save({f"{prefix}{name}": value for name, value in Net().state_dict().items()}, tmp_path / "x.pt")
