@@ -110,6 +110,10 @@ def _combine(step: Step) -> str:
     return _line(f"combine {told}", "A's and B's averaged apart" if step.get("average_factors") else "")
 
 
+def _convert_adapter(step: Step) -> str:
+    return _line(f"convert {step['adapter']} to the form {step['to']}")
+
+
 def _resize(step: Step) -> str:
     return _line("change the rank of an adapter", *_given(step, "rank", "energy", "max_rank"))
 
@@ -151,6 +155,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "cast": _cast,
     "combine": _combine,
     "convert": _convert,
+    "convert_adapter": _convert_adapter,
     "dequantize": _dequantize,
     "drop": _drop,
     "extract": _extract,

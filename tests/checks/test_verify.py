@@ -169,7 +169,6 @@ WRONG: dict[str, tuple[dict[str, Any], Mapping[str, Any], Callable[[dict[str, to
     ".q_proj: lora_bias is true, but the module has no lora_B.bias"),
     "ungathered": ({}, {}, lambda t: t.update({B: torch.empty(0)}),
     f"{B} holds no element: an ungathered save looks like this"),
-    "no pattern": ({}, {"target_modules": "("}, None, "`(` is not a regular expression"),
     "no number": ({}, {"r": "8"}, None, "the adapter's rank or alpha is not a number: r = '8'"),
     "experts' rank": (
         {"experts": True}, {"r": 5}, None,
@@ -210,6 +209,13 @@ def test_an_adapter_that_contradicts_itself(
     proved = surgery.verify(base, base=base, adapter=wrong, check_class=False)
     assert [c.name for c in proved.checks if not c.ok] == ["adapter", "merge"]
     assert check(proved, "merge") == Check("merge", None, "not replayed: the adapter contradicts itself")
+
+
+def test_a_pattern_that_is_none(adapters: Path, tmp_path: Path) -> None:
+    """The adapter cannot be opened at all."""
+    found = surgery.verify(edited(adapters / "one", tmp_path / "wrong", {"target_modules": "("}, None))
+    (one,) = found.checks
+    assert not found.ok and "target_modules has a regular expression that is none" in one.detail
 
 
 DOUBTS: dict[str, tuple[Mapping[str, Any], str]] = {
