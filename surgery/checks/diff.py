@@ -29,7 +29,8 @@ from ..files.strict import MEND, parse_object
 from ..lazy.tensor import File, Tensor
 from ..names import natural, select
 from ..opened import takes_opened
-from .meaning import Meaning, meanings
+from ..quantization.kept_whole import held_in
+from .meaning import Meaning, made_of, meanings
 
 OnTensor = Callable[[str, int, int], None]  # a tensor's name, its bytes, and those of all that are looked at
 CONFIGS = ("config.json", ADAPTER_CONFIG)
@@ -124,8 +125,9 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
     """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it
     likes.
 
-    With `tensors`, only those whose whole name matches, and no file, are compared; raises NothingMatched where none
-    does. `on_tensor` is called after each tensor. Holds a few windows of 4 MB for each core, never a whole tensor.
+    With `tensors`, only those whose whole name matches, and no file, are compared, and of a quantised weight all that
+    it is made of where its name matches, or that of a part; raises NothingMatched where none does. `on_tensor` is
+    called after each tensor. Holds a few windows of 4 MB for each core, never a whole tensor.
     """
     one, other = _opened(a), _opened(b)
     if (ADAPTER_CONFIG in one.files) != (ADAPTER_CONFIG in other.files):
@@ -134,11 +136,11 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
             where=[one.path, other.path],
             help="to see whether an adapter is merged: surgery verify MERGED --base BASE --adapter ADAPTER",
         )
-    known = {**one.tensors, **other.tensors}
-    names = select(known, tensors) if tensors else sorted(known, key=natural)
+    known, held = {**one.tensors, **other.tensors}, (held_in(one), held_in(other))
+    names = _asked(known, made_of(held), tensors) if tensors else sorted(known, key=natural)
     pairs = [(n, one.tensors[n], other.tensors[n]) for n in names if n in one.tensors and n in other.tensors]
     changes = dict(_changes(pairs, on_tensor))
-    meaning = meanings(one, other, [name for name, change in changes.items() if change is None])
+    meaning = meanings(one, other, held, [name for name, change in changes.items() if change is None])
     found = [_bare(change, meaning) for change in changes.values() if change]
     return Difference(
         one.path,
@@ -152,6 +154,13 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
         files=Names((), ()) if tensors else _files(one.files, other.files),
         decoded=_decoded(meaning, set(names)),
     )
+
+
+def _asked(known: Mapping[str, Tensor], weights: Mapping[str, Set[str]], pattern: str) -> list[str]:
+    """The stored tensors that a pattern means, by their own names or those of weights that are made of them."""
+    chosen = set(select({**known, **weights}, pattern))
+    whole = {part for name, parts in weights.items() if not chosen.isdisjoint((name, *parts)) for part in parts}
+    return sorted((chosen | whole) & known.keys(), key=natural)
 
 
 def _bare(change: Change, meaning: Meaning) -> Change:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..checkpoint import Checkpoint
 from ..lazy.dtypes import ARITHMETIC, F32
 from ..lazy.tensor import Tensor, in_dtype
-from ..quantization.kept_whole import held_in
 from ..quantization.quantised import Quantisation
 
 
@@ -23,21 +23,28 @@ class Meaning:
     kinds: Mapping[str, tuple[str, str]]
     parts: Mapping[str, frozenset[str]]
 
-    @property
+    @cached_property
     def codes(self) -> frozenset[str]:
         """Those of all weights."""
         return frozenset().union(*self.parts.values())
 
 
-def meanings(a: Checkpoint, b: Checkpoint, same: Collection[str]) -> Meaning:
-    """What quantised weights mean in both, unless all that they are made of is the `same`. Reads headers."""
-    held = held_in(a), held_in(b)
-    pairs, kinds, made = dict[str, tuple[Tensor, Tensor]](), dict[str, tuple[str, str]](), dict[str, frozenset[str]]()
-    for name in dict.fromkeys((*held[0].weights, *held[1].weights)):
-        parts = made[name] = frozenset(part for one in held if name in one.weights for part in one.weights[name].parts)
+def made_of(held: tuple[Quantisation, Quantisation]) -> dict[str, frozenset[str]]:
+    """The stored tensors that each weight is made of which is quantised in either."""
+    return {
+        name: frozenset(part for one in held if name in one.weights for part in one.weights[name].parts)
+        for name in dict.fromkeys((*held[0].weights, *held[1].weights))
+    }
+
+
+def meanings(a: Checkpoint, b: Checkpoint, held: tuple[Quantisation, Quantisation], same: Collection[str]) -> Meaning:
+    """What quantised weights mean in both, unless all that they are made of is the `same`."""
+    pairs, kinds = dict[str, tuple[Tensor, Tensor]](), dict[str, tuple[str, str]]()
+    made, alike = made_of(held), frozenset(same)
+    for name, parts in made.items():
         found = [_found(side, one, name) for side, one in zip((a, b), held, strict=True)]
         one, other = found
-        if one and other and one[0].shape == other[0].shape and not parts <= set(same):
+        if one and other and one[0].shape == other[0].shape and not parts <= alike:
             pairs[name], kinds[name] = (one[0], other[0]), (one[1], other[1])
     return Meaning(pairs, kinds, made)
 

@@ -178,3 +178,21 @@ def test_the_nearest_code_is_taken(case: str, tmp_path: Path) -> None:
         if not (floats and code in (127, 255)) and not ("int8" in case and code == 128):
             same_everywhere = torch.full_like(raw.view(torch.uint8), code * NEAREST[case]).view(raw.dtype)
             assert (chosen <= distance(same_everywhere) * (1 + 1e-6)).all()
+
+
+def test_weights_of_torchao_may_each_be_of_another_kind(tmp_path: Path) -> None:
+    """Rows, groups and floats in one shard, in which its header tells them apart."""
+    cases = {case: make() for case, make in fixtures("torchao").items() if case != "intx-4-bits"}
+    tensors, header, listed = dict[str, torch.Tensor](), dict[str, str](), list[str]()
+    for i, made in enumerate(cases.values()):
+        tensors |= {name.replace("m.", f"m{i}.", 1): tensor for name, tensor in made.tensors.items()}
+        header |= {
+            name.replace("m.", f"m{i}.", 1): text for name, text in made.header.items() if name != "tensor_names"
+        }
+        listed.append(f"m{i}.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {**header, "tensor_names": json.dumps(listed)})
+    said = next(iter(cases.values())).config
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": said}))
+    found = quantised(surgery.open_checkpoint(tmp_path)).weights
+    assert len({one.scheme for one in found.values()}) == 3 and len(found) == len(cases) == 7
+    assert all(same(load(found[name].weight), made.weight) for name, made in zip(listed, cases.values(), strict=True))

@@ -392,3 +392,18 @@ def test_what_differs_is_what_was_touched(case: Callable[[str], Case], tmp_path:
     for weight in made.row.touched if way != "requantize" else ():
         was, now = made.decoded[weight].float(), made.wanted[weight].float()
         assert away[weight] == pytest.approx(float((now - was).norm() / was.norm()), rel=0.02)
+
+
+@pytest.mark.parametrize("pattern", [r".*\.q_proj\.weight", r".*\.q_proj\.(qweight|weight_packed)", r".*\.q_proj\..*"])
+@pytest.mark.parametrize("name", ["gptq", "awq-gemv", "int4", "nvfp4"])
+def test_a_weight_is_asked_for_by_its_name_or_that_of_a_part(
+    case: Callable[[str], Case], tmp_path: Path, name: str, pattern: str
+) -> None:
+    """And one of which nothing differs is not told, whichever of its parts the pattern leaves out."""
+    made = case(name)
+    out = made.merged(tmp_path / "out", requantize=True, lossy=True)
+    found = surgery.diff(made.base, out, tensors=pattern)
+    weight = f"{ATTENTION}.q_proj.weight"
+    assert [change.name for change in found.decoded] == [weight]
+    assert [change.name for change in found.changed] == [made.row.part(weight, made.row.codes)]
+    assert len(found.identical) == 2 * len(made.quantised[weight]) - 1 and not found.only_a and not found.only_b
