@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...errors import AdapterError, NotSupported
+from ...errors import AdapterError, NotSupported, listed
 from ...lazy.tensor import Tensor, narrow, permute, reshape
+from ...names import is_called
 from ..peft import Adapter
 from .format import Format, Found, Said, grouped, pair_of, strangers, told_alpha
 from .lora import is_embedding, lora_adapter
@@ -57,6 +58,7 @@ def read(found: Found, said: Said) -> Adapter:
     if (found.config and bool(dora) != (kind == "dora")) or (dora and dora != modules.keys()):
         what = f"{len(dora)} of {len(modules)} modules have DoRA's magnitudes, and fine_tune_type is {kind!r}"
         raise AdapterError(what, where=[found.path], help="config and file are not of one training; restore them")
+    _check_aimed_at(found, modules)
     lora: dict[str, dict[str, Tensor]] = {}
     names, ranks = dict[str, str](), dict[str, tuple[int, float | None]]()
     for module, parts in modules.items():
@@ -65,6 +67,22 @@ def read(found: Found, said: Said) -> Adapter:
             names |= {f"{name}.{part}": f"{module}.{_FILE[part]}" for part in made}
     tied = any(map(is_embedding, lora))  # its embedding is the head with what LoRA adds, too, where they are one
     return lora_adapter(found, TOOL, lora, names, ranks, use_dora=bool(dora), ensure_weight_tying=tied)
+
+
+def _check_aimed_at(found: Found, modules: Iterable[str]) -> None:
+    """Raise AdapterError for LoRA on modules, or in more layers, than the config speaks of: MLX passes over them."""
+    said = found.config.get("lora_parameters")
+    keys, layers = said.get("keys") if isinstance(said, Mapping) else None, found.config.get("num_layers")
+    lost = [one for one in modules if isinstance(keys, list) and keys and not is_called(one, map(str, keys))]
+    numbers = {number[0] for one in modules if (number := re.search(r"(?<=layers\.)\d+(?=\.)", one))}
+    if lost:
+        rows = [found.path, *listed(sorted(lost)), f"keys = {keys!r}"]
+        tip = "MLX would pass over them: restore adapter_config.json from the training"
+        raise AdapterError("lora_parameters does not aim at modules that the adapter has LoRA on", where=rows, help=tip)
+    if isinstance(layers, int) and not isinstance(layers, bool) and 0 <= layers < len(numbers):
+        rows = [found.path, f"num_layers = {layers}"]
+        tip = "MLX would pass over the first ones: restore adapter_config.json from the training"
+        raise AdapterError(f"the adapter has LoRA in {len(numbers)} layers", where=rows, help=tip)
 
 
 _FILE = {

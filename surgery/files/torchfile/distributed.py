@@ -24,6 +24,7 @@ from ..tiles import Tile, joined
 from ..window import Window
 from .archive import read_archive
 from .parts import chosen
+from .reader import ENDINGS
 from .records import Call, Global, Leaf, read_pickle
 from .storages import Unreadable, described, sizes_of
 from .strided import strided
@@ -53,7 +54,10 @@ class Lies:
 
 def is_distributed(folder: Folder) -> bool:
     """Whether the folder holds such a checkpoint."""
-    return folder.has(METADATA) and any(name.endswith(".distcp") for name in folder.names())
+    names = folder.names()
+    return folder.has(METADATA) and (
+        any(name.endswith(".distcp") for name in names) or not any(name.endswith(ENDINGS) for name in names)
+    )
 
 
 def read_distributed(folder: Folder, key: str) -> Opened:

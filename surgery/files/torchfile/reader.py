@@ -10,6 +10,7 @@ from typing import Any, cast
 from ...errors import FormatError, LayoutError, NotSupported, listed
 from ...lazy.tensor import File, Stored, Tensor, stored
 from ..opening import regular
+from ..strict import POINTER, pointed
 from .archive import Place, read_archive
 from .legacy import BEGIN, is_legacy, read_legacy
 from .parts import Chosen, chosen
@@ -76,6 +77,8 @@ def raw_of(path: str) -> Raw:
                 root = read_pickle(archive.pickle, f"{path}: data.pkl")
             elif is_legacy(begin):
                 root, archive = read_legacy(stream, status.st_size, path, _widths)
+            elif begin.startswith(POINTER):
+                raise pointed(lambda what: FormatError(what, where=[path]))
             else:
                 tip = "torch writes a zip since 1.6; a tar of before 0.1.10 has to be loaded and saved again"
                 raise FormatError("the file is none that torch saved", where=[path], help=tip)

@@ -179,3 +179,19 @@ def test_a_model_with_such_names_stays_a_model(llama: tuple[Path, torch.Tensor],
     shutil.copytree(saved("llama"), tmp_path / "m")
     save_file(load_file(llama[0] / "adapters.safetensors"), tmp_path / "m/model.safetensors")
     assert isinstance(surgery.open_any(tmp_path / "m"), surgery.Checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"lora_parameters": {**CONFIG["lora_parameters"], "keys": ["self_attn.v_proj"]}}, "does not aim at modules"),  # type: ignore[dict-item]
+        ({"num_layers": 1}, "LoRA in 3 layers"),
+    ],
+)
+def test_what_mlx_would_pass_over_is_refused(
+    said: dict[str, object], what: str, llama: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama[0], tmp_path / "a"))
+    (folder / "adapter_config.json").write_text(json.dumps({**CONFIG, **said}))
+    with pytest.raises(AdapterError, match=what):
+        surgery.open_adapter(folder)

@@ -182,6 +182,12 @@ FILES: dict[str, bytes] = {
 }
 
 
+def test_a_pointer_of_git_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+    with pytest.raises(SurgeryError, match="Git LFS pointer"):
+        read_torch(str(tmp_path / "x.bin"))
+
+
 def test_there_are_enough_of_them() -> None:
     assert len(FILES) >= 60
 
