@@ -51,7 +51,13 @@ def check_conserved(checkpoint: Checkpoint) -> None:
                         count(child)
                 case Product(by=by):  # the other one is a base, which arrives by itself
                     count(by)
-                case Before() | Restored() | Decoded() | Encoded() | Fresh() | Made() as leaf:
+                case Before(after=after) as leaf:
+                    count(after)
+                    own = set(stored(after))  # a turn reads what was written once more
+                    for child in children(leaf)[1:]:
+                        if not set(stored(child)) <= own:
+                            count(child)
+                case Restored() | Decoded() | Encoded() | Fresh() | Made() as leaf:
                     for child in children(leaf):
                         count(child)
 
