@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("imports") / "adapter", {"model.layers.0.self_attn.o_proj": (64, 64)})
+
+
+def test_every_package_is_installed() -> None:
+    """An editable install finds those, too, that a wheel would lack."""
+    here = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("*.py")}
+    said = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {*said} == {*here, "surgery_cli"}
 
 
 def test_importing_surgery_loads_nothing_heavy() -> None:
