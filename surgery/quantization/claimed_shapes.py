@@ -55,7 +55,7 @@ def check_claimed(source: Source, claims: Mapping[str, tuple[str, Shape]]) -> No
 
 def _kind(name: str) -> str:
     """A name without the numbers of layers."""
-    return re.sub(r"\d+", "#", name)
+    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
 
 
 def _usual(claims: Mapping[str, tuple[str, Shape]]) -> Mapping[str, Mapping[int, Shape]]:

@@ -580,12 +580,8 @@ def test_refuses_ranks_and_alphas_that_are_no_numbers(
 
 def test_refuses_patterns_that_are_no_regular_expressions(saved: Callable[..., Path], tmp_path: Path) -> None:
     folder = edited(adapter("llama", tmp_path / "a"), {"alpha_pattern": {"(": 3}})
-    check_refused(
-        saved("llama"),
-        folder,
-        SurgeryError,
-        "`(` is not a regular expression: missing ), unterminated subpattern at position 0",
-    )
+    what = "alpha_pattern has a regular expression that is none: missing ), unterminated subpattern at position 0"
+    check_refused(saved("llama"), folder, AdapterError, what)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
