@@ -176,9 +176,7 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         checkpoint = _indexed(folder, weights)
     else:
         checkpoint = _bare(folder, [weights] if isinstance(weights, str) else weights)
-    if name and not folder.has("config.json"):  # the folder is no input, so that an output may lie in it
-        return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
-    return _with_files(checkpoint, folder)
+    return _beside_files(checkpoint, folder, name)
 
 
 def _foreign(folder: Folder, name: str) -> Checkpoint | None:
@@ -202,9 +200,14 @@ def _foreign(folder: Folder, name: str) -> Checkpoint | None:
         index_metadata=found.index_metadata,
         notes=(f"read as data, and nothing of it was run: {found.what}", *found.notes),
     )
-    if name and not folder.has("config.json"):
+    return _beside_files(checkpoint, folder, name, found.own)
+
+
+def _beside_files(checkpoint: Checkpoint, folder: Folder, name: str, own: Collection[str] = ()) -> Checkpoint:
+    """The checkpoint with the rest of its folder, unless it is a file alone."""
+    if name and not folder.has("config.json"):  # the folder is no input, so that an output may lie in it
         return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
-    return _with_files(checkpoint, folder, found.own)
+    return _with_files(checkpoint, folder, own)
 
 
 def of_adapter(adapter: Adapter) -> Checkpoint:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..errors import NotSupported
 from ..evaluation.read import sha256
 from ..lazy.tensor import Input, Tensor
 from .folder import Folder
 from .safetensors import tensors_of
-from .torchfile.reader import ENDINGS, read_torch
+from .torchfile.reader import ENDINGS, check_here, read_torch
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,7 @@ def read_weights(folder: Folder, name: str) -> Weights:
         file = replace(file, digest=sha256(file), whole=True)
         tensors = tensors_of(file, header)
         return Weights(Input("adapter", folder.at(name), (file,), tensors), tensors, header.metadata)
-    if folder.file(name).remote:
-        tip = "fetch it first, with hf download, and pass the folder"
-        raise NotSupported("files that torch saved are not read from the Hub", where=[folder.at(name)], help=tip)
-    found = read_torch(folder.file(name).path)
+    found = read_torch(check_here(folder, name).path)
     file = replace(found.file, digest=sha256(found.file), whole=True)
     notes = (f"{folder.at(name)} was read as data, and nothing of it was run", *found.notes)
     return Weights(Input("adapter", folder.at(name), (file,), found.leaves, found.partly), found.tensors, None, notes)

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..lazy.tensor import File, Stored, Tensor
 
+SHARD = "model.safetensors"  # where the tensors of a format would lie that has no shards of its own
+
 
 @dataclass(frozen=True)
 class Opened:

@@ -14,14 +14,13 @@ from typing import Any
 from ..errors import FormatError, LayoutError, listed
 from ..lazy.tensor import Stored, Tensor
 from .folder import Folder
-from .opened import Opened
+from .opened import SHARD, Opened
 from .safetensors import Header, tensors_of
 from .strict import parse_object
 from .tiles import Tile, joined
 
 INFO = "DCP_SHARDING_INFO"
 _CALLED = "shard-"
-SHARD = "model.safetensors"
 
 
 def read_spread(folder: Folder) -> Opened | None:

@@ -287,7 +287,7 @@ class Product(_Sized):
 
 @dataclass(frozen=True, slots=True)
 class Made(_Sized):
-    """What the rule of this name in `evaluation/rules.py` makes of small tensors and numbers, computed whole, in
+    """What the rule of this name in `evaluation/rules/` makes of small tensors and numbers, computed whole, in
     float64, before all else, and rounded to float32.
     """
 

@@ -11,13 +11,15 @@ packed, lie within the file, and share nothing. Source: torch 2.13, torch/serial
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ...errors import FormatError
 from .records import MOST_BYTES
+
+if TYPE_CHECKING:
+    import zipfile
 
 _LOCAL = 30  # bytes of an entry's own header before its name
 PICKLE = "data.pkl"
@@ -50,6 +52,8 @@ def read_archive(stream: IO[bytes], size: int, where: str, *, begin: int = 0) ->
     def bad(what: str, help: str = "the file is damaged; fetch it again") -> FormatError:
         return FormatError(f"the zip is wrong: {what}", where=[where], help=help)
 
+    import zipfile
+
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
@@ -80,6 +84,8 @@ def read_archive(stream: IO[bytes], size: int, where: str, *, begin: int = 0) ->
 
 def _place(stream: IO[bytes], entry: zipfile.ZipInfo, size: int, bad: object) -> Place:
     """Where an entry's bytes lie: its own header says how long its name and what follows that are."""
+    import zipfile
+
     assert callable(bad)
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise bad(f"{entry.filename} is packed", _ONLY)

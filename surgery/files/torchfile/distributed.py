@@ -12,26 +12,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
-from ...errors import FormatError, LayoutError, NotSupported, listed
+from ...errors import FormatError, LayoutError, NotSupported
 from ...lazy.tensor import File, Tensor, stored
 from ..folder import Folder
-from ..opened import Opened
+from ..opened import SHARD, Opened
 from ..opening import regular
 from ..tiles import Tile, joined
 from ..window import Window
 from .archive import read_archive
 from .parts import chosen
-from .reader import ENDINGS
+from .reader import ENDINGS, check_here
 from .records import Call, Global, Leaf, read_pickle
 from .storages import Unreadable, described, sizes_of
 from .strided import strided
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint."
-SHARD = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +62,8 @@ def is_distributed(folder: Folder) -> bool:
 def read_distributed(folder: Folder, key: str) -> Opened:
     """The model in it, or what lies under `key`. Raises FormatError, NotACheckpoint, NotSupported."""
     where = folder.at(METADATA)
-    if folder.file(METADATA).remote:
-        tip = "fetch it first, with hf download, and pass the folder"
-        raise NotSupported("distributed checkpoints are not read from the Hub", where=[where], help=tip)
-    said = _state(read_pickle(folder.read(METADATA), where), "metadata.Metadata", where)
+    file, raw = check_here(folder, METADATA, "distributed checkpoints"), folder.read(METADATA)
+    said = _state(read_pickle(raw, where), "metadata.Metadata", where)
     found = chosen(_nested(said, where), where, key)
     places = dict(_places(said, where))
     tensors: dict[str, Tensor] = {}
@@ -75,17 +72,12 @@ def read_distributed(folder: Folder, key: str) -> Opened:
         for name, one in found.tensors.items():
             tensors[name] = _tensor(cast(Spread, one), places, chunks)
         files = tuple(chunks.files.values())
-    notes = list(found.notes)
-    if found.beside:
-        notes.append(f"left out, since it is no part of the model: {', '.join(listed(list(found.beside), 5))}")
     own = {METADATA, *(name for name in folder.names() if name.endswith(".distcp"))}
     leaves = {f"{name}[{i}]": leaf for name, tensor in tensors.items() for i, leaf in enumerate(stored(tensor))}
-    metadata = folder.file(METADATA)
-    digest = hashlib.sha256(folder.read(METADATA)).hexdigest()
-    files = (File(metadata.path, metadata.size, metadata.mtime_ns, digest), *files)
+    files = (replace(file, digest=hashlib.sha256(raw).hexdigest()), *files)
     return Opened(
         "a distributed checkpoint of torch's", files, tensors, dict.fromkeys(tensors, SHARD), leaves, frozenset(own),
-        notes=tuple(notes),
+        notes=tuple(found.told()),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ..index import Index, parse_index
 from ..opened import Opened
 from .distributed import is_distributed, read_distributed
 from .ranks import ranks_in, read_ranks
-from .reader import ENDINGS, TorchFile, is_torch, read_torch
+from .reader import ENDINGS, TorchFile, check_here, is_torch, read_torch
 
 INDEX = ".bin.index.json"
 _KEY: ContextVar[str] = ContextVar("key", default="")
@@ -105,11 +105,7 @@ def _check_whole(folder: Folder, name: str) -> None:
 
 
 def _read(folder: Folder, name: str) -> TorchFile:
-    file = folder.file(name)
-    if file.remote:
-        what = "files that torch saved are not read from the Hub"
-        raise NotSupported(what, where=[folder.at(name)], help="fetch it first, with hf download, and pass the folder")
-    return read_torch(file.path, key=_KEY.get())
+    return read_torch(check_here(folder, name).path, key=_KEY.get())
 
 
 def _check_index(folder: Folder, name: str, index: Index, held: Mapping[str, TorchFile]) -> None:

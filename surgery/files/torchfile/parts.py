@@ -36,6 +36,14 @@ class Chosen:
     beside: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def told(self, of: str = "") -> list[str]:
+        """The notes, and one on what was left out, of the file called `of`."""
+        notes = list(self.notes)
+        if self.beside:
+            which, left = f" of {of}" if of else "", listed(list(self.beside), 5)
+            notes.append(f"left out{which}, since it is no part of the model: {', '.join(left)}")
+        return notes
+
 
 def chosen(root: Any, where: str, key: str = "") -> Chosen:
     """The model in what a file holds, or what lies under `key` there, names with dots between them; `ALL`: all of it.

@@ -17,14 +17,13 @@ from typing import Any
 from ...errors import FormatError, LayoutError, NotSupported, listed
 from ...lazy.tensor import Stored, Tensor, concat, stored
 from ..folder import Folder
-from ..opened import Opened
+from ..opened import SHARD, Opened
 from .parts import chosen
 from .reader import Raw, raw_of, tensor_of
 from .records import Call, Global, Leaf
 from .storages import Described, Unreadable, described, sizes_of
 
 CALLED = re.compile(r"(?P<stem>model_|model_states_|)world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
-SHARD = "model.safetensors"
 _PLACEMENTS = "torch.distributed.tensor.placement_types"
 
 
@@ -62,14 +61,11 @@ def read_ranks(folder: Folder, files: Mapping[int, str], key: str) -> Opened:
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors[name] = _whole(name, [one.tensors[name] for one in found], raws)
-    notes = list(found[0].notes)
-    if found[0].beside:
-        notes.append(f"left out, since it is no part of the model: {', '.join(listed(list(found[0].beside), 5))}")
     leaves: dict[str, Stored] = {f"{n}[{i}]": leaf for n, t in tensors.items() for i, leaf in enumerate(stored(t))}
     own = frozenset(name for name in folder.names() if "world_size_" in name and name.endswith(".pt"))
     whole = tuple(raw.file for raw in raws)
     what = f"the files of {len(files)} ranks"
-    return Opened(what, whole, tensors, dict.fromkeys(tensors, SHARD), leaves, own, notes=tuple(notes))
+    return Opened(what, whole, tensors, dict.fromkeys(tensors, SHARD), leaves, own, notes=tuple(found[0].told()))
 
 
 def _whole(name: str, held: Sequence[Leaf], raws: Sequence[Raw]) -> Tensor:

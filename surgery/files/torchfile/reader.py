@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from ...errors import FormatError, LayoutError, NotSupported, listed
 from ...lazy.tensor import File, Stored, Tensor, stored
+from ..folder import Folder
 from ..opening import regular
 from ..strict import POINTER, pointed
 from .archive import Place, read_archive
@@ -35,6 +36,15 @@ class TorchFile:
     partly: frozenset[str]
     notes: tuple[str, ...]
     shared: tuple[tuple[str, ...], ...]  # names of tensors that are the same bytes
+
+
+def check_here(folder: Folder, name: str, what: str = "files that torch saved") -> File:
+    """The file of that name, which is on this machine. Raises NotSupported for one on the Hub."""
+    file = folder.file(name)
+    if file.remote:
+        tip = "fetch it first, with hf download, and pass the folder"
+        raise NotSupported(f"{what} are not read from the Hub", where=[folder.at(name)], help=tip)
+    return file
 
 
 def is_torch(path: str) -> bool:
@@ -111,17 +121,14 @@ def _made(raw: Raw, found: Chosen) -> TorchFile:
         tensors[name], leaves[name] = tensor, next(stored(tensor))
         if leaves[name].size != tensor.size:
             partly.add(name)
-    notes, called = list(found.notes), os.path.basename(raw.file.path)
-    if found.beside:
-        beside = ", ".join(listed(list(found.beside), 5))
-        notes.append(f"left out of {called}, since it is no part of the model: {beside}")
     if found.unreadable:
         rows = [f"{name} ({why})" for name, why in found.unreadable.items()]
         tip = "save it as ordinary tensors, with torch"
         raise NotSupported(
             "tensors of the file cannot be told as bytes", where=[raw.file.path, *listed(rows)], help=tip
         )
-    return TorchFile(raw.file, tensors, leaves, frozenset(partly), tuple(notes), _shared(described))
+    notes = tuple(found.told(os.path.basename(raw.file.path)))
+    return TorchFile(raw.file, tensors, leaves, frozenset(partly), notes, _shared(described))
 
 
 def _shared(found: Mapping[str, Described]) -> tuple[tuple[str, ...], ...]:

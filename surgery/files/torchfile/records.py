@@ -7,7 +7,6 @@ dictionary that says a key twice, and more opcodes or bytes than any checkpoint 
 
 from __future__ import annotations
 
-import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -96,6 +95,8 @@ def read_pickle_from(stream: IO[bytes], where: str) -> Any:
         return FormatError(
             f"the pickle is wrong: {what}", where=[where], help="the file is damaged, or no checkpoint; fetch it again"
         )
+
+    import pickletools
 
     machine = _Machine(bad)
     try:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ...errors import LayoutError
 from ...lazy.dtypes import Dtype
-from ...lazy.tensor import File, Shape, Stored, Tensor, concat, narrow, permute, reshape
+from ...lazy.tensor import File, Reshape, Shape, Stored, Tensor, concat, narrow, permute, reshape
 
 
 def strided(file: File, at: int, nbytes: int, dtype: Dtype, offset: int, shape: Shape, strides: Shape) -> Tensor:
@@ -66,8 +66,6 @@ def _shaped(tensor: Tensor, lead: Shape, dims: Sequence[tuple[int, int]]) -> Ten
 
 def _at_once(tensor: Tensor) -> Tensor:
     """A stored tensor under its own shape where movement only renamed it."""
-    from ...lazy.tensor import Reshape
-
     match tensor:
         case Reshape(Stored(dtype, _, file, offset), shape):
             return Stored(dtype, shape, file, offset)
