@@ -40,8 +40,8 @@ class Chosen:
         """The notes, and one on what was left out, of the file called `of`."""
         notes = list(self.notes)
         if self.beside:
-            which, left = f" of {of}" if of else "", listed(list(self.beside), 5)
-            notes.append(f"left out{which}, since it is no part of the model: {', '.join(left)}")
+            which, left = f" of {of}" if of else "", ", ".join(listed(list(self.beside), 5))
+            notes.append(f"left out{which}, since it is no part of the model: {left}")
         return notes
 
 
