@@ -33,3 +33,4 @@ class Opened:
     index_name: str = ""  # as it is, or would be, called; empty: by the stem
     index: bytes = b""  # the index file as it was opened
     metadata: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # `__metadata__` by shard
+    made: Mapping[str, bytes] = field(default_factory=dict)  # files beside it, of what it says of the model
