@@ -17,6 +17,8 @@ from ..opened import Opened
 from .distributed import is_distributed, read_distributed
 from .ranks import ranks_in, read_ranks
 from .reader import ENDINGS, TorchFile, check_here, is_torch, read_torch
+from .zero.places import place_of
+from .zero.reader import read_zero
 
 INDEX = ".bin.index.json"
 _KEY: ContextVar[str] = ContextVar("key", default="")
@@ -46,8 +48,16 @@ def read_foreign(folder: Folder, name: str) -> Opened | None:
         return read_distributed(folder, _KEY.get())
     if not name and (ranks := ranks_in(folder)) and not folder.file(ranks[0]).remote:
         return read_ranks(folder, ranks, _KEY.get())
+    if not name and (place := zero_in(folder)) is not None:
+        return read_zero(folder, place, _KEY.get())
     files = pickled(folder, name)
     return read_model(folder, files) if files else None
+
+
+def zero_in(folder: Folder) -> str | None:
+    """Where the folder holds a checkpoint of DeepSpeed's, unless weights that were joined already lie beside it."""
+    joined = any(name in _PREFERRED or name.endswith(INDEX) for name in folder.names())
+    return None if joined else place_of(folder)
 
 
 def pickled(folder: Folder, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import FormatError, NotACheckpoint, listed
 from .records import Call, Leaf
@@ -24,6 +24,7 @@ _COUNTERS = re.compile(r".*(step|epoch|iter|loss|lr|count|time|seed|token|sample
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _OF_MODULES = {"_parameters", "_buffers", "_modules"}  # in whole modules that were pickled: no part of a name
 _DEPTH = 64
+T = TypeVar("T")
 ALL = "."  # the key of all that is in a file
 
 
@@ -68,10 +69,17 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
         why = listed([f"{name}: {reason}" for name, reason in unreadable.items()])
         raise NotACheckpoint("no tensor is in the file", where=[where, *why], help="pass a file with a model's weights")
     notes = [f"read from the key {'.'.join(path)}"] if path and not key else []
-    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in found)), None):
-        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    named, unwrapping = unwrapped(found)
+    return Chosen(named, unreadable, tuple(beside), (*notes, *unwrapping))
+
+
+def unwrapped(found: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
+    """The tensors without what wrappers put before all names; with a note on each."""
+    named, notes = dict(found), list[str]()
+    while named and (wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in named)), None)):
+        named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
         notes.append(f"all names began with {wrapper}, which a wrapper put there: taken off")
-    return Chosen(found, unreadable, tuple(beside), tuple(notes))
+    return named, notes
 
 
 def _to_model(root: Any, where: str) -> list[str]:
