@@ -44,7 +44,8 @@ class Optimizer:
     """What a file of optimizer states says: the rank's part of each flat vector.
 
     `stage` is None where none is said: a bf16 optimizer, laid out as stage 1. `paddings` follow each weight in the
-    vectors; `slices` say where weights begin in this rank's part, and how much of them is there, where they are `in_order`.
+    vectors; `slices` say where weights begin in this rank's part, and how much of them is there: of the vectors as they
+    are where they are `in_order`.
     """
 
     raw: Raw
@@ -54,7 +55,7 @@ class Optimizer:
     vectors: tuple[Described, ...]
     paddings: tuple[tuple[int, ...], ...] | None
     slices: tuple[Mapping[str, tuple[int, int]], ...]
-    in_order: bool  # what the slices say is of the vectors as they are
+    in_order: bool
     base: Any  # the state of the optimizer within: records
 
 
