@@ -1,4 +1,4 @@
-"""What a file, or a set of files, of another format than safetensors holds: names -> lazy tensors over stored bytes."""
+"""What a file, or a set of files, of any format holds: names -> lazy tensors over stored bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Opened:
     weights lie in, or that belong to them: nothing of that is carried along.
     """
 
-    what: str  # the format, in words
+    what: str  # the format, in words; empty: safetensors
     files: tuple[File, ...]
     tensors: Mapping[str, Tensor]
     shards: Mapping[str, str]
@@ -30,3 +30,6 @@ class Opened:
     notes: tuple[str, ...] = ()
     stem: str = "model"
     index_metadata: Mapping[str, Any] = field(default_factory=dict)
+    index_name: str = ""  # as it is, or would be, called; empty: by the stem
+    index: bytes = b""  # the index file as it was opened
+    metadata: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # `__metadata__` by shard
