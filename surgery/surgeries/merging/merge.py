@@ -20,6 +20,7 @@ from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
+from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
@@ -263,7 +264,7 @@ def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
     """What the history says of an adapter; its name where it lies in a place of its own."""
     name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
     told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
-    told |= {key: adapter.format[key] for key in ("format", "alpha", "enable_lora") if key in adapter.format}
+    told |= {key: adapter.format[key] for key in TOLD if key in adapter.format}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 
