@@ -4,6 +4,7 @@ quantize, rename, drop, layers; and clean.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,14 +23,27 @@ PANEL = "Edit"
 
 
 @app.command(rich_help_panel=PANEL)
-@needing("max_shard_size")
+@writing_options
 def reshard(model: Model, *, options: Writing) -> None:
-    """Write the same tensors into other shards: [bold]--max-shard-size 5GB[/bold], [bold]--balanced[/bold]."""
+    """Write the same tensors into other shards, of 5GB if [bold]--max-shard-size[/bold] does not say otherwise;
+    [bold]--balanced[/bold].
+    """
+    import surgery
+    from surgery.planning.sharding import DEFAULT
+
+    sized = replace(options, max_shard_size=options.max_shard_size or DEFAULT)
+    written(lambda: surgery.open_checkpoint(model), sized)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def convert_files(model: Model, *, options: Writing) -> None:
+    """Write the weights of any files that are opened as safetensors, and nothing else: [bold].bin[/bold],
+    [bold].pt[/bold], distributed checkpoints. The report names what is left behind.
+    """
     import surgery
 
-    if not options.max_shard_size:
-        raise typer.BadParameter("reshard needs it", param_hint="--max-shard-size")
-    written(lambda: surgery.open_checkpoint(model), options)
+    written(lambda: surgery.convert_files(surgery.open_checkpoint(model)), options)
 
 
 @app.command(rich_help_panel=PANEL)

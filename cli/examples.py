@@ -8,6 +8,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": ("surgery verify merged --base base --adapter adapter",),
     "demo": ("surgery demo play",),
     "reshard": ("surgery reshard base -o out --max-shard-size 5GB",),
+    "convert-files": ("surgery convert-files checkpoint.pt -o out", "surgery convert-files dcp -o out"),
     "convert": ("surgery convert base -o llama --as llama",),
     "dequantize": ("surgery dequantize base-fp8 -o base-bf16",),
     "quantize": ("surgery quantize base -o base-nf4 --scheme nf4",),

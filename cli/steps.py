@@ -70,6 +70,10 @@ def _adapter(one: Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(part for part in said if part)})"
 
 
+def _convert_files(step: Step) -> str:
+    return f"convert-files: {step['from']}"
+
+
 def _split(step: Step) -> str:
     return _line(
         "split", *(f"{m['count']} × {m['fused']} into {_some(m['parts'])} ({m['layout']})" for m in step["modules"])
@@ -158,6 +162,7 @@ def _unmerge(step: Step) -> str:
 
 WORDS: Mapping[str, Callable[[Step], str]] = {
     "cast": _cast,
+    "convert_files": _convert_files,
     "combine": _combine,
     "convert": _convert,
     "convert_adapter": _convert_adapter,

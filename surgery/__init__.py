@@ -54,6 +54,7 @@ from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
+from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.injecting.inject import inject
@@ -109,6 +110,7 @@ __all__ = [
     "combine",
     "convert",
     "convert_adapter",
+    "convert_files",
     "dequantize",
     "diff",
     "drop",

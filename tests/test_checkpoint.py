@@ -506,7 +506,12 @@ def test_weights_of_other_formats_are_left_out_by_name(tmp_path: Path, name: str
     top = name.partition("/")[0]
     named = f"{top}/" if top in ("original", ".git", ".cache") else name
     assert checkpoint.files == {}
-    assert checkpoint.notes == (f"left out, since they would still hold the old weights: {named}",)
+    why = (
+        "they are a training's state"
+        if name in ("optimizer.pt", "rng_state.pth")
+        else "they would still hold the old weights"
+    )
+    assert checkpoint.notes == (f"left out, since {why}: {named}",)
 
 
 NESTED = {
