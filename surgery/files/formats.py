@@ -18,6 +18,7 @@ from .opened import Opened
 from .peft import CONFIG as ADAPTER_CONFIG
 from .shards import read_safetensors
 from .spread_safetensors import read_spread
+from .torchfile.consolidated import read_consolidated
 from .torchfile.model import read_dcp, read_deepspeed, read_files, read_rank_files
 
 SAFETENSORS = ".safetensors"
@@ -37,6 +38,7 @@ FORMATS = (
     Format(read_dcp),
     Format(read_rank_files),
     Format(read_deepspeed),
+    Format(read_consolidated),
     Format(read_files),
 )
 
