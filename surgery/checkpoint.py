@@ -178,7 +178,8 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         format=found.what,
         scattered=len(found.files) > 1 and set(found.shards.values()) == {SHARD},
     )
-    return _beside_files(checkpoint, folder, name, found.own)
+    made = _beside_files(checkpoint, folder, name, found.own)
+    return replace(made, files={**found.made, **made.files}) if found.made else made
 
 
 def _check_weights(folder: Folder, name: str) -> None:
@@ -272,7 +273,7 @@ def _told_left(left: Sequence[str]) -> list[str]:
     training = [path for path in left if is_litter(path.rpartition("/")[2])]
     weights = [path for path in left if path not in training]
     kinds = (("they would still hold the old weights", weights), ("they are a training's state", training))
-    return [f"left out, since {why}: {', '.join(listed(paths))}" for why, paths in kinds if paths]
+    return [f"left out, since {why}: {series(listed(paths))}" for why, paths in kinds if paths]
 
 
 def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:

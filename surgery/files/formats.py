@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from ..errors import NotACheckpoint
 from .folder import Folder
+from .gguf.model import read_gguf
 from .opened import Opened
 from .peft import CONFIG as ADAPTER_CONFIG
 from .shards import read_safetensors
 from .spread_safetensors import read_spread
-from .torchfile.model import read_dcp, read_files, read_rank_files
+from .torchfile.consolidated import read_consolidated
+from .torchfile.model import read_dcp, read_deepspeed, read_files, read_rank_files
 
 SAFETENSORS = ".safetensors"
 
@@ -32,8 +34,11 @@ class Format:
 
 FORMATS = (
     Format(read_spread, of_safetensors=True),
+    Format(read_gguf),
     Format(read_dcp),
     Format(read_rank_files),
+    Format(read_deepspeed),
+    Format(read_consolidated),
     Format(read_files),
 )
 
@@ -46,7 +51,7 @@ def read_weights(folder: Folder, name: str = "") -> Opened:
     if (found := _other(folder, name)) is not None:
         return found
     if name and not name.endswith((SAFETENSORS, ".json")):
-        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
+        what, tip = "neither safetensors, nor GGUF, nor what torch saves", "pass a folder, or a file of weights"
         raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
     return read_safetensors(folder, name)
 

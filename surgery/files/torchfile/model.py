@@ -16,6 +16,8 @@ from ..opened import Opened
 from .distributed import is_distributed, read_distributed
 from .ranks import ranks_in, read_ranks
 from .reader import ENDINGS, TorchFile, check_here, is_torch, read_torch
+from .zero.places import place_of
+from .zero.reader import read_zero
 
 INDEX = ".bin.index.json"
 _KEY: ContextVar[str] = ContextVar("key", default="")
@@ -48,6 +50,13 @@ def read_rank_files(folder: Folder, name: str) -> Opened | None:
     """The files of ranks, one each; None for all else."""
     ranks = {} if name else ranks_in(folder)
     return read_ranks(folder, ranks, _KEY.get()) if ranks and not folder.file(ranks[0]).remote else None
+
+
+def read_deepspeed(folder: Folder, name: str) -> Opened | None:
+    """A checkpoint of DeepSpeed's, unless weights that were joined already lie beside it; None for all else."""
+    joined = bool(name) or any(one in _PREFERRED or one.endswith(INDEX) for one in folder.names())
+    place = None if joined else place_of(folder)
+    return read_zero(folder, place, _KEY.get()) if place is not None else None
 
 
 def read_files(folder: Folder, name: str) -> Opened | None:
@@ -106,7 +115,7 @@ def _check_whole(folder: Folder, name: str) -> None:
         if rule.fullmatch(name.rpartition("/")[2]):
             others = [one for one in folder.names() if rule.fullmatch(one)]
             if len(others) > 1 or not name.startswith("consolidated"):
-                tip = "join the parts with the program that wrote them, and pass the result"
+                tip = f"pass the folder that has all parts: {folder.path}"
                 raise NotSupported(f"the file is {what}, and is not read alone", where=[folder.at(name)], help=tip)
 
 

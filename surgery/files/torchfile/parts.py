@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import FormatError, NotACheckpoint, listed
 from .records import Call, Global, Leaf, told
@@ -25,6 +25,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.
 _OF_MODULES = ("_parameters", "_buffers", "_modules")  # where a whole module that was pickled holds its state
 _DEPTH = 64
 _LOOKED_AT = 10_000  # values in which calls are looked for
+T = TypeVar("T")
 _TIMES = 20  # names a tensor
 ALL = "."  # the key of all that is in a file
 
@@ -64,17 +65,24 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
     found, unreadable = _by_name(place, held, where)
     unreadable |= _arrays(place, held)
     idle = {_called(name): value for name, value in _entries(place) if not held.any_in(value)}
-    beside += [f"{'.'.join([*path, n])}{_not_run(v)}" for n, v in idle.items() if n not in unreadable]
+    beside += [".".join([*path, n]) + _not_run(v) for n, v in idle.items() if n not in unreadable]
     if not found:
         why = [f"{name}: {reason}" for name, reason in unreadable.items()]
         why += [f"it calls {name}, which was not run" for name in _calls(root)]
         tip = "pass a file with a model's weights"
         raise NotACheckpoint("no tensor is in the file", where=[where, *listed(why)], help=tip)
     notes = [f"read from the key {'.'.join(path)}"] if path and not key else []
-    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in found)), None):
-        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    named, unwrapping = unwrapped(found)
+    return Chosen(named, unreadable, tuple(beside), (*notes, *unwrapping))
+
+
+def unwrapped(found: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
+    """The tensors without what wrappers put before all names; with a note on each."""
+    named, notes = dict(found), list[str]()
+    while named and (wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in named)), None)):
+        named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
         notes.append(f"all names began with {wrapper}, which a wrapper put there: taken off")
-    return Chosen(found, unreadable, tuple(beside), tuple(notes))
+    return named, notes
 
 
 def _to_model(root: Any, held: _Held, where: str) -> list[str]:
@@ -262,6 +270,4 @@ def _of_module(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
 
 def _called(key: Any) -> str:
     """A key as a part of a name."""
-    if isinstance(key, str):
-        return key
-    return f"({', '.join(map(told, key))})" if isinstance(key, tuple) else told(key)
+    return key if isinstance(key, str) else told(key)

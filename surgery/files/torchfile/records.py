@@ -81,6 +81,8 @@ def told(value: Any) -> str:
             return repr(value)
         case Global() | Call(function=Global()):
             return str(value)[:100]
+        case tuple() if value and not any(isinstance(one, tuple | list | dict) for one in value[:5]):
+            return "(" + ", ".join([*map(told, value[:5]), *["…"] * (len(value) > 5)]) + ")"
     return f"a {type(value).__name__.lower()}"
 
 

@@ -160,5 +160,5 @@ def sizes_of(value: Any) -> tuple[int, ...]:
     if not isinstance(value, tuple) or len(value) > 64:
         raise Unreadable(f"{told(value)} in the place of sizes")
     if value and (set(map(type, value)) != {int} or min(value) < 0 or max(value) >= _MOST):
-        raise Unreadable(f"({', '.join(map(told, value))}) in the place of sizes")
+        raise Unreadable(f"{told(value)} in the place of sizes")
     return value
