@@ -178,7 +178,8 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         format=found.what,
         scattered=len(found.files) > 1 and set(found.shards.values()) == {SHARD},
     )
-    return _beside_files(checkpoint, folder, name, found.own)
+    made = _beside_files(checkpoint, folder, name, found.own)
+    return replace(made, files={**found.made, **made.files}) if found.made else made
 
 
 def _check_weights(folder: Folder, name: str) -> None:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 
 from ..errors import NotACheckpoint, SurgeryError, listed, series
 from .folder import Folder
+from .gguf.model import read_gguf
 from .opened import Opened
 from .peft import CONFIG as ADAPTER_CONFIG
 from .refs import has_scheme
 from .shards import read_safetensors
 from .spread_safetensors import read_spread
+from .torchfile.consolidated import read_consolidated
 from .torchfile.model import read_dcp, read_deepspeed, read_files, read_rank_files
 
 SAFETENSORS = ".safetensors"
@@ -35,9 +37,11 @@ class Format:
 
 FORMATS = (
     Format(read_spread, of_safetensors=True),
+    Format(read_gguf),
     Format(read_dcp),
     Format(read_rank_files),
     Format(read_deepspeed),
+    Format(read_consolidated),
     Format(read_files),
 )
 
@@ -50,7 +54,7 @@ def read_weights(folder: Folder, name: str = "") -> Opened:
     if (found := _other(folder, name)) is not None:
         return found
     if name and not name.endswith((SAFETENSORS, ".json")):
-        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
+        what, tip = "neither safetensors, nor GGUF, nor what torch saves", "pass a folder, or a file of weights"
         raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
     found = read_safetensors(folder, name)
     return found if name else replace(found, notes=(*found.notes, *_told_apart(folder, found)))

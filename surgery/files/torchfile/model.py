@@ -120,7 +120,7 @@ def _check_whole(folder: Folder, name: str) -> None:
         if rule.fullmatch(name.rpartition("/")[2]):
             others = [one for one in folder.names() if rule.fullmatch(one)]
             if len(others) > 1 or not name.startswith("consolidated"):
-                tip = "join the parts with the program that wrote them, and pass the result"
+                tip = f"pass the folder that has all parts: {folder.path}"
                 raise NotSupported(f"the file is {what}, and is not read alone", where=[folder.at(name)], help=tip)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from ....errors import FormatError, NotSupported, listed
 from ....lazy.dtypes import BF16, F16, F32
-from ....lazy.tensor import Tensor, in_dtype, stored
+from ....lazy.tensor import Tensor, in_dtype
 from ...folder import Folder
-from ...opened import SHARD, Opened
+from ...opened import SHARD, Opened, leaves_of
 from ..parts import chosen, unwrapped
 from ..reader import check_here, raw_of, tensor_of
 from .agreeing import MASTERS, check_copy, check_models, check_optimizers
@@ -40,7 +40,7 @@ def read_zero(folder: Folder, inside: str, key: str) -> Opened:
     named, unwrapping = unwrapped(tensors)
     stage = f", ZeRO stage {_stage(ranks[0], files)} on {len(ranks)} ranks" if ranks else ""
     opened = (*(one.raw.file for one in models), *(one.raw.file for one in ranks))
-    leaves = {f"{name}[{i}]": leaf for name, one in named.items() for i, leaf in enumerate(stored(one))}
+    leaves, partly = leaves_of(named)
     return Opened(
         f"a checkpoint of DeepSpeed's{f' in {inside}' if inside else ''}{stage}",
         opened,
@@ -48,6 +48,7 @@ def read_zero(folder: Folder, inside: str, key: str) -> Opened:
         dict.fromkeys(named, SHARD),
         leaves,
         frozenset(_own(folder, inside)),
+        partly,
         notes=(*notes, *unwrapping),
     )
 
