@@ -76,6 +76,27 @@ Key = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+
+
+def _only_component(context: typer.Context, component: str) -> str:
+    """The component counts until the command ends."""
+    if component:
+        from surgery.files.pipeline import only_component
+
+        context.with_resource(only_component(component))
+    return component
+
+
+Component = Annotated[
+    str,
+    typer.Option(
+        "--component",
+        metavar="NAME",
+        callback=_only_component,
+        help="Of a pipeline, this one alone, such as transformer or unet.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(
@@ -223,6 +244,7 @@ class Writing:
     ] = False
     follow_links: FollowLinks = False
     key: Key = ""
+    component: Component = ""
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False

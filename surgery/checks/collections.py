@@ -36,6 +36,12 @@ def held_in(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(line for row in _ROWS for line in row(checkpoint))
 
 
+def foreign_to_transformers(checkpoint: Checkpoint) -> str:
+    """What the checkpoint is, where that is a model of another library than transformers; empty for all else."""
+    found = [line for row in (_original, _timm, _open_clip, _foreign) for line in row(checkpoint)]
+    return found[0].partition(":")[0] if found else ""
+
+
 def _original(checkpoint: Checkpoint) -> list[str]:
     try:
         params = params_in(checkpoint)

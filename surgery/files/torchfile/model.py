@@ -41,6 +41,11 @@ def under_key(key: str) -> Iterator[None]:
         _KEY.reset(token)
 
 
+def key_meant() -> str:
+    """The key that was said; empty: none."""
+    return _KEY.get()
+
+
 def read_dcp(folder: Folder, name: str) -> Opened | None:
     """A distributed checkpoint of torch's; None for all else."""
     return read_distributed(folder, _KEY.get()) if not name and is_distributed(folder) else None
@@ -166,10 +171,13 @@ def _joined(folder: Folder, held: Mapping[str, TorchFile], shards: Mapping[str, 
 def _called(name: str, *, single: bool) -> str:
     """What loaders call the safetensors file in the place of one of torch's: model… for pytorch_model…"""
     leaf = name.rpartition("/")[2]
-    stem = re.sub(
-        r"^pytorch_model|^open_clip_pytorch_model", "model", leaf[: leaf.rindex(".")] if "." in leaf else leaf
+    whole = leaf[: leaf.rindex(".")] if "." in leaf else leaf
+    stem = re.sub(r"^(open_clip_|)pytorch_model", r"\1model", whole)
+    return (
+        "model.safetensors"
+        if single and not stem.startswith(("model", "diffusion", "open_clip_model"))
+        else f"{stem}.safetensors"
     )
-    return "model.safetensors" if single and not stem.startswith(("model", "diffusion")) else f"{stem}.safetensors"
 
 
 def _stem(shard: str) -> str:

@@ -57,7 +57,7 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
     for step in (s for s in key.split(".") if s) if key else _to_model(root, held, where):
         entries = {_called(name): value for name, value in _entries(place)}
         if step not in entries:
-            tip = f"keys there are {', '.join(listed(list(entries)))}"
+            tip = f"keys there are {series(listed(list(entries)))}"
             raise NotACheckpoint(f"nothing lies under the key {step}", where=[where], help=tip)
         beside += [".".join([*path, name]) for name in entries if name != step]
         place = entries[step]
