@@ -29,9 +29,8 @@ def _value(made: Made, work: Workspace) -> torch.Tensor:
     one_thread()
     inputs = []
     for tensor in made.inputs:
-        raw = bytearray(tensor.nbytes)
-        work.fill(tensor, 0, tensor.size, memoryview(raw))
-        value = torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).view(tensor.shape)
+        value = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
+        work.fill(tensor, 0, tensor.size, memoryview(value.view(-1).view(torch.uint8).numpy()).cast("B"))
         inputs.append(value.double() if value.is_floating_point() else value.long())
     value = RULES[made.rule](inputs, dict(made.numbers))
     assert value.shape == made.shape, f"`{made.rule}` made {tuple(value.shape)}, not {made.shape}"
