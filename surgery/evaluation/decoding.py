@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..lazy.tables import E2M1_CODES
 from ..lazy.tensor import Decoded, Tensor
 from .arithmetic import one_thread, torch_dtype
+from .blocks import fill_blocks
 from .packing import byte_table, in_bytes, unpack
 from .scales import SCALES, broken, check_finite, check_possible
 from .tiles import areas, columns_of
@@ -51,6 +52,9 @@ def fill_decoded(decoded: Decoded, start: int, stop: int, out: memoryview, work:
     import torch
 
     one_thread()
+    if decoded.coding.layout:
+        fill_blocks(decoded, start, stop, out, work)
+        return
     result = torch.frombuffer(out, dtype=torch_dtype(decoded.dtype))
     for at, end, area in areas(start, stop, columns_of(decoded)):
         target = result[at - start : end - start].view(area.tall, area.wide)

@@ -11,7 +11,7 @@ from ..errors import FormatError, NotSupported
 from ..evaluation.read import content
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao
+from . import auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gguf, gpt_oss, gptq, modelopt, torchao
 from .declared import FILES, places
 from .scheme import IN_16_BITS, Quantised, Scheme, Source
 
@@ -93,7 +93,7 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
             where=where,
             help=f"{IN_16_BITS}; read are {', '.join(scheme.method for scheme in READ)}",
         )
-    return NOTHING
+    return _found(gguf.SCHEME, Source(checkpoint, {}), ()) if gguf.is_gguf(checkpoint) else NOTHING
 
 
 def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:

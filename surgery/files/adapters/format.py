@@ -18,6 +18,8 @@ from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import Tensor
 from ..peft import Adapter
 
+TOLD = ("format", "key", "alpha", "enable_lora")  # what of an adapter's `format` a history tells
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

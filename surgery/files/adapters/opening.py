@@ -151,7 +151,7 @@ def _opened(
         notes.append(
             f"{', '.join(heads)} lies beside the adapter and is not merged: a head that was trained along is lost"
         )
-    told = {"format": adapter.dialect or row.tool, "why": why, "file": name, **_told(said)}
+    told = {"format": adapter.dialect or row.tool, "key": row.key, "why": why, "file": name, **_told(said)}
     partly = held.source.partly | {one for one in used if row.shared(one)}
     source = replace(held.source, files=files, tensors=used, partly=partly)
     return replace(adapter, inputs=(source,), notes=tuple(notes), format=told)

@@ -12,7 +12,7 @@ from ...lazy.tensor import File, Stored, Tensor, stored
 from ..folder import Folder
 from ..opening import regular
 from ..strict import POINTER, pointed
-from .archive import Place, read_archive
+from .archive import Bytes, Place, read_archive
 from .legacy import BEGIN, is_legacy, read_legacy
 from .parts import Chosen, chosen
 from .records import Call, Persistent, read_pickle
@@ -83,7 +83,7 @@ def raw_of(path: str) -> Raw:
             begin = stream.read(BEGIN)
             stream.seek(0)
             if begin.startswith(ZIP):
-                archive = read_archive(stream, status.st_size, path)
+                archive = read_archive(Bytes(stream.fileno(), 0, status.st_size, path))
                 root = read_pickle(archive.pickle, f"{path}: data.pkl")
             elif is_legacy(begin):
                 root, archive = read_legacy(stream, status.st_size, path, _widths)
