@@ -29,8 +29,11 @@ def _value(made: Made, work: Workspace) -> torch.Tensor:
     one_thread()
     inputs = []
     for tensor in made.inputs:
-        value = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
-        work.fill(tensor, 0, tensor.size, memoryview(value.view(-1).view(torch.uint8).numpy()).cast("B"))
+        raw = bytearray(tensor.nbytes)
+        work.fill(tensor, 0, tensor.size, memoryview(raw))
+        dtype = torch_dtype(tensor.dtype)
+        value = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        value = value.view(tensor.shape)
         inputs.append(value.double() if value.is_floating_point() else value.long())
     value = RULES[made.rule](inputs, dict(made.numbers))
     assert value.shape == made.shape, f"`{made.rule}` made {tuple(value.shape)}, not {made.shape}"
