@@ -1,9 +1,10 @@
 """The commands that write the same weights in another way, or fewer of them: reshard, convert, dequantize,
-quantize, rename, drop; and clean.
+quantize, rename, drop, layers; and clean.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,14 +23,27 @@ PANEL = "Edit"
 
 
 @app.command(rich_help_panel=PANEL)
-@needing("max_shard_size")
+@writing_options
 def reshard(model: Model, *, options: Writing) -> None:
-    """Write the same tensors into other shards: [bold]--max-shard-size 5GB[/bold], [bold]--balanced[/bold]."""
+    """Write the same tensors into other shards, of 5GB if [bold]--max-shard-size[/bold] does not say otherwise;
+    [bold]--balanced[/bold].
+    """
+    import surgery
+    from surgery.planning.sharding import DEFAULT
+
+    sized = replace(options, max_shard_size=options.max_shard_size or DEFAULT)
+    written(lambda: surgery.open_checkpoint(model), sized)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def convert_files(model: Model, *, options: Writing) -> None:
+    """Write the weights of any files that are opened as safetensors, and nothing else: [bold].bin[/bold],
+    [bold].pt[/bold], distributed checkpoints. The report names what is left behind.
+    """
     import surgery
 
-    if not options.max_shard_size:
-        raise typer.BadParameter("reshard needs it", param_hint="--max-shard-size")
-    written(lambda: surgery.open_checkpoint(model), options)
+    written(lambda: surgery.convert_files(surgery.open_checkpoint(model)), options)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -116,6 +130,30 @@ def drop(
     if not pattern:
         raise typer.BadParameter("drop needs it", param_hint="--pattern")
     written(lambda: surgery.drop(surgery.open_checkpoint(model), pattern), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def layers(
+    model: Model,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="RANGES", help="These layers alone, such as 0-15,20-31, in their order.")
+    ] = "",
+    drop: Annotated[str, typer.Option("--drop", metavar="RANGES", help="All layers but these.")] = "",
+    order: Annotated[
+        str, typer.Option("--order", metavar="RANGES", help="The layers as they are named here, repeated ones too.")
+    ] = "",
+    stack: Annotated[
+        str, typer.Option("--stack", metavar="NAME", help="Where they are, such as model.layers, if that is not clear.")
+    ] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Keep, leave out, repeat or reorder layers; config.json follows, and the class is asked."""
+    import surgery
+
+    told = {"keep": keep, "drop": drop, "order": order, "stack": stack}
+    written(lambda: surgery.layers(surgery.open_checkpoint(model), **told), options)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
+from .options import Component, Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
 from .reading import Reading
 from .running import guarded
 
@@ -24,6 +24,7 @@ def inspect(
     ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
+    component: Component = "",
     json: Json = False,
     debug: Debug = False,
     *,
@@ -38,7 +39,9 @@ def inspect(
         if not tensors:
             output.show_inspection(surgery.inspect(model, **reading.reading()), json=json)
         else:
-            found = surgery.open_any(model)
+            told = reading.reading()
+            said = any(value is not None for value in told.values())
+            found = surgery.open_adapter(model, **told) if said else surgery.open_any(model)
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
             output.show_tensors(found.path, found.tensors, weight_map, tensors, json=json)
 
@@ -46,6 +49,7 @@ def inspect(
 
 
 @app.command(rich_help_panel=PANEL)
+@writing_options
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint or an adapter.", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
@@ -54,9 +58,12 @@ def diff(
     ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
+    component: Component = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Say what differs between two checkpoints or two adapters, however they are sharded: tensors, values, config,
     files.
@@ -70,7 +77,7 @@ def diff(
 
     def body() -> None:
         with looking(shown=not json and not quiet) as on_tensor:
-            found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor)
+            found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor, **reading.reading())
         if json or not quiet:
             output.show_difference(found, json=json)
         if not found.equal:
@@ -112,6 +119,7 @@ def verify(
     ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
+    component: Component = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -11,6 +11,7 @@ from typing import Any
 
 import surgery
 from surgery.arguments import of_command_line
+from surgery.checks.components_of_adapter import told
 from surgery.checks.counted import Target
 from surgery.checks.fused_modules import FusedModules
 from surgery.checks.quantised_weights import Quantization
@@ -185,18 +186,27 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
     rows += (
         [("model", " ".join([found.model_type, *(f"({a})" for a in found.architectures)]))] if found.model_type else []
     )
+    rows += [("format", found.format)] if found.format else []
+    rows += [("holds", line) for line in found.holds]
     rows += [("tensors", f"{total.tensors}, {total.parameters:,} parameters, {size(total.nbytes)}")]
     rows += [("dtype", f"{name}: {c.tensors} tensors, {size(c.nbytes)}") for name, c in found.dtypes.items()]
     rows += [("shards", f"{len(found.shards)}: {_some([f'{n} ({size(c.nbytes)})' for n, c in found.shards.items()])}")]
-    rows += [(key, _plain(value)) for key, value in found.adapter.items()]
+    rows += [row for key, value in found.adapter.items() for row in _adapter_rows(key, value)]
     rows += [("fused", _fused(one)) for one in found.fused]
     rows += [("tied", text) for text in found.ties]
     rows += _quantised(found.quantization) if found.quantization else []
-    rows += [("targets", _targets(found.targets))] if found.targets else []
+    rows += [("targets", _targets(found.targets, 4 if "components" in found.adapter else 12))] if found.targets else []
     rows += [("files", f"{len(found.files)}: {_some(found.files, 8)}")] if found.files else []
     rows += [("history", steps.told(step)) for step in found.history]
     rows += [("note", of_command_line(note)) for note in found.notes]
     _table(rows)
+
+
+def _adapter_rows(key: str, value: Any) -> list[tuple[str, str]]:
+    """What an adapter says under this key."""
+    if key == "components":
+        return [("component", line) for line in told(value)]
+    return [(key, _plain(value))]
 
 
 def _fused(one: FusedModules) -> str:
@@ -222,8 +232,8 @@ def _quantised(found: Quantization) -> list[tuple[str, str]]:
     return [("quantised", row) for row in rows]
 
 
-def _targets(targets: Sequence[Target]) -> str:
-    return _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in targets], 12)
+def _targets(targets: Sequence[Target], shown: int = 12) -> str:
+    return _some([f"{t.name} ×{t.modules} {_shapes(t.shapes)}" for t in targets], shown)
 
 
 def show_tensors(
@@ -412,6 +422,8 @@ def _shapes(shapes: Sequence[Sequence[int]]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _some([f"{key}: {_plain(one)}" for key, one in value.items()], 8)
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -70,6 +70,10 @@ def _adapter(one: Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(part for part in said if part)})"
 
 
+def _convert_files(step: Step) -> str:
+    return f"convert-files: {step['from']}"
+
+
 def _split(step: Step) -> str:
     return _line(
         "split", *(f"{m['count']} × {m['fused']} into {_some(m['parts'])} ({m['layout']})" for m in step["modules"])
@@ -103,6 +107,11 @@ def _cast(step: Step) -> str:
 def _replicate(step: Step) -> str:
     order = step["layers"]
     return _line("replicate", f"{len(order)} layers: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
+
+
+def _layers(step: Step) -> str:
+    order = step["layers"]
+    return _line(f"layers of {step['stack']}: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
 
 
 def _combine(step: Step) -> str:
@@ -153,6 +162,7 @@ def _unmerge(step: Step) -> str:
 
 WORDS: Mapping[str, Callable[[Step], str]] = {
     "cast": _cast,
+    "convert_files": _convert_files,
     "combine": _combine,
     "convert": _convert,
     "convert_adapter": _convert_adapter,
@@ -162,6 +172,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "fuse": _fuse,
     "inject": _inject,
     "inject_into": _inject_into,
+    "layers": _layers,
     "merge": _merge,
     "quantize": _quantize,
     "rename": _rename,

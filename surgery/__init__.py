@@ -54,9 +54,11 @@ from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
 from .surgeries.convert import convert
+from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.injecting.inject import inject
+from .surgeries.layers import layers
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
@@ -108,6 +110,7 @@ __all__ = [
     "combine",
     "convert",
     "convert_adapter",
+    "convert_files",
     "dequantize",
     "diff",
     "drop",
@@ -123,6 +126,7 @@ __all__ = [
     "inject_into",
     "inspect",
     "is_adapter",
+    "layers",
     "merge",
     "open_adapter",
     "open_adapters",

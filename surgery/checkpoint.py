@@ -9,7 +9,6 @@ by name.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -20,21 +19,21 @@ from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, 
 from .evaluation.read import content
 from .files.adapters.opening import LOOKED_AT
 from .files.adapters.opening import opened as of_other_tool
+from .files.adapters.tinker import told
+from .files.beside_adapter import is_litter
 from .files.folder import Folder, PathLike, folder_at, locate
-from .files.index import Index, parse_index
+from .files.formats import read_weights
 from .files.manifest import read_manifest
+from .files.opened import SHARD
 from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
-from .files.pipeline import components_of
-from .files.safetensors import Header, tensors_of
-from .files.spread_safetensors import read_spread
-from .files.stale_index import NUMBERED, left_out, stale
+from .files.pipeline import component_meant, components_of, meant_at, only_component
+from .files.shards import index_name_of
 from .files.strict import MEND, parse_object
-from .files.torchfile.model import read_foreign, under_key
-from .lazy.tensor import File, Input, Stored, Tensor
-from .names import natural
+from .files.torchfile.model import key_meant, under_key
+from .lazy.tensor import File, Input, Tensor
 from .opened import takes_opened
 
 if TYPE_CHECKING:
@@ -43,11 +42,10 @@ if TYPE_CHECKING:
 # Weights of other formats, or of the same ones under another name: carried along, they would still be the old weights.
 OTHER_WEIGHTS = tuple(
     "*.bin *.pt *.pth *.ckpt *.h5 *.msgpack *.onnx *.onnx_data *.gguf *.ggml *.tflite *.ot *.npz *.pkl *.pickle *.nemo "
-    "*.mlmodel *.bin.index.json *.h5.index.json".split()
+    "*.mlmodel *.distcp .metadata *.bin.index.json *.h5.index.json".split()
 )
 LEFT_FOLDERS = ("original", ".git", ".cache", ".surgery")
 UNDO = ".surgery/base.undo"  # where a reversible merge keeps what its base was
-SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 # Files by which a folder is known, where they are given in its place.
 GIVEN = {
     "config.json": "the configuration of a model, and not its weights",
@@ -81,6 +79,8 @@ class Checkpoint:
     costs: Mapping[str, Any] = field(default_factory=dict)  # of a base that adapters were not trained on
     survives: float = 0.0  # share of what is added to weights that are coded again, without which a run is refused
     parts: Mapping[str, Checkpoint] = field(default_factory=dict)  # a pipeline's components, by folder, as opened
+    format: str = ""  # of the files that were opened, in words; empty: safetensors
+    scattered: bool = False  # its files are no shards: each holds pieces of all tensors
 
     def __repr__(self) -> str:
         kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
@@ -128,11 +128,13 @@ class Checkpoint:
 
 
 @takes_opened
-def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
+def open_checkpoint(path: PathLike | Folder, *, key: str = "", component: str = "") -> Checkpoint:
     """The checkpoint at `path`: a folder, one file of weights, or one index file. Reads headers only.
 
     Files that torch saved (`.bin`, `.pt`, `.pth`, `.ckpt`) are read as data: nothing that a pickle names is imported
     or called. Where one holds several sets of weights, `key` says which, with dots between its parts; ".": all.
+
+    A pipeline of diffusers is opened as one checkpoint, or, with `component`, such as "transformer", as that one alone.
 
     `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is
     then pinned to the commit that the revision means now.
@@ -140,67 +142,54 @@ def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
     Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or
     the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
-    if not key:
-        return _opened(*locate(path))
-    with under_key(key):
-        return _opened(*locate(path))
+    with under_key(key or key_meant()), only_component(component or component_meant()):
+        return _opened(*meant_at(path))
 
 
 @takes_opened
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
-    folder, name = locate(path)
+    folder, name = meant_at(path)
     if (adapter := of_other_tool(folder, name, LOOKED_AT)) is not None:
         return adapter
     if name:
         return _opened(folder, name)
-    return open_peft(folder) if is_adapter(folder) else _opened(folder)
+    return told(open_peft(folder)) if is_adapter(folder) else _opened(folder)
 
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:
     """What is in the folder, or in its file `name`."""
-    if found := _foreign(folder, name):
-        return found
-    if name and not name.endswith((".safetensors", ".json")):
-        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
-        raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
+    _check_weights(folder, name)
+    if not name and (parts := components_of(folder)):
+        return joined(folder, {part: _opened(locate(folder.at(part))[0]) for part in parts})
+    found = read_weights(folder, name)
+    said = (f"read as data, and nothing of it was run: {found.what}",) if found.what else ()
+    checkpoint = Checkpoint(
+        path=folder.path,
+        tensors=found.tensors,
+        weight_map=found.shards,
+        metadata=found.metadata or {shard: {"format": "pt"} for shard in found.shards.values()},
+        files={},
+        inputs=(Input("base", folder.path, found.files, found.leaves, found.partly),),
+        stem=found.stem,
+        index_name=found.index_name or index_name_of(found.stem),
+        index_metadata=found.index_metadata,
+        index=found.index,
+        notes=(*said, *found.notes),
+        format=found.what,
+        scattered=len(found.files) > 1 and set(found.shards.values()) == {SHARD},
+    )
+    made = _beside_files(checkpoint, folder, name, found.own)
+    return replace(made, files={**found.made, **made.files}) if found.made else made
+
+
+def _check_weights(folder: Folder, name: str) -> None:
+    """Raise NotACheckpoint for a file that is known by its name to hold no model."""
     if name in GIVEN:
         raise NotACheckpoint(f"this is {GIVEN[name]}", where=[folder.at(name)], help=f"pass its folder: {folder.path}")
     if name == ADAPTER_WEIGHTS and folder.has(ADAPTER_CONFIG):
         tip = f"pass its folder: {folder.path}"
         raise NotACheckpoint("this is the weights of an adapter, and no checkpoint", where=[folder.at(name)], help=tip)
-    if not name and (parts := components_of(folder)):
-        return joined(folder, {part: _opened(locate(folder.at(part))[0]) for part in parts})
-    weights = name or _choose(folder)
-    if isinstance(weights, str) and weights.endswith(".json"):
-        checkpoint = _indexed(folder, weights)
-    else:
-        checkpoint = _bare(folder, [weights] if isinstance(weights, str) else weights)
-    return _beside_files(checkpoint, folder, name)
-
-
-def _foreign(folder: Folder, name: str) -> Checkpoint | None:
-    """What another format than safetensors holds, where such a file is given, or nothing else is in the folder."""
-    here = folder.names() if not name else []
-    if name in GIVEN or ADAPTER_CONFIG in here:
-        return None
-    other = any(".safetensors" in one for one in here)
-    found = (read_spread(folder) if not name else None) if other else read_foreign(folder, name)
-    if found is None:
-        return None
-    checkpoint = Checkpoint(
-        path=folder.path,
-        tensors=found.tensors,
-        weight_map=found.shards,
-        metadata={shard: {"format": "pt"} for shard in found.shards.values()},
-        files={},
-        inputs=(Input("base", folder.path, found.files, found.leaves, found.partly),),
-        stem=found.stem,
-        index_name=_index_name(found.stem),
-        index_metadata=found.index_metadata,
-        notes=(f"read as data, and nothing of it was run: {found.what}", *found.notes),
-    )
-    return _beside_files(checkpoint, folder, name, found.own)
 
 
 def _beside_files(checkpoint: Checkpoint, folder: Folder, name: str, own: Collection[str] = ()) -> Checkpoint:
@@ -247,158 +236,6 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
     )
 
 
-def _choose(folder: Folder) -> str | list[str]:
-    """Which weights of a folder are meant: an index, one file, or a bare set of shards."""
-    here = sorted(folder.names(), key=natural)
-    shards = [f for f in here if f.endswith(".safetensors")]
-    indices = [f for f in here if fnmatch(f, "*.safetensors.index*.json")]
-    single = next((f for f in SINGLE if f in shards), None)
-    plain = [i for i in indices if i.endswith(".safetensors.index.json") and not i.startswith("consolidated")]
-    chosen = plain if len(plain) == 1 else indices
-    if len(chosen) > 1 or (chosen and single and single not in _read_index(folder, chosen[0]).weight_map.values()):
-        found = [*chosen, *([single] if single else [])]
-        raise NotACheckpoint(
-            f"the folder holds more than one set of weights: {series(found)}",
-            where=[folder.path],
-            help=f"loaders prefer one of them in silence; pass the one that you mean: {folder.at(found[0])}",
-        )
-    if chosen:
-        return chosen[0]
-    if single:
-        return single
-    bare = [f for f in shards if f != ADAPTER_WEIGHTS and not f.startswith("consolidated")] or [
-        f for f in shards if f.startswith("consolidated")
-    ]
-    return bare or _nothing(folder, here)
-
-
-def _nothing(folder: Folder, here: list[str]) -> list[str]:
-    """Say why a folder without safetensors is not a checkpoint, and what to do."""
-    nested = [d for d in here if any(f.endswith(".safetensors") for f in folder.names(d))]
-    if ADAPTER_CONFIG in here:
-        what = "this is an adapter, and no checkpoint"
-        tip = (
-            "where both are given, the base comes first: surgery merge BASE ADAPTER -o OUT; alone, it can be inspected"
-            " and verified"
-        )
-    elif "snapshots" in here:
-        what = "this is the root of a Hub cache entry"
-        tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
-    elif nested:
-        what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(map(folder.at, nested))
-    else:
-        what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
-    raise NotACheckpoint(what, where=[folder.path], help=tip)
-
-
-def _read_index(folder: Folder, name: str) -> Index:
-    return parse_index(folder.read(name), folder.at(name))
-
-
-def _indexed(folder: Folder, index_name: str) -> Checkpoint:
-    index = _read_index(folder, index_name)
-    where = folder.at(index_name)
-    shards = sorted(set(index.weight_map.values()), key=natural)
-    missing = [s for s in shards if not folder.has(s)]
-    if missing:
-        raise FormatError(
-            f"the index names {len(missing)} files that are not there",
-            where=[where, *listed(missing)],
-            help=stale(folder, index, index_name) or "the download is incomplete; fetch the missing files",
-        )
-    _check_set(folder, shards, where)
-    headers = _headers(folder, shards)
-    holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}
-    wrong = [(n, s) for n, s in index.weight_map.items() if n not in headers[s][1].entries]
-    if wrong:
-        rows = [f"{n}: the index says {s}, it is in {holder.get(n, 'no shard')}" for n, s in wrong]
-        raise FormatError(
-            f"the index and the shards disagree about {len(wrong)} tensors",
-            where=[where, *listed(rows)],
-            help=(
-                f"surgery reindex {folder.path} writes a right one if the shards are right; else fetch the checkpoint"
-                " again"
-            ),
-        )
-    stem, mark, variant = index_name.partition(".safetensors.index")
-    checkpoint = _made(folder, headers, f"{stem}{variant.removesuffix('.json')}" if mark else "model", index_name)
-    extra = len(holder) - len(index.weight_map)
-    notes = (f"{extra} tensors are in the shards but not in the index: kept, and indexed from now on",) if extra else ()
-    return replace(checkpoint, index_metadata=index.metadata, index=index.raw, notes=notes)
-
-
-def _check_set(folder: Folder, shards: Sequence[str], where: str) -> None:
-    """Raise FormatError for numbered shards of the set that the index names, and that it does not name."""
-    if others := left_out(folder, shards):
-        raise FormatError(
-            f"the index leaves out {len(others)} shards of its own set",
-            where=[where, *listed(others)],
-            help=f"surgery reindex {folder.path} writes one that names them; or remove them, if they are stale",
-        )
-
-
-def _bare(folder: Folder, shards: list[str]) -> Checkpoint:
-    """Shards without an index. Numbered ones must be complete."""
-    numbered = [found for shard in shards if (found := NUMBERED.fullmatch(shard))]
-    here = Counter(found.groups() for found in numbered)
-    for shard in numbered:
-        if here[shard.groups()] != int(shard["count"]):
-            raise NotACheckpoint(
-                f"{here[shard.groups()]} of {int(shard['count'])} shards were given, and no index",
-                where=[folder.at(shard[0])],
-                help="pass the folder with all of them; if some are missing there, fetch them, or the index",
-            )
-    stem = shards[0].removesuffix(".safetensors") if len(shards) == 1 else "model"
-    if numbered:
-        stem = numbered[0]["stem"].removesuffix(
-            ".safetensors"
-        )  # some tools write model.safetensors-00001-of-00002.safetensors
-    return _made(folder, _headers(folder, shards), stem, _index_name(stem))
-
-
-def _index_name(stem: str) -> str:
-    """What loaders call the index of shards called `stem`: the variant of model.fp16 comes after `.index`."""
-    head, _, variant = stem.partition(".")
-    return (
-        f"{head}.safetensors.index.{variant}.json"
-        if variant and f"{head}.safetensors" in SINGLE
-        else f"{stem}.safetensors.index.json"
-    )
-
-
-def _headers(folder: Folder, shards: list[str]) -> Mapping[str, tuple[File, Header]]:
-    headers = folder.headers(shards)
-    seen: dict[str, str] = {}
-    for shard, (_, header) in headers.items():
-        double = [n for n in header.entries if n in seen]
-        if double:
-            raise FormatError(
-                f"{len(double)} tensors are in two shards",
-                where=[folder.path, *listed([f"{n}: {seen[n]} and {shard}" for n in double])],
-                help="remove the stale shard, or pass the one file that you mean",
-            )
-        seen.update(dict.fromkeys(header.entries, shard))
-    return headers
-
-
-def _made(folder: Folder, headers: Mapping[str, tuple[File, Header]], stem: str, index_name: str) -> Checkpoint:
-    tensors: dict[str, Stored] = {}
-    weight_map: dict[str, str] = {}
-    for shard, (file, header) in headers.items():
-        tensors |= tensors_of(file, header)
-        weight_map |= dict.fromkeys(header.entries, shard)
-    return Checkpoint(
-        path=folder.path,
-        tensors=tensors,
-        weight_map=weight_map,
-        metadata={shard: header.metadata for shard, (_, header) in headers.items()},
-        files={},
-        inputs=(Input("base", folder.path, tuple(file for file, _ in headers.values()), tensors),),
-        stem=stem,
-        index_name=index_name,
-    )
-
-
 def _with_files(checkpoint: Checkpoint, folder: Folder, own: Collection[str] = ()) -> Checkpoint:
     """Everything else in the folder: carried byte for byte, but for weights that would still be the old ones, and
     those of its `own`.
@@ -424,13 +261,20 @@ def _with_files(checkpoint: Checkpoint, folder: Folder, own: Collection[str] = (
             "an undo record is here, and stays here: surgery unmerge restores the base from this folder, not from what"
             " is made of it"
         )
-    if left:
-        notes.append("left out, since they would still hold the old weights: " + ", ".join(listed(left)))
+    notes += _told_left(left)
     if run:
         notes.append(f"left out, since git would run or believe what lies there: {', '.join(listed(run))}")
     if nested:
         notes.append("carried untouched, with checkpoints of their own: " + ", ".join(f"{n}/" for n in nested))
     return replace(checkpoint, files=files, notes=tuple(notes), history=_earlier(folder))
+
+
+def _told_left(left: Sequence[str]) -> list[str]:
+    """What was left out of a folder, and why."""
+    training = [path for path in left if is_litter(path.rpartition("/")[2])]
+    weights = [path for path in left if path not in training]
+    kinds = (("they would still hold the old weights", weights), ("they are a training's state", training))
+    return [f"left out, since {why}: {series(listed(paths))}" for why, paths in kinds if paths]
 
 
 def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:
@@ -444,7 +288,7 @@ def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:
     left = [path for path in left if "/" not in path]  # a folder that is no component keeps what it has
     notes = [f"a diffusers pipeline: {series(list(parts))}", *([folder.note] if folder.note else [])]
     notes += [f"{at}: {note}" for at, part in parts.items() for note in part.notes]
-    notes += [f"left out, since they would still hold the old weights: {', '.join(listed(left))}"] if left else []
+    notes += _told_left(left)
     notes += [f"left out, since git would run or believe what lies there: {', '.join(listed(run))}"] if run else []
     return Checkpoint(
         path=folder.path,

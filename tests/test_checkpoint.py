@@ -409,7 +409,7 @@ def test_paths_that_are_nothing(tmp_path: Path) -> None:
     check_refuses(tmp_path / "nowhere", NotACheckpoint, "no such file or folder")
     filled(tmp_path, {"pytorch_model.bin": b"", "README.md": ""})
     check_refuses(tmp_path / "pytorch_model.bin", FormatError, "the file is none that torch saved")
-    check_refuses(tmp_path / "README.md", NotACheckpoint, "neither safetensors nor what torch saves")
+    check_refuses(tmp_path / "README.md", NotACheckpoint, "neither safetensors, nor GGUF, nor what torch saves")
 
 
 @pytest.mark.parametrize("indexed", [True, False])
@@ -506,7 +506,12 @@ def test_weights_of_other_formats_are_left_out_by_name(tmp_path: Path, name: str
     top = name.partition("/")[0]
     named = f"{top}/" if top in ("original", ".git", ".cache") else name
     assert checkpoint.files == {}
-    assert checkpoint.notes == (f"left out, since they would still hold the old weights: {named}",)
+    why = (
+        "they are a training's state"
+        if name in ("optimizer.pt", "rng_state.pth")
+        else "they would still hold the old weights"
+    )
+    assert checkpoint.notes == (f"left out, since {why}: {named}",)
 
 
 NESTED = {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import listed
+from ..errors import AdapterError, FormatError, listed
+from ..files.adapters.opening import open_adapter, open_adapters
+from ..files.folder import PathLike
 from ..files.peft import Adapter
 from ..models.fused.given import as_said, given_as
 from ..surgeries.cast import NAMES
@@ -43,6 +46,31 @@ def as_merged(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     )
     rows = "; ".join(f"{option} {value}" for option, value in _options(found).items() if value)
     return found, [Check("options", True, f"as the manifest has them: {rows}")] if rows else []
+
+
+def opened_as(
+    merged: Checkpoint, paths: Sequence[PathLike], beside: Sequence[PathLike] | None, said: Mapping[str, Any]
+) -> list[Adapter]:
+    """The adapters, opened as it was said; where nothing was, each as the manifest says that it was opened and merged,
+    if it tells of that one. Raises what `open_adapters` raises.
+    """
+    if beside is not None or any(value is not None for value in said.values()):
+        return open_adapters(paths, beside, **said)
+    told = [one for step in merged.history if step.get("surgery") == "merge" for one in step.get("adapters", ())]
+    return [_as_told(path, told) or open_adapter(path) for path in paths]
+
+
+def _as_told(path: PathLike, told: Sequence[Step]) -> Adapter | None:
+    """The adapter, where one of these is of the same bytes."""
+    for one in told:
+        if "key" in one:
+            with suppress(AdapterError, FormatError):  # of another format than that one
+                found = open_adapter(
+                    path, format=one["key"], alpha=one.get("alpha"), enable_lora=one.get("enable_lora")
+                )
+                if found.digest == one["digest"]:
+                    return found
+    return None
 
 
 def _since(base: Checkpoint, merged: Checkpoint) -> Sequence[Step]:

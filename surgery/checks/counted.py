@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,14 @@ def targets_of(modules: Mapping[str, Shape]) -> tuple[Target, ...]:
     """The modules with what is, or could be, added to each, by last name."""
     shapes: dict[str, Counter[Shape]] = defaultdict(Counter)
     for module, shape in modules.items():
-        parts = module.split(".")
-        last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
-        shapes[".".join(parts[last:])][shape] += 1
+        shapes[leaf_of(module)][shape] += 1
     return tuple(Target(leaf, sum(c.values()), tuple(sorted(c))) for leaf, c in sorted(shapes.items()))
+
+
+def leaf_of(module: str) -> str:
+    """A module's last name, with a number behind it; of a name that is one word, the numbers in it may be others."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return re.sub(r"(?<=_)\d+(?=_|$)", "*", module)
+    last = next((i for i in range(len(parts) - 1, -1, -1) if not parts[i].isdigit()), 0)
+    return ".".join(parts[last:])

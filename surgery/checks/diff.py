@@ -23,8 +23,9 @@ from ..evaluation.compare import identical, workspace
 from ..evaluation.measure import Measure, measure
 from ..evaluation.read import content, same_content
 from ..evaluation.workspace import Workspace
+from ..files.adapters.opening import open_adapter
 from ..files.peft import CONFIG as ADAPTER_CONFIG
-from ..files.peft import Adapter
+from ..files.peft import Adapter, is_adapter
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import File, Tensor
 from ..names import natural, select
@@ -121,15 +122,16 @@ Side = str | os.PathLike[str] | Checkpoint | Adapter
 
 
 @takes_opened
-def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = None) -> Difference:
+def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = None, **said: Any) -> Difference:
     """What differs between two checkpoints, or two adapters: opened, or their paths. Each may be sharded as it
     likes.
 
     With `tensors`, only those whose whole name matches, and no file, are compared, and of a quantised weight all that
     it is made of where its name matches, or that of a part; raises NothingMatched where none does. `on_tensor` is
-    called after each tensor. Holds a few windows of 4 MB for each core, never a whole tensor.
+    called after each tensor. What is `said` of adapters of other tools is as for `open_adapter`. Holds a few windows
+    of 4 MB for each core, never a whole tensor.
     """
-    one, other = _opened(a), _opened(b)
+    one, other = _opened(a, said), _opened(b, said)
     if (ADAPTER_CONFIG in one.files) != (ADAPTER_CONFIG in other.files):
         raise SurgeryError(
             "a checkpoint and an adapter have no tensor in common",
@@ -199,9 +201,11 @@ def _changes(
             yield name, change
 
 
-def _opened(side: Side) -> Checkpoint:
+def _opened(side: Side, said: Mapping[str, Any]) -> Checkpoint:
+    """What is compared; what is said is of adapters that do not say it themselves, as PEFT's do."""
     if isinstance(side, str | os.PathLike):
-        side = open_any(side)
+        given = any(value is not None for value in said.values()) and not is_adapter(side)
+        side = open_adapter(side, **said) if given else open_any(side)
     return of_adapter(side) if isinstance(side, Adapter) else side
 
 

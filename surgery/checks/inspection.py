@@ -26,6 +26,8 @@ from ..models.tasks import is_bare
 from ..names import natural
 from ..opened import takes_opened
 from ..surgeries.merging.own_lora import own_adapter, own_names
+from .collections import held_in
+from .components_of_adapter import components
 from .counted import Count, Target, count, targets_of
 from .fused_modules import FusedModules, fused_in
 from .quantised_weights import Quantization, quantization_in
@@ -39,6 +41,7 @@ SHOWN = (
 )  # fmt: skip
 
 
+PER_MODULE = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")  # which are counted by component
 FACTORS = ("lora_A.weight", "lora_embedding_A", "lora_B.weight", "lora_embedding_B")
 
 
@@ -64,6 +67,8 @@ class Inspection:
     files: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+    holds: tuple[str, ...] = ()  # what it is a collection of, or whose layout it has, a line each
+    format: str = ""  # of its files; empty: safetensors
 
     def __repr__(self) -> str:
         kind, total = " ".join(filter(None, (self.model_type, self.kind))), self.total
@@ -110,6 +115,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         files=tuple(sorted(checkpoint.files)),
         history=checkpoint.history,
         notes=tuple(map(in_both, (*checkpoint.notes, *unclear, *unread))),
+        holds=held_in(checkpoint),
+        format=checkpoint.format,
     )
 
 
@@ -155,7 +162,12 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     told = {key: adapter.format[key] for key in ("format", "why") if key in adapter.format}
     if told:
         shown.pop("target_modules", None)  # which are all that there are
-    return told | described(adapter) | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
+    if adapter.format.get("key") == "image":
+        told["components"] = components(adapter)
+        shown = {key: value for key, value in {**described(adapter), **shown}.items() if key not in PER_MODULE}
+    else:
+        shown = described(adapter) | shown
+    return told | shown | {"modules": len(adapter.lora), "whole_tensors": len(adapter.whole)}
 
 
 def _adapted(adapter: Adapter) -> dict[str, Shape]:

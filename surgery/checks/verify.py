@@ -18,7 +18,6 @@ from ..errors import HubError, NotSupported, SurgeryError, listed, series
 from ..evaluation.arithmetic import TORCH_NAMES
 from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
-from ..files.adapters.opening import open_adapters
 from ..files.edited import edited
 from ..files.folder import absolute, folder_at
 from ..files.manifest import read_manifest
@@ -36,7 +35,7 @@ from ..surgeries.merging.own_lora import own_adapter, own_names
 from ..surgeries.merging.quantised import way
 from ..surgeries.rename import Rule
 from ..surgeries.unmerge import unmerge
-from .as_merged import as_merged
+from .as_merged import as_merged, opened_as
 from .check import Check, Verification
 from .diff import OnTensor
 from .judgement import Verdict
@@ -87,8 +86,8 @@ def verify(
 
     With `base` and one or more of `adapter`, the merge is replayed, whoever made it, and every tensor judged:
     `proof.py` says how, and which differences are rounding. What else is told is as for `merge`; `beside`, `format`,
-    `alpha` and `enable_lora` are as for `open_adapter`, whose errors are raised. Where none is given and surgery made
-    the merge, they are read from its manifest. An adapter whose config and tensors contradict each other fails, and no
+    `alpha` and `enable_lora` are as for `open_adapter`, whose errors are raised. What is not said is read from the
+    manifest, where surgery made the merge. An adapter whose config and tensors contradict each other fails, and no
     merge is replayed.
     """
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
@@ -112,7 +111,8 @@ def verify(
     checks += [loadable(found)] if check_class else []
     if base is None:
         return Verification(path, tuple(checks))
-    opened = open_adapters(adapters, beside, format=format, alpha=alpha, enable_lora=enable_lora)
+    said = {"format": format, "alpha": alpha, "enable_lora": enable_lora}
+    opened = opened_as(found, adapters, beside, said)
     more, proof = _replayed(found, open_checkpoint(base), opened, told, on_tensor)
     return Verification(path, (*checks, *more), proof)
 

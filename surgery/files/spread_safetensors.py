@@ -23,8 +23,10 @@ INFO = "DCP_SHARDING_INFO"
 _CALLED = "shard-"
 
 
-def read_spread(folder: Folder) -> Opened | None:
-    """The whole tensors of a folder of pieces; None for any other folder. Raises FormatError."""
+def read_spread(folder: Folder, name: str = "") -> Opened | None:
+    """The whole tensors of a folder of pieces; None for any other folder, and for a file. Raises FormatError."""
+    if name:
+        return None
     names = [name for name in folder.names() if name.startswith(_CALLED) and name.endswith(".safetensors")]
     headers = folder.headers(names)
     if not any(INFO in (header.metadata or {}) for _, header in headers.values()):

@@ -24,15 +24,15 @@ def prefix_of(checkpoint: Checkpoint, shard: str) -> str:
     return f"{folder}/"
 
 
-def indices_of(checkpoint: Checkpoint, layout: Mapping[str, str]) -> dict[str, bytes]:
-    """The index of each component that has several shards, by its path."""
+def indices_of(checkpoint: Checkpoint, layout: Mapping[str, str], *, keeps_layout: bool) -> dict[str, bytes]:
+    """The index of each component that has several shards, or had one where it `keeps_layout`, by its path."""
     made = {}
     for folder, part in checkpoint.parts.items():
         at = f"{folder}/"
         mine = {n.removeprefix(at): shard.removeprefix(at) for n, shard in layout.items() if n.startswith(at)}
         if part.index and all(f"{at}{shard}" in checkpoint.headers for shard in mine.values()):
             made[f"{at}{part.index_name}"] = part.index
-        elif len(set(mine.values())) > 1 or part.index:
+        elif len(set(mine.values())) > 1 or (part.index and keeps_layout):
             size = sum(checkpoint.tensors[f"{at}{name}"].nbytes for name in mine)
             made[f"{at}{part.index_name}"] = encode_index({**part.index_metadata, "total_size": size}, mine)
     return made

@@ -201,7 +201,7 @@ def _files(
         files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
     as_before = bool(checkpoint.headers) and keeps_layout  # then the index is among the files, where there was one
     if checkpoint.parts:
-        return indices_of(checkpoint, layout) | files
+        return indices_of(checkpoint, layout, keeps_layout=keeps_layout) | files
     if len(shards) > 1 and not as_before:
         files[checkpoint.index_name] = encode_index(_index_metadata(checkpoint), layout)
     return files

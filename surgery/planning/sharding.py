@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 from ..checkpoint import Checkpoint
-from ..errors import SurgeryError, series
+from ..errors import SurgeryError
 from ..hub.shards import split_into_shards
 from ..names import natural
 from ..quantization.kept_whole import held_in
@@ -21,6 +22,7 @@ _UNITS = (
     | {f"{u}B": 1000 ** (i + 1) for i, u in enumerate("KMGT")}
     | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 )
+DEFAULT = "5GB"  # what the Hub's client takes where nothing is said
 LEAST = 1_000_000  # bytes: nobody who leaves the unit away means less
 
 
@@ -50,12 +52,15 @@ def in_order(checkpoint: Checkpoint) -> list[str]:
 def assign(
     checkpoint: Checkpoint, max_shard_size: int | str | None = None, *, balanced: bool = False
 ) -> dict[str, str]:
-    """Tensor -> shard file name. Without a size every tensor stays in the shard that it came from.
+    """Tensor -> shard file name. Without a size every tensor stays in the shard that it came from; what came from
+    no shards, but from pieces in many files, gets some of the Hub's size.
 
     One shard is called `model.safetensors`. `balanced` takes as few shards, and makes the largest as small as the order
     allows; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own. Of a
     quantised checkpoint, codes are in one shard with what belongs to them.
     """
+    if max_shard_size is None and checkpoint.scattered:
+        max_shard_size = DEFAULT
     if max_shard_size is None:
         if balanced:
             raise SurgeryError("a balanced layout needs a size", help="add --max-shard-size 5GB")
@@ -64,13 +69,23 @@ def assign(
         single = len(set(kept.values())) == 1 and not named
         return dict.fromkeys(kept, f"{checkpoint.stem}.safetensors") if single else kept
     if checkpoint.parts:
-        tip = f"reshard its components by themselves: {series(checkpoint.parts)}"
-        raise SurgeryError("a pipeline keeps its shards", where=[checkpoint.path], help=tip)
+        return _by_component(checkpoint, max_shard_size, balanced=balanced)
     limit = parse_size(max_shard_size)
     units = _units(checkpoint, limit)
     sizes = {unit: sum(checkpoint.tensors[name].nbytes for name in names) for unit, names in units.items()}
     layout = split_into_shards(sizes, _even(sizes, limit) if balanced else limit, checkpoint.stem)
     return {name: layout[unit] for unit, names in units.items() for name in names}
+
+
+def _by_component(checkpoint: Checkpoint, max_shard_size: int | str, *, balanced: bool) -> dict[str, str]:
+    """The same of a pipeline: each component in shards of its own."""
+    found: dict[str, str] = {}
+    for folder, part in checkpoint.parts.items():
+        at = f"{folder}/"
+        mine = {n.removeprefix(at): t for n, t in checkpoint.tensors.items() if n.startswith(at)}
+        layout = assign(replace(part, tensors=mine), max_shard_size, balanced=balanced)
+        found |= {f"{at}{name}": f"{at}{shard}" for name, shard in layout.items()}
+    return found
 
 
 def _units(checkpoint: Checkpoint, limit: int) -> dict[str, list[str]]:

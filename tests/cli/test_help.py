@@ -21,7 +21,6 @@ TOP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(TOP.commands)
 LINES = [(name, line) for name in EXAMPLES for line in EXAMPLES[name]]
 NEEDED = {
-    "reshard": "--max-shard-size",
     "convert": "--as",
     "quantize": "--scheme",
     "rename": "--map",

@@ -36,7 +36,7 @@ def config_of(
     """What adapter_config.json would say of the modules, and notes on what the file does not. Raises AdapterError,
     FormatError.
     """
-    ranks = {module: rank for module, parts in modules.items() if (rank := _rank(parts)) is not None}
+    ranks = {module: rank for module, parts in modules.items() if (rank := rank_of(parts)) is not None}
     said = _declared(path, metadata)
     found = {module: alphas.get(module, _declared_alpha(path, module, rank, said)) for module, rank in ranks.items()}
     if wrong := [
@@ -82,7 +82,7 @@ def _whole(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _rank(parts: Mapping[str, Tensor]) -> int | None:
+def rank_of(parts: Mapping[str, Tensor]) -> int | None:
     """The rank that an alpha is divided by; None where there is none."""
     there = ((parts[name].shape, axis) for name, axis in _RANKS if name in parts)
     return next((shape[axis] for shape, axis in there if len(shape) > axis), None)

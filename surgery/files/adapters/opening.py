@@ -19,6 +19,7 @@ from ..torchfile.reader import read_torch
 from .archives import check_no_archive
 from .format import Format, Found, Said
 from .table import FORMATS, format_of
+from .tinker import told
 
 LOOKED_AT = Said(strict=False)
 _MODELS = ("config.json", "model_index.json")
@@ -50,7 +51,7 @@ def open_adapter(
         if said != Said():
             tip = "leave --format, --alpha and --enable-lora away: adapter_config.json says what they would"
             raise AdapterError("a PEFT adapter says itself how it is merged", where=[folder.at(name)], help=tip)
-        return open_peft(folder, "" if _is_peft(folder, name) else name, beside)
+        return told(open_peft(folder, "" if _is_peft(folder, name) else name, beside))
     if beside:
         tip = "give them as adapters of their own"
         raise AdapterError("files are read beside PEFT's adapters alone", where=[found.path], help=tip)
@@ -151,7 +152,7 @@ def _opened(
         notes.append(
             f"{', '.join(heads)} lies beside the adapter and is not merged: a head that was trained along is lost"
         )
-    told = {"format": adapter.dialect or row.tool, "why": why, "file": name, **_told(said)}
+    told = {"format": adapter.dialect or row.tool, "key": row.key, "why": why, "file": name, **_told(said)}
     partly = held.source.partly | {one for one in used if row.shared(one)}
     source = replace(held.source, files=files, tensors=used, partly=partly)
     return replace(adapter, inputs=(source,), notes=tuple(notes), format=told)

@@ -16,18 +16,16 @@ from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
 from ...errors import FormatError, LayoutError, NotSupported
-from ...lazy.tensor import File, Tensor, stored
+from ...lazy.tensor import File, Tensor
 from ..folder import Folder
-from ..opened import SHARD, Opened
+from ..opened import SHARD, Opened, leaves_of
 from ..opening import regular
 from ..tiles import Tile, joined
-from ..window import Window
-from .archive import read_archive
+from .archive import Bytes, read_archive
 from .parts import chosen
-from .reader import ENDINGS, check_here
+from .reader import ENDINGS, Raw, check_here, tensor_of
 from .records import Call, Global, Leaf, read_pickle
-from .storages import Unreadable, described, sizes_of
-from .strided import strided
+from .storages import Described, Unreadable, described, sizes_of
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint."
@@ -73,11 +71,11 @@ def read_distributed(folder: Folder, key: str) -> Opened:
             tensors[name] = _tensor(cast(Spread, one), places, chunks)
         files = tuple(chunks.files.values())
     own = {METADATA, *(name for name in folder.names() if name.endswith(".distcp"))}
-    leaves = {f"{name}[{i}]": leaf for name, tensor in tensors.items() for i, leaf in enumerate(stored(tensor))}
+    leaves, partly = leaves_of(tensors)
     files = (replace(file, digest=hashlib.sha256(raw).hexdigest()), *files)
     return Opened(
         "a distributed checkpoint of torch's", files, tensors, dict.fromkeys(tensors, SHARD), leaves, frozenset(own),
-        notes=tuple(found.told()),
+        partly, tuple(found.told()),
     )  # fmt: skip
 
 
@@ -88,6 +86,7 @@ class _Chunks:
         self.folder, self._stack = folder, stack
         self.files: dict[str, File] = {}
         self._streams: dict[str, IO[bytes]] = {}
+        self._said: dict[bytes, Described | None] = {}
 
     def tensor(self, lies: Lies, name: str) -> Tensor:
         """The tensor that a chunk is. Raises FormatError."""
@@ -102,18 +101,16 @@ class _Chunks:
         where = f"{file.path}: {name}"
         if lies.offset + lies.length > file.size:
             raise FormatError("a chunk reaches beyond the file's end", where=[where], help="fetch the file again")
-        window = cast(IO[bytes], Window(self._streams[lies.path], lies.offset, lies.length))
-        archive = read_archive(window, lies.length, where, begin=lies.offset)
+        archive = read_archive(Bytes(self._streams[lies.path].fileno(), lies.offset, lies.length, where))
         try:
-            one = described(read_pickle(archive.pickle, where))
-            if one is None or one.key not in archive.storages:
-                raise Unreadable("no tensor is in the chunk")
-            place = archive.storages[one.key]
-            if place.size != one.count * one.width:
-                raise Unreadable("its storage is not as long as it says")
-            return strided(file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
-        except (Unreadable, LayoutError) as error:
+            if archive.pickle not in self._said:  # chunks of one shape say the same
+                self._said[archive.pickle] = described(read_pickle(archive.pickle, where))
+            one = self._said[archive.pickle]
+        except Unreadable as error:
             raise FormatError(f"a chunk cannot be read: {error}", where=[where]) from None
+        if one is None:
+            raise FormatError("no tensor is in a chunk", where=[where])
+        return tensor_of(Raw(file, None, archive.storages), one, name)
 
 
 def _tensor(one: Spread, places: Mapping[tuple[str, tuple[int, ...]], Lies], chunks: _Chunks) -> Tensor:

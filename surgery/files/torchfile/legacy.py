@@ -8,13 +8,12 @@ Where each storage lies follows by arithmetic: nothing of it is read. Source: to
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import IO, Any
 
 from ...errors import FormatError
 from .archive import Archive, Place
-from .records import MOST_BYTES, read_pickle_from
+from .records import read_pickles, told
 
 _MAGIC = bytes.fromhex("8a0a6cfc9c46f920")  # the number as every protocol writes it
 BEGIN = 24  # bytes that tell
@@ -33,11 +32,9 @@ def read_legacy(stream: IO[bytes], size: int, where: str, width: Any) -> tuple[A
 
     Raises FormatError.
     """
-    values = [read_pickle_from(stream, where) for _ in range(5)]
-    at = stream.tell()
+    (_, protocol, said, root, keys), at = read_pickles(stream, 5, where)
     stream.seek(0)
-    digest = hashlib.sha256(stream.read(min(at, MOST_BYTES))).hexdigest()
-    _, protocol, said, root, keys = values
+    raw = stream.read(at)
 
     def bad(what: str) -> FormatError:
         return FormatError(f"the file is wrong: {what}", where=[where], help="it is damaged; fetch it again")
@@ -49,8 +46,8 @@ def read_legacy(stream: IO[bytes], size: int, where: str, width: Any) -> tuple[A
     widths: Mapping[str, tuple[int, int]] = width(root)
     storages: dict[str, Place] = {}
     for key in keys:
-        if key not in widths or key in storages:
-            raise bad(f"the storage {key!r} is listed, and none of that name is in the object, or twice")
+        if not isinstance(key, str) or key not in widths or key in storages:
+            raise bad(f"the storage {told(key)} is listed, and none of that name is in the object, or twice")
         item, count = widths[key]
         stream.seek(at)
         if int.from_bytes(stream.read(8), "little") != count:
@@ -59,4 +56,4 @@ def read_legacy(stream: IO[bytes], size: int, where: str, width: Any) -> tuple[A
         at += 8 + count * item
     if at > size:
         raise bad("it is cut off")
-    return root, Archive(b"", storages, digest)
+    return root, Archive(raw, storages)

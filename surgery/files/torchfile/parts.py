@@ -8,12 +8,12 @@ there are several, the user says which, and nothing is guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ...errors import FormatError, NotACheckpoint, listed
-from .records import Call, Leaf
+from ...errors import FormatError, NotACheckpoint, listed, series
+from .records import Call, Leaf, told
 from .storages import Unreadable, described
 
 # Keys under which a training keeps what is no model.
@@ -23,7 +23,10 @@ _TRAINING = re.compile(
 _COUNTERS = re.compile(r".*(step|epoch|iter|loss|lr|count|time|seed|token|sample).*", re.IGNORECASE)
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _OF_MODULES = {"_parameters", "_buffers", "_modules"}  # in whole modules that were pickled: no part of a name
+_NO_NAMES = {"", "__metadata__"}  # the file is one tensor; what a header of safetensors calls no tensor
 _DEPTH = 64
+T = TypeVar("T")
+_TIMES = 20  # names a tensor
 ALL = "."  # the key of all that is in a file
 
 
@@ -50,41 +53,44 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
 
     Raises NotACheckpoint where there is none, or more than one; FormatError for two tensors of one name.
     """
-    place, path, beside = root, list[str](), list[str]()
-    for step in (s for s in key.split(".") if s) if key else _to_model(root, where):
-        entries = {str(name): value for name, value in _entries(place).items()}
+    place, path, beside, held = root, list[str](), list[str](), _Held(root)
+    for step in (s for s in key.split(".") if s) if key else _to_model(root, held, where):
+        entries = {_called(name): value for name, value in _entries(place)}
         if step not in entries:
-            tip = f"keys there are {', '.join(listed(list(entries)))}"
+            tip = f"keys there are {series(listed(list(entries)))}"
             raise NotACheckpoint(f"nothing lies under the key {step}", where=[where], help=tip)
         beside += [".".join([*path, name]) for name in entries if name != step]
         place = entries[step]
         path.append(step)
-    found, unreadable = _by_name(place, where)
-    idle = [
-        str(name) for name, value in _entries(place).items() if _tensor(value) is None and not _holds_tensors(value)
-    ]
-    beside += [".".join([*path, name]) for name in idle]
+    found, unreadable = _by_name(place, held, where)
+    beside += [".".join([*path, _called(name)]) for name, value in _entries(place) if not held.any_in(value)]
     if not found:
         why = listed([f"{name}: {reason}" for name, reason in unreadable.items()])
         raise NotACheckpoint("no tensor is in the file", where=[where, *why], help="pass a file with a model's weights")
     notes = [f"read from the key {'.'.join(path)}"] if path and not key else []
-    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in found)), None):
-        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    named, unwrapping = unwrapped(found)
+    return Chosen(named, unreadable, tuple(beside), (*notes, *unwrapping))
+
+
+def unwrapped(found: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
+    """The tensors without what wrappers put before all names; with a note on each."""
+    named, notes = dict(found), list[str]()
+    while named and (wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in named)), None)):
+        named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
         notes.append(f"all names began with {wrapper}, which a wrapper put there: taken off")
-    return Chosen(found, unreadable, tuple(beside), tuple(notes))
+    return named, notes
 
 
-def _to_model(root: Any, where: str) -> list[str]:
+def _to_model(root: Any, held: _Held, where: str) -> list[str]:
     """The keys that lead to the model's mapping. Raises NotACheckpoint where it is one of several."""
     path, place = list[str](), root
     while len(path) < _DEPTH:
-        entries = _entries(place)
-        if any(_is_weight(str(name), value) for name, value in entries.items()) or _is_module(place):
+        if _is_module(place) or any(_is_weight(_called(name), held.tensor(one)) for name, one in _entries(place)):
             return path
-        holders = {str(n): value for n, value in entries.items() if _tensor(value) is None and _holds_tensors(value)}
+        holders = {_called(name): one for name, one in _entries(place) if not held.tensor(one) and held.any_in(one)}
         models = {name: value for name, value in holders.items() if not _TRAINING.fullmatch(name)}
         if len(models) > 1:
-            rows = [f"{name}: {sum(1 for _ in _tensors(value))} tensors" for name, value in models.items()]
+            rows = [f"{name}: {sum(1 for _ in held.all_in(value))} tensors" for name, value in models.items()]
             tip = f"say which one is meant: --key {next(iter(models))}; --key {ALL} takes all of them"
             raise NotACheckpoint("the file holds more than one set of weights", where=[where, *listed(rows)], help=tip)
         if not models:
@@ -94,34 +100,38 @@ def _to_model(root: Any, where: str) -> list[str]:
     return path
 
 
-def _by_name(place: Any, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
+def _by_name(place: Any, held: _Held, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
     """The tensors in a mapping by name, and those that cannot be read, with the reason."""
     found, unreadable = dict[str, Leaf](), dict[str, str]()
-    for path, value in _tensors(place):
+    most = _TIMES * len(held) + 1000
+    for path, value in held.all_in(place):
         name = ".".join(path)
         if name in found or name in unreadable:
             tip = "rename one, and save again"
             raise FormatError("two tensors have one name", where=[f"{where}: {name}"], help=tip)
+        if name in _NO_NAMES or not _is_text(name):
+            tip = "save a dictionary of names to tensors"
+            raise FormatError(f"a tensor is called {name!r}, which is no name", where=[where], help=tip)
         if isinstance(value, Unreadable):
             unreadable[name] = str(value)
         else:
             found[name] = value
+        if len(found) + len(unreadable) > most:
+            raise FormatError(f"{len(held)} tensors have more than {most} names", where=[where])
     return found, unreadable
 
 
-def _tensor(value: Any) -> Leaf | Unreadable | None:
-    if isinstance(value, Leaf):
-        return value
+def _is_text(name: str) -> bool:
+    """Whether it can be written: a pickle can hold halves of characters."""
     try:
-        return described(value)
-    except Unreadable as error:
-        return error
+        return bool(name.encode())
+    except UnicodeError:
+        return False
 
 
-def _is_weight(name: str, value: Any) -> bool:
+def _is_weight(name: str, tensor: Leaf | Unreadable | None) -> bool:
     """Whether it is a tensor, and no counter of a training's, beside which the model lies in a mapping of its own."""
-    found = _tensor(value)
-    return found is not None and not (getattr(found, "shape", (1,)) in ((), (1,)) and _COUNTERS.fullmatch(name))
+    return tensor is not None and not (getattr(tensor, "shape", (1,)) in ((), (1,)) and _COUNTERS.fullmatch(name))
 
 
 def _is_module(value: Any) -> bool:
@@ -129,32 +139,106 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, Call) and not value.entries
 
 
-def _holds_tensors(value: Any) -> bool:
-    return next(_tensors(value), None) is not None
+class _Held:
+    """The tensors among the records of a file, each of which is asked once, and what they lie in.
+
+    Values that many others hold, or that hold themselves, cost no more than others.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self._tensors: dict[int, Leaf | Unreadable] = {}  # by id: the records live as long as the root
+        self._holders = set[int]()
+        above: dict[int, list[int]] = {id(root): []}
+        todo = [] if self._ask(root) else [root]
+        while todo:
+            value = todo.pop()
+            _forget_own(value)
+            for _, child in _inside(value):
+                if self._ask(child):
+                    self._holders.add(id(value))
+                    continue
+                if id(child) not in above:
+                    above[id(child)] = []
+                    todo.append(child)
+                above[id(child)].append(id(value))
+        reached = list(self._holders)
+        while reached:
+            more = [one for one in above[reached.pop()] if one not in self._holders]
+            self._holders.update(more)
+            reached += more
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def _ask(self, value: Any) -> bool:
+        if id(value) in self._tensors:
+            return True
+        try:
+            found = value if isinstance(value, Leaf) else described(value)
+        except Unreadable as error:
+            self._tensors[id(value)] = error
+            return True
+        if found is not None:
+            self._tensors[id(value)] = found
+        return found is not None
+
+    def tensor(self, value: Any) -> Leaf | Unreadable | None:
+        """The tensor that a value is, or why it cannot be read; None for what is none."""
+        return self._tensors.get(id(value))
+
+    def any_in(self, value: Any) -> bool:
+        """Whether a value is a tensor, or holds one."""
+        return id(value) in self._holders or id(value) in self._tensors
+
+    def all_in(self, root: Any) -> Iterator[tuple[tuple[str, ...], Leaf | Unreadable]]:
+        """Every tensor with the keys that lead to it, in order; what holds itself is entered once."""
+        todo: list[tuple[tuple[str, ...], Any, tuple[int, ...]]] = [((), root, ())]
+        while todo:
+            path, value, above = todo.pop()
+            tensor = self.tensor(value)
+            if tensor is not None:
+                yield path, tensor
+            elif id(value) in self._holders and id(value) not in above and len(above) < _DEPTH:
+                below = (*above, id(value))
+                inside = [
+                    (path if key in _OF_MODULES else (*path, _called(key)), child, below)
+                    for key, child in _inside(value)
+                    if self.any_in(child)
+                ]
+                todo += reversed(inside)
 
 
-def _entries(value: Any) -> Mapping[Any, Any]:
+def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What may be or hold a tensor in a value, by key."""
+    return ((key, child) for key, child in _entries(value) if isinstance(child, dict | list | tuple | Call | Leaf))
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
     """What lies in a mapping, a list or an object, by key."""
     if isinstance(value, dict):
-        return value
+        return value.items()
     if isinstance(value, Call):
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
-        return value.entries or (state if isinstance(state, dict) else {})
-    return dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+        return value.entries.items() or (state.items() if isinstance(state, dict) else ())
+    return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
-def _tensors(root: Any) -> Iterator[tuple[tuple[str, ...], Leaf | Unreadable]]:
-    """Every tensor with the keys that lead to it, in order; what holds itself is entered once."""
-    todo: list[tuple[tuple[str, ...], Any, tuple[int, ...]]] = [((), root, ())]
-    while todo:
-        path, value, above = todo.pop()
-        tensor = _tensor(value)
-        if tensor is not None:
-            yield path, tensor
-        elif id(value) not in above and len(above) < _DEPTH:
-            inside = [
-                (path if key in _OF_MODULES else (*path, str(key)), child, (*above, id(value)))
-                for key, child in _entries(value).items()
-                if isinstance(child, dict | list | tuple | Call | Leaf)
-            ]
-            todo += reversed(inside)
+def _forget_own(value: Any) -> None:
+    """Take out of a module's record the buffers that it makes anew where it is loaded: no state dict has them."""
+    state = value.state if isinstance(value, Call) else None
+    if not isinstance(state, dict):
+        return
+    own, buffers = state.get("_non_persistent_buffers_set"), state.get("_buffers")
+    own = own.args[0] if isinstance(own, Call) and isinstance(own.args, tuple) and own.args else own
+    place = buffers.entries if isinstance(buffers, Call) else buffers
+    if isinstance(own, list) and isinstance(place, dict):
+        for name in own:
+            if isinstance(name, str):
+                place.pop(name, None)
+
+
+def _called(key: Any) -> str:
+    """A key as a part of a name."""
+    if isinstance(key, str):
+        return key
+    return f"({series(map(told, key))})" if isinstance(key, tuple) else told(key)

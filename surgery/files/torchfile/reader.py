@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from ...lazy.tensor import File, Stored, Tensor, stored
 from ..folder import Folder
 from ..opening import regular
 from ..strict import POINTER, pointed
-from .archive import Place, read_archive
+from .archive import Bytes, Place, read_archive
 from .legacy import BEGIN, is_legacy, read_legacy
 from .parts import Chosen, chosen
 from .records import Call, Persistent, read_pickle
@@ -71,8 +71,7 @@ def read_torch(path: str, *, key: str = "") -> TorchFile:
 
     Raises FormatError for what torch did not write, or not so; NotACheckpoint where no model is in it, or several.
     """
-    raw = raw_of(path)
-    return _made(raw, chosen(raw.root, path, key))
+    return made_of(raw_of(path), lambda root: chosen(root, path, key))
 
 
 def raw_of(path: str) -> Raw:
@@ -83,7 +82,7 @@ def raw_of(path: str) -> Raw:
             begin = stream.read(BEGIN)
             stream.seek(0)
             if begin.startswith(ZIP):
-                archive = read_archive(stream, status.st_size, path)
+                archive = read_archive(Bytes(stream.fileno(), 0, status.st_size, path))
                 root = read_pickle(archive.pickle, f"{path}: data.pkl")
             elif is_legacy(begin):
                 root, archive = read_legacy(stream, status.st_size, path, _widths)
@@ -113,7 +112,9 @@ def tensor_of(raw: Raw, one: Described, name: str) -> Tensor:
         raise FormatError(f"the tensor is none that can be read: {error.what}", where=where) from error
 
 
-def _made(raw: Raw, found: Chosen) -> TorchFile:
+def made_of(raw: Raw, choose: Callable[[Any], Chosen]) -> TorchFile:
+    """The tensors of the file that are chosen of its object. Raises what `read_torch` does."""
+    found = choose(raw.root)
     tensors, leaves, partly = dict[str, Tensor](), dict[str, Stored](), set[str]()
     described = cast(Mapping[str, Described], found.tensors)
     for name, one in described.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...lazy.dtypes import DTYPES, Dtype
-from .records import Call, Global, Leaf, Persistent
+from .records import Call, Global, Leaf, Persistent, told
 
 _STORAGES = {
     "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
@@ -95,31 +95,36 @@ def storage(value: Any) -> tuple[str, Dtype | None, int]:
     said = value.said if isinstance(value, Persistent) else None
     if not (isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage" and isinstance(said[2], str)):
         raise Unreadable("a tensor without a storage")
+    if said[5:] not in ((), (None,)):
+        raise Unreadable("a tensor of a view of a storage, as torch before 0.4 wrote them")
     kind = said[1]
     if not (isinstance(kind, Global) and kind.module.startswith("torch")):
-        raise Unreadable(f"a storage of type {kind}")
+        raise Unreadable(f"a storage of type {told(kind)}")
     if kind.name == "UntypedStorage":
         return said[2], None, _whole(said[4])
     if kind.name not in _STORAGES:
-        raise Unreadable(f"a storage of type {kind}")
+        raise Unreadable(f"a storage of type {told(kind)}")
     return said[2], DTYPES[_STORAGES[kind.name]], _whole(said[4])
 
 
 def _dtype(said: Any) -> Dtype:
     if isinstance(said, Global) and said.module == "torch" and said.name in _DTYPES:
         return DTYPES[_DTYPES[said.name]]
-    raise Unreadable(f"a tensor of dtype {said}")
+    raise Unreadable(f"a tensor of dtype {told(said)}")
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise Unreadable(f"{value!r} in the place of a number of elements")
+        raise Unreadable(f"{told(value)} in the place of a number of elements")
     return value
 
 
 def sizes_of(value: Any) -> tuple[int, ...]:
+    """A tensor's sizes or strides. Raises Unreadable."""
     if isinstance(value, Call) and isinstance(value.function, Global) and value.function.name == "Size":
         value = value.args[0] if isinstance(value.args, tuple) and value.args else ()
     if not isinstance(value, tuple) or len(value) > 64:
-        raise Unreadable(f"{str(value)[:60]} in the place of sizes")
-    return tuple(map(_whole, value))
+        raise Unreadable(f"{told(value)} in the place of sizes")
+    if value and (set(map(type, value)) != {int} or min(value) < 0):
+        raise Unreadable(f"({', '.join(map(told, value))}) in the place of sizes")
+    return value

@@ -26,18 +26,29 @@ def strided(file: File, at: int, nbytes: int, dtype: Dtype, offset: int, shape: 
         raise LayoutError(f"shape {shape} with strides {strides} from element {offset} on is no tensor")
     if math.prod(shape) == 0:
         return Stored(dtype, shape, file, at)
+    start = at + offset * item
+    if _is_contiguous(shape, strides) and (offset + math.prod(shape)) * item <= nbytes:
+        return Stored(dtype, shape, file, start)
     reach = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1
     if reach * item > nbytes:
         raise LayoutError(f"it reaches to element {reach} of a storage of {nbytes // item}")
     order = sorted((axis for axis in range(len(shape)) if shape[axis] > 1), key=lambda axis: -strides[axis])
     dims = [(shape[axis], strides[axis]) for axis in order]
-    start = at + offset * item
     if all(step == math.prod(n for n, _ in dims[i + 1 :]) for i, (_, step) in enumerate(dims)):
         inner: Tensor = Stored(dtype, tuple(n for n, _ in dims), file, start)
     else:
         inner = _with_gaps(Stored(dtype, (reach - offset,), file, start), dims)
     turned = permute(inner, [order.index(axis) for axis in sorted(order)])
     return _at_once(reshape(turned, shape))
+
+
+def _is_contiguous(shape: Shape, strides: Shape) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _with_gaps(flat: Tensor, dims: Sequence[tuple[int, int]]) -> Tensor:

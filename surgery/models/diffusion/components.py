@@ -89,6 +89,12 @@ def component_of(folder: str) -> Component | None:
     return next((_BY_NAME[name] for rule, name in _FOLDERS.items() if re.fullmatch(rule, folder)), None)
 
 
+def root_of(module: str) -> str:
+    """What the name of a module begins with, where that tells of a component."""
+    roots = [root for one in COMPONENTS for root in (*one.flat, *one.dotted) if root]
+    return max((root for root in roots if module.startswith(root)), key=len, default="")
+
+
 def components_in(modules: Collection[str], config: Mapping[str, Any]) -> list[tuple[str, tuple[Component, ...]]]:
     """(what the names of its modules begin with, the component that it is) for each that a checkpoint holds.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotPlaced, SurgeryError
+from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import Adapter
 from ...opened import takes_opened
@@ -32,7 +33,7 @@ def convert_adapter(adapter: Adapter, to: str = "peft", base: Checkpoint | None 
         raise SurgeryError(f"there is no form `{to}` of adapters to write", help=f"one of {', '.join(FORMS)}")
     made = FORMS[to](_placed(adapter, base))
     step: dict[str, Any] = {"surgery": "convert_adapter", "to": to, "adapter": called(adapter.path)}
-    step |= {key: adapter.format[key] for key in ("format", "alpha", "enable_lora") if key in adapter.format}
+    step |= {key: adapter.format[key] for key in TOLD if key in adapter.format}
     return replace(made, history=(*adapter.history, step))
 
 

@@ -20,6 +20,7 @@ from ...adapters.plain import plain as as_plain
 from ...adapters.unwrapped import unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
+from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import CONFIG, Adapter
 from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
@@ -43,6 +44,7 @@ from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .held_weights import without_own_base
+from .in_original import in_original
 from .joined import apart_again, check_one_way, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
@@ -133,6 +135,9 @@ def merge(
         rest = {**asked, "scale": 1.0, "only": None, "except_": None}
         return by_component(checkpoint, adapters, weights, lambda *part: merge(*part, **rest), asked)
     _check_said(tied, given)
+    again_as = {**asked, "scale": 1.0}
+    if (there := in_original(checkpoint, adapters, lambda one: merge(one, adapters, weights, **again_as))) is not None:
+        return there
     how = way(dequantize=dequantize, requantize=requantize, lossy=lossy)
     stored, held = checkpoint, read_quantised(checkpoint)
     check_way(checkpoint, held, how, dtype)
@@ -259,7 +264,7 @@ def _told(base: Checkpoint, adapter: Adapter, weight: float) -> dict[str, Any]:
     """What the history says of an adapter; its name where it lies in a place of its own."""
     name = {"name": called(adapter.path)} if adapter.inputs and adapter.path != base.path else {}
     told: dict[str, Any] = {**name, "digest": adapter.digest, "weight": weight, "modules": len(adapter.lora)}
-    told |= {key: adapter.format[key] for key in ("format", "alpha", "enable_lora") if key in adapter.format}
+    told |= {key: adapter.format[key] for key in TOLD if key in adapter.format}
     return told | ({"with": [path.rpartition("/")[2] for path in adapter.beside]} if adapter.beside else {})
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from ...checkpoint import Checkpoint
 from ...errors import NotPlaced, listed, nearest
 from ...files.peft import Adapter
-from ...models.diffusion.components import COMPONENTS
+from ...models.diffusion.components import root_of
 from ...models.diffusion.spelling import spelled
 
 
 def not_spelled(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> NotPlaced:
     """The error for these modules, which no module of the base is called by that tool."""
     modules = sorted({key if key in adapter.lora else key.rpartition(".")[0] for key in lost})
-    roots = list(dict.fromkeys(root for module in modules if (root := _root(module))))
+    roots = list(dict.fromkeys(root for module in modules if (root := root_of(module))))
     near = nearest(modules[0], spelled(checkpoint.tensors, checkpoint.config))
     tips = []
     if roots and len(modules) < len(adapter.lora):
@@ -30,9 +30,3 @@ def not_spelled(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -
     what = f"{count}, as {adapter.dialect} calls them, are not in the base"
     other = "the adapter belongs to another architecture" if len(modules) == len(adapter.lora) else ""
     return NotPlaced(what, where=[adapter.path, *listed(modules)], help="; ".join([*tips, *([other] if other else [])]))
-
-
-def _root(module: str) -> str:
-    """What the name of a module begins with, where that tells of a component."""
-    roots = [root for one in COMPONENTS for root in (*one.flat, *one.dotted) if root]
-    return max((root for root in roots if module.startswith(root)), key=len, default="")

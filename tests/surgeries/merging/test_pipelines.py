@@ -120,6 +120,18 @@ def test_a_component_of_several_shards_keeps_them(case: tuple[Path, Path, bool],
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
+def test_a_pipeline_is_resharded_component_by_component(case: tuple[Path, Path, bool], tmp_path: Path) -> None:
+    base, _, xl = case
+    wanted = outputs(opened(base, xl=xl), xl=xl)
+    surgery.write(surgery.open_checkpoint(base), tmp_path / "small", "100KB")
+    shards = {p.name for p in (tmp_path / "small/unet").iterdir()}
+    assert "diffusion_pytorch_model.safetensors" not in shards and len(shards) > 3
+    found = outputs(opened(tmp_path / "small", xl=xl), xl=xl)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    surgery.write(surgery.open_checkpoint(tmp_path / "small"), tmp_path / "again", "1GB")
+    assert hashes(tmp_path / "again") == hashes(base)
+
+
 def test_parts_are_left_out_by_the_names_of_the_file(case: tuple[Path, Path, bool], tmp_path: Path) -> None:
     base, adapter, _ = case
     out = merged(base, adapter, tmp_path / "out", except_=r"lora_te.*")
@@ -215,8 +227,6 @@ def test_what_a_pipeline_cannot_do_is_said(case: tuple[Path, Path, bool], tmp_pa
     base, adapter, _ = case
     with pytest.raises(NotSupported, match="cast its components"):
         merged(base, adapter, tmp_path / "out", dtype="bfloat16")
-    with pytest.raises(SurgeryError, match="a pipeline keeps its shards"):
-        surgery.plan(surgery.open_checkpoint(base), "1MB")
 
 
 def test_the_same_file_is_not_merged_twice(case: tuple[Path, Path, bool], tmp_path: Path) -> None:
