@@ -112,6 +112,12 @@ METHOD = Method(
     "TinyLoRA",
     "numbers that groups of modules share; which, its random matrices tell: refused where these were not saved",
     effect,
+    axes={
+        "tinylora_A": ("r", "in"),
+        "tinylora_B": ("out", "r"),
+        "tinylora_P": ("u", "r", "r"),
+        V: ("u",),
+    },
     options=said("r u weight_tying projection_seed save_projection init_v_bound tinylora_dropout bias init_weights"),
     partly=lambda part: part == V,
     check=_check_saved,

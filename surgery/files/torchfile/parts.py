@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ...errors import FormatError, NotACheckpoint, listed
+from ...errors import FormatError, NotACheckpoint, listed, series
 from .records import Call, Leaf, told
 from .storages import Unreadable, described
 
@@ -57,7 +57,7 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
     for step in (s for s in key.split(".") if s) if key else _to_model(root, held, where):
         entries = {_called(name): value for name, value in _entries(place)}
         if step not in entries:
-            tip = f"keys there are {', '.join(listed(list(entries)))}"
+            tip = f"keys there are {series(listed(list(entries)))}"
             raise NotACheckpoint(f"nothing lies under the key {step}", where=[where], help=tip)
         beside += [".".join([*path, name]) for name in entries if name != step]
         place = entries[step]
@@ -241,4 +241,4 @@ def _called(key: Any) -> str:
     """A key as a part of a name."""
     if isinstance(key, str):
         return key
-    return f"({', '.join(map(told, key))})" if isinstance(key, tuple) else told(key)
+    return f"({series(map(told, key))})" if isinstance(key, tuple) else told(key)
