@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,8 +72,7 @@ def read_torch(path: str, *, key: str = "") -> TorchFile:
 
     Raises FormatError for what torch did not write, or not so; NotACheckpoint where no model is in it, or several.
     """
-    raw = raw_of(path)
-    return _made(raw, chosen(raw.root, path, key))
+    return made_of(raw_of(path), lambda root: chosen(root, path, key))
 
 
 def raw_of(path: str) -> Raw:
@@ -115,7 +114,9 @@ def tensor_of(raw: Raw, one: Described, name: str) -> Tensor:
         raise FormatError(f"the tensor is none that can be read: {error.what}", where=where, help=tip) from error
 
 
-def _made(raw: Raw, found: Chosen) -> TorchFile:
+def made_of(raw: Raw, choose: Callable[[Any], Chosen]) -> TorchFile:
+    """The tensors of the file that are chosen of its object. Raises what `read_torch` does."""
+    found = choose(raw.root)
     tensors, leaves, partly = dict[str, Tensor](), dict[str, Stored](), set[str]()
     described = cast(Mapping[str, Described], found.tensors)
     for name, one in described.items():
