@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ...errors import FormatError, NotACheckpoint, listed
+from ...errors import FormatError, NotACheckpoint, listed, series
 from .records import Call, Global, Leaf, told
 from .storages import Unreadable, array, described
 
