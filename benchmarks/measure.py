@@ -13,11 +13,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of wall time; bytes of the largest sum of resident sets; what it printed."""
+    """Seconds of wall time; bytes of the largest sum of resident sets; what it printed; seconds that processors worked
+    for it, which a busy machine hardly changes.
+    """
 
     seconds: float
     peak: int
     stdout: str
+    cpu: float = 0.0
 
 
 def measured(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> Run:
@@ -60,7 +63,8 @@ def measured(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, 
         reader.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}:\n{outputs['err'][-2000:]}")
-    return Run(seconds, max(peak, usage.ru_maxrss * 1024), outputs["out"])
+    worked = usage.ru_utime + usage.ru_stime
+    return Run(seconds, max(peak, usage.ru_maxrss * 1024), outputs["out"], worked)
 
 
 def _tree(pid: int) -> int:

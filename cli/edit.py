@@ -1,5 +1,5 @@
 """The commands that write the same weights in another way, or fewer of them: reshard, convert, dequantize,
-quantize, rename, drop; and clean.
+quantize, rename, drop, layers; and clean.
 """
 
 from __future__ import annotations
@@ -130,6 +130,30 @@ def drop(
     if not pattern:
         raise typer.BadParameter("drop needs it", param_hint="--pattern")
     written(lambda: surgery.drop(surgery.open_checkpoint(model), pattern), options)
+
+
+@app.command(rich_help_panel=PANEL)
+@writing_options
+def layers(
+    model: Model,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="RANGES", help="These layers alone, such as 0-15,20-31, in their order.")
+    ] = "",
+    drop: Annotated[str, typer.Option("--drop", metavar="RANGES", help="All layers but these.")] = "",
+    order: Annotated[
+        str, typer.Option("--order", metavar="RANGES", help="The layers as they are named here, repeated ones too.")
+    ] = "",
+    stack: Annotated[
+        str, typer.Option("--stack", metavar="NAME", help="Where they are, such as model.layers, if that is not clear.")
+    ] = "",
+    *,
+    options: Writing,
+) -> None:
+    """Keep, leave out, repeat or reorder layers; config.json follows, and the class is asked."""
+    import surgery
+
+    told = {"keep": keep, "drop": drop, "order": order, "stack": stack}
+    written(lambda: surgery.layers(surgery.open_checkpoint(model), **told), options)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "quantize": ("surgery quantize base -o base-nf4 --scheme nf4",),
     "rename": (r"surgery rename base -o out --map '^transformer\.=model.'",),
     "drop": (r"surgery drop base -o out --pattern 'mtp\..*'",),
+    "layers": ("surgery layers base -o out --keep 0-15,20-31", "surgery layers base -o out --order 0-11,4-15"),
     "clean": ("surgery clean out",),
     "reindex": ("surgery reindex base",),
     "split": ("surgery split base -o split",),

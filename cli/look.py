@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
+from .options import Component, Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
 from .reading import Reading
 from .running import guarded
 
@@ -24,6 +24,7 @@ def inspect(
     ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
+    component: Component = "",
     json: Json = False,
     debug: Debug = False,
     *,
@@ -57,6 +58,7 @@ def diff(
     ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
+    component: Component = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -117,6 +119,7 @@ def verify(
     ] = "",
     follow_links: FollowLinks = False,
     key: Key = "",
+    component: Component = "",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

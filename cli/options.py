@@ -76,6 +76,27 @@ Key = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+
+
+def _only_component(context: typer.Context, component: str) -> str:
+    """The component counts until the command ends."""
+    if component:
+        from surgery.files.pipeline import only_component
+
+        context.with_resource(only_component(component))
+    return component
+
+
+Component = Annotated[
+    str,
+    typer.Option(
+        "--component",
+        metavar="NAME",
+        callback=_only_component,
+        help="Of a pipeline, this one alone, such as transformer or unet.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(
@@ -223,6 +244,7 @@ class Writing:
     ] = False
     follow_links: FollowLinks = False
     key: Key = ""
+    component: Component = ""
     json: Json = False
     quiet: Quiet = False
     debug: Debug = False
@@ -532,26 +554,31 @@ def writing_options(command: Callable[..., None], needs: str = "") -> Callable[.
     """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the
     command line.
 
-    A group may hold another one, whose options then stand in its place. First comes what must be given: the option
+    A group may hold another one, whose options then stand in its place. An option of the command's own stands in that
+    of a group's by the same name, which is then as if it were not given. First comes what must be given: the option
     that the command `needs`, and the output.
     """
     taken = inspect.signature(command).parameters.values()
     hints = get_type_hints(command, include_extras=True)
     groups = {p.name: hints[p.name] for p in taken if is_dataclass(hints[p.name])}
+    own = {p.name: p for p in taken if p.name not in groups}
     shared: list[inspect.Parameter] = []
     for group in groups.values():
         for field, hint in _options_of(group):
+            if field.name in own:
+                continue
             hints[field.name] = hint
             shared.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default))
 
     @wraps(command)
     def wrapped(*args: Any, **values: Any) -> None:
-        made = {name: _made(group, values) for name, group in groups.items()}
+        said = {name: values.pop(name) for name in own if name in values}
+        made = {name: _made(group, values) for name, group in groups.items()} | said
         command(*args, **values, **made)
 
     if needs:
         hints[needs] = _needed(hints[needs])
-    order = sorted((*(p for p in taken if p.name not in groups), *shared), key=lambda p: _rank(p.name, hints, needs))
+    order = sorted((*own.values(), *shared), key=lambda p: _rank(p.name, hints, needs))
     parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in order]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -593,7 +620,7 @@ def _made(group: Any, values: dict[str, Any]) -> Any:
     hints = get_type_hints(group, include_extras=True)
     return group(
         **{
-            f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name)
+            f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name, f.default)
             for f in fields(group)
         }
     )

@@ -186,6 +186,8 @@ def show_inspection(found: surgery.Inspection, *, json: bool) -> None:
     rows += (
         [("model", " ".join([found.model_type, *(f"({a})" for a in found.architectures)]))] if found.model_type else []
     )
+    rows += [("format", found.format)] if found.format else []
+    rows += [("holds", line) for line in found.holds]
     rows += [("tensors", f"{total.tensors}, {total.parameters:,} parameters, {size(total.nbytes)}")]
     rows += [("dtype", f"{name}: {c.tensors} tensors, {size(c.nbytes)}") for name, c in found.dtypes.items()]
     rows += [("shards", f"{len(found.shards)}: {_some([f'{n} ({size(c.nbytes)})' for n, c in found.shards.items()])}")]

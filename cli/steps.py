@@ -109,6 +109,11 @@ def _replicate(step: Step) -> str:
     return _line("replicate", f"{len(order)} layers: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
 
 
+def _layers(step: Step) -> str:
+    order = step["layers"]
+    return _line(f"layers of {step['stack']}: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
+
+
 def _combine(step: Step) -> str:
     told = _some(f"{one['name']} (weight {one['weight']:g})" for one in step["adapters"])
     return _line(f"combine {told}", "A's and B's averaged apart" if step.get("average_factors") else "")
@@ -167,6 +172,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "fuse": _fuse,
     "inject": _inject,
     "inject_into": _inject_into,
+    "layers": _layers,
     "merge": _merge,
     "quantize": _quantize,
     "rename": _rename,

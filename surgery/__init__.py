@@ -58,6 +58,7 @@ from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.injecting.inject import inject
+from .surgeries.layers import layers
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
@@ -125,6 +126,7 @@ __all__ = [
     "inject_into",
     "inspect",
     "is_adapter",
+    "layers",
     "merge",
     "open_adapter",
     "open_adapters",

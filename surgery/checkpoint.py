@@ -19,6 +19,7 @@ from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, 
 from .evaluation.read import content
 from .files.adapters.opening import LOOKED_AT
 from .files.adapters.opening import opened as of_other_tool
+from .files.adapters.tinker import told
 from .files.beside_adapter import is_litter
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.formats import read_weights
@@ -28,10 +29,10 @@ from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
-from .files.pipeline import components_of
+from .files.pipeline import component_meant, components_of, meant_at, only_component
 from .files.shards import index_name_of
 from .files.strict import MEND, parse_object
-from .files.torchfile.model import under_key
+from .files.torchfile.model import key_meant, under_key
 from .lazy.tensor import File, Input, Tensor
 from .opened import takes_opened
 
@@ -127,11 +128,13 @@ class Checkpoint:
 
 
 @takes_opened
-def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
+def open_checkpoint(path: PathLike | Folder, *, key: str = "", component: str = "") -> Checkpoint:
     """The checkpoint at `path`: a folder, one file of weights, or one index file. Reads headers only.
 
     Files that torch saved (`.bin`, `.pt`, `.pth`, `.ckpt`) are read as data: nothing that a pickle names is imported
     or called. Where one holds several sets of weights, `key` says which, with dots between its parts; ".": all.
+
+    A pipeline of diffusers is opened as one checkpoint, or, with `component`, such as "transformer", as that one alone.
 
     `path` may be on the Hub: `org/name[@revision][/folder or file]`, or the same after `hf://`. What is opened is
     then pinned to the commit that the revision means now.
@@ -139,21 +142,19 @@ def open_checkpoint(path: PathLike | Folder, *, key: str = "") -> Checkpoint:
     Raises NotACheckpoint where there is none, or where it is not clear which; FormatError where a file is broken or
     the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
-    if not key:
-        return _opened(*locate(path))
-    with under_key(key):
-        return _opened(*locate(path))
+    with under_key(key or key_meant()), only_component(component or component_meant()):
+        return _opened(*meant_at(path))
 
 
 @takes_opened
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
-    folder, name = locate(path)
+    folder, name = meant_at(path)
     if (adapter := of_other_tool(folder, name, LOOKED_AT)) is not None:
         return adapter
     if name:
         return _opened(folder, name)
-    return open_peft(folder) if is_adapter(folder) else _opened(folder)
+    return told(open_peft(folder)) if is_adapter(folder) else _opened(folder)
 
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:
@@ -178,7 +179,8 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         format=found.what,
         scattered=len(found.files) > 1 and set(found.shards.values()) == {SHARD},
     )
-    return _beside_files(checkpoint, folder, name, found.own)
+    made = _beside_files(checkpoint, folder, name, found.own)
+    return replace(made, files={**found.made, **made.files}) if found.made else made
 
 
 def _check_weights(folder: Folder, name: str) -> None:
@@ -272,7 +274,7 @@ def _told_left(left: Sequence[str]) -> list[str]:
     training = [path for path in left if is_litter(path.rpartition("/")[2])]
     weights = [path for path in left if path not in training]
     kinds = (("they would still hold the old weights", weights), ("they are a training's state", training))
-    return [f"left out, since {why}: {', '.join(listed(paths))}" for why, paths in kinds if paths]
+    return [f"left out, since {why}: {series(listed(paths))}" for why, paths in kinds if paths]
 
 
 def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:

@@ -409,7 +409,7 @@ def test_paths_that_are_nothing(tmp_path: Path) -> None:
     check_refuses(tmp_path / "nowhere", NotACheckpoint, "no such file or folder")
     filled(tmp_path, {"pytorch_model.bin": b"", "README.md": ""})
     check_refuses(tmp_path / "pytorch_model.bin", FormatError, "the file is none that torch saved")
-    check_refuses(tmp_path / "README.md", NotACheckpoint, "neither safetensors nor what torch saves")
+    check_refuses(tmp_path / "README.md", NotACheckpoint, "neither safetensors, nor GGUF, nor what torch saves")
 
 
 @pytest.mark.parametrize("indexed", [True, False])

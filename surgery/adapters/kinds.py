@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import NotSupported
 from ..files.peft import Adapter
 from .methods import ELSEWHERE, METHODS
-from .methods.telling import check_same_kind
+from .methods.telling import check_method, check_same_kind
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 
@@ -142,7 +142,16 @@ TYPES = (
     Kind("Lily", ("LILY",), "it weighs its matrices anew by the inputs of each batch", "serve it live"),
     Kind("Shadow", ("SHADOW",), "it carries a hidden state of its own beside the model's", "serve it live"),
 )
-REFUSED = (CHANGED_BASE, *OPTIONS, *TYPES)
+# Kinds of AdapterHub, of which no weight can hold the effect: inspect lists their tensors.
+_SERVE = "serve it live, with AdapterHub"
+FOREIGN = (
+    Kind("bottlenecks, compacters", ("AdapterHub bottleneck",), "a nonlinearity lies between down and up", _SERVE),
+    Kind("AdapterFusion", ("AdapterHub fusion",), "it is attention over what adapters compute for each token", _SERVE),
+    Kind("gated adapters", ("AdapterHub gates",), "a gate is a sigmoid of the input", _SERVE),
+    Kind("AdapterHub's prefixes", ("AdapterHub prefix",), "they train states, and no weights of the base", _SERVE),
+    Kind("ReFT", ("AdapterHub ReFT",), "it edits states at some positions only", _SERVE),
+)
+REFUSED = (CHANGED_BASE, *OPTIONS, *TYPES, *FOREIGN)
 
 # Options that say how the adapter was trained, or which modules got tensors: the tensors themselves tell what to merge.
 _TRAINING = frozenset(
@@ -155,7 +164,7 @@ _TRAINING = frozenset(
 )
 _COMMON = _TRAINING | {"modules_to_save"}  # that adapters of every kind have
 KNOWN = _TRAINING | {said for kind in _LORA if kind != KEPT_BASE for said in kind.said}
-_TYPES = {said: kind for kind in TYPES for said in kind.said}
+_TYPES = {said: kind for kind in (*TYPES, *FOREIGN) for said in kind.said}
 _OPTIONS = {said: kind for kind in OPTIONS for said in kind.said}
 SUPPORTED = ("LORA", "ADALORA", "TRAINABLE_TOKENS", "LN_TUNING", *METHODS)
 _INITS = (True, False, None, *KEPT_BASE.said)
@@ -175,19 +184,19 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
 
     `base_as_trained`: the base is the one that the initialisation left, where it changed the base.
     """
-    config, where = adapter.config, [f"{adapter.path}/adapter_config.json"]
+    config, where = adapter.config, [adapter.path if adapter.format else f"{adapter.path}/adapter_config.json"]
     asked = config.get("peft_type")
     method = METHODS.get(str(asked)) or ELSEWHERE.get(str(asked))
     if asked not in SUPPORTED and not method:
         kind = _TYPES.get(str(asked))
-        tip = f"supported: {', '.join(SUPPORTED)}"
+        tip = "" if adapter.format else f"supported: {', '.join(SUPPORTED)}"
         why = [f"{kind.name}: {kind.why}"] if kind else []
         what = f"adapters of kind {asked} are not supported"
-        raise NotSupported(what, where=[*where, *why], help=f"{tip}; {kind.help}" if kind else tip)
+        raise NotSupported(what, where=[*where, *why], help="; ".join(filter(None, (tip, kind.help if kind else ""))))
     check_same_kind(adapter)
     if method:
         _check_options(config, where, _COMMON | method.options)
-        return method.check(adapter)
+        return check_method(adapter, method)
     _check_options(config, where, KNOWN)
     if not (base_as_trained and changes_base(adapter)):
         _check_init(config, where)

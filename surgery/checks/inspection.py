@@ -26,6 +26,7 @@ from ..models.tasks import is_bare
 from ..names import natural
 from ..opened import takes_opened
 from ..surgeries.merging.own_lora import own_adapter, own_names
+from .collections import held_in
 from .components_of_adapter import components
 from .counted import Count, Target, count, targets_of
 from .fused_modules import FusedModules, fused_in
@@ -66,6 +67,8 @@ class Inspection:
     files: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+    holds: tuple[str, ...] = ()  # what it is a collection of, or whose layout it has, a line each
+    format: str = ""  # of its files; empty: safetensors
 
     def __repr__(self) -> str:
         kind, total = " ".join(filter(None, (self.model_type, self.kind))), self.total
@@ -112,6 +115,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         files=tuple(sorted(checkpoint.files)),
         history=checkpoint.history,
         notes=tuple(map(in_both, (*checkpoint.notes, *unclear, *unread))),
+        holds=held_in(checkpoint),
+        format=checkpoint.format,
     )
 
 

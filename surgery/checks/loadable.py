@@ -16,20 +16,28 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import SurgeryError, listed, series
-from ..files.index import encode_index
 from ..files.refs import has_scheme
 from ..files.safetensors import encode_header
-from ..lazy.dtypes import Dtype
-from ..lazy.tensor import Shape, has_arithmetic
+from ..lazy.tensor import has_arithmetic
 from ..names import natural
 from ..quantization.quantised import quantised
 from ..quantization.settle import decoded
 from ..surgeries.merging.own_lora import own_names
 from .check import Check
+from .collections import foreign_to_transformers
+from .diffusers_class import loadable_in_diffusers
 
 
 def loadable(checkpoint: Checkpoint) -> Check:
-    """Ask the model's own class, through transformers' own loader, with no weight loaded and no remote code."""
+    """Ask the model's own class, through transformers' own loader, with no weight loaded and no remote code; of a
+    pipeline, the class of each component; of a component, diffusers' class.
+    """
+    if checkpoint.parts:
+        return _all_of({folder: loadable(part) for folder, part in checkpoint.parts.items()})
+    if "_class_name" in checkpoint.config:
+        return loadable_in_diffusers(checkpoint)
+    if found := foreign_to_transformers(checkpoint):
+        return Check("class", None, f"{found}: transformers has no class of its own for it")
     names = checkpoint.config.get("architectures") or []
     if not names:
         return Check("class", None, "config.json names no architecture")
@@ -61,6 +69,15 @@ def loadable(checkpoint: Checkpoint) -> Check:
     return Check(
         "class", True, f"{names[0]} accepts every tensor: none missing, unexpected or of another shape{said}{rest}"
     )
+
+
+def _all_of(found: Mapping[str, Check]) -> Check:
+    """One answer of several."""
+    answers = {one.ok for one in found.values()}
+    ok = False if False in answers else True if True in answers else None
+    rows = tuple(f"{folder}: {row}" for folder, one in found.items() for row in (one.detail, *one.where))
+    said = "one of its components would not load whole" if ok is False else "its components' classes were asked"
+    return Check("class", ok, said, rows)
 
 
 _REFUSALS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
@@ -101,28 +118,21 @@ def _in_16_bits(checkpoint: Checkpoint) -> Checkpoint:
 
 @contextmanager
 def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
-    """A local folder with the checkpoint's config and headers: its own, or, of one on the Hub, a temporary one of
-    sparse files.
+    """A local folder with the checkpoint's config and headers: its own, or a temporary one with one sparse file, of
+    one on the Hub, and of files that the loader does not look for, such as variants and other formats.
     """
-    if not has_scheme(checkpoint.path) and not any(has_arithmetic(t) for t in checkpoint.tensors.values()):
+    found = checkpoint.stem == "model" and not (checkpoint.format or has_scheme(checkpoint.path))
+    if found and not any(has_arithmetic(t) for t in checkpoint.tensors.values()):
         yield checkpoint.path
         return
     with tempfile.TemporaryDirectory() as folder:
-        members: dict[str, dict[str, tuple[Dtype, Shape]]] = {}
-        for name, tensor in checkpoint.tensors.items():
-            members.setdefault(checkpoint.weight_map[name], {})[name] = (tensor.dtype, tensor.shape)
-        for shard, tensors in members.items():
-            header = encode_header(tensors, {"format": "pt"})
-            os.makedirs(os.path.dirname(path := os.path.join(folder, shard)), exist_ok=True)
-            with open(path, "wb") as stream:
-                stream.write(header)
-                stream.truncate(len(header) + sum(checkpoint.tensors[name].nbytes for name in tensors))
-        files = {"config.json": json.dumps(checkpoint.config).encode()}
-        if members.keys() != {checkpoint.index_name.replace(".index.json", "")}:
-            files[checkpoint.index_name] = encode_index({}, checkpoint.weight_map)
-        for path, raw in files.items():
-            with open(os.path.join(folder, path), "wb") as stream:
-                stream.write(raw)
+        tensors = {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}
+        header = encode_header(tensors, {"format": "pt"})
+        with open(os.path.join(folder, "model.safetensors"), "wb") as stream:
+            stream.write(header)
+            stream.truncate(len(header) + sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+        with open(os.path.join(folder, "config.json"), "wb") as stream:
+            stream.write(json.dumps(checkpoint.config).encode())
         yield folder
 
 

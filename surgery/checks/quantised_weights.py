@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint
 from ..errors import SurgeryError, listed, series
-from ..lazy.tensor import Tensor
+from ..lazy.tensor import Tensor, stored
 from ..quantization.declared import places
 from ..quantization.quantised import Quantisation, method_of, quantised
 from ..quantization.scheme import Quantised, module_of
@@ -75,7 +75,7 @@ def _weights(checkpoint: Checkpoint, scheme: str, those: Mapping[str, Quantised]
         scheme,
         len(those),
         sum(one.weight.size for one in those.values()),
-        sum(tensor.nbytes for tensor in _there(checkpoint, parts)),
+        sum(leaf.nbytes for tensor in _there(checkpoint, parts) for leaf in stored(tensor)),
         targets_of({module_of(name): one.weight.shape for name, one in those.items()}),
     )
 

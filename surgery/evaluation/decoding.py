@@ -9,9 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..lazy.dtypes import F32
 from ..lazy.tables import E2M1_CODES
 from ..lazy.tensor import Decoded, Tensor
 from .arithmetic import one_thread, torch_dtype
+from .blocks import fill_blocks
 from .packing import byte_table, in_bytes, unpack
 from .scales import SCALES, broken, check_finite, check_possible
 from .tiles import areas, columns_of
@@ -51,6 +53,9 @@ def fill_decoded(decoded: Decoded, start: int, stop: int, out: memoryview, work:
     import torch
 
     one_thread()
+    if decoded.coding.layout:
+        fill_blocks(decoded, start, stop, out, work)
+        return
     result = torch.frombuffer(out, dtype=torch_dtype(decoded.dtype))
     for at, end, area in areas(start, stop, columns_of(decoded)):
         target = result[at - start : end - start].view(area.tall, area.wide)
@@ -143,6 +148,10 @@ def scaled(decoded: Decoded, band: Band, values: torch.Tensor, work: Workspace) 
             _grouped(decoded, band, values, zeros).sub_(_shaped(decoded, band, zeros, work))
         scales = scales_of(decoded, band, work)
         _grouped(decoded, band, values, scales).mul_(_shaped(decoded, band, scales, work))
+        if (biases := biases_of(decoded, band, work)) is not None:
+            if decoded.coding.stepped and _of_scales(decoded):
+                values = values.to(torch_dtype(decoded.dtype)).to(values.dtype)
+            _grouped(decoded, band, values, biases).add_(_shaped(decoded, band, biases, work))
     except ValueError as error:
         raise broken(decoded, error) from error
     return values.mul_(decoded.coding.after) if decoded.coding.after != 1 else values
@@ -307,8 +316,7 @@ def zeros_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor | No
     first, last, rows = group_rows(decoded, band)
     wide = zero.shape[-1] if zero.shape else 1
     if packing is None:
-        at = (band.matrix * rows + first) * wide
-        return stored(zero, at, (last - first) * wide, work, "zeros").to(torch.float32).view(-1, wide)
+        return _of_groups(decoded, zero, band, work)
     unit, each = (packing.fields, packing.words) if packing.down else (1, 1)
     begin, all_rows = first // unit * each, packing.length(rows) if packing.down else rows
     end = min(-(-last // unit) * each, all_rows)
@@ -319,6 +327,31 @@ def zeros_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor | No
     if decoded.coding.step and bool((found == (1 << packing.bits) - 1).any()):
         raise ValueError(f"a stored zero is {(1 << packing.bits) - 1}, which programs read in two ways")
     return found.to(torch.float32) + decoded.coding.step
+
+
+def biases_of(decoded: Decoded, band: Band, work: Workspace) -> torch.Tensor | None:
+    """What is added in the same groups, in float32; None where nothing is. Raises ValueError where one is no number."""
+    bias = decoded.part("bias")
+    found = _of_groups(decoded, bias, band, work) if bias is not None else None
+    if found is not None:
+        check_finite(found)
+    return found
+
+
+def _of_groups(decoded: Decoded, part: Tensor, band: Band, work: Workspace) -> torch.Tensor:
+    """The numbers of a part that has one for each group, in float32, in rows."""
+    import torch
+
+    first, last, rows = group_rows(decoded, band)
+    wide = part.shape[-1] if part.shape else 1
+    at = (band.matrix * rows + first) * wide
+    return stored(part, at, (last - first) * wide, work, "zeros").to(torch.float32).view(-1, wide)
+
+
+def _of_scales(decoded: Decoded) -> bool:
+    """Whether it is decoded to the dtype that its scales are stored in."""
+    scale = decoded.part("scale")
+    return scale is not None and scale.dtype == decoded.dtype != F32
 
 
 def whole(decoded: Decoded, name: str, work: Workspace) -> torch.Tensor:

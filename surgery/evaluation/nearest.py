@@ -13,6 +13,7 @@ from .arithmetic import one_thread, torch_dtype
 from .decoding import (
     Band,
     bands,
+    biases_of,
     by_rows,
     codes_of,
     rows_of,
@@ -41,6 +42,7 @@ def fill_encoded(encoded: Encoded, start: int, stop: int, out: memoryview, work:
 
     one_thread()
     result = torch.frombuffer(out, dtype=torch_dtype(encoded.dtype))
+    result = result.view(torch.int32) if result.dtype == torch.uint32 else result
     if encoded.like.coding.flat and encoded.like.coding.packing:
         result.copy_(_flat(encoded, start, stop, work))
         return
@@ -134,6 +136,8 @@ def _candidates(like: Decoded, band: Band, values: torch.Tensor, work: Workspace
 
     coding = like.coding
     scales = spread(like, band, by_rows(like, band, scales_of(like, band, work)), work) * coding.after
+    if (biases := biases_of(like, band, work)) is not None:
+        values = values - spread(like, band, by_rows(like, band, biases), work)
     ratio = torch.nan_to_num(values / scales, nan=0.0)
     if coding.numbers == "float":
         kind = torch_dtype(like.codes.dtype)

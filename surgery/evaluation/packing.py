@@ -14,6 +14,7 @@ def unpack(words: torch.Tensor, packing: Packing) -> torch.Tensor:
     """The codes in a matrix of words, as bytes: all fields, those behind the last element too."""
     import torch
 
+    words = words.view(torch.int32) if words.dtype == torch.uint32 else words
     if packing.words > 1:
         return _stream(words.t(), packing).t() if packing.down else _stream(words, packing)
     rows, columns = words.shape

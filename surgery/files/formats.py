@@ -8,16 +8,21 @@ these are preferred, as loaders do, and only formats of safetensors are asked fo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from ..errors import NotACheckpoint
+from ..errors import NotACheckpoint, SurgeryError, listed, series
 from .folder import Folder
+from .gguf.model import read_gguf
 from .opened import Opened
 from .peft import CONFIG as ADAPTER_CONFIG
+from .refs import has_scheme
 from .shards import read_safetensors
 from .spread_safetensors import read_spread
-from .torchfile.model import read_dcp, read_files, read_rank_files
+from .torchfile.consolidated import read_consolidated
+from .torchfile.model import read_dcp, read_deepspeed, read_files, read_rank_files
 
 SAFETENSORS = ".safetensors"
 
@@ -32,8 +37,11 @@ class Format:
 
 FORMATS = (
     Format(read_spread, of_safetensors=True),
+    Format(read_gguf),
     Format(read_dcp),
     Format(read_rank_files),
+    Format(read_deepspeed),
+    Format(read_consolidated),
     Format(read_files),
 )
 
@@ -46,9 +54,10 @@ def read_weights(folder: Folder, name: str = "") -> Opened:
     if (found := _other(folder, name)) is not None:
         return found
     if name and not name.endswith((SAFETENSORS, ".json")):
-        what, tip = "neither safetensors nor what torch saves", "pass a folder, or a file of weights"
+        what, tip = "neither safetensors, nor GGUF, nor what torch saves", "pass a folder, or a file of weights"
         raise NotACheckpoint(what, where=[folder.at(name)], help=tip)
-    return read_safetensors(folder, name)
+    found = read_safetensors(folder, name)
+    return found if name else replace(found, notes=(*found.notes, *_told_apart(folder, found)))
 
 
 def _other(folder: Folder, name: str) -> Opened | None:
@@ -57,3 +66,23 @@ def _other(folder: Folder, name: str) -> Opened | None:
     safe = name.endswith(SAFETENSORS) if name else any(SAFETENSORS in one for one in here)
     rows = [row for row in FORMATS if row.of_safetensors == safe and (name or ADAPTER_CONFIG not in here)]
     return next((found for row in rows if (found := row.read(folder, name)) is not None), None)
+
+
+def _told_apart(folder: Folder, taken: Opened) -> list[str]:
+    """What a user should know of weights in another format beside the safetensors that were taken: where they hold
+    other tensors, one of the two is of another model, or of another day. A tied tensor may be stored under one name.
+    """
+    other: Opened | None = None
+    with suppress(SurgeryError):
+        rows = [] if has_scheme(folder.path) else [row for row in FORMATS if not row.of_safetensors]
+        other = next((found for row in rows if (found := row.read(folder, "")) is not None), None)
+    if other is None:
+        return []
+    here, there, count = taken.tensors, other.tensors, Counter(other.tensors.values())
+    differ = {
+        "there alone": [name for name in there if name not in here and count[there[name]] == 1],
+        "in safetensors alone": [name for name in here if name not in there],
+        "of another shape": [name for name in there if name in here and here[name].shape != there[name].shape],
+    }
+    told = [f"{what} {series(listed(names, 3))}" for what, names in differ.items() if names]
+    return [f"safetensors were taken, and beside them is no copy ({other.what}): {'; '.join(told)}"] if told else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..lazy.tensor import File, Stored, Tensor
+from ..lazy.tensor import File, Stored, Tensor, stored
 
 SHARD = "model.safetensors"  # where the tensors of a format would lie that has no shards of its own
 
@@ -33,3 +33,16 @@ class Opened:
     index_name: str = ""  # as it is, or would be, called; empty: by the stem
     index: bytes = b""  # the index file as it was opened
     metadata: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # `__metadata__` by shard
+    made: Mapping[str, bytes] = field(default_factory=dict)  # files beside it, of what it says of the model
+
+
+def leaves_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Stored], frozenset[str]]:
+    """The stored bytes that each tensor is made of, by its name and their number, and those of which not all are
+    used: a view with gaps is.
+    """
+    leaves, partly = dict[str, Stored](), set[str]()
+    for name, tensor in tensors.items():
+        mine = {f"{name}[{i}]": leaf for i, leaf in enumerate(stored(tensor))}
+        leaves |= mine
+        partly |= mine.keys() if sum(leaf.size for leaf in mine.values()) != tensor.size else set()
+    return leaves, frozenset(partly)

@@ -1,22 +1,74 @@
-"""Pipelines of diffusers: a folder with a model_index.json; its components are checkpoints in folders of their own."""
+"""Collections: a folder whose components are checkpoints in folders of their own.
+
+Pipelines of diffusers (`model_index.json`), and models of sentence-transformers whose transformer is in a folder, too
+(`modules.json`). One of the components may be meant alone: `only_component`.
+"""
 
 from __future__ import annotations
 
-from ..errors import FormatError
-from .folder import Folder
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from ..errors import FormatError, NotACheckpoint, nearest, series
+from .beside_adapter import is_litter
+from .folder import Folder, PathLike, locate
 from .strict import MEND, parse_object
 
 MODEL_INDEX = "model_index.json"
+MODULES = "modules.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_COMPONENT: ContextVar[str] = ContextVar("component", default="")
+
+
+@contextmanager
+def only_component(name: str) -> Iterator[None]:
+    """Inside, a pipeline that is opened is its component of that name alone."""
+    token = _COMPONENT.set(name)
+    try:
+        yield
+    finally:
+        _COMPONENT.reset(token)
+
+
+def component_meant() -> str:
+    """The component that is meant alone; empty: all of them."""
+    return _COMPONENT.get()
+
+
+def meant_at(path: PathLike | Folder) -> tuple[Folder, str]:
+    """What `locate` finds, or the component in it that is meant alone. Raises NotACheckpoint where there is none."""
+    folder, name = locate(path)
+    if not (component := _COMPONENT.get()):
+        return folder, name
+    known = [] if name else components_of(folder)
+    if component in known:
+        return locate(folder.at(component))
+    close = nearest(component, known) or known
+    tip = f"there are {series(close)}" if known else "leave --component away: it is no pipeline"
+    raise NotACheckpoint(f"no component is called {component}", where=[folder.at(name)], help=tip)
 
 
 def components_of(folder: Folder) -> list[str]:
-    """The folders of the components that hold weights in safetensors; none where the folder is no pipeline.
+    """The folders of the components that hold weights; none where the folder is no collection.
 
     Raises FormatError for a model_index.json that is none.
     """
-    if not folder.has(MODEL_INDEX):
+    if folder.has(MODEL_INDEX):
+        content = _parsed(folder, MODEL_INDEX, folder.read(MODEL_INDEX))
+        named = [name for name, value in content.items() if isinstance(value, list) and any(value)]
+    elif folder.has(MODULES) and not _weighty(folder, ""):
+        listed = _parsed(folder, MODULES, b'{"all": %s}' % folder.read(MODULES))["all"]
+        named = [str(one.get("path")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    else:
         return []
-    where = [folder.at(MODEL_INDEX)]
-    content = parse_object(folder.read(MODEL_INDEX), lambda what: FormatError(what, where=where, help=MEND))
-    named = [name for name, value in content.items() if isinstance(value, list) and any(value) and "/" not in name]
-    return [name for name in named if any(file.endswith(".safetensors") for file in folder.names(name))]
+    return [name for name in named if name and "/" not in name and _weighty(folder, name)]
+
+
+def _parsed(folder: Folder, name: str, raw: bytes) -> dict[str, object]:
+    return parse_object(raw, lambda what: FormatError(what, where=[folder.at(name)], help=MEND))
+
+
+def _weighty(folder: Folder, name: str) -> bool:
+    """Whether weights lie in the folder's folder `name`."""
+    return any(file.endswith(_WEIGHTS) and not is_litter(file) for file in folder.names(name))

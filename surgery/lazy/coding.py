@@ -9,6 +9,7 @@ It belongs to a `Decoded` tensor (`tensor.py`), whose parts are named:
     outer      what that is divided by, or multiplied with
     zero       what is subtracted, plain or packed
     index      which column of the scales each column of W takes, where groups are no neighbours
+    bias       what is added after that
     table      the number that each code means
     map, inner of scales that are quantised themselves: the number of each code, and a scale for each block
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Numbers = Literal["integer", "e2m1", "float", "table"]
+Numbers = Literal["integer", "e2m1", "float", "table", "blocks"]
 Scale = Literal["plain", "exponent", "quotient", "product", "nested"]
 
 
@@ -65,7 +66,11 @@ class Coding:
     through the whole tensor in row-major order, and its second number is how many elements do. `after` multiplies
     what the formula gives, in float32. Scales that are quantised themselves lie in blocks of `nested`, and `shift` is
     added to them. Scales of schemes that may be `signed` are negative where a program chose the side of a group that
-    has one code more; those of others are quotients of absolute values.
+    has one code more; those of others are quotients of absolute values. Of a coding that is `stepped`, products are
+    rounded to the dtype of the scales before a bias is added, where that is the dtype of the result.
+
+    Numbers that are "blocks" lie in blocks of `block[1]` elements along a row, codes and scales in one, as `layout`
+    names it: `evaluation/blocks.py` has the formula of each. Codes are their bytes then, and rows are whole.
     """
 
     numbers: Numbers
@@ -82,6 +87,8 @@ class Coding:
     nested: int = 256
     shift: float = 0.0
     signed: bool = False
+    stepped: bool = False
+    layout: str = ""
 
     @property
     def unit(self) -> int:

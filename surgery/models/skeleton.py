@@ -43,7 +43,7 @@ def skeleton(config: Mapping[str, Any], model_class: str) -> Skeleton:
     """The tensors of `model_class` for this config, built on torch's meta device. Raises PlanError where it cannot
     be built.
     """
-    model = _built(config, model_class)
+    model = built(config, model_class)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Skeleton(shapes, dict(model.all_tied_weights_keys))
 
@@ -69,7 +69,7 @@ def anatomy(config: Mapping[str, Any], model_class: str) -> Anatomy:
 
     kinds = {torch.nn.Linear: "Linear", Conv1D: "Conv1D", torch.nn.Embedding: "Embedding"}
     kinds |= dict.fromkeys((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), "convolution")
-    model = _built(config, model_class)
+    model = built(config, model_class)
     modules: dict[str, tuple[str, Shape, int]] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -83,7 +83,8 @@ def anatomy(config: Mapping[str, Any], model_class: str) -> Anatomy:
     return Anatomy(modules, head, parameters, dict(model.all_tied_weights_keys))
 
 
-def _built(config: Mapping[str, Any], model_class: str) -> Any:
+def built(config: Mapping[str, Any], model_class: str) -> Any:
+    """A model of `model_class` for this config, on torch's meta device. Raises PlanError where it cannot be built."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

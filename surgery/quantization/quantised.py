@@ -11,11 +11,24 @@ from ..errors import FormatError, NotSupported
 from ..evaluation.read import content
 from ..files.strict import MEND, parse_object
 from ..lazy.tensor import Tensor
-from . import auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao
+from . import (
+    auto_round,
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fbgemm,
+    fp8,
+    gguf,
+    gpt_oss,
+    gptq,
+    mlx,
+    modelopt,
+    torchao,
+)
 from .declared import FILES, places
 from .scheme import IN_16_BITS, Quantised, Scheme, Source
 
-FAMILIES = (auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, modelopt, torchao)
+FAMILIES = (auto_round, awq, bitsandbytes, compressed_tensors, fbgemm, fp8, gpt_oss, gptq, mlx, modelopt, torchao)
 READ = tuple(family.SCHEME for family in FAMILIES)
 SCHEMES: Mapping[str, Scheme] = {name: scheme for scheme in READ for name in (scheme.method, *scheme.aliases)}
 
@@ -25,7 +38,6 @@ REFUSED: Mapping[str, str] = {
     "bitnet": "its layers quantise their activations too, so that the weights in 16 bits are another model",
     "eetq": "its codes lie in the order of one GPU kernel",
     "quanto": "transformers cannot save it, and no other program reads it",
-    "mlx": "MLX lays codes, scales and biases out for its own kernels; mlx_lm.convert --dequantize makes 16 bits of it",
     "gguf": "its weights are blocks in a GGUF file, and no safetensors",
     "marlin": "its codes lie in the order of one GPU kernel",
     "bitblas": "its codes lie in the order of one GPU kernel",
@@ -93,7 +105,7 @@ def quantised(checkpoint: Checkpoint) -> Quantisation:
             where=where,
             help=f"{IN_16_BITS}; read are {', '.join(scheme.method for scheme in READ)}",
         )
-    return NOTHING
+    return _found(gguf.SCHEME, Source(checkpoint, {}), ()) if gguf.is_gguf(checkpoint) else NOTHING
 
 
 def _found(scheme: Scheme, source: Source, at: tuple[str, ...]) -> Quantisation:

@@ -177,7 +177,7 @@ class Scheme:
     that it was made from: adapters of the one do not fit the other then. It goes by `aliases` too. `activations` are
     the last names of tensors that say nothing of weights, and go where no weight is quantised any more. `header` is
     what a shard's `__metadata__` says then. Tensors in whose names `shape_in` occurs say the shape of a weight:
-    `restated(content, shape)` is what they say of another.
+    `restated(content, shape)` is what they say of another. What is not `written` comes out in 16 bits, all of it.
     """
 
     method: str
@@ -191,3 +191,4 @@ class Scheme:
     header: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None
     shape_in: str = ""
     restated: Callable[[bytes, Shape], bytes] = lambda content, shape: content
+    written: bool = True

@@ -40,7 +40,7 @@ def settled(made: Checkpoint, seen: Checkpoint, checkpoint: Checkpoint, held: Qu
     if not held.weights:
         return made
     touched = _touched(made, held)
-    if how == "dequantized":
+    if how == "dequantized" or not (held.scheme and held.scheme.written):
         wide = set(held.weights)
     else:
         wide = set[str]() if how == "requantized" else with_partners(touched, held.weights)

@@ -22,6 +22,7 @@ from ..quantization.fused_names import lists_followed
 from ..quantization.quantised import NOTHING, Quantisation, quantised
 from ..quantization.settle import decoded
 from .header_ties import along
+from .originals import converted
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
 
@@ -39,6 +40,8 @@ def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     device, whether it would load the result whole. Raises NothingMatched where no way is known, PlanError where the
     class would compute something else, or would not load every tensor, NotSupported where codes do not move as a whole.
     """
+    if (original := converted(checkpoint, to)) is not None:
+        return original
     target = _target(checkpoint, to)
     config, held = _resolved(checkpoint.config, target), quantised(checkpoint)
     _check_fits(checkpoint, target, config, held)

@@ -333,7 +333,7 @@ def test_subfolders_and_files(hub: Hub, base: Path) -> None:
     with pytest.raises(NotOnHub, match="the repository has no such folder or file") as missing:
         surgery.open_checkpoint("org/two/bas")
     assert str(missing.value.help).startswith("the nearest paths are base")
-    with pytest.raises(NotACheckpoint, match="neither safetensors nor what torch saves"):
+    with pytest.raises(NotACheckpoint, match="neither safetensors, nor GGUF, nor what torch saves"):
         surgery.open_checkpoint("org/name/.gitattributes")
 
 

@@ -685,16 +685,6 @@ def _check_refused(base: surgery.Checkpoint, why: str, folder: Path) -> None:
     assert not torch.equal(made.load("plain.weight"), base.load("plain.weight"))
 
 
-@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
-def test_mlx_says_it_in_a_way_of_its_own(key: str, tmp_path: Path) -> None:
-    tensors = {"m.weight": bytes_(8, 1, dtype=torch.uint32), "m.scales": torch.ones(8, 1), "m.biases": torch.ones(8, 1)}
-    UNREAD_MLX = {"group_size": 64, "bits": 4}
-    (tmp_path / "base").mkdir()
-    save_file({**tensors, "plain.weight": torch.ones(8, 8)}, tmp_path / "base/model.safetensors")
-    (tmp_path / "base/config.json").write_text(json.dumps({"model_type": "llama", key: UNREAD_MLX}))
-    _check_refused(surgery.open_checkpoint(tmp_path / "base"), "mlx_lm.convert", tmp_path)
-
-
 def test_it_may_be_said_in_a_file_beside_config_json(tmp_path: Path) -> None:
     """As older repositories do; the file goes with the codes, and one that is stale says nothing."""
     for family, case, file in (

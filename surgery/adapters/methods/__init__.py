@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ...files.peft import Adapter
 from . import (
+    adapterhub,
     beft,
     boft,
     c3a,
@@ -70,7 +71,7 @@ METHODS: Mapping[str, Method] = {
 
 
 # Those of other tools, of which PEFT knows nothing.
-ELSEWHERE: Mapping[str, Method] = {lycoris.METHOD.peft_type: lycoris.METHOD}
+ELSEWHERE: Mapping[str, Method] = {row.peft_type: row for row in (lycoris.METHOD, adapterhub.METHOD)}
 
 
 def method_of(adapter: Adapter) -> Method | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import banks, bases, drawn, elementwise, rotations, tucker, wavelets
+from . import banks, bases, drawn, elementwise, mixtures, rotations, tucker, wavelets
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ RULES: Mapping[str, Rule] = {
     **bases.RULES,
     **drawn.RULES,
     **elementwise.RULES,
+    **mixtures.RULES,
     **rotations.RULES,
     **tucker.RULES,
     **wavelets.RULES,

@@ -6,65 +6,67 @@
                                                        alpha * lora_B
     X.loras.NAME.vera_D (r, r), .vera_B (out, out)     VeRA: vera_B @ B @ vera_D @ A; A and B, which all modules share,
     shared_parameters.NAME.lora_A, .lora_B             are in the file
+    X.loras.NAME.m.weight (out, 1)                     DoRA of its own kind, no PEFT's: `adapters/methods/adapterhub.py`
+    X.loras.NAME.lora_B (n, out, r), .weights (n),     MTL-LoRA: B is the sum of the n by softmax(weights / sharpness),
+    .task_specific.values (r)                          times the values
 
-What has a nonlinearity of the input is refused by name: bottlenecks, gates, prefixes, fusion; and its DoRA, whose
-lengths are of W + B @ A without the scale, and which scales the bias: no kind of PEFT's.
+What has a nonlinearity of the input is told, as a kind that no weight can hold: bottlenecks, gates, prefixes, fusion.
 
 Source: adapters 1.3.0, methods/lora.py.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ...errors import AdapterError, FormatError, NotSupported, listed
+from ...errors import AdapterError, FormatError, NotSupported
 from ...lazy.dense import Dense
 from ...lazy.dtypes import F32
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, Zeros, add
+from ...lazy.tensor import Tensor, Zeros, add, made
 from ..peft import Adapter
 from .format import Format, Found, Said, pair_of, strangers
 from .lora import lora_adapter
 from .loralib import placed
 
 TOOL = "AdapterHub"
-_LORA = re.compile(r"(?P<module>.+)\.loras\.(?P<name>[^.]+)\.(?P<part>.+)")
-_SHARED = re.compile(r"(?:.+\.)?shared_parameters\.(?P<name>[^.]+)\.(?P<part>lora_[AB])")
-_ANY = re.compile(r".+\.(?:loras|adapters|shared_parameters|prefix_tunings|reft_layer|adapter_fusion_layer)\..+")
-# What else it trains, by a part of the names, and why it has no place in weights.
-REFUSED: Mapping[str, str] = {
-    ".gate.": "a gate is a sigmoid of the input",
-    ".m.weight": "its DoRA takes the lengths of W + B·A, unscaled, and multiplies the bias, as no kind of PEFT's does",
-    ".task_specific.": "MTL-LoRA weighs several B's: merge it with AdapterHub",
-    ".adapter_fusion_layer.": "AdapterFusion is attention over what adapters compute for each token",
-    ".adapter_down.": "a bottleneck has a nonlinearity between down and up",
-    ".adapters.": "a bottleneck has a nonlinearity between down and up",
-    "prefix": "a prefix trains states, and no weights of the base",
-    "reft": "ReFT edits some positions only",
+DORA = "AdapterHub DoRA"  # what the kind is called that `adapters/methods` has
+MAGNITUDE, _VALUES = "m.weight", "task_specific.values"
+# What has no place in weights, by where its tensors lie: what such a kind is called, where it is refused.
+NONLINEAR: Mapping[str, str] = {
+    "adapter_fusion_layer": "AdapterHub fusion",
+    "adapters": "AdapterHub bottleneck",
+    "invertible_adapters": "AdapterHub bottleneck",
+    "prefix_tunings": "AdapterHub prefix",
+    "prompt_tunings": "AdapterHub prefix",
+    "refts": "AdapterHub ReFT",
 }
+GATES = "AdapterHub gates"
+_ANY = re.compile(
+    rf"(?:(?P<module>.+?)\.)?(?P<room>loras|shared_parameters|{'|'.join(NONLINEAR)})\.(?P<name>[^.]+)\.(?P<part>.+)"
+)
+_SURE = ("loras", "adapter_fusion_layer", "invertible_adapters")  # where no other tool's tensors lie
 _FUSED = "c_attn"  # the one fused projection whose parts are q, k and v, one after another
 
 
 def recognise(found: Found) -> str:
     """What tells it."""
-    names = [name for name in found.tensors if _ANY.fullmatch(name)]
+    rooms = {name: match["room"] for name in found.tensors if (match := _ANY.fullmatch(name))}
     said = str(found.config.get("version", "")).startswith("adapters.")
-    if not names or not (said or any(".loras." in name for name in names)):
+    if not rooms or not (said or set(rooms.values()) & set(_SURE)):
         return ""
     version = f", adapter_config.json says version {found.config['version']}" if said else ""
-    return f"{names[0]} and such are called as its parts are{version}"
+    return f"{next(iter(rooms))} and such are called as its parts are{version}"
 
 
 def read(found: Found, said: Said) -> Adapter:
     """The adapter. Raises FormatError, AdapterError, NotSupported."""
-    for part, why in REFUSED.items():
-        if mine := [name for name in found.tensors if part in name]:
-            tip = "serve it live, with AdapterHub" if "merge it" not in why else "train it as LoRA"
-            raise NotSupported(
-                f"it has no exact place in weights: {why}", where=[found.path, *listed(mine, 2)], help=tip
-            )
+    if kind := _nonlinear(found):
+        return _listed(found, kind)
     config = _config(found)
     modules, shared = _modules(found)
     if config.get("composition_mode", "add") == "scale":
@@ -72,13 +74,60 @@ def read(found: Found, said: Said) -> Adapter:
     lora: dict[str, dict[str, Tensor]] = {}
     names, ranks = dict[str, str](), dict[str, tuple[int, float | None]]()
     for module, (name, parts) in modules.items():
-        a, b, files = _factors(found, module, parts, shared)
+        a, b, files = _factors(found, module, parts, shared, config)
         count = _count(found, module, a, b, config)
         enabled = tuple(part in config.get("attn_matrices", ()) for part in "qkv") if module.endswith(_FUSED) else None
         lora[module] = {"lora_A.weight": a, "lora_B.weight": placed(b, count, enabled)}
         names |= {f"{module}.lora_{x}.weight": files[x] or f"{module}.loras.{name}.lora_{x}" for x in "AB"}
         ranks[module] = (a.shape[0], float(config["alpha"]) * count)
-    return lora_adapter(found, TOOL, lora, names, ranks)
+        if MAGNITUDE in parts:
+            lora[module][MAGNITUDE] = _magnitude(found, module, parts[MAGNITUDE])
+            names[f"{module}.{MAGNITUDE}"] = f"{module}.loras.{name}.{MAGNITUDE}"
+    return _as_dora(found, lora_adapter(found, TOOL, lora, names, ranks), config)
+
+
+def _nonlinear(found: Found) -> str:
+    """The kind of what the file has that no weight can hold; "" where it has nothing such."""
+    for name in found.tensors:
+        match = _ANY.fullmatch(name)
+        if match and match["part"].startswith("gate."):
+            return GATES
+        if match and match["room"] in NONLINEAR:
+            return NONLINEAR[match["room"]]
+    return ""
+
+
+def _listed(found: Found, kind: str) -> Adapter:
+    """The adapter as it lies, of a kind that no weight can hold: it is looked at, and not merged."""
+    lora: dict[str, dict[str, Tensor]] = {}
+    names = dict[str, str]()
+    for name, tensor in found.tensors.items():
+        match = _ANY.fullmatch(name)
+        module, part = ((match["module"] or match["room"]), match["part"]) if match else ("", name)
+        part = part if match and part not in lora.get(module, {}) else name
+        lora.setdefault(module, {})[part] = tensor
+        names[f"{module}.{part}"] = name
+    return Adapter(found.path, {"peft_type": kind}, lora, {}, names, metadata=found.metadata)
+
+
+def _magnitude(found: Found, module: str, tensor: Tensor) -> Tensor:
+    if module.endswith(_FUSED):
+        what = "DoRA on a fused projection is not read: AdapterHub itself takes no lengths there"
+        raise NotSupported(what, where=[f"{found.path}: {module}"], help="serve it live, with AdapterHub")
+    return tensor
+
+
+def _as_dora(found: Found, adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
+    """The adapter of the kind that has magnitudes, where it has any. Raises AdapterError where only some modules do."""
+    have = [module for module, parts in adapter.lora.items() if MAGNITUDE in parts]
+    if bool(config.get("use_dora")) != bool(have) or (have and len(have) < len(adapter.lora)):
+        said = f"{len(have)} of {len(adapter.lora)} modules have DoRA's {MAGNITUDE}"
+        what = f"{said}, and use_dora is {json.dumps(config.get('use_dora'))}"
+        raise AdapterError(what, where=[found.path], help="config and file are not of one training; restore them")
+    if not have:
+        return adapter
+    numbers = {key: adapter.config[key] for key in ("r", "rank_pattern", "alpha_pattern", "target_modules")}
+    return replace(adapter, config={"peft_type": DORA, "alpha": adapter.config["lora_alpha"], **numbers})
 
 
 def _config(found: Found) -> Mapping[str, Any]:
@@ -101,26 +150,45 @@ def _modules(found: Found) -> tuple[dict[str, tuple[str, dict[str, Tensor]]], di
     shared: dict[str, tuple[str, Tensor]] = {}
     rest = []
     for name, tensor in found.tensors.items():
-        if match := _SHARED.fullmatch(name):
-            shared[match["part"]] = (name, tensor)
-        elif match := _LORA.fullmatch(name):
+        match = _ANY.fullmatch(name)
+        if match is None or not match["module"]:
+            rest.append(name)
+        elif match["room"] == "shared_parameters":
+            first = shared.setdefault(match["part"], (name, tensor))[0]
+            if first != name:
+                raise _two(found, first, name)
+        else:
             own, parts = modules.setdefault(match["module"], (match["name"], {}))
             if own != match["name"]:
-                where = [f"{found.path}: {match['module']}", own, match["name"]]
-                raise FormatError("the file holds two adapters", where=where, help="save each in a file of its own")
+                raise _two(found, match["module"], own, match["name"])
             parts[match["part"]] = tensor
-        else:
-            rest.append(name)
-    if rest:
+    used = any("vera_B" in parts for _, parts in modules.values())
+    if rest := [*rest, *(name for name, _ in shared.values() if not used)]:
         raise strangers(found, sorted(rest), TOOL)
     return modules, shared
 
 
+def _two(found: Found, *rows: str) -> FormatError:
+    tip = "save each in a file of its own"
+    return FormatError("the file holds two adapters", where=[found.path, *rows], help=tip)
+
+
 def _factors(
-    found: Found, module: str, parts: Mapping[str, Tensor], shared: Mapping[str, tuple[str, Tensor]]
+    found: Found,
+    module: str,
+    parts: Mapping[str, Tensor],
+    shared: Mapping[str, tuple[str, Tensor]],
+    config: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """A and B of the module, and their names in the file where these are not its own: VeRA's are products."""
-    if "vera_B" not in parts:
+    known = {"vera_B": {"vera_B", "vera_D"}, _VALUES: {"lora_A", "lora_B", "weights", _VALUES}}
+    kind = next((part for part in known if part in parts), None)
+    if more := sorted(parts.keys() - known.get(kind or "", {"lora_A", "lora_B"}) - {MAGNITUDE}):
+        tip = "serve it live, with AdapterHub"
+        raise NotSupported(f"LoRA with {', '.join(more)} is not read", where=[f"{found.path}: {module}"], help=tip)
+    if kind == _VALUES:
+        return _weighed(found, module, parts, config)
+    if kind is None:
         a, b = pair_of(found, module, parts, ("lora_A", "lora_B"))
         return a, b, {"A": "", "B": ""}
     left, right = pair_of(found, module, parts, ("vera_B", "vera_D"))
@@ -135,6 +203,25 @@ def _factors(
     made_a = add(Zeros(F32, (right.shape[0], a.shape[1])), [LowRank(right, a, 1.0)])
     stem = next(name for name, one in found.tensors.items() if one is left).removesuffix("vera_B")
     return made_a, made_b, {"A": f"{stem}vera_D", "B": f"{stem}vera_B"}
+
+
+def _weighed(
+    found: Found, module: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """MTL-LoRA's A, and the one B that its several come to. Raises AdapterError."""
+    (a,), (b,) = pair_of(found, module, parts, ("lora_A",)), pair_of(found, module, parts, ("lora_B",), 3)
+    weights, values = pair_of(found, module, parts, ("weights", _VALUES), 1)
+    sharpness, rank = config.get("weights_sharpness"), a.shape[0]
+    shapes = (*weights.shape, *b.shape[1:2], *values.shape)
+    where = [f"{found.path}: {module}", f"lora_A is {a.shape}, lora_B {b.shape}, weights {weights.shape}"]
+    if b.shape != shapes or values.shape != (rank,):
+        tip = "the file is of two trainings: restore it"
+        raise AdapterError("MTL-LoRA is a lora_B (n, out, r), n weights and r values", where=where, help=tip)
+    if isinstance(sharpness, bool) or not isinstance(sharpness, int | float) or not 0 < sharpness < 1e30:
+        what = f"weights_sharpness = {sharpness!r}, which divides its weights, is none"
+        raise AdapterError(what, where=where, help="restore adapter_config.json from the training")
+    mixed = made(b.shape[1:], "mixed", [b, weights, values], sharpness=float(sharpness))
+    return a, mixed, {"A": "", "B": ""}
 
 
 def _count(found: Found, module: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> int:
@@ -165,12 +252,23 @@ def _scales(found: Found, modules: Mapping[str, tuple[str, dict[str, Tensor]]], 
     return Adapter(found.path, made, lora, {}, names, metadata=found.metadata)
 
 
+def _is_shared(name: str) -> bool:
+    """Whether several modules use the tensor."""
+    match = _ANY.fullmatch(name)
+    return match is not None and match["room"] == "shared_parameters"
+
+
 FORMAT = Format(
     "adapterhub",
     TOOL,
     recognise,
     read,
-    files=("adapter.safetensors", "pytorch_adapter.bin"),
+    files=(
+        "adapter.safetensors",
+        "pytorch_adapter.bin",
+        "model_adapter_fusion.safetensors",
+        "pytorch_model_adapter_fusion.bin",
+    ),
     heads=("model_head.safetensors", "pytorch_model_head.bin"),
-    shared=lambda name: bool(_SHARED.fullmatch(name)),
+    shared=_is_shared,
 )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from ...errors import AdapterError, FormatError, listed, series
 from ...lazy.tensor import Tensor
 from ...names import compiled
+from ..adapter_config import check_config
 from ..strict import parse_object
 
 LYCORIS = "LYCORIS"  # what such an adapter's kind is called where it is not LoRA alone
@@ -96,6 +97,8 @@ def _declared(path: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any
     for key, value in content.items():
         root, _, option = key.rpartition(".")
         found.setdefault(root, {})[option] = value
+    for config in found.values():
+        check_config(config, f"{path}: {_METADATA}")
     return found
 
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
 from ...errors import FormatError, LayoutError, NotSupported
-from ...lazy.tensor import File, Tensor, stored
+from ...lazy.tensor import File, Tensor
 from ..folder import Folder
-from ..opened import SHARD, Opened
+from ..opened import SHARD, Opened, leaves_of
 from ..opening import regular
 from ..tiles import Tile, joined
 from .archive import Bytes, read_archive
 from .parts import chosen
 from .reader import ENDINGS, Raw, check_here, tensor_of
-from .records import Call, Global, Leaf, read_pickle
+from .records import Call, Global, Leaf, read_pickle, uncollected
 from .storages import Described, Unreadable, described, sizes_of
 
 METADATA = ".metadata"
@@ -57,6 +57,7 @@ def is_distributed(folder: Folder) -> bool:
     )
 
 
+@uncollected()
 def read_distributed(folder: Folder, key: str) -> Opened:
     """The model in it, or what lies under `key`. Raises FormatError, NotACheckpoint, NotSupported."""
     where = folder.at(METADATA)
@@ -71,11 +72,11 @@ def read_distributed(folder: Folder, key: str) -> Opened:
             tensors[name] = _tensor(cast(Spread, one), places, chunks)
         files = tuple(chunks.files.values())
     own = {METADATA, *(name for name in folder.names() if name.endswith(".distcp"))}
-    leaves = {f"{name}[{i}]": leaf for name, tensor in tensors.items() for i, leaf in enumerate(stored(tensor))}
+    leaves, partly = leaves_of(tensors)
     files = (replace(file, digest=hashlib.sha256(raw).hexdigest()), *files)
     return Opened(
         "a distributed checkpoint of torch's", files, tensors, dict.fromkeys(tensors, SHARD), leaves, frozenset(own),
-        notes=tuple(found.told()),
+        partly, tuple(found.told()),
     )  # fmt: skip
 
 

@@ -14,8 +14,11 @@ from ..folder import Folder
 from ..index import Index, parse_index
 from ..opened import Opened
 from .distributed import is_distributed, read_distributed
+from .far import read_far
 from .ranks import ranks_in, read_ranks
-from .reader import ENDINGS, TorchFile, check_here, is_torch, read_torch
+from .reader import ENDINGS, TorchFile, is_torch, read_torch
+from .zero.places import place_of
+from .zero.reader import read_zero
 
 INDEX = ".bin.index.json"
 _KEY: ContextVar[str] = ContextVar("key", default="")
@@ -39,6 +42,11 @@ def under_key(key: str) -> Iterator[None]:
         _KEY.reset(token)
 
 
+def key_meant() -> str:
+    """The key that was said; empty: none."""
+    return _KEY.get()
+
+
 def read_dcp(folder: Folder, name: str) -> Opened | None:
     """A distributed checkpoint of torch's; None for all else."""
     return read_distributed(folder, _KEY.get()) if not name and is_distributed(folder) else None
@@ -48,6 +56,13 @@ def read_rank_files(folder: Folder, name: str) -> Opened | None:
     """The files of ranks, one each; None for all else."""
     ranks = {} if name else ranks_in(folder)
     return read_ranks(folder, ranks, _KEY.get()) if ranks and not folder.file(ranks[0]).remote else None
+
+
+def read_deepspeed(folder: Folder, name: str) -> Opened | None:
+    """A checkpoint of DeepSpeed's, unless weights that were joined already lie beside it; None for all else."""
+    joined = bool(name) or any(one in _PREFERRED or one.endswith(INDEX) for one in folder.names())
+    place = None if joined else place_of(folder)
+    return read_zero(folder, place, _KEY.get()) if place is not None else None
 
 
 def read_files(folder: Folder, name: str) -> Opened | None:
@@ -106,12 +121,14 @@ def _check_whole(folder: Folder, name: str) -> None:
         if rule.fullmatch(name.rpartition("/")[2]):
             others = [one for one in folder.names() if rule.fullmatch(one)]
             if len(others) > 1 or not name.startswith("consolidated"):
-                tip = "join the parts with the program that wrote them, and pass the result"
+                tip = f"pass the folder that has all parts: {folder.path}"
                 raise NotSupported(f"the file is {what}, and is not read alone", where=[folder.at(name)], help=tip)
 
 
 def _read(folder: Folder, name: str) -> TorchFile:
-    return read_torch(check_here(folder, name).path, key=_KEY.get())
+    if folder.file(name).remote:
+        return read_far(folder, name, key=_KEY.get())
+    return read_torch(folder.file(name).path, key=_KEY.get())
 
 
 def _check_index(folder: Folder, name: str, index: Index, held: Mapping[str, TorchFile]) -> None:
@@ -157,10 +174,13 @@ def _joined(folder: Folder, held: Mapping[str, TorchFile], shards: Mapping[str, 
 def _called(name: str, *, single: bool) -> str:
     """What loaders call the safetensors file in the place of one of torch's: model… for pytorch_model…"""
     leaf = name.rpartition("/")[2]
-    stem = re.sub(
-        r"^pytorch_model|^open_clip_pytorch_model", "model", leaf[: leaf.rindex(".")] if "." in leaf else leaf
+    whole = leaf[: leaf.rindex(".")] if "." in leaf else leaf
+    stem = re.sub(r"^(open_clip_|)pytorch_model", r"\1model", whole)
+    return (
+        "model.safetensors"
+        if single and not stem.startswith(("model", "diffusion", "open_clip_model"))
+        else f"{stem}.safetensors"
     )
-    return "model.safetensors" if single and not stem.startswith(("model", "diffusion")) else f"{stem}.safetensors"
 
 
 def _stem(shard: str) -> str:

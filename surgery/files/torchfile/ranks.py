@@ -15,9 +15,9 @@ from itertools import product
 from typing import Any
 
 from ...errors import FormatError, LayoutError, NotSupported, listed
-from ...lazy.tensor import Stored, Tensor, concat, stored
+from ...lazy.tensor import Tensor, concat
 from ..folder import Folder
-from ..opened import SHARD, Opened
+from ..opened import SHARD, Opened, leaves_of
 from .parts import chosen
 from .reader import Raw, raw_of, tensor_of
 from .records import Call, Global, Leaf
@@ -61,11 +61,11 @@ def read_ranks(folder: Folder, files: Mapping[int, str], key: str) -> Opened:
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors[name] = _whole(name, [one.tensors[name] for one in found], raws)
-    leaves: dict[str, Stored] = {f"{n}[{i}]": leaf for n, t in tensors.items() for i, leaf in enumerate(stored(t))}
+    leaves, partly = leaves_of(tensors)
     own = frozenset(name for name in folder.names() if "world_size_" in name and name.endswith(".pt"))
     whole = tuple(raw.file for raw in raws)
     what = f"the files of {len(files)} ranks"
-    return Opened(what, whole, tensors, dict.fromkeys(tensors, SHARD), leaves, own, notes=tuple(found[0].told()))
+    return Opened(what, whole, tensors, dict.fromkeys(tensors, SHARD), leaves, own, partly, tuple(found[0].told()))
 
 
 def _whole(name: str, held: Sequence[Leaf], raws: Sequence[Raw]) -> Tensor:

@@ -113,7 +113,7 @@ def _with(
         files = {n: f for n, f in files.items() if not n.startswith(begin)} | _under(begin, part.files)
         dropped |= _under(begin, part.dropped)
         replaced |= _under(begin, part.replaced)
-    others = [at for at in pipeline.parts if at not in made]
+    others = [at for at, part in pipeline.parts.items() if at not in made and not part.format]
     sources = _sources([s for part in made.values() for s in part.inputs if s.role == "adapter"])
     notes = [note for note in pipeline.notes if not note.startswith(tuple(f"{at}: " for at in pipeline.parts))]
     notes += [f"{at}: {note}" for at, part in made.items() for note in part.notes]

@@ -44,6 +44,7 @@ from .by_component import by_component
 from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .held_weights import without_own_base
+from .in_original import in_original
 from .joined import apart_again, check_one_way, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
@@ -134,6 +135,9 @@ def merge(
         rest = {**asked, "scale": 1.0, "only": None, "except_": None}
         return by_component(checkpoint, adapters, weights, lambda *part: merge(*part, **rest), asked)
     _check_said(tied, given)
+    again_as = {**asked, "scale": 1.0}
+    if (there := in_original(checkpoint, adapters, lambda one: merge(one, adapters, weights, **again_as))) is not None:
+        return there
     how = way(dequantize=dequantize, requantize=requantize, lossy=lossy)
     stored, held = checkpoint, read_quantised(checkpoint)
     check_way(checkpoint, held, how, dtype)

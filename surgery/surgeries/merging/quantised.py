@@ -43,6 +43,8 @@ def check_way(checkpoint: Checkpoint, held: Quantisation, how: How, dtype: str |
         quantised(checkpoint)  # says why it cannot be read, where it is that
         option = "--dequantize" if how == "dequantized" else "--requantize"
         raise SurgeryError(f"nothing is quantised in the base, and {option} was given", where=[checkpoint.path])
+    if how == "requantized" and held.scheme and not held.scheme.written:
+        raise NotSupported(held.scheme.why, where=[checkpoint.path], help="merge without --requantize")
     if dtype is not None and held.weights and how != "dequantized":
         tip = "add --dequantize, or leave --dtype away"
         raise SurgeryError(f"weights that stay quantised have no dtype {dtype}", where=[checkpoint.path], help=tip)

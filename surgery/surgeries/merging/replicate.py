@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotSupported, series
 from ...files.peft import Adapter
-from ...lazy.tensor import Tensor
+from ..layers import moved
 
 _LAYER = re.compile(r"(?P<stack>(?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h))\.(?P<index>\d+)\.(?P<rest>.+)")
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -44,16 +43,8 @@ def replicated(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoin
         )
     found = {name: layer for name in checkpoint.tensors if (layer := _LAYER.fullmatch(name))}
     order = _order(asked[0], adapters[0], checkpoint, found)
-    tensors, weight_map = dict[str, Tensor](), dict[str, str]()
-    for name, tensor in checkpoint.tensors.items():
-        layer = found.get(name)
-        places = [new for new, old in enumerate(order) if old == int(layer["index"])] if layer else []
-        names = [f"{layer['stack']}.{new}.{layer['rest']}" for new in places] if layer else [name]
-        tensors |= dict.fromkeys(names, tensor)
-        weight_map |= dict.fromkeys(names, checkpoint.weight_map[name])
-    unused = {name: checkpoint.tensors[name] for name, layer in found.items() if int(layer["index"]) not in order}
     before = len({layer["index"] for layer in found.values()})
-    made = replace(checkpoint, tensors=tensors, weight_map=weight_map, dropped={**checkpoint.dropped, **unused})
+    made = moved(checkpoint, next(iter(found.values()))["stack"], order)
     if "config.json" in made.files:
         made = made.with_config(_with_layers(checkpoint, before, order))
     note = f"{before} layers became {len(order)}, as the adapter's layer_replication says: {series(map(str, order))}"

@@ -32,7 +32,7 @@ def in_base_names(checkpoint: Checkpoint, adapter: Adapter, component: Component
     if not adapter.dialect:
         return adapter
     if (row := tool_of(adapter.dialect)) and row.fit:
-        return row.fit(adapter, checkpoint.config)
+        return row.fit(adapter, checkpoint.config, checkpoint.tensors.keys())
     known = spelled(checkpoint.tensors, checkpoint.config, component)
     meant = {module: _meant(checkpoint, adapter, module, known) for module in adapter.lora}
     meant = _one_each(checkpoint, adapter, meant)

@@ -85,6 +85,6 @@ def _is_zero(parts: Mapping[str, Tensor]) -> bool:
     def zero(name: str) -> bool:
         return same(parts[name], Zeros(parts[name].dtype, parts[name].shape))
 
-    if any("magnitude" in name for name in parts) or (BIAS in parts and not zero(BIAS)):
+    if any("magnitude" in name or name == "m.weight" for name in parts) or (BIAS in parts and not zero(BIAS)):
         return False
     return any(zero(name) for name in _FACTORS if name in parts)

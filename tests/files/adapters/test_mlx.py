@@ -169,7 +169,7 @@ def test_archives_of_numpy_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "adapters.npz").write_bytes(b"PK")
     for path in (tmp_path, tmp_path / "adapters.npz"):
-        with pytest.raises(NotACheckpoint, match="neither safetensors nor what torch saves") as caught:
+        with pytest.raises(NotACheckpoint, match="neither safetensors, nor GGUF, nor what torch saves") as caught:
             surgery.open_adapter(path)
         assert "save_safetensors" in str(caught.value)
 

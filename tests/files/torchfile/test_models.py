@@ -98,7 +98,7 @@ def test_tied_tensors_are_stored_each_and_told(tmp_path: Path) -> None:
     ("names", "what"),
     [
         (["a.bin", "b.pt"], "more than one file that torch saved"),
-        (["consolidated.00.pth", "consolidated.01.pth"], "tensor-parallel"),
+        (["consolidated.00.pth", "consolidated.01.pth"], "how tensors of these names are cut"),
         (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "pieces or copies"),
         (["mp_rank_00_model_states.pt"], "DeepSpeed"),
     ],

@@ -1,0 +1,67 @@
+"""A folder with weights in several formats: which are taken is said, and none that is stale is taken in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+
+import surgery
+
+A = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(4)}
+
+
+def opened(folder: Path) -> tuple[set[str], str]:
+    made = surgery.open_checkpoint(folder)
+    return set(made.tensors), "\n".join(made.notes)
+
+
+def test_safetensors_come_first_and_a_copy_needs_no_word(tmp_path: Path) -> None:
+    save_file(A, tmp_path / "model.safetensors")
+    torch.save(A, tmp_path / "pytorch_model.bin")
+    names, notes = opened(tmp_path)
+    assert names == set(A) and "left out" in notes and "pytorch_model.bin" in notes and "no copy" not in notes
+
+
+def test_what_is_no_copy_is_told_by_name(tmp_path: Path) -> None:
+    save_file(A, tmp_path / "model.safetensors")
+    torch.save({"a.weight": torch.ones(3, 3), "c.weight": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    names, notes = opened(tmp_path)
+    assert names == set(A)
+    assert (
+        "no copy (saved by torch): there alone c.weight; in safetensors alone b.weight; of another shape a.weight"
+        in notes
+    )
+
+
+def test_a_tie_is_no_difference(tmp_path: Path) -> None:
+    save_file(A, tmp_path / "model.safetensors")
+    torch.save({**A, "tied.weight": A["a.weight"]}, tmp_path / "pytorch_model.bin")
+    assert "no copy" not in opened(tmp_path)[1]
+
+
+def test_a_broken_file_beside_is_no_reason_to_fail(tmp_path: Path) -> None:
+    save_file(A, tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    assert opened(tmp_path)[0] == set(A)
+
+
+def test_a_distributed_checkpoint_beside_safetensors_is_left_out(tmp_path: Path) -> None:
+    dcp.save({"old.weight": torch.ones(2)}, checkpoint_id=tmp_path / "in", no_dist=True)
+    save_file(A, tmp_path / "in/model.safetensors")
+    names, notes = opened(tmp_path / "in")
+    assert names == set(A) and "there alone old.weight" in notes
+    surgery.write(surgery.open_checkpoint(tmp_path / "in"), tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"model.safetensors", ".surgery"} and ".distcp" in notes
+
+
+def test_of_two_other_formats_the_one_taken_is_said(tmp_path: Path) -> None:
+    dcp.save({"new.weight": torch.ones(2)}, checkpoint_id=tmp_path, no_dist=True)
+    torch.save(A, tmp_path / "pytorch_model.bin")
+    (tmp_path / "q.gguf").write_bytes(b"GGUF")
+    names, notes = opened(tmp_path)
+    assert names == {"new.weight"} and "a distributed checkpoint of torch's" in notes
+    assert "pytorch_model.bin" in notes and "q.gguf" in notes
