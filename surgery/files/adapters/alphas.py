@@ -98,7 +98,7 @@ def _declared(path: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any
         root, _, option = key.rpartition(".")
         found.setdefault(root, {})[option] = value
     for config in found.values():
-        check_config(config, f"{path}: {_METADATA}")
+        check_config(config, f"{path}: {METADATA}")
     return found
 
 
