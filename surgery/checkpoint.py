@@ -19,6 +19,7 @@ from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, 
 from .evaluation.read import content
 from .files.adapters.opening import LOOKED_AT
 from .files.adapters.opening import opened as of_other_tool
+from .files.adapters.tinker import told
 from .files.beside_adapter import is_litter
 from .files.folder import Folder, PathLike, folder_at, locate
 from .files.formats import read_weights
@@ -153,7 +154,7 @@ def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
         return adapter
     if name:
         return _opened(folder, name)
-    return open_peft(folder) if is_adapter(folder) else _opened(folder)
+    return told(open_peft(folder)) if is_adapter(folder) else _opened(folder)
 
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:

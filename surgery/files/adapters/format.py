@@ -9,7 +9,7 @@ asked for (`Said`), never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +52,8 @@ class Format:
     says so. `files` are names that its tool gives to the file that is meant among several, `heads` those that it gives
     to heads beside it. `takes` are the options that may be said of it. `into_config` tells names of tensors that are
     read into the config, `shared` those of tensors that several modules use. `fit` gives the modules the base's names,
-    and rows its order, where that needs the base's config.json: such an adapter's `dialect` is the format's tool until
-    then.
+    and rows its order, where that needs the base's config.json or the names of its tensors: such an adapter's `dialect`
+    is the format's tool until then.
     """
 
     key: str
@@ -66,7 +66,7 @@ class Format:
     takes: frozenset[str] = frozenset()
     into_config: Callable[[str], bool] = lambda name: False
     shared: Callable[[str], bool] = lambda name: False
-    fit: Callable[[Adapter, Mapping[str, Any]], Adapter] | None = None
+    fit: Callable[[Adapter, Mapping[str, Any], Collection[str]], Adapter] | None = None
 
     def can_be(self, found: Found) -> bool:
         """Whether the file can be read so where a user says it."""

@@ -19,6 +19,7 @@ from ..torchfile.reader import read_torch
 from .archives import check_no_archive
 from .format import Format, Found, Said
 from .table import FORMATS, format_of
+from .tinker import told
 
 LOOKED_AT = Said(strict=False)
 _MODELS = ("config.json", "model_index.json")
@@ -50,7 +51,7 @@ def open_adapter(
         if said != Said():
             tip = "leave --format, --alpha and --enable-lora away: adapter_config.json says what they would"
             raise AdapterError("a PEFT adapter says itself how it is merged", where=[folder.at(name)], help=tip)
-        return open_peft(folder, "" if _is_peft(folder, name) else name, beside)
+        return told(open_peft(folder, "" if _is_peft(folder, name) else name, beside))
     if beside:
         tip = "give them as adapters of their own"
         raise AdapterError("files are read beside PEFT's adapters alone", where=[found.path], help=tip)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import AdapterError, FormatError, nearest, series
-from . import adapterhub, handwritten, image, loralib, mlx, peft_file, torchtune
+from . import adapterhub, handwritten, image, loralib, megatron, mlx, peft_file, tinker, torchtune
 from .format import Format, Found, Said
 
 IMAGE = Format(
@@ -25,6 +25,8 @@ FORMATS: Mapping[str, Format] = {
         handwritten.PRODUCT,
         handwritten.OUTPUT,
         torchtune.FORMAT,
+        megatron.FORMAT,
+        tinker.FORMAT,
         adapterhub.FORMAT,
     )
 }

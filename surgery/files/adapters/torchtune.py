@@ -13,7 +13,7 @@ Source: torchtune 0.6.1, models/convert_weights.py `_permute_lora_matrix`, `tune
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def _alpha(found: Found, said: Said, rank: int) -> float | None:
     return float(stated)
 
 
-def fit(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
+def fit(adapter: Adapter, config: Mapping[str, Any], names: Collection[str]) -> Adapter:
     """The adapter under HF's names and in its order of rows, for the base of this config.json. Raises NotSupported."""
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     kind = str((text or {}).get("model_type", ""))

@@ -101,7 +101,27 @@ def test_without_zero_or_without_optimizer_states_the_copy_is_taken_and_said(rea
         surgery.open_checkpoint(gone)
 
 
-@pytest.mark.parametrize("case", ["two/z2-bf16-frozen-tied-groups", "two/z3-bf16-frozen-tied-groups"])
+BOTH = ["two/z2-bf16-frozen-tied-groups", "two/z3-bf16-frozen-tied-groups"]
+
+
+@pytest.mark.parametrize("case", BOTH)
+def test_universal_ones_are_the_same(case: str, real: Path, tmp_path: Path) -> None:
+    wanted = torch.load(real / case / "fp32.pt")
+    for place in ("uni", "uni/global_step3_universal"):
+        held = written(real / case / place, tmp_path / place.replace("/", "-"))
+        assert held.keys() == wanted.keys() and all(same(held[name], wanted[name]) for name in wanted)
+    assert {path.name for path in (tmp_path / "uni").iterdir()} == {".surgery", "model.safetensors"}
+    folder = shutil.copytree(real / case / "uni", tmp_path / "in")
+    file = folder / "global_step3_universal/zero/first.weight/fp32.pt"
+    torch.save({"param": torch.zeros(7, 6)}, file)
+    with pytest.raises(SurgeryError, match="belongs there"):
+        surgery.open_checkpoint(folder)
+    file.unlink()
+    with pytest.raises(SurgeryError, match="file is missing"):
+        surgery.open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("case", BOTH)
 @pytest.mark.parametrize("kind", ["optim", "model"])
 def test_ranks_of_two_steps_are_refused_by_name(case: str, kind: str, real: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(real / case / "ds", tmp_path / "ds")

@@ -20,10 +20,11 @@ from ....names import natural
 from ...folder import Folder
 
 LATEST = "latest"
+LATEST_UNIVERSAL = "latest_universal"
 MODEL = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
 OPTIMIZER = re.compile(r"(?P<kind>[a-z0-9]*_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
-_TAGS = re.compile(r"global_step\d+|.*[-_]?step[-_]?\d+")
+_TAGS = re.compile(r".*step[-_]?\d+(_universal)?")
 # What is laid out so that no rank's file says how the whole is made of it.
 _OTHERS = {
     re.compile(r"expp_rank_\d+_mp_rank_\d+_optim_states\.pt|(layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt"): (
@@ -45,6 +46,7 @@ class Ranks:
     models: tuple[str, ...]
     optimizers: tuple[str, ...]
     parted: bool  # each rank has a file of the model's, too: stage 3
+    universal: bool  # masters lie in files of their own
 
 
 def place_of(folder: Folder) -> str | None:
@@ -56,19 +58,20 @@ def place_of(folder: Folder) -> str | None:
     if _holds(here):
         return ""
     tags = [name for name in here if _TAGS.fullmatch(name) and _holds(folder.names(name))]
-    if LATEST in here and folder.has(LATEST) and (tags or any(name in here for name in SCRIPTS)):
-        tag = folder.read(LATEST)[:1000].decode("utf-8", "replace").strip()
+    latest = next((name for name in (LATEST, LATEST_UNIVERSAL) if folder.has(name)), None)
+    if latest and (tags or any(name in here for name in SCRIPTS)):
+        tag = folder.read(latest)[:1000].decode("utf-8", "replace").strip()
         if tag in here and tag not in (".", "..") and "/" not in tag and _holds(folder.names(tag)):
             return tag
         tip = f"pass the save that you mean: {', '.join(map(folder.at, tags))}" if tags else "fetch it again"
-        raise FormatError(f"{LATEST} names {tag!r}, which is no folder of a save", where=[folder.path], help=tip)
+        raise FormatError(f"{latest} names {tag!r}, which is no folder of a save", where=[folder.path], help=tip)
     if len(tags) > 1:
         tip = f"pass the one that you mean: {folder.at(sorted(tags, key=natural)[-1])}"
         raise NotACheckpoint(f"the folder holds several saves: {series(listed(tags))}", where=[folder.path], help=tip)
     return tags[0] if tags else None
 
 
-def ranks_in(folder: Folder, inside: str) -> Ranks:
+def ranks_in(folder: Folder, inside: str, *, universal: bool = False) -> Ranks:
     """The files of the ranks there. Raises FormatError where some are missing, NotSupported for other layouts."""
     here = folder.names(inside)
     where = [folder.at(inside)]
@@ -77,21 +80,22 @@ def ranks_in(folder: Folder, inside: str) -> Ranks:
             raise NotSupported(f"{what} are not read", where=[*where, *listed(others)], help=tip)
     models = [found for name in here if (found := MODEL.fullmatch(name))]
     optimizers = [found for name in here if (found := OPTIMIZER.fullmatch(name))]
-    if parts := {int(found["mp"]) for found in (*models, *optimizers)} - {0}:
+    parts = {int(found["mp"]) for found in (*models, *optimizers)} - {0}
+    if parts and not universal:
         tip = "DeepSpeed's ds_to_universal.py joins them: pass what it writes"
         what = f"the weights are cut over {max(parts) + 1} ranks of tensor parallelism (mp_rank), which is not read"
         raise NotSupported(what, where=where, help=tip)
     by_rank = {int(found["rank"]): found[0] for found in models if found["rank"] is not None}
-    whole = [found[0] for found in models if found["rank"] is None]
+    whole = {int(found["mp"]): found[0] for found in models if found["rank"] is None}
     parted = {int(found["rank"]): found[0] for found in optimizers}
-    if len(whole) + (len(by_rank) > 0) != 1 or len(parted) != len(optimizers):
+    if (len(whole) > 0) == (len(by_rank) > 0) or len(parted) != len(optimizers) or (parts and by_rank):
         names = listed(sorted((found[0] for found in (*models, *optimizers)), key=natural))
         tip = "keep the files of one save alone in the folder"
         raise FormatError("the files are of several saves", where=[*where, *names], help=tip)
     _check_all(parted, where, "optim_states")
-    _check_all(by_rank, where, "model_states")
-    held = tuple(folder_path(inside, name) for name in (whole or _in_order(by_rank)))
-    return Ranks(inside, held, tuple(folder_path(inside, name) for name in _in_order(parted)), not whole)
+    _check_all(by_rank or whole, where, "model_states")
+    held = tuple(folder_path(inside, name) for name in _in_order(whole or by_rank))
+    return Ranks(inside, held, tuple(folder_path(inside, name) for name in _in_order(parted)), not whole, universal)
 
 
 def folder_path(inside: str, name: str) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ....errors import FormatError, NotSupported, listed
+from ....errors import FormatError, NotSupported, listed, series
 from ....lazy.dtypes import BF16, F16, F32
-from ....lazy.tensor import Tensor, in_dtype
+from ....lazy.tensor import File, Tensor, in_dtype
 from ...folder import Folder
 from ...opened import SHARD, Opened, leaves_of
 from ..parts import chosen, unwrapped
 from ..reader import check_here, raw_of, tensor_of
 from .agreeing import MASTERS, check_copy, check_models, check_optimizers
 from .flat import frozen_pieces, weights_of_groups, weights_of_pieces
-from .places import LATEST, SCRIPTS, Ranks, folder_path, ranks_in
+from .places import LATEST, LATEST_UNIVERSAL, SCRIPTS, Ranks, ranks_in
 from .states import Model, Optimizer, model_of, optimizer_of
+from .universal import MASTERS as OF_UNIVERSAL
+from .universal import is_universal, weights_of_files
 
 COPY = "module"
 
@@ -24,22 +26,29 @@ def read_zero(folder: Folder, inside: str, key: str) -> Opened:
 
     Raises FormatError, NotACheckpoint, NotSupported.
     """
-    files = ranks_in(folder, inside)
+    files = ranks_in(folder, inside, universal=is_universal(folder, inside))
     for name in (*files.models, *files.optimizers):
         check_here(folder, name, "checkpoints of DeepSpeed's")
     models = [model_of(raw_of(folder.file(name).path)) for name in files.models]
-    check_models(models)
-    first = models[0]
-    whole = first.groups is None or (not files.optimizers and not files.parted)
+    first, stage = models[0], ""
+    held = list[File]()
+    if files.parted or not files.universal:
+        check_models(models)
+    whole = first.groups is None or not (files.optimizers or files.parted or files.universal)
     if whole or key not in ("", MASTERS):
         tensors, notes = _copied(first, files, key)
-        ranks: list[Optimizer] = []
+    elif files.universal:
+        stage = ", universal"
+        weights, held = weights_of_files(folder, inside, models)
+        tensors, notes = _mastered(models, weights, files, check=not key)
     else:
         ranks = _optimizers(folder, files)
-        tensors, notes = _mastered(models, ranks, files, check=not key)
+        stage = f", ZeRO stage {_stage(ranks[0])} on {len(ranks)} ranks"
+        weights = weights_of_pieces(first, ranks) if files.parted else weights_of_groups(first, ranks)
+        held = [one.raw.file for one in ranks]
+        tensors, notes = _mastered(models, weights, files, check=not key)
     named, unwrapping = unwrapped(tensors)
-    stage = f", ZeRO stage {_stage(ranks[0], files)} on {len(ranks)} ranks" if ranks else ""
-    opened = (*(one.raw.file for one in models), *(one.raw.file for one in ranks))
+    opened = (*(one.raw.file for one in models), *held)
     leaves, partly = leaves_of(named)
     return Opened(
         f"a checkpoint of DeepSpeed's{f' in {inside}' if inside else ''}{stage}",
@@ -76,13 +85,17 @@ def _optimizers(folder: Folder, files: Ranks) -> list[Optimizer]:
 
 
 def _mastered(
-    models: Sequence[Model], ranks: Sequence[Optimizer], files: Ranks, *, check: bool
+    models: Sequence[Model], weights: Mapping[str, Tensor], files: Ranks, *, check: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The masters, and what has none; with notes on which is which."""
     first = models[0]
-    weights = weights_of_pieces(first, ranks) if files.parted else weights_of_groups(first, ranks)
-    if not files.parted and check:
+    cut = not files.parted and len(models) > 1  # over ranks of tensor parallelism: their copies are parts
+    if not files.parted and not cut and check:
         check_copy(first, weights)
+    if cut and (left := [name for name in first.module if name not in {*weights, *first.buffers, *first.shared}]):
+        tip = "join them with the program that trained it"
+        what = "weights that were not trained are cut over ranks of tensor parallelism"
+        raise NotSupported(what, where=[first.raw.file.path, *listed(left)], help=tip)
     frozen = frozen_pieces(models) if files.parted else _frozen(first, weights)
     tensors = {**_buffers(first), **frozen, **weights}
     ties = {name: of for name, of in first.shared.items() if of in tensors}
@@ -90,10 +103,10 @@ def _mastered(
     _check_whole(first, tensors)
     dtypes = sorted({str(tensor.dtype) for tensor in weights.values()})
     beside = "" if files.parted else f"; --key {COPY} takes the model's own copy instead, in the dtype of its training"
-    notes = [f"the optimizer's master weights were taken ({', '.join(dtypes)}){beside}"]
+    notes = [f"the optimizer's master weights were taken ({series(dtypes)}){beside}"]
     if frozen:
-        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in frozen.values()}))
-        named = ", ".join(listed(list(frozen), 3))
+        kinds = series(sorted({str(tensor.dtype) for tensor in frozen.values()}))
+        named = series(listed(list(frozen), 3))
         notes.append(f"{len(frozen)} weights were not trained, have no master, and are as stored ({kinds}): {named}")
     return _in_order(first, tensors), [*notes, *_ties(ties)]
 
@@ -155,15 +168,15 @@ def _in_order(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _ties(ties: Mapping[str, str]) -> list[str]:
     rows = listed([f"{of} = {name}" for name, of in ties.items()], 3)
-    return [f"one tensor under several names, each stored by itself from now on: {', '.join(rows)}"] if ties else []
+    return [f"one tensor under several names, each stored by itself from now on: {series(rows)}"] if ties else []
 
 
-def _stage(rank: Optimizer, files: Ranks) -> str:
+def _stage(rank: Optimizer) -> str:
     return str(rank.stage) if rank.stage else "1, with an optimizer for bf16"
 
 
 def _own(folder: Folder, inside: str) -> list[str]:
     """The paths in the folder that are the checkpoint's."""
-    held = [folder_path(inside, name) for name in folder.names(inside)] if inside else []
+    front = f"{inside}/" if inside else f"{OF_UNIVERSAL}/"
     files = [name for name in folder.names() if name.endswith("_states.pt")]
-    return [*held, *files, *SCRIPTS, LATEST]
+    return [*(path for path in folder.walk() if path.startswith(front)), *files, *SCRIPTS, LATEST, LATEST_UNIVERSAL]
