@@ -51,6 +51,9 @@ class Folder(Protocol):
     def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
         """The checked headers of safetensors files, by name, in the order of `names`."""
 
+    def ranges(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes [start, end) of a file, for each of `spans`."""
+
     def at(self, name: str) -> str:
         """The path of what is called `name` in it."""
 
@@ -104,6 +107,11 @@ class LocalFolder:
     def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
         """See `Folder`."""
         return {name: read_header(self._checked(name)) for name in names}
+
+    def ranges(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `Folder`."""
+        with open(self._checked(name), "rb", opener=regular) as stream:
+            return [os.pread(stream.fileno(), end - start, start) for start, end in spans]
 
     def at(self, name: str) -> str:
         """See `Folder`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
@@ -70,6 +70,9 @@ class Bytes:
         """Those from `at` on, as far as there are any."""
         return os.pread(self.fd, max(0, min(size, self.size - at)), self.begin + at) if 0 <= at < self.size else b""
 
+    def ahead(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Say which (place, size) will be read next, where that is of use."""
+
     def bad(self, what: str, help: str = "the file is damaged; fetch it again") -> FormatError:
         """What is wrong with them."""
         return FormatError(f"the zip is wrong: {what}", where=[self.where], help=help)
@@ -102,6 +105,7 @@ def read_archive(data: Bytes) -> Archive:
     root = pickles[0].removesuffix(PICKLE)
     order, front = f"{root}byteorder", f"{root}data/"
     wanted = [entry for name, entry in named.items() if name.startswith(front) or name in (pickles[0], order)]
+    data.ahead((entry.header, _LOCAL.size + len(entry.raw)) for entry in wanted)
     places = {entry.name: _place(data, entry, at) for entry in wanted}
     _check_apart(wanted, places, data.bad)
     if order in places and _content(data, named[order], places.pop(order), 64) not in (b"little", b"little\n"):

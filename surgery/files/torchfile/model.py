@@ -14,8 +14,9 @@ from ..folder import Folder
 from ..index import Index, parse_index
 from ..opened import Opened
 from .distributed import is_distributed, read_distributed
+from .far import read_far
 from .ranks import ranks_in, read_ranks
-from .reader import ENDINGS, TorchFile, check_here, is_torch, read_torch
+from .reader import ENDINGS, TorchFile, is_torch, read_torch
 from .zero.places import place_of
 from .zero.reader import read_zero
 
@@ -125,7 +126,9 @@ def _check_whole(folder: Folder, name: str) -> None:
 
 
 def _read(folder: Folder, name: str) -> TorchFile:
-    return read_torch(check_here(folder, name).path, key=_KEY.get())
+    if folder.file(name).remote:
+        return read_far(folder, name, key=_KEY.get())
+    return read_torch(folder.file(name).path, key=_KEY.get())
 
 
 def _check_index(folder: Folder, name: str, index: Index, held: Mapping[str, TorchFile]) -> None:

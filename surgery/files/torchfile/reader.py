@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from ..strict import POINTER, pointed
 from .archive import Bytes, Place, read_archive
 from .legacy import BEGIN, is_legacy, read_legacy
 from .parts import Chosen, chosen
-from .records import Call, Persistent, read_pickle
+from .records import Call, Persistent, read_pickle, uncollected
 from .storages import Described, Unreadable, storage
 from .strided import strided
 
@@ -66,13 +66,13 @@ class Raw:
     storages: Mapping[str, Place]
 
 
+@uncollected()
 def read_torch(path: str, *, key: str = "") -> TorchFile:
     """The tensors of the model in the file at `path`, or of what lies under `key` in it.
 
     Raises FormatError for what torch did not write, or not so; NotACheckpoint where no model is in it, or several.
     """
-    raw = raw_of(path)
-    return _made(raw, chosen(raw.root, path, key))
+    return made_of(raw_of(path), lambda root: chosen(root, path, key))
 
 
 def raw_of(path: str) -> Raw:
@@ -110,10 +110,13 @@ def tensor_of(raw: Raw, one: Described, name: str) -> Tensor:
     try:
         return strided(raw.file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
     except LayoutError as error:
-        raise FormatError(f"the tensor is none that can be read: {error.what}", where=where) from error
+        tip = error.help or "the file is damaged; fetch it again"
+        raise FormatError(f"the tensor is none that can be read: {error.what}", where=where, help=tip) from error
 
 
-def _made(raw: Raw, found: Chosen) -> TorchFile:
+def made_of(raw: Raw, choose: Callable[[Any], Chosen]) -> TorchFile:
+    """The tensors of the file that are chosen of its object. Raises what `read_torch` does."""
+    found = choose(raw.root)
     tensors, leaves, partly = dict[str, Tensor](), dict[str, Stored](), set[str]()
     described = cast(Mapping[str, Described], found.tensors)
     for name, one in described.items():
@@ -151,10 +154,10 @@ def _widths(root: Any) -> dict[str, tuple[int, int]]:
         match value:
             case Persistent():
                 try:
-                    key, kind, count = storage(value)
+                    key, _, width, count = storage(value)
                 except Unreadable:
                     continue
-                found[key] = (kind.bits // 8 if kind else 1, count)
+                found[key] = (width, count)
             case Call():
                 todo += [value.args, value.state, *value.entries.values(), *value.items]
             case dict():
