@@ -32,6 +32,7 @@ SLOW = (
     "models/targets",
     "models/test_families.py",
     "quantization/test_end_to_end.py",
+    "quantization/test_kinds_on_codes.py",
     "quantization/test_merge.py",
     "quantization/test_proved.py",
     "quantization/test_quantize.py",

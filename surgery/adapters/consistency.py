@@ -94,7 +94,7 @@ def without_factors(adapter: Adapter, weights: Mapping[str, Tensor]) -> list[str
         f"{module}.weight" not in weights for module in adapter.lora.keys() - adapter.parameters
     ):
         return []
-    saved = {name.rpartition(".")[0] for name in adapter.whole}
+    saved = {name.removesuffix(".weight") for name in adapter.whole}
     modules = {
         name.removesuffix(".weight") for name, one in weights.items() if name.endswith(".weight") and len(one.shape) > 1
     }

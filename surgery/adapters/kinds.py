@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import NotSupported
 from ..files.peft import Adapter
 from .methods import ELSEWHERE, METHODS
-from .methods.telling import check_same_kind
+from .methods.telling import check_method, check_same_kind
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 
@@ -196,7 +196,7 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
     check_same_kind(adapter)
     if method:
         _check_options(config, where, _COMMON | method.options)
-        return method.check(adapter)
+        return check_method(adapter, method)
     _check_options(config, where, KNOWN)
     if not (base_as_trained and changes_base(adapter)):
         _check_init(config, where)

@@ -45,6 +45,11 @@ class Factors:
     rest: Mapping[str, Tensor]
 
     @property
+    def alpha(self) -> float:
+        """What the scale is of, divided by the rank: that of ordinary LoRA, whatever the config has."""
+        return self.scale * self.rank
+
+    @property
     def shape(self) -> tuple[object, ...]:
         """What two of them must have in common to be on one module."""
         return self.parts, self.experts, self.a.shape[1:], self.b.shape[0], self.b.shape[2:]

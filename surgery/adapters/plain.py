@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..files.peft import Adapter
+from ..files.peft import Adapter, module_of
 from .adalora import as_lora
 from .blocks import without_blocks
 
@@ -23,7 +23,13 @@ def plain(adapter: Adapter) -> Adapter:
         case "TRAINABLE_TOKENS":
             more = {"trainable_token_indices": adapter.config.get("token_indices")}
         case "LN_TUNING":
-            more = {}
+            more = {"modules_to_save": [*(adapter.config.get("modules_to_save") or []), *_tuned(adapter)]}
         case _:
             return without_blocks(as_lora(adapter))
     return replace(adapter, config={**adapter.config, "peft_type": "LORA", **more})
+
+
+def _tuned(adapter: Adapter) -> list[str]:
+    """The last names of modules that have a trained copy: of one of two tied tensors it is a tensor of its own."""
+    keys = [key for key in adapter.whole if ".ln_tuning_layers." in adapter.names[key]]
+    return sorted({module_of(key).rpartition(".")[2] for key in keys})

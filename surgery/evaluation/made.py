@@ -31,7 +31,9 @@ def _value(made: Made, work: Workspace) -> torch.Tensor:
     for tensor in made.inputs:
         raw = bytearray(tensor.nbytes)
         work.fill(tensor, 0, tensor.size, memoryview(raw))
-        value = torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).view(tensor.shape)
+        dtype = torch_dtype(tensor.dtype)
+        value = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        value = value.view(tensor.shape)
         inputs.append(value.double() if value.is_floating_point() else value.long())
     value = RULES[made.rule](inputs, dict(made.numbers))
     assert value.shape == made.shape, f"`{made.rule}` made {tuple(value.shape)}, not {made.shape}"

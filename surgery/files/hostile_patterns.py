@@ -6,6 +6,7 @@ where what is repeated can itself be matched in more than one way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -15,13 +16,15 @@ from ..errors import AdapterError
 MANY = 10  # how often is often
 MOST = 6  # that follow each other, or lie in branches
 _KEYS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "target_parameters")
-_TABLES = ("rank_pattern", "alpha_pattern", "lambda_pattern")
+_TABLES = ("rank_pattern", "alpha_pattern", "lambda_pattern", "block_size_pattern", "n_frequency_pattern")
+# What PEFT puts around a pattern, before it is compiled.
+_AROUND = {**dict.fromkeys(_TABLES, r"(.*\.)?({})$"), "layers_pattern": r".*\.{}\.(\d+)\."}
 
 
 def check_patterns(config: Mapping[str, Any], where: str) -> None:
     """Raise AdapterError for a regular expression in adapter_config.json that is none, or that may take forever."""
     for key, said in _patterns(config):
-        if what := _wrong(said):
+        if what := _wrong(said, _AROUND.get(key, "{}")):
             tip = "name the modules in a list, in adapter_config.json, each as the model calls it"
             raise AdapterError(f"{key} has a regular expression that {what}", where=[where, said[:200]], help=tip)
 
@@ -38,9 +41,10 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((key, one) for one in table)
 
 
-def _wrong(pattern: str) -> str:
+def _wrong(pattern: str, around: str) -> str:
     """What is wrong with it, for a sentence; "" for nothing."""
     try:
+        re.compile(around.replace("{}", pattern))
         parsed = import_module("re._parser").parse(pattern)
         nested, count = _measured(parsed)
     except Exception as error:  # re.error, and what its parser makes of nonsense

@@ -19,11 +19,11 @@ from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import File, Input, Tensor
 from ..opened import takes_opened
+from .adapter_config import check_config
 from .adapter_weights import Weights, read_weights
 from .beside_adapter import Beside, opened
 from .beside_adapter import beside as found
 from .folder import Folder, PathLike, folder_at
-from .hostile_patterns import check_patterns
 from .peft_parts import part_of
 from .spare import is_spare
 from .strict import parse_object
@@ -124,7 +124,7 @@ def open_peft(folder: Folder, name: str = "", beside: Sequence[PathLike] | None 
         tip = "save it once with PEFT's save_pretrained, which writes safetensors"
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=tip)
     config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)]))
-    check_patterns(config, folder.at(CONFIG))
+    check_config(config, folder.at(CONFIG))
     held = read_weights(folder, weights)
     config_file = replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True)
     source = replace(held.source, path=folder.path, files=(config_file, *held.source.files))

@@ -454,7 +454,7 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
             )
     for change in changes(deltas, gain):
         change.check(base.shape)
-    return Sum(dtype, base, tuple(deltas), gain)
+    return Sum(dtype, base, tuple(one.over(unrounded) for one in deltas), gain)
 
 
 MADE = 1 << 22  # elements that a rule may be given, and those that it may make

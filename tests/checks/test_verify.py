@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[dict[str, Any], Mapping[str, Any], Callable[[dict[str, to
     ".q_proj: lora_bias is true, but the module has no lora_B.bias"),
     "ungathered": ({}, {}, lambda t: t.update({B: torch.empty(0)}),
     f"{B} holds no element: an ungathered save looks like this"),
-    "no number": ({}, {"r": "8"}, None, "the adapter's rank or alpha is not a number: r = '8'"),
+    "no number": ({}, {"r": 0}, None, "the adapter's rank or alpha is not a number: r = 0"),
     "experts' rank": (
         {"experts": True}, {"r": 5}, None,
         f"{BASE}.down_proj: rank 5 is said, but lora_A is (16, 12) and lora_B (16, 16)",

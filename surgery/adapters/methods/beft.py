@@ -23,6 +23,7 @@ METHOD = Method(
     "added to biases, where the base has some",
     effect,
     options=said("init_weights"),
+    axes={"beft_bias": (None, "out")},
     conv1d=False,
     layers="nn.Linear",
 )

@@ -45,5 +45,6 @@ METHOD = Method(
     "DEFT",
     "a part of the outputs' space taken out of the weight, another one put in",
     effect,
+    axes={"deft_P": ("out", "r"), "deft_R": ("r", "in")},
     options=said("r decomposition_method init_scale alpha para deft_dropout init_weights bias"),
 )

@@ -35,6 +35,7 @@ METHOD = Method(
     "a low rank of unit vectors, times the lengths of the base's columns",
     effect,
     options=said("r delora_lambda module_dropout init_weights rank_pattern lambda_pattern bias"),
+    axes={"delora_A": ("r", "in"), "delora_B": ("out", "r")},
     conv1d=False,
     layers="nn.Linear",
 )

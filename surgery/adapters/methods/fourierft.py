@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...lazy.tensor import made
 from ...lazy.waves import Waves
 from .method import Effect, Method, Target, said
-from .spectra import drawing, spectrum
+from .spectra import check_counts, drawing, spectrum
 
 BROKEN = (2048, 2048)
 
@@ -29,5 +29,6 @@ METHOD = Method(
     "FourierFT",
     "waves at places that are drawn again",
     effect,
+    check=lambda adapter: check_counts(adapter, "fourierft_spectrum"),
     options=said("n_frequency n_frequency_pattern scaling random_loc_seed init_weights bias"),
 )

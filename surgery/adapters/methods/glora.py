@@ -9,20 +9,64 @@ Source: peft 0.21.2, tuners/glora/layer.py `GloraLinear.merge`.
 
 from __future__ import annotations
 
+from ...files.adapter_config import MEND
+from ...files.peft import Adapter
 from ...lazy.change import Delta
 from ...lazy.dense import Dense
 from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, made, product, reshape
+from ...lazy.tensor import Shape, Tensor, made, product, reshape
 from .constants import ones
 from .method import Effect, Method, Target, said
+
+KINDS = {  # of paths
+    "config_A_B": ("lora", "vector", "constant"),
+    "config_C": ("lora", "vector"),
+    "config_D_E": ("constant", "vector"),
+}
 
 
 def effect(target: Target) -> Effect:
     """What it does to the module."""
+    _check_paths(target)
     times, plus = _low_rank(target, "glora_A"), _low_rank(target, "glora_B")
     deltas: list[Delta] = [Hadamard((times,), target.matrix, 1.0)] if times else []
     return Effect(deltas=(*deltas, plus) if plus else tuple(deltas), bias=_on_bias(target))
+
+
+def _check_paths(target: Target) -> None:
+    """Raise AdapterError where a path is not what the config says: PEFT would begin it anew, and say nothing."""
+    config = target.adapter.config
+    for key, letters in (("config_A_B", "AB"), ("config_C", "C"), ("config_D_E", "DE")):
+        said = config.get(key, KINDS[key][0])
+        if said not in ("none", *(KINDS[key])):
+            raise target.unsupported(f"{key} = {said!r} is not known")
+        for letter in letters:
+            held = _held(target, f"glora_{letter}")
+            if key in config and held not in (said, *(["none"] if key != "config_A_B" and target.bias is None else [])):
+                raise target.wrong(f"{key} = {said!r}, and glora_{letter} is of {held!r}", MEND)
+            if held == "lora":
+                target.part(f"glora_{letter}.Xd", None, target.said_rank)
+
+
+def _held(target: Target, path: str) -> str:
+    """What a path is by its tensors, in the config's words."""
+    if f"{path}.Xd" in target.parts:
+        return "lora"
+    if f"{path}.X" not in target.parts:
+        return "none"
+    return "constant" if target.parts[f"{path}.X"].shape == (1,) else "vector"
+
+
+def _span(adapter: Adapter, module: str) -> Shape | None:
+    """What the longest of its paths tell."""
+    parts = adapter.lora[module]
+    tall = [
+        parts[n].shape[0] for n in ("glora_A.Xd", "glora_A.X", "glora_B.Xd", "glora_B.X", "glora_D.X") if n in parts
+    ]
+    wide = [parts[n].shape[-1] for n in ("glora_A.Xu", "glora_B.Xu") if n in parts]
+    wide += [parts[n].shape[0] for n in ("glora_C.Xd", "glora_C.X") if n in parts]
+    return (max(tall, default=1), max(wide, default=1))
 
 
 def _low_rank(target: Target, path: str) -> LowRank | None:
@@ -78,6 +122,7 @@ METHOD = Method(
     effect,
     options=said("r config_A_B config_C config_D_E init_weights bias"),
     idle=lambda part: part.endswith(".zeros"),
+    span=_span,
     conv1d=False,
     layers="nn.Linear",
 )

@@ -10,8 +10,9 @@ Source: peft 0.21.2, tuners/gralora/layer.py `get_delta_weight`.
 
 from __future__ import annotations
 
+from ...files.peft import Adapter
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, Zeros, concat, narrow, permute, reshape
+from ...lazy.tensor import Shape, Tensor, Zeros, concat, narrow, permute, reshape
 from .method import Effect, Method, Target, said
 
 
@@ -60,10 +61,19 @@ def _diagonal(blocks: list[Tensor]) -> Tensor:
     return concat(rows, 0)
 
 
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """As large as the blocks together."""
+    a, b = (adapter.lora[module].get(f"gralora_{which}") for which in "AB")
+    if a is None or b is None or len(a.shape) != 3 or len(b.shape) != 3:
+        return None
+    return b.shape[0] * b.shape[2], a.shape[0] * a.shape[1]
+
+
 METHOD = Method(
     "GRALORA",
     "GraLoRA",
     "a low rank for each block of the weight, and one for all of it (`hybrid_r`)",
     effect,
+    span=span,
     options=said("r hybrid_r alpha gralora_k gralora_dropout init_weights bias"),
 )

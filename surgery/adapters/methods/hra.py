@@ -29,6 +29,7 @@ METHOD = Method(
     "HRA",
     "reflections of the inputs, of which several adapters come one after another",
     effect,
+    axes={"hra_u": ("in", "r")},
     options=said("r apply_GS init_weights bias"),
     several="first",
     conv1d=False,

@@ -12,10 +12,13 @@ from __future__ import annotations
 import math
 import re
 
+from ...errors import AdapterError, listed, series
+from ...files.adapter_config import MEND
+from ...files.peft import PREFIX, Adapter
 from ...lazy.gain import Gain
 from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, made, reshape
+from ...lazy.tensor import Shape, Tensor, made, reshape
 from .method import Effect, Method, Target, said
 
 
@@ -25,11 +28,15 @@ def effect(target: Target) -> Effect:
     if target.is_conv:
         return _on_conv(target, scales)
     out, wide = target.weight.shape
-    if scales.shape == (out, 1):
-        return _on_outputs(target, scales)
-    if scales.shape == (1, wide):
-        return Effect(gain=Gain(reshape(scales, (wide,)), None, columns=True))
-    raise target.wrong(f"ia3_l is {scales.shape}, and not ({out}, 1) or (1, {wide})")
+    if scales.shape not in ((out, 1), (1, wide)):
+        raise target.wrong(f"ia3_l is {scales.shape}, and not ({out}, 1) or (1, {wide})")
+    said = target.adapter.config.get("feedforward_modules") is not None
+    by_input = _is_feed_forward(target) if said else scales.shape != (out, 1)
+    if scales.shape != ((1, wide) if by_input else (out, 1)):
+        which = "inputs" if by_input else "outputs"
+        what = f"feedforward_modules says that the module's {which} are multiplied, and ia3_l is {scales.shape}"
+        raise target.wrong(what, MEND)
+    return Effect(gain=Gain(reshape(scales, (wide,)), None, columns=True)) if by_input else _on_outputs(target, scales)
 
 
 def _on_outputs(target: Target, scales: Tensor) -> Effect:
@@ -63,9 +70,24 @@ def _on_inputs(target: Target, scales: Tensor, groups: int, kernel: int) -> Hada
 def _is_feed_forward(target: Target) -> bool:
     """Whether the config says so of the module, as PEFT looks it up."""
     modules = target.adapter.config.get("feedforward_modules") or []
+    own = target.adapter.names[f"{target.module}.ia3_l"].removeprefix(PREFIX).rpartition(".ia3_l")[0]
     if isinstance(modules, str):
-        return bool(re.fullmatch(modules, target.module))
-    return any(target.module.endswith(str(name)) for name in modules)
+        return bool(re.fullmatch(modules, own))
+    return any(own.endswith(name) for name in modules)
+
+
+def _check_aims(adapter: Adapter) -> None:
+    """Raise AdapterError for feed-forward modules that are no targets: PEFT does not build that."""
+    aimed, said = (adapter.config.get(key) for key in ("target_modules", "feedforward_modules"))
+    if isinstance(aimed, list) and isinstance(said, list) and (lost := sorted(set(said) - set(aimed))):
+        what = f"feedforward_modules has {series(listed(lost, 3))}, and target_modules has not"
+        raise AdapterError(what, where=[f"{adapter.path}/adapter_config.json"], help=MEND)
+
+
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """As many outputs, or inputs, as it has numbers; a convolution's shape is not told."""
+    scales = adapter.lora[module].get("ia3_l")
+    return (scales.shape[0], scales.shape[1]) if scales is not None and len(scales.shape) == 2 else None
 
 
 METHOD = Method(
@@ -75,5 +97,7 @@ METHOD = Method(
     effect,
     options=said("feedforward_modules", "init_ia3_weights"),
     several="any",
+    check=_check_aims,
+    span=span,
     layers="nn.Linear, Conv1D, convolutions in 2 and 3 dimensions",
 )

@@ -13,32 +13,48 @@ Source: peft 0.21.2, tuners/lokr/layer.py `get_delta_weight`, `make_weight_cp`, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from ...errors import series
+from ...files.adapter_config import MEND
+from ...files.peft import Adapter
 from ...lazy.dtypes import F32
 from ...lazy.kron import Kron, kron
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, Zeros, add, concat, made, narrow, permute, reshape
+from ...lazy.tensor import Shape, Tensor, Zeros, add, concat, made, narrow, permute, reshape
 from .method import Effect, Method, Target, said
 
 
 def effect(target: Target) -> Effect:
     """What it does to the module."""
     rank = target.rank(8)
-    _check_whole(target, rank)
+    _check_built(target, rank)
     return Effect(deltas=krons(target, rank, target.number("alpha", 8) / rank))
 
 
-def _check_whole(target: Target, rank: int) -> None:
-    """Raise AdapterError where PEFT would have made a matrix of this rank of two others, and it is whole: alpha / r
-    follows from no shape then.
+def _check_built(target: Target, rank: int) -> None:
+    """Raise AdapterError for matrices that PEFT would not have made of this config: alpha / r follows from no shape
+    where they are whole, and PEFT begins those anew that it does not find.
     """
-    asked = ["lokr_w2", *(["lokr_w1"] if target.adapter.config.get("decompose_both") else [])]
-    for name in asked:
-        if name in target.parts and rank < max(target.parts[name].shape[:2]) / 2:
-            what = f"{name} {target.parts[name].shape} is whole, and r = {rank} would make it of two factors"
-            raise target.wrong(
-                what, "r or rank_pattern is not this adapter's; the scale depends on it, so it is not guessed"
-            )
+    held = _sides(target.parts)
+    if held is None:  # which is told where they are used
+        return
+    config, near = target.adapter.config, int(target.number("decompose_factor", -1))
+    kernel = math.prod(target.weight.shape[2:])
+    outs, ins = (_factors(size, near) for size in target.weight.shape[:2])
+    wanted = ((outs[0], ins[0]), (outs[1], ins[1] * (kernel if _is_flat(target.parts) else 1)))
+    apart = (bool(config.get("decompose_both")) and rank < max(wanted[0]) / 2, rank < max(outs[1], ins[1]) / 2)
+    for name, side, size, factored in zip(("lokr_w1", "lokr_w2"), held, wanted, apart, strict=True):
+        if size != side:
+            raise target.wrong(f"{name} is {side}, and decompose_factor = {near} makes it {size}", MEND)
+        if factored == (name in target.parts):
+            ways = ("of two factors", "whole")
+            what = f"{name} {side} is {ways[factored]}, and r = {rank} would make it {ways[not factored]}"
+            tip = "r, rank_pattern or decompose_both is not this adapter's; the scale depends on it: it is not guessed"
+            raise target.wrong(what, tip)
+    said = config.get("use_effective_conv2d")
+    if apart[1] and kernel > 1 and bool(said) != ("lokr_t2" in target.parts):
+        raise target.wrong(f"use_effective_conv2d = {said!r}, and the module has {series(sorted(target.parts))}", MEND)
 
 
 def krons(target: Target, rank: int | None, scale: float, *, as_lycoris: bool = False) -> tuple[Kron, ...]:
@@ -90,11 +106,58 @@ def _odd(left: Tensor, right: Tensor, scale: float, at: int) -> Kron:
     return kron(reshape(narrow(right, 2, at, 1), (outs, ins)), fast, scale)
 
 
+def _factors(dimension: int, near: int) -> tuple[int, int]:
+    """The two numbers that PEFT takes a dimension for the product of, `near` the first one or, where that is -1, near
+    each other.
+    """
+    if near > 0 and dimension % near == 0:
+        return near, dimension // near
+    least, most, limit = 1, dimension, dimension if near == -1 else near
+    for one in (n for n in range(2, math.isqrt(dimension) + 1) if dimension % n == 0 and n <= limit):
+        least, most = one, dimension // one
+    return least, most
+
+
+def _sides(parts: Mapping[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Rows and columns of the two matrices, the second one's of its first two axes; None where one is not whole."""
+    found = list[tuple[int, int]]()
+    for name in ("lokr_w1", "lokr_w2"):
+        if name in parts:
+            found += [(shape[0], shape[1])] if len(shape := parts[name].shape) > 1 else []
+        elif {f"{name}_a", f"{name}_b"} <= parts.keys():
+            first = parts[f"{name}_a"].shape
+            turned = name == "lokr_w2" and "lokr_t2" in parts
+            found.append((first[-1 if turned else 0], parts[f"{name}_b"].shape[-1]))
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _is_flat(parts: Mapping[str, Tensor]) -> bool:
+    """Whether a convolution's kernel would be in the second matrix's columns."""
+    return "lokr_w2" not in parts and "lokr_t2" not in parts
+
+
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """The product of what the two matrices are; with the kernel where one is of it, and not where that is not told."""
+    parts = adapter.lora[module]
+    sides = _sides(parts)
+    if sides is None or _is_flat(parts):
+        return None if sides else (1, 1)
+    kernel = parts["lokr_t2" if "lokr_t2" in parts else "lokr_w2"].shape[2:]
+    return (sides[0][0] * sides[1][0], sides[0][1] * sides[1][1], *kernel)
+
+
 METHOD = Method(
     "LOKR",
     "LoKr",
     "the Kronecker product of two small matrices, times alpha / r",
     effect,
+    axes={
+        "lokr_w1_a": (None, "r"),
+        "lokr_w1_b": ("r",),
+        "lokr_w2_b": ("r",),
+        "lokr_t2": ("r", "r"),
+    },
+    span=span,
     options=said(
         "r alpha rank_dropout rank_dropout_scale module_dropout use_effective_conv2d decompose_both decompose_factor"
         " init_weights rank_pattern alpha_pattern"

@@ -9,20 +9,29 @@ rule with a name, `lazy.tensor.made` and `evaluation/rules/`; what needs the bas
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ...errors import AdapterError, NotSupported
+from ...errors import AdapterError, LayoutError, NotSupported
+from ...files.adapter_config import MEND, MOST
 from ...files.peft import Adapter
 from ...lazy.change import Change, Delta
 from ...lazy.dtypes import ARITHMETIC
-from ...lazy.tensor import Tensor, reshape, stored
+from ...lazy.tensor import Shape, Tensor, reshape, stored
 from ..lora import matrix_of, pattern
 
 # What several adapters of a kind on one module come to: the sum of their deltas, each of the base alone; one after
 # another, the first or the last one next to the base; whichever; or nothing that has a meaning.
-MOST = 1e30  # that a number in a config may be: float32 holds it, and its products with weights
 Several = Literal["sum", "first", "last", "any", "one"]
+# What each axis of a part is as long as: a number of adapter_config.json, or the weight's "out" or "in"; None for what
+# the effect sees to.
+Axes = Mapping[str, tuple[str | None, ...]]
+PATTERNS = {
+    "r": "rank_pattern",
+    "alpha": "alpha_pattern",
+    "block_size": "block_size_pattern",
+    "n_frequency": "n_frequency_pattern",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +99,23 @@ class Target:
         return self._of(self.adapter.shared[name], name, shape)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """What adapter_config.json says, by pattern where it has some for `r` and `alpha`. Raises AdapterError."""
-        patterns = {"r": "rank_pattern", "alpha": "alpha_pattern"}
-        value = self.adapter.config.get(key, default)
-        value = pattern(self.adapter.config.get(patterns.get(key, "")), self.module, value)
+        """What adapter_config.json says, by pattern where it has some. Raises AdapterError."""
+        value = stated(self.adapter, self.module, key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST < value < MOST:
-            said = f"{str(value)[:40]!r} is no number that anything is multiplied by"
-            raise self.wrong(f"{key} = {said}", "restore adapter_config.json from the training")
+            raise self.wrong(f"{key} = {str(value)[:40]!r} is no number that anything is multiplied by", MEND)
         return value
 
     def rank(self, default: int) -> int:
         """What adapter_config.json says of the module's rank. Raises AdapterError."""
         value = self.number("r", default)
         if value != int(value) or value < 1:
-            raise self.wrong(f"r = {value!r} is no rank", "restore adapter_config.json from the training")
+            raise self.wrong(f"r = {value!r} is no rank", MEND)
         return int(value)
+
+    @property
+    def said_rank(self) -> int | None:
+        """The same; None where it says nothing, and the shapes tell."""
+        return self.rank(0) if "r" in self.adapter.config else None
 
     def wrong(self, what: str, tip: str | None = None) -> AdapterError:
         """The error that says so of this module."""
@@ -137,6 +148,11 @@ class Target:
         return tensor
 
 
+def stated(adapter: Adapter, module: str, key: str, default: Any = None) -> Any:
+    """What adapter_config.json says of a module, by pattern where it has some."""
+    return pattern(adapter.config.get(PATTERNS.get(key, "")), module, adapter.config.get(key, default))
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A kind of adapter.
@@ -144,9 +160,10 @@ class Method:
     `options` are keys of adapter_config.json that it reads, or that tell of the training alone; any other one that
     says something is refused. `check` raises for a config, or a file, that no module can be merged of. `partly` are
     parts of which not each element is used once: tables that are cut, blocks that repeat. `idle` are parts that
-    change nothing, and are dropped by name. `prepared` is the whole adapter with what its modules share put in their
-    reach, given the widest of its modules' inputs. `together` is what a user should know where several of the kind
-    are on one module.
+    change nothing, and are dropped by name. `axes` and `span` are what the parts themselves tell of config and
+    weight: `span` is the weight's shape, where `axes` do not say it, and None where the parts do not. `prepared` is
+    the whole adapter with what its modules share put in their reach, given the widest of its modules' inputs.
+    `together` is what a user should know where several of the kind are on one module.
     """
 
     peft_type: str
@@ -159,6 +176,9 @@ class Method:
     partly: Callable[[str], bool] = lambda part: False
     idle: Callable[[str], bool] = lambda part: False
     prepared: Callable[[Adapter, Callable[[], int]], Adapter] = lambda adapter, widest: adapter
+    axes: Axes = field(default_factory=dict, compare=False)
+    span: Callable[[Adapter, str], Shape | None] | None = None
+    unpatterned: bool = False  # whether PEFT may pass over patterns: a number is the usual one then, too
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
     together: str = ""
@@ -179,6 +199,25 @@ def turned(effect: Effect) -> Effect:
         return other
 
     return replace(effect, deltas=tuple(map(turn, effect.deltas)), gain=effect.gain and turn(effect.gain))
+
+
+def effect_of(target: Target, method: Method) -> Effect:
+    """What the adapter does to the module, as its layer computes. Raises AdapterError, NotSupported, also for parts
+    that the kind makes nothing of.
+    """
+    try:
+        effect = method.effect(target)
+        for change in (*effect.deltas, *([effect.gain] if effect.gain else [])):
+            change.check(target.matrix.shape)
+        for change in (*effect.bias, *([effect.bias_gain] if effect.bias_gain else [])):
+            if target.bias is not None:
+                change.check(target.bias.shape)
+    except LayoutError as error:
+        raise target.wrong(error.what) from error
+    for part in unused(target, effect):
+        if not method.idle(part):
+            raise target.unsupported(f"{method.name} with {part} is not supported")
+    return effect
 
 
 def unused(target: Target, effect: Effect) -> list[str]:

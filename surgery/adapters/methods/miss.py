@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...files.peft import Adapter
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, permute, reshape
+from ...lazy.tensor import Shape, Tensor, permute, reshape
 from ...lazy.turned import Turned
 from .constants import tiled
 from .method import Effect, Method, Target, said
@@ -36,7 +37,7 @@ def effect(target: Target) -> Effect:
 def _repeated(target: Target, name: str, *, mini: bool) -> Effect:
     out, wide = target.weight.shape
     size = int(target.number("mini_r", 1)) if mini else out
-    block = permute(target.part(name, None, size), (1, 0))
+    block = permute(target.part(name, target.said_rank, size), (1, 0))
     if size < 1 or out % size or block.shape[1] > wide:
         raise target.wrong(f"{name} is {target.part(name).shape}, which does not fit a weight {target.weight.shape}")
     rank = block.shape[1]
@@ -46,7 +47,7 @@ def _repeated(target: Target, name: str, *, mini: bool) -> Effect:
 
 def _bat(target: Target, name: str) -> Effect:
     out, wide = target.weight.shape
-    block = target.part(name, None, None, None)
+    block = target.part(name, None, target.said_rank, target.said_rank)
     runs, rank, _ = block.shape
     if block.shape != (runs, rank, rank) or runs * rank != out or wide % rank:
         raise target.wrong(f"{name} is {block.shape}, which does not fit a weight {target.weight.shape}")
@@ -55,11 +56,21 @@ def _bat(target: Target, name: str) -> Effect:
     return Effect(deltas=(turn, plus), several="first")
 
 
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """The outputs, and as many inputs as one block has."""
+    parts = adapter.lora[module]
+    block = parts.get("bone_block") or parts.get("miss_block")
+    if block is None or len(block.shape) not in (2, 3):
+        return None
+    return (block.shape[0] * block.shape[1], block.shape[1]) if len(block.shape) == 3 else block.shape[::-1]
+
+
 METHOD = Method(
     "MISS",
     "MiSS",
     "one small block, over and over",
     effect,
+    span=span,
     options=said("r mini_r miss_dropout init_weights bias"),
     partly=lambda part: part in ("miss_block", "bone_block"),
     conv1d=False,

@@ -19,8 +19,10 @@ from __future__ import annotations
 import math
 import re
 
+from ...files.adapter_config import MEND
+from ...files.peft import Adapter
 from ...lazy.gain import Gain
-from ...lazy.tensor import Tensor, made, reshape
+from ...lazy.tensor import Shape, Tensor, made, reshape
 from ...lazy.turned import Turned
 from .method import Effect, Method, Target, said
 
@@ -39,6 +41,7 @@ def effect(target: Target) -> Effect:
     edge = (1 + math.isqrt(1 + 8 * upper.shape[1])) // 2
     if edge * (edge - 1) // 2 != upper.shape[1]:
         raise target.wrong(f"oft_R has {upper.shape[1]} numbers for each block, which are no half of a matrix")
+    _check_edge(target, upper.shape[0], edge)
     blocks = _turns(target, upper, edge, float(not embedding))
     turn = Turned(target.matrix, _placed(target, blocks), 1.0)
     return Effect(deltas=(turn,), notes=_notes(target), several="first" if embedding else None)
@@ -102,6 +105,39 @@ def _placed(target: Target, blocks: Tensor) -> Tensor:
     raise target.wrong(f"{count} blocks of {edge} inputs do not fit a weight {target.weight.shape}")
 
 
+def _check_edge(target: Target, count: int, edge: int) -> None:
+    """Raise AdapterError for blocks of another size than PEFT makes of what the config says."""
+    config = target.adapter.config
+    wide = target.matrix.shape[1] if config.get("block_share") else count * edge
+    size, number = (int(target.number(key, 0)) for key in ("oft_block_size", "r"))
+    if ("oft_block_size" in config or "r" in config) and (min(size, number) < 0 or bool(size) == bool(number)):
+        raise target.wrong(f"oft_block_size = {size} and r = {number} make no blocks", MEND)
+    if size and _near(wide, size) != edge:
+        raise target.wrong(
+            f"oft_block_size = {size} makes blocks of {_near(wide, size)}, and oft_R's are of {edge}", MEND
+        )
+    if number and wide // _near(wide, number) != edge:
+        raise target.wrong(f"r = {number} makes {_near(wide, number)} blocks, and oft_R's are {wide // edge}", MEND)
+
+
+def _near(wide: int, said: int) -> int:
+    """What PEFT takes for a number of inputs or blocks: the nearest that divides the inputs, the lower of two."""
+    if said >= wide:
+        return wide
+    return min((n for n in range(1, wide + 1) if wide % n == 0), key=lambda n: (abs(n - said), n))
+
+
+def _span(adapter: Adapter, module: str) -> Shape | None:
+    """One output for each that a factor is of, and the inputs of all blocks."""
+    parts = adapter.lora[module]
+    if (whole := parts.get("oft_r")) is not None:
+        return (parts["oft_s"].size if "oft_s" in parts else 1, whole.size // max(1, whole.shape[-1]))
+    upper = parts.get("oft_embedding_R.weight", parts.get("oft_R.weight"))
+    if upper is None or len(upper.shape) != 2:
+        return None
+    return 1, upper.shape[0] * ((1 + math.isqrt(1 + 8 * upper.shape[1])) // 2)
+
+
 def _old(target: Target) -> Effect:
     """Of whole matrices, and a factor for each output; `eps` counts as often as a block has outputs, squared."""
     out, wide = target.matrix.shape
@@ -109,6 +145,9 @@ def _old(target: Target) -> Effect:
     count, edge, _ = whole.shape
     if edge != whole.shape[2] or wide % edge:
         raise target.wrong(f"oft_r is {whole.shape}, which does not fit a weight {target.weight.shape}")
+    said = target.adapter.config.get("r", wide // edge)
+    if said != wide // edge:
+        raise target.wrong(f"r = {said} makes {said} blocks, and oft_r's are {wide // edge}", MEND)
     limit = _limit(target, count) * math.ceil(out / (wide // edge)) ** 2
     blocks = made(whole.shape, "old cayley", [whole], limit=limit)
     gain = Gain(reshape(target.part("oft_s"), (out,)), None)
@@ -128,6 +167,7 @@ METHOD = Method(
     together="of several OFT adapters the last one is next to the weight, as in PEFT's live model: its own"
     " merge_and_unload has them the other way round",
     partly=lambda part: part.startswith("oft_"),
+    span=_span,
     conv1d=False,
     layers="nn.Linear, embeddings, convolutions in 2 dimensions",
 )

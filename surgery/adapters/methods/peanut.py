@@ -40,6 +40,7 @@ METHOD = Method(
     "PEANuT",
     "a small network of which the weight is the input",
     effect,
+    axes={"peanut_A.weight": ("r", "out"), "peanut_B.weight": ("out", "r")},
     options=said("r depth act_fn scaling init_weights"),
     conv1d=False,
     layers="nn.Linear",

@@ -13,10 +13,11 @@ Source: peft 0.21.2, tuners/randlora/layer.py `get_scaled_bases`, `get_delta_wei
 from __future__ import annotations
 
 from ...evaluation.compare import same
+from ...files.peft import Adapter
 from ...lazy.dtypes import F32
 from ...lazy.gain import Gain
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, add, concat, narrow, permute, reshape
+from ...lazy.tensor import Shape, Tensor, add, concat, narrow, permute, reshape
 from .method import Effect, Method, Target, said
 
 BASES = ("randlora_A", "randlora_B")
@@ -60,11 +61,18 @@ def _check_copies(target: Target) -> None:
             raise target.wrong(f"the module's {name} is not the one that all modules share")
 
 
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """The lesser of the two sides, twice: the greater one is in no part."""
+    gamma = adapter.lora[module].get("randlora_gamma")
+    return (gamma.shape[1], gamma.shape[1]) if gamma is not None and len(gamma.shape) == 2 else None
+
+
 METHOD = Method(
     "RANDLORA",
     "RandLoRA",
     "its random bases from the file; refused where these were not saved",
     effect,
+    span=span,
     options=said(
         "r projection_prng_key save_projection sparse very_sparse randlora_dropout randlora_alpha bias init_weights"
     ),

@@ -9,10 +9,11 @@ Source: peft 0.21.2, tuners/road/layer.py `_prepare_cols`, `_apply_road`.
 
 from __future__ import annotations
 
+from ...files.peft import Adapter
 from ...lazy.change import Delta
 from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, concat, made, narrow, reshape
+from ...lazy.tensor import Shape, Tensor, concat, made, narrow, reshape
 from .constants import ones
 from .method import Effect, Method, Target, said
 
@@ -53,6 +54,12 @@ def _exchanged(base: Tensor, group: int) -> Tensor:
     return reshape(concat([narrow(halves, 1, 1, 1), narrow(halves, 1, 0, 1)], 1), base.shape)
 
 
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """The outputs that the variant has such numbers for."""
+    theta, size = adapter.lora[module].get("road_theta"), SIZES.get(adapter.config.get("variant", "road_1"))
+    return (int(theta.size / size), 1) if theta is not None and size else None
+
+
 METHOD = Method(
     "ROAD",
     "RoAd",
@@ -60,6 +67,7 @@ METHOD = Method(
     effect,
     options=said("variant group_size init_weights"),
     several="first",
+    span=span,
     conv1d=False,
     layers="nn.Linear",
 )

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from ...errors import AdapterError, listed
+from ...files.peft import Adapter
 from ...lazy.tensor import Tensor
-from .method import Target
+from .method import Target, stated
 
 DRAWN = (2**32 - 1) // 20  # elements of a weight from which on newer versions of torch draw other places
 
 
 def spectrum(target: Target, name: str) -> Tensor:
-    """The numbers. Raises AdapterError where there are more than places, or not as many as the config says."""
-    values, said = target.part(name, None), _said(target.adapter.config)
-    if values.size > target.weight.size or (said and values.size not in said):
-        numbers = f", and adapter_config.json says {' or '.join(map(str, said))}" if said else ""
-        what = f"{name} has {values.size} numbers for a weight of {target.weight.size}{numbers}"
-        raise target.wrong(what, "the places follow from that file and are not guessed: restore it from the training")
+    """The numbers. Raises AdapterError where there are more than places."""
+    values = target.part(name, None)
+    if values.size > target.weight.size:
+        raise target.wrong(f"{name} has {values.size} numbers for a weight of {target.weight.size}")
     return values
+
+
+def check_counts(adapter: Adapter, name: str) -> None:
+    """Raise AdapterError where modules have not as many numbers as adapter_config.json says: of each, or, where they
+    are shared out by the sizes of the weights, in the mean.
+    """
+    if "n_frequency" not in adapter.config:
+        return
+    counts = {module: parts[name].size for module, parts in adapter.lora.items() if name in parts}
+    wanted = {module: stated(adapter, module, "n_frequency") for module in counts}
+    odd = [module for module, count in counts.items() if count != wanted[module]]
+    if adapter.config.get("proportional_parameters"):
+        usual, least = adapter.config["n_frequency"], sum(count == 1 for count in counts.values())
+        odd = list(counts) if abs(sum(counts.values()) - usual * len(counts)) > len(counts) / 2 + least else []
+    if odd:
+        rows = [f"{adapter.path}: {adapter.names[f'{module}.{name}']} ({counts[module]})" for module in odd]
+        what = f"adapter_config.json says n_frequency = {wanted[odd[0]]}, and {name} has {counts[odd[0]]} numbers"
+        tip = "the places follow from that file and are not guessed: restore it from the training"
+        raise AdapterError(what, where=listed(rows), help=tip)
 
 
 def drawing(target: Target, count: int) -> dict[str, Any]:
@@ -33,10 +51,3 @@ def drawing(target: Target, count: int) -> dict[str, Any]:
     if seed != int(seed):
         raise target.wrong(f"random_loc_seed = {seed!r} is no whole number", "restore adapter_config.json")
     return {"seed": float(int(seed) % 2**32), "count": float(count), "tall": float(tall), "wide": float(wide)}
-
-
-def _said(config: Mapping[str, Any]) -> list[int]:
-    """The numbers that modules have, where they are not shared out by the size of weights."""
-    if config.get("proportional_parameters") or config.get("n_frequency") is None:
-        return []
-    return [config["n_frequency"], *(config.get("n_frequency_pattern") or {}).values()]

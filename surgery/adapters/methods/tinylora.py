@@ -87,7 +87,7 @@ def _numbered(adapter: Adapter, modules: list[str]) -> dict[str, int]:
 def _number(parts: Mapping[str, Any], first: list[Any]) -> int:
     """Which of these P begins with, as a share of its deviation; -1 for none."""
     p = parts.get("tinylora_P")
-    if p is None or p.size < 2 * BLOCK:
+    if p is None or p.size < BLOCK or BLOCK < p.size < 2 * BLOCK:  # torch draws the last block's numbers again
         return -1
     values = load(narrow(reshape(p, (p.size,)), 0, 0, BLOCK)).double().numpy() * p.shape[1] ** 0.5
     near = [number for number, one in enumerate(first) if abs(values - one).max() < NEAR * abs(one).max()]
@@ -112,6 +112,12 @@ METHOD = Method(
     "TinyLoRA",
     "numbers that groups of modules share; which, its random matrices tell: refused where these were not saved",
     effect,
+    axes={
+        "tinylora_A": ("r", "in"),
+        "tinylora_B": ("out", "r"),
+        "tinylora_P": ("u", "r", "r"),
+        V: ("u",),
+    },
     options=said("r u weight_tying projection_seed save_projection init_v_bound tinylora_dropout bias init_weights"),
     partly=lambda part: part == V,
     check=_check_saved,

@@ -45,6 +45,11 @@ METHOD = Method(
     "Uni-LoRA",
     "A and B from places of one vector; refused where these were not saved (`save_indices`)",
     effect,
+    axes={
+        "unilora_indices_A": ("r", "in"),
+        "unilora_indices_B": ("out", "r"),
+        "unilora_theta_d": ("theta_d_length",),
+    },
     options=said("r proj_seed theta_d_length unilora_dropout bias init_theta_d_bound init_weights save_indices"),
     partly=lambda part: part == "unilora_theta_d",
     check=_check_saved,

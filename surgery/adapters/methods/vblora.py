@@ -9,10 +9,15 @@ Source: peft 0.21.2, tuners/vblora/layer.py `_get_lora_matrices`, utils/save_and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from ...files.peft import Adapter
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import Tensor, made, permute, reshape
+from ...lazy.tensor import Shape, Tensor, made, permute, reshape
 from .banked import places
 from .method import Effect, Method, Target, said
+
+ROWS: Mapping[str, tuple[str | None, ...]] = {"A": ("r", None), "B": (None, "r")}
 
 
 def effect(target: Target) -> Effect:
@@ -45,11 +50,26 @@ def _mixed(target: Target, which: str, shape: tuple[int, int], few: int) -> Tens
     return made((*shape, length), "mixed few", [chosen, weights, bank])
 
 
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """As many runs of the bank's length as are mixed."""
+    parts, bank = adapter.lora[module], adapter.shared.get("vblora_vector_bank")
+    names = [next((n for n in parts if n.startswith(f"vblora_logits_{which}")), "") for which in "BA"]
+    if bank is None or len(bank.shape) != 2 or not all(names) or any(len(parts[n].shape) != 3 for n in names):
+        return None
+    return parts[names[0]].shape[0] * bank.shape[1], parts[names[1]].shape[1] * bank.shape[1]
+
+
 METHOD = Method(
     "VBLORA",
     "VB-LoRA",
     "A and B mixed from a bank of vectors, by logits or by the weights that were saved of them",
     effect,
+    axes={
+        **{f"vblora_logits_{which}": (*axes, "num_vectors") for which, axes in ROWS.items()},
+        **{f"vblora_logits_{which}_topk_indices": (*axes, "topk") for which, axes in ROWS.items()},
+        "vblora_vector_bank": ("num_vectors", "vector_length"),
+    },
+    span=span,
     options=said(
         "r num_vectors vector_length topk save_only_topk_weights vblora_dropout init_vector_bank_bound init_logits_std"
         " bias"

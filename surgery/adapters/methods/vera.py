@@ -20,7 +20,7 @@ from ...files.peft import SHARED, Adapter
 from ...lazy.dtypes import F32
 from ...lazy.gain import Gain
 from ...lazy.low_rank import LowRank
-from ...lazy.tensor import MADE, Tensor, add, concat, made, narrow
+from ...lazy.tensor import MADE, Shape, Tensor, add, concat, made, narrow
 from .method import Effect, Method, Target, said
 
 
@@ -112,6 +112,15 @@ def _check_sampling(adapter: Adapter) -> None:
         raise NotSupported("PVeRA that draws at inference is not merged: no weight is random", where=where, help=tip)
 
 
+def span(adapter: Adapter, module: str) -> Shape | None:
+    """Its outputs; the inputs are those of the largest module."""
+    kind, parts = _kind(adapter)[0], adapter.lora[module]
+    a = parts.get(f"{kind}_A", adapter.shared.get(f"{kind}_A"))
+    return (
+        (parts[f"{kind}_lambda_b"].size, a.shape[-1] if a is not None else 1) if f"{kind}_lambda_b" in parts else None
+    )
+
+
 METHOD = Method(
     "VERA",
     "VeRA",
@@ -119,6 +128,8 @@ METHOD = Method(
     effect,
     options=said("r projection_prng_key save_projection vera_dropout d_initial init_weights bias"),
     partly=lambda part: part in ("vera_A", "vera_B"),
+    axes={"vera_lambda_d": ("r",), "vera_A": ("r", None), "vera_B": (None, "r")},
+    span=span,
     prepared=prepared,
 )
 SAMPLED = replace(
@@ -130,6 +141,7 @@ SAMPLED = replace(
         "r projection_prng_key save_projection pvera_dropout d_initial init_weights bias generator_seed"
         " sample_at_inference"
     ),
+    axes={"pvera_B": (None, "r")},
     check=_check_sampling,
     partly=lambda part: part in ("pvera_A", "pvera_B", "pvera_lambda_d"),
 )

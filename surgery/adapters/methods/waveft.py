@@ -14,7 +14,7 @@ from ...files.peft import Adapter
 from ...lazy.scatter import Scatter
 from ...lazy.tensor import made
 from .method import Effect, Method, Target, said
-from .spectra import drawing, spectrum
+from .spectra import check_counts, drawing, spectrum
 
 
 def effect(target: Target) -> Effect:
@@ -32,13 +32,14 @@ def effect(target: Target) -> Effect:
 
 
 def check(adapter: Adapter) -> None:
-    """Raise NotSupported for wavelets that are not known."""
+    """Raise NotSupported for wavelets that are not known, AdapterError for another count of them than is said."""
     if adapter.config.get("use_idwt", True) and _family(adapter) not in TAPS:
         raise NotSupported(
             f"WaveFT with wavelet_family = {_family(adapter)!r} is not supported",
             where=[f"{adapter.path}/adapter_config.json"],
             help=f"supported: {', '.join(TAPS)}; merge others with PEFT, where it can: merge_and_unload()",
         )
+    check_counts(adapter, "waveft_spectrum")
 
 
 def _family(adapter: Adapter) -> str:

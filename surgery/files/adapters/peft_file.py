@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ...errors import AdapterError, NotSupported
 from ...lazy.tensor import Tensor
+from ..adapter_config import check_config
 from ..peft import PREFIX, Adapter, parse_adapter
 from ..peft_parts import PREFIXES
 from .format import Format, Found, Said, told_alpha
@@ -45,6 +46,7 @@ def read(found: Found, said: Said) -> Adapter:
             tip = "leave --alpha away; --scale multiplies what an adapter does"
             where = [found.path, f"lora_alpha = {found.config.get('lora_alpha')!r}"]
             raise AdapterError("adapter_config.json says the alpha, and --alpha another", where=where, help=tip)
+        check_config(found.config, f"{found.path}, adapter_config.json")
         return parse_adapter(found.path, found.config, found.tensors)
     adapter = parse_adapter(found.path, {"peft_type": "LORA"}, found.tensors)
     parts = {part for held in adapter.lora.values() for part in held}

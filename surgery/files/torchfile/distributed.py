@@ -24,7 +24,7 @@ from ..tiles import Tile, joined
 from .archive import Bytes, read_archive
 from .parts import chosen
 from .reader import ENDINGS, Raw, check_here, tensor_of
-from .records import Call, Global, Leaf, read_pickle
+from .records import Call, Global, Leaf, read_pickle, uncollected
 from .storages import Described, Unreadable, described, sizes_of
 
 METADATA = ".metadata"
@@ -57,6 +57,7 @@ def is_distributed(folder: Folder) -> bool:
     )
 
 
+@uncollected()
 def read_distributed(folder: Folder, key: str) -> Opened:
     """The model in it, or what lies under `key`. Raises FormatError, NotACheckpoint, NotSupported."""
     where = folder.at(METADATA)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...errors import FormatError, NotACheckpoint, listed, series
-from .records import Call, Leaf, told
-from .storages import Unreadable, described
+from .records import Call, Global, Leaf, told
+from .storages import Unreadable, array, described
 
 # Keys under which a training keeps what is no model.
 _TRAINING = re.compile(
@@ -22,9 +22,9 @@ _TRAINING = re.compile(
 )
 _COUNTERS = re.compile(r".*(step|epoch|iter|loss|lr|count|time|seed|token|sample).*", re.IGNORECASE)
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
-_OF_MODULES = {"_parameters", "_buffers", "_modules"}  # in whole modules that were pickled: no part of a name
-_NO_NAMES = {"", "__metadata__"}  # the file is one tensor; what a header of safetensors calls no tensor
+_OF_MODULES = ("_parameters", "_buffers", "_modules")  # where a whole module that was pickled holds its state
 _DEPTH = 64
+_LOOKED_AT = 10_000  # values in which calls are looked for
 T = TypeVar("T")
 _TIMES = 20  # names a tensor
 ALL = "."  # the key of all that is in a file
@@ -63,10 +63,14 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
         place = entries[step]
         path.append(step)
     found, unreadable = _by_name(place, held, where)
-    beside += [".".join([*path, _called(name)]) for name, value in _entries(place) if not held.any_in(value)]
+    unreadable |= _arrays(place, held)
+    idle = {_called(name): value for name, value in _entries(place) if not held.any_in(value)}
+    beside += [".".join([*path, n]) + _not_run(v) for n, v in idle.items() if n not in unreadable]
     if not found:
-        why = listed([f"{name}: {reason}" for name, reason in unreadable.items()])
-        raise NotACheckpoint("no tensor is in the file", where=[where, *why], help="pass a file with a model's weights")
+        why = [f"{name}: {reason}" for name, reason in unreadable.items()]
+        why += [f"it calls {name}, which was not run" for name in _calls(root)]
+        tip = "pass a file with a model's weights"
+        raise NotACheckpoint("no tensor is in the file", where=[where, *listed(why)], help=tip)
     notes = [f"read from the key {'.'.join(path)}"] if path and not key else []
     named, unwrapping = unwrapped(found)
     return Chosen(named, unreadable, tuple(beside), (*notes, *unwrapping))
@@ -109,7 +113,11 @@ def _by_name(place: Any, held: _Held, where: str) -> tuple[dict[str, Leaf], dict
         if name in found or name in unreadable:
             tip = "rename one, and save again"
             raise FormatError("two tensors have one name", where=[f"{where}: {name}"], help=tip)
-        if name in _NO_NAMES or not _is_text(name):
+        if not name:
+            raise NotACheckpoint(
+                "the file is one tensor, without a name", where=[where], help="save a dictionary of names to tensors"
+            )
+        if name == "__metadata__" or not _is_text(name):
             tip = "save a dictionary of names to tensors"
             raise FormatError(f"a tensor is called {name!r}, which is no name", where=[where], help=tip)
         if isinstance(value, Unreadable):
@@ -119,6 +127,36 @@ def _by_name(place: Any, held: _Held, where: str) -> tuple[dict[str, Leaf], dict
         if len(found) + len(unreadable) > most:
             raise FormatError(f"{len(held)} tensors have more than {most} names", where=[where])
     return found, unreadable
+
+
+def _not_run(value: Any) -> str:
+    """What a record is that would be called where it is unpickled, for a line on what is left out."""
+    is_call = isinstance(value, Call) and value.state is None and not value.entries
+    return f" ({told(value)}, which was not run)" if is_call else ""
+
+
+def _calls(root: Any) -> list[str]:
+    """What a pickle calls, but for what makes values of Python's own."""
+    found, seen, todo = dict[str, None](), set[int](), [root]
+    while todo and len(seen) < _LOOKED_AT:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Call):
+            if not (isinstance(value.function, Global) and value.function.module == "collections"):
+                found[told(value.function)] = None
+            todo += [value.args, value.state, *value.items]
+        todo += [child for _, child in _entries(value)]
+    return list(found)
+
+
+def _arrays(place: Any, held: _Held) -> dict[str, str]:
+    """What lies among weights and is values without being a tensor, but for counters and a training's own."""
+    if not any(held.tensor(value) for _, value in _entries(place)):
+        return {}
+    found = {_called(name): why for name, value in _entries(place) if (why := array(value))}
+    return {n: why for n, why in found.items() if not (_COUNTERS.fullmatch(n) or _TRAINING.fullmatch(n))}
 
 
 def _is_text(name: str) -> bool:
@@ -152,7 +190,6 @@ class _Held:
         todo = [] if self._ask(root) else [root]
         while todo:
             value = todo.pop()
-            _forget_own(value)
             for _, child in _inside(value):
                 if self._ask(child):
                     self._holders.add(id(value))
@@ -200,11 +237,7 @@ class _Held:
                 yield path, tensor
             elif id(value) in self._holders and id(value) not in above and len(above) < _DEPTH:
                 below = (*above, id(value))
-                inside = [
-                    (path if key in _OF_MODULES else (*path, _called(key)), child, below)
-                    for key, child in _inside(value)
-                    if self.any_in(child)
-                ]
+                inside = [((*path, _called(key)), child, below) for key, child in _inside(value) if self.any_in(child)]
                 todo += reversed(inside)
 
 
@@ -219,26 +252,22 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
         return value.items()
     if isinstance(value, Call):
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
-        return value.entries.items() or (state.items() if isinstance(state, dict) else ())
+        if value.entries or not isinstance(state, dict):
+            return value.entries.items()
+        return _of_module(state) if all(part in state for part in _OF_MODULES) else state.items()
     return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
-def _forget_own(value: Any) -> None:
-    """Take out of a module's record the buffers that it makes anew where it is loaded: no state dict has them."""
-    state = value.state if isinstance(value, Call) else None
-    if not isinstance(state, dict):
-        return
-    own, buffers = state.get("_non_persistent_buffers_set"), state.get("_buffers")
+def _of_module(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """What a module's state dict would hold: not the buffers that it makes anew where it is loaded."""
+    own = state.get("_non_persistent_buffers_set")
     own = own.args[0] if isinstance(own, Call) and isinstance(own.args, tuple) and own.args else own
-    place = buffers.entries if isinstance(buffers, Call) else buffers
-    if isinstance(own, list) and isinstance(place, dict):
-        for name in own:
-            if isinstance(name, str):
-                place.pop(name, None)
+    for part in _OF_MODULES:
+        for key, child in _entries(state[part]):
+            if not (part == "_buffers" and isinstance(own, list) and key in own):
+                yield key, child
 
 
 def _called(key: Any) -> str:
     """A key as a part of a name."""
-    if isinstance(key, str):
-        return key
-    return f"({series(map(told, key))})" if isinstance(key, tuple) else told(key)
+    return key if isinstance(key, str) else told(key)

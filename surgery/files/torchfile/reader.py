@@ -15,7 +15,7 @@ from ..strict import POINTER, pointed
 from .archive import Bytes, Place, read_archive
 from .legacy import BEGIN, is_legacy, read_legacy
 from .parts import Chosen, chosen
-from .records import Call, Persistent, read_pickle
+from .records import Call, Persistent, read_pickle, uncollected
 from .storages import Described, Unreadable, storage
 from .strided import strided
 
@@ -66,6 +66,7 @@ class Raw:
     storages: Mapping[str, Place]
 
 
+@uncollected()
 def read_torch(path: str, *, key: str = "") -> TorchFile:
     """The tensors of the model in the file at `path`, or of what lies under `key` in it.
 
@@ -109,7 +110,8 @@ def tensor_of(raw: Raw, one: Described, name: str) -> Tensor:
     try:
         return strided(raw.file, place.start, place.size, one.dtype, one.offset, one.shape, one.strides)
     except LayoutError as error:
-        raise FormatError(f"the tensor is none that can be read: {error.what}", where=where) from error
+        tip = error.help or "the file is damaged; fetch it again"
+        raise FormatError(f"the tensor is none that can be read: {error.what}", where=where, help=tip) from error
 
 
 def made_of(raw: Raw, choose: Callable[[Any], Chosen]) -> TorchFile:
@@ -152,10 +154,10 @@ def _widths(root: Any) -> dict[str, tuple[int, int]]:
         match value:
             case Persistent():
                 try:
-                    key, kind, count = storage(value)
+                    key, _, width, count = storage(value)
                 except Unreadable:
                     continue
-                found[key] = (kind.bits // 8 if kind else 1, count)
+                found[key] = (width, count)
             case Call():
                 todo += [value.args, value.state, *value.entries.values(), *value.items]
             case dict():

@@ -9,8 +9,10 @@ bytes are there. Source of the opcodes: CPython, Lib/pickletools.py.
 from __future__ import annotations
 
 import codecs
+import gc
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Any
@@ -20,6 +22,7 @@ from ...errors import FormatError
 MOST_BYTES = 64_000_000  # of one pickle: 500,000 tensors, or 250,000 chunks of distributed ones
 MOST_OPCODES = 30_000_000
 MOST_TIMES, MOST_BESIDE = 20, 32_000_000  # of a pickle's bytes, and bytes beside, that its values take in memory
+MOST_MARKS = 10_000
 _WIDEST = 4000  # bytes of an integer, or digits
 _AT_ONCE = 1 << 20  # bytes that are read of a stream before more are
 _STEPS = 4096  # opcodes between two looks at how much was made
@@ -78,6 +81,8 @@ def told(value: Any) -> str:
             return repr(value)
         case Global() | Call(function=Global()):
             return str(value)[:100]
+        case tuple() if value and not any(isinstance(one, tuple | list | dict) for one in value[:5]):
+            return "(" + ", ".join([*map(told, value[:5]), *["…"] * (len(value) > 5)]) + ")"
     return f"a {type(value).__name__.lower()}"
 
 
@@ -107,6 +112,19 @@ def read_pickles(stream: IO[bytes], count: int, where: str) -> tuple[list[Any], 
             size = min(size * 8, MOST_BYTES)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, no garbage is looked for: millions of records live until they are asked, and to look costs as much."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@uncollected()
 def _read(raw: bytes, at: int, where: str) -> tuple[Any, int]:
     """The value of the pickle that begins there, and where it ends."""
 
@@ -126,6 +144,8 @@ def _read(raw: bytes, at: int, where: str) -> tuple[Any, int]:
                     break
                 at = act(machine, raw, at + 1)
             else:
+                if len(machine.below) > MOST_MARKS:
+                    raise bad(f"more than {MOST_MARKS} marks within one another")
                 if machine.made + 8 * len(machine.stack) + 8 * len(machine.memo) > most:
                     raise bad(f"what {len(raw)} bytes describe would take more than {most} bytes of memory")
                 continue
@@ -235,10 +255,10 @@ def _piece(raw: bytes, at: int, size: int) -> bytes:
     return raw[at : at + size]
 
 
-def _line(raw: bytes, at: int) -> tuple[str, int]:
-    """The text up to the line's end, and where the next line begins."""
+def _line(raw: bytes, at: int) -> tuple[bytes, int]:
+    """What stands before the line's end, and where the next line begins."""
     end = raw.index(b"\n", at)
-    return raw[at:end].decode("utf-8"), end + 1
+    return raw[at:end], end + 1
 
 
 def _sized(width: int, made: Callable[[bytes], Any]) -> Act:
@@ -301,7 +321,7 @@ def _binint2(machine: _Machine, raw: bytes, at: int) -> int:
     return at + 2
 
 
-def _in_line(made: Callable[[str], Any]) -> Act:
+def _in_line(made: Callable[[bytes], Any]) -> Act:
     """Push what is made of the rest of the line."""
 
     def act(machine: _Machine, raw: bytes, at: int) -> int:
@@ -312,20 +332,20 @@ def _in_line(made: Callable[[str], Any]) -> Act:
     return act
 
 
-def _decimal(line: str) -> int:
-    if len(line) > _WIDEST or "_" in line:
+def _decimal(line: bytes) -> int:
+    if len(line) > _WIDEST or b"_" in line:
         raise ValueError(f"an integer of {len(line)} digits")
     return int(line)
 
 
-def _old_integer(line: str) -> int | bool:
-    return {"00": False, "01": True}[line] if line in ("00", "01") else _decimal(line)
+def _old_integer(line: bytes) -> int | bool:
+    return line == b"01" if line in (b"00", b"01") else _decimal(line)
 
 
-def _quoted(line: str) -> str:
-    if len(line) < 2 or line[0] not in "\"'" or line[-1] != line[0]:
+def _quoted(line: bytes) -> str:
+    if len(line) < 2 or line[:1] not in b"\"'" or line[-1] != line[0]:
         raise ValueError("a text without quotes")
-    return codecs.escape_decode(line[1:-1].encode())[0].decode("ascii")
+    return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
 
 
 def _value(value: Any) -> Act:
@@ -394,7 +414,7 @@ def _mark(machine: _Machine, raw: bytes, at: int) -> int:
 def _global(machine: _Machine, raw: bytes, at: int) -> int:
     module, at = _line(raw, at)
     name, at = _line(raw, at)
-    machine.push(Global(module, name), 160 + len(module) + len(name))
+    machine.push(Global(module.decode(), name.decode()), 160 + len(module) + len(name))
     return at
 
 
@@ -541,12 +561,12 @@ _STOP = ord(".")
 _NAMED: dict[str, Act] = {
     # numbers and texts
     "I": _in_line(_old_integer), "J": _fixed(_I4), "K": _binint1, "M": _binint2,
-    "L": _in_line(lambda line: _decimal(line.removesuffix("L"))),
+    "L": _in_line(lambda line: _decimal(line.removesuffix(b"L"))),
     "\x8a": _sized(1, _integer), "\x8b": _sized(4, _integer),
     "F": _in_line(float), "G": _fixed(_F8), "S": _in_line(_quoted),
     "T": _sized(4, lambda piece: piece.decode(_LATIN)), "U": _sized(1, lambda piece: piece.decode(_LATIN)),
     "B": _sized(4, bytes), "C": _sized(1, bytes), "\x8e": _sized(8, bytes), "\x96": _sized(8, bytes),
-    "V": _in_line(lambda line: line.encode().decode("raw-unicode-escape")),
+    "V": _in_line(lambda line: line.decode("raw-unicode-escape")),
     "X": _binunicode, "\x8c": _short_binunicode, "\x8d": _sized(8, _text),
     "N": _value(None), "\x88": _value(True), "\x89": _value(False),
     # what holds others

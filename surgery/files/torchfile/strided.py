@@ -21,14 +21,15 @@ def strided(file: File, at: int, nbytes: int, dtype: Dtype, offset: int, shape: 
 
     Raises LayoutError where it does not lie within the storage, or is no movement of what does.
     """
-    item = dtype.bits // 8
     if len(shape) != len(strides) or min((*shape, *strides, offset), default=0) < 0:
         raise LayoutError(f"shape {shape} with strides {strides} from element {offset} on is no tensor")
     if math.prod(shape) == 0:
         return Stored(dtype, shape, file, at)
-    start = at + offset * item
-    if _is_contiguous(shape, strides) and (offset + math.prod(shape)) * item <= nbytes:
+    start, item = at + offset * dtype.bits // 8, dtype.bits // 8
+    if _is_contiguous(shape, strides) and (offset + math.prod(shape)) * dtype.bits <= nbytes * 8:
         return Stored(dtype, shape, file, start)
+    if not item:
+        raise LayoutError(f"shape {shape} with strides {strides} leaves gaps between numbers that share bytes")
     reach = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1
     if reach * item > nbytes:
         raise LayoutError(f"it reaches to element {reach} of a storage of {nbytes // item}")
@@ -58,7 +59,8 @@ def _with_gaps(flat: Tensor, dims: Sequence[tuple[int, int]]) -> Tensor:
     (count, step), rest = dims[0], dims[1:]
     reach = 1 + sum((n - 1) * by for n, by in rest)
     if not step or reach > step:
-        raise LayoutError(f"{count} rows that begin every {step} elements and are {reach} long share elements")
+        what = f"{count} rows that begin every {step} elements and are {reach} long share elements"
+        raise LayoutError(what, help="save it again as its own elements, after .contiguous()")
     lead, size = flat.shape[:-1], flat.shape[-1]
     whole = min(count, size // step)
     parts = []

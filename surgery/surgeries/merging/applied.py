@@ -22,9 +22,10 @@ def as_applied(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Adapter, str]:
     }
     leaves = ", ".join(sorted({module.removesuffix(".weight").rpartition(".")[2] for module in gone}))
     kind = checkpoint.config.get("model_type")
+    older = "; transformers 4 does apply it, where no kernel is installed" if "conv1d" in leaves.split(", ") else ""
     note = (
-        f"left out, since {kind} reads the weight of {leaves} directly, so that PEFT's live model never applies LoRA on"
-        f" it: {', '.join(listed(sorted(gone), 3))}"
+        f"left out, since {kind} reads the weight of {leaves} directly, so that PEFT's live model never applies an"
+        f" adapter on it: {', '.join(listed(sorted(gone), 3))}{older}"
     )
     lora = {module: parts for module, parts in adapter.lora.items() if module not in gone}
     return replace(adapter, lora=lora, dropped={**adapter.dropped, **dropped}), note

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...adapters.methods import method_of
-from ...adapters.methods.method import Effect, Method, Several, Target, turned, unused
+from ...adapters.methods.method import Effect, Method, Several, Target, effect_of, turned, unused
 from ...checkpoint import Checkpoint
-from ...errors import LayoutError, NotSupported
+from ...errors import NotSupported
 from ...files.peft import Adapter
 from ...lazy.dtypes import F32, F64, Dtype
 from ...lazy.tensor import Input, Tensor, add, permute, reshape
@@ -19,15 +19,13 @@ from .changes import Placed, Turn
 def place_method(
     checkpoint: Checkpoint, adapter: Adapter, method: Method, module: str, weight: float, placed: Placed
 ) -> None:
-    """Place what the adapter does to a module and its bias. Raises AdapterError, NotSupported, LayoutError."""
+    """Place what the adapter does to a module and its bias. Raises AdapterError, NotSupported."""
     name, bias = f"{module}.weight", f"{module}.bias"
     base = placed.whole.get(name, checkpoint.tensors[name])
     under = placed.whole.get(bias, checkpoint.tensors.get(bias))
     target = _target(checkpoint, adapter, method, module, base, under)
     effect = _effect(target, method)
     for part in unused(target, effect):
-        if not method.idle(part):
-            raise target.unsupported(f"{method.name} with {part} is not supported")
         placed.dropped[adapter.names[f"{module}.{part}"]] = target.parts[part]
     placed.notes += [note for note in effect.notes if note not in placed.notes]
     if (effect.bias or effect.bias_gain) and under is None:
@@ -87,16 +85,9 @@ def _target(
 
 def _effect(target: Target, method: Method) -> Effect:
     """What the adapter does, on the weight as it is stored."""
+    effect = effect_of(target, method)
     try:
-        effect = method.effect(target)
-        for change in (*effect.deltas, *([effect.gain] if effect.gain else [])):
-            change.check(target.matrix.shape)
-        for change in (*effect.bias, *([effect.bias_gain] if effect.bias_gain else [])):
-            if target.bias is not None:
-                change.check(target.bias.shape)
         return turned(effect) if target.conv1d else effect
-    except LayoutError as error:
-        raise target.wrong(error.what) from error
     except LookupError as error:
         raise target.unsupported(f"{method.name} on a Conv1D is not supported") from error
 

@@ -21,6 +21,7 @@ from ...adapters.unwrapped import check_unwrapped
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, FormatError, NotPlaced, PlanError, listed
 from ...evaluation.read import content, sha256
+from ...files.adapter_config import check_config
 from ...files.peft import CONFIG, PREFIX, TOKENS, WEIGHTS, Adapter, encode_config, parse_adapter
 from ...files.safetensors import encode_header, in_file_order
 from ...files.strict import MEND, parse_object
@@ -139,6 +140,7 @@ def own_adapter(checkpoint: Checkpoint) -> tuple[Checkpoint, Adapter]:
 
     mine = {f"{PREFIX}{called(name)}": checkpoint.tensors[name] for name in names}
     config = parse_object(content(checkpoint.files[CONFIG]), lambda what: FormatError(what, where=[CONFIG], help=MEND))
+    check_config(config, f"{checkpoint.path}/{CONFIG}")
     metadata = checkpoint.metadata.get(checkpoint.weight_map[names[0]])
     adapter = replace(parse_adapter(checkpoint.path, config, mine), metadata=metadata)
     bases, inputs = _parted(checkpoint, adapter, set(names))

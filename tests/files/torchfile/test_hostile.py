@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import surgery
 from surgery.errors import SurgeryError
 from surgery.files.torchfile.reader import read_torch
 from surgery.files.torchfile.records import read_pickle
@@ -77,6 +78,33 @@ def patched(raw: bytes, old: bytes, new: bytes, last: bool = False) -> bytes:
     at = raw.rfind(old) if last else raw.find(old)
     assert at >= 0 and len(old) == len(new)
     return raw[:at] + new + raw[at + len(old) :]
+
+
+def entries_of(count: int, name: bytes, end: int) -> bytes:
+    """A directory that says so often that an entry of that name lies at the begin, and its end."""
+    entry = b"PK\x01\x02" + b"\0" * 24 + struct.pack("<H", len(name)) + b"\0" * 16 + name
+    size = len(entry) * count
+    wide = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, end)
+    wide += struct.pack("<4sLQL", b"PK\x06\x07", 0, end + size, 1)
+    return entry * count + wide + b"PK\x05\x06" + b"\0" * 4 + b"\xff" * 12 + b"\0" * 2
+
+
+def covering(raw: bytes) -> bytes:
+    """The zip whose first storage is said to reach over the header of the second, and is as long as is said."""
+    at, second = (raw.find(b"PK\x03\x04", raw.find(b"x/data/%d" % n) - 31) for n in (0, 1))
+    size = struct.pack("<I", second + 20 - (at + 30 + len(b"x/data/0")))
+    return moved_directory(moved_directory(raw, b"x/data/0", 20, size), b"x/data/0", 24, size)
+
+
+def laughs(depth: int, begin: bytes, twice: bytes) -> bytes:
+    """A value that holds the one before it twice, so often: each costs a few bytes."""
+    steps = (twice.replace(b"?", bytes([n % 250])).replace(b"!", bytes([(n + 1) % 250])) for n in range(depth))
+    return begin + b"q\x00" + b"".join(steps)
+
+
+# a list, a tuple, and a dictionary of what the memo holds at ?, twice, which the memo then holds at !
+IN_LISTS, IN_TUPLES = b"0](h?h?eq!", b"0h?h?\x86q!"
+IN_DICTIONARIES = b"0}(" + sized(b"a") + b"h?" + sized(b"b") + b"h?uq!"
 
 
 def moved_directory(raw: bytes, name: bytes, field: int, value: bytes) -> bytes:
@@ -153,7 +181,71 @@ FILES: dict[str, bytes] = {
     "unknown opcode": archive(b"\x80\x02\xfe."),
     "entries of a number": archive(b"\x80\x02K\x01K\x02K\x03s."),
     "no tensor": archive(pickle.dumps({"a": 1, "b": [1, 2]}, 2)),
+    "half a character": archive(b"\x80\x02}" + sized(b"\xed\xa0\x80") + tensor(0, (2,), (1,)) + b"s."),
+    "a name that a header has for itself": archive(
+        b"\x80\x02}" + sized(b"__metadata__") + tensor(0, (2,), (1,)) + b"s."
+    ),
+    "no name": archive(b"\x80\x02" + tensor(0, (2,), (1,)) + b"."),
+    # what costs more with each look
+    "lists of one tensor, 2**40 times": archive(b"\x80\x02" + laughs(40, tensor(0, (2,), (1,)), IN_LISTS) + b"."),
+    "dictionaries of one tensor, 2**40 times": archive(
+        b"\x80\x02" + laughs(40, tensor(0, (2,), (1,)), IN_DICTIONARIES) + b"."
+    ),
+    "lists of nothing, 2**200 times": archive(b"\x80\x02" + laughs(200, b"]", IN_LISTS) + b"."),
+    "a key that is 2**200 values": archive(b"\x80\x02}" + laughs(200, b")", IN_TUPLES) + b"K\x01s."),
+    "such a key, twice": archive(b"\x80\x02}" + laughs(200, b")", IN_TUPLES) + b"q\xf0K\x01sh\xf0K\x01s."),
+    "a call of it as a key, twice": archive(
+        b"\x80\x02}ca\nb\n" + laughs(200, b")", IN_TUPLES) + b"Rq\xf0K\x01sh\xf0K\x01s."
+    ),
+    "sizes of it": archive(
+        named(b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00" + laughs(200, b")", IN_TUPLES) + b")\x89NtR")
+    ),
+    "a storage of its type": archive(
+        named(
+            b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            + sized(b"storage")
+            + laughs(200, b")", IN_TUPLES)
+            + sized(b"0")
+            + sized(b"cpu")
+            + b"K\x06tQK\x00))\x89NtR"
+        )
+    ),
+    "a size of 16,000 bits": archive(named(tensor(0, (2**16_000,), (1,)))),
+    "an offset of 16,000 bits": archive(named(tensor(2**16_000, (1,), (1,)))),
+    "a key of 16,000 bits": archive(b"\x80\x02}" + number(2**16_000) + tensor(9, (2,), (1,)) + b"s."),
+    "a key of 16,000 bits, without a tensor": archive(b"\x80\x02}" + number(2**16_000) + b"Ns."),
+    "an integer of 100 kB": archive(b"\x80\x02\x8b" + struct.pack("<I", 100_000) + b"\x01" * 100_000 + b"."),
+    "a bytearray of 2**62": archive(b"\x80\x05\x96" + (2**62).to_bytes(8, "little") + b"."),
+    "4,000,000 dictionaries": archive(b"\x80\x02" + b"}" * 4_000_000 + b"."),
+    "2,000,000 tuples in tuples": archive(b"\x80\x02)" + b"\x85" * 2_000_000 + b"."),
+    "4,000,000 marks": archive(b"\x80\x02" + b"(" * 4_000_000 + b"."),
+    "a memo with a million gaps": archive(
+        b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", 9 * n + 9) for n in range(1_000_000)) + b"."
+    ),
+    "more bytes than a pickle has": archive(b"\x80\x02" + b"N0" * 32_000_000 + b"N."),
     # what lies in the zip
+    "no end of its own": archive(FINE) + b"more",
+    "something before it": patched(archive(FINE), b"PK\x03\x04", b"PK\x03\x04") and b"PK\x03\x04before" + archive(FINE),
+    "another end in its comment": archive(FINE)[:-2] + struct.pack("<H", 22) + b"PK\x05\x06" + b"\0" * 18,
+    "more disks": patched(archive(FINE), b"PK\x05\x06\0\0", b"PK\x05\x06\1\0"),
+    "more entries than it has": archive(FINE)[:-14] + struct.pack("<2H", 9, 9) + archive(FINE)[-10:],
+    "fewer entries than it has": archive(FINE)[:-14] + struct.pack("<2H", 2, 2) + archive(FINE)[-10:],
+    "a million entries": b"PK\x03\x04" + entries_of(1_000_000, b"x", 4),
+    "400,000 entries of a name": b"PK\x03\x04" + entries_of(400_000, b"x", 4),
+    "2**60 entries": b"PK\x03\x04"
+    + entries_of(1, b"x", 4).replace(struct.pack("<2Q", 1, 1), struct.pack("<2Q", 2**60, 2**60)),
+    "a directory of 2**60 bytes": b"PK\x03\x04"
+    + entries_of(1, b"x", 4).replace(struct.pack("<2Q", 47, 4), struct.pack("<2Q", 2**60, 4)),
+    "a NUL in a name": archive(FINE, b"\x00" * 24, ("x/data/1!", b"")).replace(b"x/data/1!", b"x/data/1\0"),
+    "a control character in a name": archive(FINE, b"\x00" * 24, ("x/data/\x1b[2J", b"")),
+    "a name that is no text": patched(
+        archive(FINE, b"\x00" * 24, ("x/\xe9", b"")), "x/\xe9".encode(), b"x/\xff\xff", last=True
+    ),
+    "a storage over another": covering(archive(FINE, b"\x00" * 24, ("x/data/1", b"\x00" * 24))),
+    "packed where it lies": patched(archive(FINE), b"PK\x03\x04\x14\0\0\0\0\0", b"PK\x03\x04\x14\0\0\0\x08\0"),
+    "another checksum of the pickle": moved_directory(archive(FINE), b"x/data.pkl", 16, b"\x01\x02\x03\x04"),
+    "another checksum of the byte order": moved_directory(archive(FINE), b"x/byteorder", 16, b"\x01\x02\x03\x04"),
+    "a zip in a zip": zipped([("inner.pt", archive(FINE))]),
     "packed": zipped([("x/data.pkl", FINE), ("x/data/0", b"\x00" * 24)], zipfile.ZIP_DEFLATED),
     "two storages of a name": doubled("x/data/0"),
     "two pickles": archive(FINE, b"\x00" * 24, ("y/data.pkl", FINE)),
@@ -178,6 +270,19 @@ FILES: dict[str, bytes] = {
     "legacy, storages that are not there": b"".join(
         pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, ["7"])
     ),
+    "legacy, a storage of no name": b"".join(
+        pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [{}, [[]]])
+    ),
+    "legacy, big": b"".join(
+        pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": False}, {}, [])
+    ),
+    "legacy, a view of a storage": b"".join(
+        pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    )
+    + named(tensor(0, (2,), (1,), STORAGE[:-2] + b"(" + sized(b"0") + b"K\x01K\x02ttQ"))
+    + pickle.dumps(["0"], 2)
+    + struct.pack("<Q", 6)
+    + b"\0" * 24,
     "a tar": b"storages" + b"\x00" * 500,
 }
 
@@ -241,6 +346,23 @@ print(bad, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     assert done.returncode == 0, done.stderr
     said, grown = done.stdout.rsplit(" ", 1)
     assert said == "[]" and int(grown) < 100, done.stdout
+
+
+@pytest.mark.parametrize("held", [Runs(), {"w": Runs(), "n": 5}, [1, [Runs()]], {"a": {"b": (Runs(),)}}])
+def test_a_call_is_told_that_was_not_run(held: Any, tmp_path: Path) -> None:
+    """Of a file alone, without a configuration beside it."""
+    (tmp_path / "x.bin").write_bytes(archive(pickle.dumps(held, 2)))
+    with pytest.raises(SurgeryError) as caught:
+        surgery.open_checkpoint(tmp_path / "x.bin")
+    assert "it calls posix.system, which was not run" in str(caught.value)
+    assert not Path("/tmp/canary-of-surgery").exists()
+
+
+def test_a_call_beside_weights_is_left_out_and_told(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2), "hook": Runs()}, tmp_path / "x.bin")
+    made = surgery.open_checkpoint(tmp_path / "x.bin")
+    assert any("hook (a call of posix.system, which was not run)" in note for note in made.notes)
+    assert list(made.tensors) == ["w"] and not Path("/tmp/canary-of-surgery").exists()
 
 
 @settings(max_examples=300, deadline=None)

@@ -4,6 +4,7 @@ one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import transformers as tf
 from safetensors.torch import load_file
 
 import surgery
-from surgery.models.unapplied import UNAPPLIED
+from surgery.models.unapplied import CONVOLVED, UNAPPLIED
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2}
 _ATTENTION = {
@@ -111,6 +112,46 @@ def test_the_live_model_computes_without_it(family: str, tmp_path: Path) -> None
     again = logits(type(model).from_pretrained(tmp_path / "out").eval())
     assert (again - live).abs().max() < 1e-5 * live.abs().max() < 1e-2 * (live - before).abs().max()
     assert surgery.verify(tmp_path / "out", base=tmp_path / "base", adapter=tmp_path / "a").ok
+
+
+def test_every_type_whose_convolution_is_not_called_is_known() -> None:
+    """Each class that hands its weight to a kernel, and never calls it."""
+    found = set()
+    for source in (Path(tf.__file__).parent / "models").glob("*/modeling_*.py"):
+        text = source.read_text()
+        if "self.conv1d.weight" in text and "self.conv1d(" not in text:
+            found |= set(
+                re.findall(r'model_type = "(\w+)"', "".join(f.read_text() for f in source.parent.glob("conf*.py")))
+            )
+    assert {kind for kind in found if not kind.endswith(("_vision", "_audio"))} == CONVOLVED
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoHaConfig(r=2, target_modules=["conv1d", "in_proj"], init_weights=False),
+        peft.LoKrConfig(r=2, target_modules=["conv1d", "in_proj"], init_weights=False),
+    ],
+    ids=lambda config: str(config.peft_type.value),
+)
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "jamba"])
+def test_no_kind_is_applied_on_a_convolution_that_is_not_called(
+    family: str, config: peft.PeftConfig, tmp_path: Path
+) -> None:
+    model = built(family, tmp_path / "base")
+    live = peft.get_peft_model(model, config)
+    made = torch.Generator().manual_seed(1)
+    for parameter in live.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=made))
+    live.save_pretrained(tmp_path / "a")
+    wanted, result = logits(live.base_model.model), merged(tmp_path)
+    assert any("conv1d" in name for name in result.dropped) and not any("in_proj" in name for name in result.dropped)
+    assert any("conv1d directly" in note and "transformers 4" in note for note in result.notes)
+    surgery.write(result, tmp_path / "out")
+    base = logits(type(model).from_pretrained(tmp_path / "base").eval())
+    again = logits(type(model).from_pretrained(tmp_path / "out").eval())
+    assert (again - wanted).abs().max() <= 1e-5 * wanted.abs().max() < 1e-2 * (wanted - base).abs().max()
 
 
 def test_on_the_parameter_it_is_not_applied_either(tmp_path: Path) -> None:

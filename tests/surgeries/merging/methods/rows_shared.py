@@ -45,6 +45,12 @@ CASES: dict[str, Case] = {
         size=0.3,
         parts=("topk_indices",),
     ),
+    "VB-LoRA, one vector each": Case(
+        "linear",
+        lambda: VBLoRAConfig(**BANK, topk=1, save_only_topk_weights=True, target_modules=LINEARS),
+        size=0.3,
+        parts=("topk_weights",),
+    ),
     "VB-LoRA on Conv1D": Case("gpt2", lambda: VBLoRAConfig(**BANK, target_modules=CONV1D), size=0.3),
     "RandLoRA on Linear": Case("linear", lambda: RandLoraConfig(r=8, target_modules=LINEARS), size=0.02),
     "RandLoRA, rank that does not divide, both orders": Case(
@@ -68,6 +74,9 @@ CASES: dict[str, Case] = {
     "TinyLoRA, one group": Case("bare", lambda: TinyLoraConfig(r=3, u=4, weight_tying=1.0, target_modules=LINEARS)),
     "TinyLoRA, groups": Case(
         "bare", lambda: TinyLoraConfig(r=2, u=9, weight_tying=0.4, projection_seed=77, target_modules=LINEARS)
+    ),
+    "TinyLoRA, sixteen random numbers": Case(
+        "bare", lambda: TinyLoraConfig(r=2, u=4, weight_tying=0.4, target_modules=LINEARS), size=0.3
     ),
     "TinyLoRA on an embedding": Case(
         "linear", lambda: TinyLoraConfig(r=2, u=8, target_modules=["embed_tokens", "q_proj"])

@@ -131,7 +131,7 @@ def test_wavelets_that_are_not_known_are_refused(family: str, base: Bases, tmp_p
 @pytest.mark.parametrize("case", [FOURIER, WAVELETS])
 @pytest.mark.parametrize(
     ("what", "said"),
-    [("adapter_config.json says", {"n_frequency": 41}), ("no whole number", {"random_loc_seed": 7.5})],
+    [("adapter_config.json says", {"n_frequency": 41}), ("and not a whole number", {"random_loc_seed": 7.5})],
 )
 def test_a_spectrum_of_another_config_is_refused(
     case: Case, what: str, said: dict[str, Any], base: Bases, tmp_path: Path

@@ -134,7 +134,7 @@ BROKEN: list[tuple[str, str, Edit, type[SurgeryError], str]] = [
         "vblora",
         putting("base_model.vblora_vector_bank", lambda t: t.repeat(1, 5)),
         AdapterError,
-        "20 numbers do not fit",
+        "says vector_length = 4, and vblora_vector_bank is (16, 20)",
     ),
     ("topk beyond the bank", "vblora", setting(topk=17), AdapterError, "17 of 16 vectors"),
     (
@@ -151,7 +151,7 @@ BROKEN: list[tuple[str, str, Edit, type[SurgeryError], str]] = [
         AdapterError,
         "save_only_topk_weights = True",
     ),
-    ("another topk", "vblora few", setting(topk=2), AdapterError, "and not integers of (4, 20, 2)"),
+    ("another topk", "vblora few", setting(topk=2), AdapterError, "says topk = 2, and vblora_logits_A_topk_indices is"),
     (
         "place out of the bank",
         "vblora few",
