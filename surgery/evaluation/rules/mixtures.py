@@ -21,4 +21,4 @@ def mixed(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) ->
     return summed * between if between.dim() == 1 else summed @ between
 
 
-RULES = {"mixed": mixed}
+RULES = {"mixed by task": mixed}
