@@ -180,7 +180,7 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         scattered=len(found.files) > 1 and set(found.shards.values()) == {SHARD},
     )
     made = _beside_files(checkpoint, folder, name, found.own)
-    return replace(made, files={**found.made, **made.files}) if found.made else made
+    return replace(made, files={**made.files, **found.made}) if found.made else made
 
 
 def _check_weights(folder: Folder, name: str) -> None:

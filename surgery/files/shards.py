@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 
-from ..errors import FormatError, NotACheckpoint, listed, series
+from ..errors import FormatError, NotACheckpoint, NotSupported, listed, series
 from ..lazy.tensor import File, Stored
 from ..names import natural
 from .folder import Folder
@@ -24,6 +24,11 @@ from .stale_index import NUMBERED, left_out, stale
 
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _INDICES = "*.safetensors.index*.json"
+_TWICE = "pass the one file that you mean; where one of them is of another save, fetch the checkpoint again"
+_PARTS = (
+    "pass the one that you mean; where they are parts, as servers save them that run on several devices, join them with"
+    " the program that wrote them, and remove none"
+)
 CONSOLIDATED = "consolidated"  # what the files of Mistral's own layout begin with
 
 
@@ -169,11 +174,10 @@ def _headers(folder: Folder, shards: list[str]) -> Mapping[str, tuple[File, Head
     for shard, (_, header) in headers.items():
         double = [n for n in header.entries if n in seen]
         if double:
-            raise FormatError(
-                f"{len(double)} tensors are in two shards",
-                where=[folder.path, *listed([f"{n}: {seen[n]} and {shard}" for n in double])],
-                help="remove the stale shard, or pass the one file that you mean",
-            )
+            where = [folder.path, *listed([f"{n}: {seen[n]} and {shard}" for n in double])]
+            if all(len(header.entries) == len(double) for _, header in headers.values()):
+                raise NotSupported("every file holds the same tensors, or a part of each", where=where, help=_PARTS)
+            raise FormatError(f"{len(double)} tensors are in two shards", where=where, help=_TWICE)
         seen.update(dict.fromkeys(header.entries, shard))
     return headers
 

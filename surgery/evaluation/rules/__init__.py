@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 Rule = Callable[[Sequence["torch.Tensor"], Mapping[str, float | str]], "torch.Tensor"]
 
-FAMILIES: tuple[Mapping[str, Rule], ...] = (
-    banks.RULES,
-    bases.RULES,
-    drawn.RULES,
-    elementwise.RULES,
-    mixtures.RULES,
-    rotations.RULES,
-    tucker.RULES,
-    wavelets.RULES,
-)
-RULES: Mapping[str, Rule] = {name: rule for family in FAMILIES for name, rule in family.items()}
+RULES: Mapping[str, Rule] = {
+    **banks.RULES,
+    **bases.RULES,
+    **drawn.RULES,
+    **elementwise.RULES,
+    **mixtures.RULES,
+    **rotations.RULES,
+    **tucker.RULES,
+    **wavelets.RULES,
+}
