@@ -152,8 +152,16 @@ def extract(
 @writing_options
 def convert_adapter(
     adapter: AnAdapter,
-    to: Annotated[str, typer.Option("--to", metavar="peft|mlx", help="The form that is written.")] = "peft",
+    to: Annotated[
+        str, typer.Option("--to", metavar="peft|kohya|diffusers|mlx", help="The form that is written.")
+    ] = "peft",
     base: Base = None,
+    only: Annotated[
+        str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name in the file matches alone.")
+    ] = "",
+    except_: Annotated[
+        str, typer.Option("--except", metavar="REGEX", help="Without the modules whose whole name in the file matches.")
+    ] = "",
     *,
     reading: Reading,
     options: Writing,
@@ -163,6 +171,7 @@ def convert_adapter(
 
     def made() -> surgery.Adapter | surgery.Checkpoint:
         opened = surgery.open_adapter(adapter, **reading.reading())
-        return surgery.convert_adapter(opened, to, surgery.open_checkpoint(base) if base else None)
+        of = surgery.open_checkpoint(base) if base else None
+        return surgery.convert_adapter(opened, to, of, only=only or None, except_=except_ or None)
 
     written(made, options)
