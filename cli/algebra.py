@@ -129,21 +129,27 @@ def extract(
 ) -> None:
     """Make a LoRA adapter of the difference of two checkpoints, in bounded memory; the report says what it keeps."""
     import surgery
+    from surgery.planning.sharding import parse_size
+
+    from .progress import looking
 
     def made() -> surgery.Adapter:
-        return surgery.extract(
-            surgery.open_checkpoint(base),
-            surgery.open_checkpoint(tuned),
-            rank=rank,
-            energy=energy,
-            max_rank=max_rank,
-            rest=rest,
-            only=only or None,
-            except_=except_ or None,
-            embeddings=embeddings,
-            seed=seed,
-            workers=options.workers,
-        )
+        with looking(shown=not (options.quiet or options.json)) as on_tensor:
+            return surgery.extract(
+                surgery.open_checkpoint(base),
+                surgery.open_checkpoint(tuned),
+                rank=rank,
+                energy=energy,
+                max_rank=max_rank,
+                rest=rest,
+                only=only or None,
+                except_=except_ or None,
+                embeddings=embeddings,
+                seed=seed,
+                workers=options.workers,
+                memory=parse_size(options.memory) if options.memory else None,
+                on_tensor=on_tensor,
+            )
 
     written(made, options)
 
@@ -152,8 +158,16 @@ def extract(
 @writing_options
 def convert_adapter(
     adapter: AnAdapter,
-    to: Annotated[str, typer.Option("--to", metavar="peft|mlx", help="The form that is written.")] = "peft",
+    to: Annotated[
+        str, typer.Option("--to", metavar="peft|kohya|diffusers|mlx", help="The form that is written.")
+    ] = "peft",
     base: Base = None,
+    only: Annotated[
+        str, typer.Option("--only", metavar="REGEX", help="The modules whose whole name in the file matches alone.")
+    ] = "",
+    except_: Annotated[
+        str, typer.Option("--except", metavar="REGEX", help="Without the modules whose whole name in the file matches.")
+    ] = "",
     *,
     reading: Reading,
     options: Writing,
@@ -163,6 +177,7 @@ def convert_adapter(
 
     def made() -> surgery.Adapter | surgery.Checkpoint:
         opened = surgery.open_adapter(adapter, **reading.reading())
-        return surgery.convert_adapter(opened, to, surgery.open_checkpoint(base) if base else None)
+        of = surgery.open_checkpoint(base) if base else None
+        return surgery.convert_adapter(opened, to, of, only=only or None, except_=except_ or None)
 
     written(made, options)

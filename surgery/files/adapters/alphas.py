@@ -22,7 +22,7 @@ LYCORIS = "LYCORIS"  # what such an adapter's kind is called where it is not LoR
 A, B, MID, MAGNITUDE, BIAS = "lora_A.weight", "lora_B.weight", "lora_mid.weight", "lora_magnitude_vector", "lora_B.bias"
 IA3_IN, IA3_OUT = "ia3_in", "ia3_out"  # the part `weight`, as `on_input` says
 LORA = frozenset({A, B, MID, MAGNITUDE, BIAS})
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
 # The tensors that tell a module's rank, and on which axis: the first that is there.
 _RANKS = ((A, 0), (B, 1), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0), ("a2.weight", 0))
 
@@ -90,15 +90,15 @@ def rank_of(parts: Mapping[str, Tensor]) -> int | None:
 
 def _declared(path: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """diffusers' configs in the file's metadata, by the root of the names that each is about."""
-    if _METADATA not in metadata:
+    if METADATA not in metadata:
         return {}
-    content = parse_object(metadata[_METADATA].encode(), lambda what: FormatError(f"{_METADATA}: {what}", where=[path]))
+    content = parse_object(metadata[METADATA].encode(), lambda what: FormatError(f"{METADATA}: {what}", where=[path]))
     found: dict[str, dict[str, Any]] = {}
     for key, value in content.items():
         root, _, option = key.rpartition(".")
         found.setdefault(root, {})[option] = value
     for config in found.values():
-        check_config(config, f"{path}: {_METADATA}")
+        check_config(config, f"{path}: {METADATA}")
     return found
 
 
@@ -111,7 +111,7 @@ def _declared_alpha(path: str, module: str, rank: int, said: Mapping[str, Mappin
     r = _by_pattern(path, config, inner, "r", "rank_pattern")
     alpha = _by_pattern(path, config, inner, "lora_alpha", "alpha_pattern")
     if r is not None and r != rank:
-        what = f"the file's {_METADATA} says rank {r}, and the factors are of rank {rank}"
+        what = f"the file's {METADATA} says rank {r}, and the factors are of rank {rank}"
         tip = "the scale depends on it: restore the file from the training"
         raise AdapterError(what, where=[f"{path}: {module}"], help=tip)
     return alpha * math.sqrt(rank) if alpha is not None and config.get("use_rslora") else alpha
@@ -124,5 +124,5 @@ def _by_pattern(path: str, config: Mapping[str, Any], module: str, key: str, tab
     found = next((value for rule, value in patterns.items() if compiled(rf"(.*\.)?({rule})$").match(module)), found)
     if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
         where = [f"{path}: {module}", f"{key} = {found!r}"]
-        raise AdapterError(f"{_METADATA} has no number", where=where, help="restore the file from the training")
+        raise AdapterError(f"{METADATA} has no number", where=where, help="restore the file from the training")
     return found

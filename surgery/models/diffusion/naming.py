@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 NUMBER = "{n}"
+ORIGINAL, DIFFUSERS = "original", "diffusers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """The pairs of one kind of network; `original` and `diffusers` are modules by which it is told."""
+    """The pairs of one kind of network; `original` and `diffusers` are modules by which it is told, and `kohya` which
+    of the two its scripts call modules by.
+    """
 
     name: str
     original: str
     diffusers: str
     pairs: Callable[[Collection[str]], list[Pair]]
     source: str
+    kohya: Callable[[Collection[str]], str] = lambda modules: ORIGINAL
 
 
 def templates(*rows: Pair) -> Callable[[Collection[str]], list[Pair]]:

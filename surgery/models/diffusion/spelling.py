@@ -92,11 +92,11 @@ def _by_original(naming: Naming, here: Mapping[str, tuple[int, ...]], prefix: st
     """The original's names for the modules of a base that has diffusers'."""
     for pair in naming.pairs(here):
         if len(pair.diffusers) == 1:
-            for path in _below(here, pair.diffusers[0]):
+            for path in below(here, pair.diffusers[0]):
                 meant = Meant(f"{prefix}{path}", swapped=pair.swapped)
                 yield f"{pair.original}{path.removeprefix(pair.diffusers[0])}", meant
         elif all(part in here for part in pair.diffusers):
-            site = _apart(pair, here, prefix, naming)
+            site = apart(pair, here, prefix, naming)
             yield pair.original, Meant(site.module, site, fused=True)
 
 
@@ -104,21 +104,21 @@ def _by_diffusers(naming: Naming, here: Mapping[str, tuple[int, ...]], prefix: s
     """Diffusers' names for the modules of a base that has the original's."""
     for pair in naming.pairs(here):
         if len(pair.diffusers) == 1:
-            for path in _below(here, pair.original):
+            for path in below(here, pair.original):
                 meant = Meant(f"{prefix}{path}", swapped=pair.swapped)
                 yield f"{pair.diffusers[0]}{path.removeprefix(pair.original)}", meant
         elif pair.original in here:
-            site = _whole(pair, here, prefix, naming)
+            site = whole(pair, here, prefix, naming)
             for part, module in zip(pair.diffusers, site.parts, strict=True):
                 yield part, Meant(module, site)
 
 
-def _below(here: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
+def below(here: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
     """The module of that name, and those in it."""
     return [path for path in here if path == name or path.startswith(f"{name}.")]
 
 
-def _apart(pair: Pair, here: Mapping[str, tuple[int, ...]], prefix: str, naming: Naming) -> Site:
+def apart(pair: Pair, here: Mapping[str, tuple[int, ...]], prefix: str, naming: Naming) -> Site:
     """The place of the original's fused module among its parts."""
     parent = _common(pair.diffusers)
     layout = in_groups(1, *(here[part][0] for part in pair.diffusers))
@@ -127,7 +127,7 @@ def _apart(pair: Pair, here: Mapping[str, tuple[int, ...]], prefix: str, naming:
     )
 
 
-def _whole(pair: Pair, here: Mapping[str, tuple[int, ...]], prefix: str, naming: Naming) -> Site:
+def whole(pair: Pair, here: Mapping[str, tuple[int, ...]], prefix: str, naming: Naming) -> Site:
     """The original's fused module; its parts are called in it as diffusers calls them."""
     parent, _, leaf = pair.original.rpartition(".")
     rows, width, count = here[pair.original][0], here[pair.original][1], len(pair.diffusers)

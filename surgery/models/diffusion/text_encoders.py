@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .naming import Naming, Pair, templates
+from .naming import DIFFUSERS, Naming, Pair, templates
 
 _BLOCK, _LAYER = "transformer.resblocks.{n}.", "text_model.encoder.layers.{n}."
 OPEN_CLIP = Naming(
@@ -20,4 +20,5 @@ OPEN_CLIP = Naming(
         Pair("ln_final", ("text_model.final_layer_norm",)),
     ),
     "diffusers 0.42.1, loaders/single_file_utils.py `convert_open_clip_checkpoint`",
+    lambda modules: DIFFUSERS,
 )

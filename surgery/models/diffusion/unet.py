@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from .naming import Naming, Pair
+from .naming import DIFFUSERS, ORIGINAL, Naming, Pair
 
 _ENDS = (
     Pair("input_blocks.0.0", ("conv_in",)),
@@ -34,7 +34,7 @@ _RESNET = {
 
 def _pairs(modules: Collection[str]) -> list[Pair]:
     blocks, layers = _size(modules)
-    return [*_ENDS, *_down(blocks, layers), *_middle(), *_up(blocks, layers)]
+    return [*_ENDS, *_down(blocks, layers), *_middle(), *_up(blocks, layers, modules)]
 
 
 def _size(modules: Collection[str]) -> tuple[int, int]:
@@ -46,6 +46,10 @@ def _size(modules: Collection[str]) -> tuple[int, int]:
     stages = {int(hit[1]) for module in modules if (hit := re.match(r"input_blocks\.(\d+)\.0\.op$", module))}
     step = min(stages, default=max(inputs, default=0) + 1)
     return (max(inputs, default=0) // step + 1, step - 1) if step > 1 else (0, 0)
+
+
+def _is_xl(modules: Collection[str]) -> bool:
+    return any(module.startswith(("add_embedding.", "label_emb.")) for module in modules)
 
 
 def _down(blocks: int, layers: int) -> Iterator[Pair]:
@@ -63,14 +67,15 @@ def _middle() -> Iterator[Pair]:
     yield from _resnet("middle_block.2", "mid_block.resnets.1")
 
 
-def _up(blocks: int, layers: int) -> Iterator[Pair]:
+def _up(blocks: int, layers: int, modules: Collection[str]) -> Iterator[Pair]:
     for b in range(blocks):
         for j in range(layers + 1):
             i = b * (layers + 1) + j
             yield from _resnet(f"output_blocks.{i}.0", f"up_blocks.{b}.resnets.{j}")
             yield Pair(f"output_blocks.{i}.1", (f"up_blocks.{b}.attentions.{j}",))
         last = b * (layers + 1) + layers
-        for place in (1, 2):  # behind the attention, or in its place where the block has none
+        attends = any(module.startswith(f"up_blocks.{b}.attentions.") for module in modules)
+        for place in (2, 1) if attends else (1, 2):  # behind the attention, or in its place where the block has none
             yield Pair(f"output_blocks.{last}.{place}.conv", (f"up_blocks.{b}.upsamplers.0.conv",))
 
 
@@ -85,4 +90,5 @@ UNET = Naming(
     "down_blocks.0.resnets.0.conv1",
     _pairs,
     "diffusers 0.42.1, loaders/single_file_utils.py `convert_ldm_unet_checkpoint`",
+    lambda modules: ORIGINAL if _is_xl(modules) else DIFFUSERS,
 )

@@ -7,34 +7,68 @@ from dataclasses import replace
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import AdapterError, NotPlaced, SurgeryError
+from ...errors import AdapterError, NotPlaced, NotSupported, SurgeryError
 from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import Adapter
 from ...opened import takes_opened
+from ..merging.by_component import restricted
 from ..merging.held_weights import without_own_base
 from ..merging.spelled import in_base_names
 from ..merging.unspelled import not_spelled
+from . import diffusers, kohya
+from .diffusers import to_diffusers
+from .image_file import image_file
+from .kohya import to_kohya
 from .mlx import to_mlx
+from .on_components import OnComponent, on_components
 from .peft import to_peft
 
-FORMS: Mapping[str, Callable[[Adapter], Adapter | Checkpoint]] = {"peft": to_peft, "mlx": to_mlx}
+Form = Callable[[Adapter, Checkpoint | None], Adapter | Checkpoint]
 
 
 @takes_opened
-def convert_adapter(adapter: Adapter, to: str = "peft", base: Checkpoint | None = None) -> Adapter | Checkpoint:
-    """The adapter as the tool `to` writes it: "peft", an adapter; "mlx", its two files as a checkpoint to be written.
+def convert_adapter(
+    adapter: Adapter,
+    to: str = "peft",
+    base: Checkpoint | None = None,
+    *,
+    only: str | None = None,
+    except_: str | None = None,
+) -> Adapter | Checkpoint:
+    """The adapter as the tool `to` writes it: "peft", an adapter; "mlx", "kohya" and "diffusers", its files as a
+    checkpoint to be written.
 
-    It does to a model what it did; nothing is rounded. `base` is asked for where the file calls modules, or orders
-    rows, otherwise than the base does, or holds weights of the base beside its LoRA. Raises AdapterError where it is
-    needed, NotPlaced where it has no such modules, NotSupported for what the form cannot say.
+    It does to a model what it did; nothing is rounded, but a product that is written out. `base` is asked for where the
+    file calls modules, or orders rows, otherwise than the base does, or holds weights of the base beside its LoRA; and
+    for image models' forms, where a whole pipeline serves best. `only` and `except_` choose modules by the names that
+    the file has for them. Raises AdapterError where the base is needed, NotPlaced where it has no such modules,
+    NotSupported for what the form cannot say.
     """
     if to not in FORMS:
         raise SurgeryError(f"there is no form `{to}` of adapters to write", help=f"one of {', '.join(FORMS)}")
-    made = FORMS[to](_placed(adapter, base))
+    made = FORMS[to](restricted(adapter, only, except_), base)
     step: dict[str, Any] = {"surgery": "convert_adapter", "to": to, "adapter": called(adapter.path)}
+    step |= {key: value for key, value in (("only", only), ("except", except_)) if value is not None}
     step |= {key: adapter.format[key] for key in TOLD if key in adapter.format}
     return replace(made, history=(*adapter.history, step))
+
+
+def _kohya(adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
+    return image_file(adapter, to_kohya(on_components(adapter, base)), kohya.FILE, None)
+
+
+def _diffusers(adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
+    tensors, metadata = to_diffusers(on_components(adapter, base))
+    return image_file(adapter, tensors, diffusers.FILE, metadata)
+
+
+FORMS: Mapping[str, Form] = {
+    "peft": lambda adapter, base: to_peft(_placed(adapter, base)),
+    "mlx": lambda adapter, base: to_mlx(_placed(adapter, base)),
+    "kohya": _kohya,
+    "diffusers": _diffusers,
+}
 
 
 def _placed(adapter: Adapter, base: Checkpoint | None) -> Adapter:
@@ -46,8 +80,20 @@ def _placed(adapter: Adapter, base: Checkpoint | None) -> Adapter:
             tip = "name the base that it belongs to: --base BASE"
             raise AdapterError(f"the adapter's form depends on its base: {why}", where=[adapter.path], help=tip)
         return adapter
+    if base.parts:
+        return _on_one(on_components(adapter, base), base)
     found = in_base_names(base, adapter)
     if found.dialect:
         lost = [module for module in found.lora if f"{module}.weight" not in base.tensors]
         raise not_spelled(base, found, lost) if lost else NotPlaced("no module is the base's", where=[adapter.path])
     return without_own_base(base, found)
+
+
+def _on_one(places: list[OnComponent], base: Checkpoint) -> Adapter:
+    """The adapter on the one component of a pipeline that it is on. Raises NotSupported where they are several."""
+    if len(places) > 1:
+        what = "the adapter is on several components of the pipeline, and the form is of one model"
+        tip = f"take one after another, the others left out: --base {base.path}/{places[0].folder} --except REGEX"
+        where = [places[0].adapter.path, *(f"{one.folder}: {len(one.adapter.lora)} modules" for one in places)]
+        raise NotSupported(what, where=where, help=tip)
+    return places[0].own

@@ -34,9 +34,8 @@ def by_component(
     if asked.get("dtype"):
         tip = f"cast its components by themselves: {series(pipeline.parts)}"
         raise NotSupported("a pipeline is merged in the dtypes that it has", where=[pipeline.path], help=tip)
-    known = {at: _known(part, at) for at, part in pipeline.parts.items()}
-    adapters = [_restricted(one, asked.get("only"), asked.get("except_")) for one in adapters]
-    placed = [_placed(pipeline, one, known) for one in adapters]
+    adapters = [restricted(one, asked.get("only"), asked.get("except_")) for one in adapters]
+    placed = [by_folder(pipeline, one) for one in adapters]
     made: dict[str, Checkpoint] = {}
     for at in pipeline.parts:
         mine = [(one[at], weight) for one, weight in zip(placed, weights, strict=True) if at in one]
@@ -65,7 +64,7 @@ def _known(part: Checkpoint, at: str) -> Collection[str]:
     return {*own, *(spelled(part.tensors, part.config, component) if component else ())}
 
 
-def _restricted(adapter: Adapter, only: str | None, except_: str | None) -> Adapter:
+def restricted(adapter: Adapter, only: str | None, except_: str | None) -> Adapter:
     """The adapter without the modules that the patterns leave out, by the names that its file has for them."""
     modules = [*adapter.lora, *map(module_of, adapter.whole)]
     kept = set(select(modules, only) if only is not None else modules)
@@ -83,8 +82,9 @@ def _of(adapter: Adapter, modules: Collection[str], *, dropped: bool = False) ->
     return replace(adapter, lora=lora, whole=whole, dropped={**adapter.dropped, **gone})
 
 
-def _placed(pipeline: Checkpoint, adapter: Adapter, known: Mapping[str, Collection[str]]) -> dict[str, Adapter]:
+def by_folder(pipeline: Checkpoint, adapter: Adapter) -> dict[str, Adapter]:
     """The adapter's modules by component. Raises NotPlaced for one that is of none, or of several."""
+    known = {at: _known(part, at) for at, part in pipeline.parts.items()}
     modules = sorted({*adapter.lora, *map(module_of, adapter.whole)}, key=natural)
     found = {module: [at for at, names in known.items() if module in names] for module in modules}
     if lost := [module for module, places in found.items() if not places]:

@@ -87,14 +87,14 @@ def _fitting(adapter: Adapter, module: str, meant: Meant | None, tensors: Mappin
     """The tensors of a module, with the base's axes and order of rows."""
     parts = dict(adapter.lora[module])
     if meant and meant.swapped:
-        parts = _with_rows_swapped(adapter, module, parts)
+        parts = with_rows_swapped(adapter, module, parts)
     base = tensors.get(f"{module}.weight")
     if base is not None and all(part in parts for part in _FACTORS):
         parts |= {part: _pointwise(parts[part], len(base.shape)) for part in _FACTORS}
     return parts
 
 
-def _with_rows_swapped(adapter: Adapter, module: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_rows_swapped(adapter: Adapter, module: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The module's tensors for its halves in the other order. Raises NotSupported where parts do not have its rows."""
     hada = "hada_t1" not in parts and "hada_t2" not in parts
     rows = _ROWS | ({"hada_w1_a", "hada_w2_a"} if hada else set())
