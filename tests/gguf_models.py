@@ -164,7 +164,7 @@ def arrays_of(model: torch.nn.Module, arch: str) -> Arrays:
         name = names.get_name(module) or names.get_name(module.removeprefix("transformer.")) or _of_experts(module)
         if name:
             found[f"{name}{dot}{last}"] = tensor.float().numpy().copy()
-    return MODELS[arch].convert(found)
+    return MODELS[arch].convert(found) if arch in MODELS else found
 
 
 def _of_experts(module: str) -> str | None:
@@ -173,7 +173,14 @@ def _of_experts(module: str) -> str | None:
 
 
 def as_gguf(
-    model: torch.nn.Module, arch: str, path: Path, kind: str = "F32", said: Mapping[str, Any] = NONE, **keys: Any
+    model: torch.nn.Module,
+    arch: str,
+    path: Path,
+    kind: str = "F32",
+    said: Mapping[str, Any] = NONE,
+    more: Mapping[str, Any] = NONE,
+    split_max_tensors: int = 0,
+    **keys: Any,
 ) -> Path:
     """The model in a GGUF file: matrices of `kind`, all else in float32; `keys` of the architecture, `said` others."""
     path.parent.mkdir(exist_ok=True)
@@ -183,4 +190,4 @@ def as_gguf(
     for name, one in arrays_of(model, arch).items():
         wide = len(one.shape) > 1 and kind != "F32"
         tensors[name] = coded(np.ascontiguousarray(one), kind) if wide else one
-    return write(path, arch, metadata, tensors)
+    return write(path, arch, metadata, {**tensors, **more}, split_max_tensors=split_max_tensors)

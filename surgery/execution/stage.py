@@ -211,6 +211,9 @@ def _is_empty(path: str) -> bool:
 
 
 def _check_destination(dest: str, inputs: Sequence[str]) -> None:
+    if dest.casefold().endswith(".gguf"):
+        tip = "write safetensors into a folder, and run convert_hf_to_gguf.py of llama.cpp on that"
+        raise DestinationError("GGUF is not written", where=[dest], help=tip)
     if os.path.islink(dest):
         raise DestinationError(
             "the destination is a symbolic link",

@@ -109,7 +109,7 @@ def _config(folder: Folder) -> Mapping[str, Any]:
     if not folder.has(CONFIG):
         return {}
     try:
-        return parse_object(folder.read(CONFIG), FormatError)
+        return parse_object(folder.read(CONFIG), FormatError, nan=True)
     except SurgeryError:
         return {}
 

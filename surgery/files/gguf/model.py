@@ -19,6 +19,7 @@ from ...lazy.dtypes import DTYPES, F16
 from ...lazy.tensor import Decoded, Stored, Tensor, narrow, reshape
 from ..folder import Folder
 from ..opened import SHARD, Opened
+from ..strict import MEND, parse_object
 from .config import config_of, shortest
 from .header import AGAIN, Header, Info, is_gguf, read_header
 from .moves import ONLY_WEIGHTS, Heads, Move, by_rows
@@ -30,6 +31,15 @@ PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 CONFIG = "config.json"
 TEMPLATE = "chat_template.jinja"
 MOST_EXPERTS = 1 << 14
+SAME = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
 
 
 def read_gguf(folder: Folder, name: str) -> Opened | None:
@@ -110,7 +120,7 @@ def _made(folder: Folder, headers: Mapping[str, Header]) -> Opened:
     if not infos:
         raise NotACheckpoint("the GGUF holds no tensors, as one of a vocabulary alone", where=[first.file.path])
     known, why = _known(first, infos)
-    rope = rotation(next(iter(headers.values())), infos, known.model_type, _theta(first)) if known else {}
+    rope = rotation(first, infos, known.model_type, _theta(first)) if known else {}
     told = frozenset(TABLES if rope else ())
     tensors, shards, leaves = dict[str, Tensor](), dict[str, str](), dict[str, Stored]()
     strange = list[str]()
@@ -127,6 +137,8 @@ def _made(folder: Folder, headers: Mapping[str, Header]) -> Opened:
                     raise FormatError("two tensors would have one name", where=[first.file.path, name], help=AGAIN)
                 tensors[name], shards[name] = made, shard
     said = config_of(first, list(infos.values()), known, rope) if known else {}
+    files, notes = _files(folder, first, said)
+    notes += _tokenizer(folder, first)
     return Opened(
         _title(headers, known),
         tuple(header.file for header in headers.values()),
@@ -134,8 +146,8 @@ def _made(folder: Folder, headers: Mapping[str, Header]) -> Opened:
         shards,
         leaves,
         frozenset(headers),
-        notes=(*why, *_strange(strange), *_blocks(infos.values()), *_tables(infos, told), *_tokenizer(folder, first)),
-        made=_files(folder, first, said),
+        notes=(*why, *_strange(strange), *_blocks(infos.values()), *_tables(infos, told), *notes),
+        made=files,
     )
 
 
@@ -257,9 +269,20 @@ def _tokenizer(folder: Folder, header: Header) -> list[str]:
     return [f"the tokenizer stays in the GGUF: {how}"]
 
 
-def _files(folder: Folder, header: Header, config: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files that the metadata make."""
-    files = {CONFIG: f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode()} if config else {}
-    if template := header.text("tokenizer.chat_template"):
+def _files(folder: Folder, header: Header, config: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
+    """The files that the metadata make, and what is to be told of them: those beside the file come first."""
+    files, notes = dict[str, bytes](), list[str]()
+    here = folder.has(CONFIG)
+    if config and not (here and _agrees(folder, config)):
+        files[CONFIG] = f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode()
+        notes += [f"{CONFIG} beside the GGUF is of another model, or of none, and the metadata count"] if here else []
+    if (template := header.text("tokenizer.chat_template")) and not (here and folder.has(TEMPLATE)):
         files[TEMPLATE] = template.encode()
-    return files
+    return files, notes
+
+
+def _agrees(folder: Folder, config: Mapping[str, Any]) -> bool:
+    """Whether config.json beside the file is of the same model. Raises FormatError where it is no JSON."""
+    where = [folder.at(CONFIG)]
+    beside = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=where, help=MEND))
+    return all(beside.get(key) == config[key] for key in SAME if key in config)

@@ -65,8 +65,12 @@ def check_computed(checkpoint: Checkpoint, adapter: Adapter, module: str, now: T
 
 def check_quantised(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) -> None:
     """Raise NotSupported where modules without a weight have other tensors in a quantised base: then it is no other
-    one's.
+    one's; and where a GGUF has names of its own.
     """
+    if lost and checkpoint.format.startswith("GGUF") and any(name.startswith("blk.") for name in checkpoint.tensors):
+        what = "the base has the names of GGUF, since none others are known of its architecture"
+        tip = "merge into the model that the GGUF was made from, in safetensors"
+        raise NotSupported(what, where=[checkpoint.path, adapter.path, *listed(list(lost))], help=tip)
     here = (
         [m for m in lost if any(name.startswith(f"{m}.") for name in checkpoint.tensors)] if _said(checkpoint) else []
     )
