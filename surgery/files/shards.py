@@ -29,6 +29,11 @@ _PARTS = (
     "pass the one that you mean; where they are parts, as servers save them that run on several devices, join them with"
     " the program that wrote them, and remove none"
 )
+# What is told by its ending, and not read.
+_OTHERS = {
+    ".msgpack": "Flax", ".h5": "Keras", ".keras": "Keras", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
+    ".nemo": "an archive of NeMo's", ".ot": "Rust's tch", ".npz": "NumPy", ".mlmodel": "Core ML", ".pkl": "pickle",
+}  # fmt: skip
 CONSOLIDATED = "consolidated"  # what the files of Mistral's own layout begin with
 
 
@@ -88,6 +93,9 @@ def _nothing(folder: Folder, here: list[str]) -> list[str]:
         tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
     elif nested:
         what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(map(folder.at, nested))
+    elif others := [f"{f} ({tool})" for f in here for end, tool in _OTHERS.items() if f.endswith(end)]:
+        what = f"weights are here in a format that is not read: {series(listed(others))}"
+        tip = "save them as safetensors with the program that wrote them, and pass that folder"
     else:
         what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
     raise NotACheckpoint(what, where=[folder.path], help=tip)

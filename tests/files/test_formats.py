@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 import surgery
-from surgery.errors import NotSupported
+from surgery.errors import NotACheckpoint, NotSupported
 
 A = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(4)}
 
@@ -76,6 +76,13 @@ def test_parts_of_every_tensor_are_not_called_stale(tmp_path: Path) -> None:
     with pytest.raises(NotSupported, match="or a part of each") as caught:
         surgery.open_checkpoint(tmp_path)
     assert "remove none" in str(caught.value) and "stale" not in str(caught.value)
+
+
+def test_what_is_not_read_is_named_with_its_tool(tmp_path: Path) -> None:
+    (tmp_path / "flax_model.msgpack").write_bytes(b"x")
+    (tmp_path / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(NotACheckpoint, match=r"flax_model.msgpack \(Flax\), tf_model.h5 \(Keras\)"):
+        surgery.open_checkpoint(tmp_path)
 
 
 def test_a_quantised_file_does_not_come_before_the_weights_that_it_was_made_of(tmp_path: Path) -> None:
