@@ -29,11 +29,12 @@ from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
-from .files.pipeline import component_meant, components_of, meant_at, only_component
-from .files.shards import index_name_of
+from .files.pipeline import component_meant, components_of, meant_at, modules_of, only_component
+from .files.shards import CONSOLIDATED, index_name_of
 from .files.strict import MEND, parse_object
 from .files.torchfile.model import key_meant, under_key
 from .lazy.tensor import File, Input, Tensor
+from .models.originals import PARAMS
 from .opened import takes_opened
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ def _check_weights(folder: Folder, name: str) -> None:
 
 def _beside_files(checkpoint: Checkpoint, folder: Folder, name: str, own: Collection[str] = ()) -> Checkpoint:
     """The checkpoint with the rest of its folder, unless it is a file alone."""
-    if name and not folder.has("config.json"):  # the folder is no input, so that an output may lie in it
+    described = folder.has("config.json") or (name.startswith(CONSOLIDATED) and folder.has(PARAMS))
+    if name and not described:  # the folder is no input, so that an output may lie in it
         return replace(checkpoint, inputs=tuple(replace(i, path=folder.at(name)) for i in checkpoint.inputs))
     return _with_files(checkpoint, folder, own)
 
@@ -244,9 +246,8 @@ def _with_files(checkpoint: Checkpoint, folder: Folder, own: Collection[str] = (
     left = [f"{f}/" for f in folder.names() if f in LEFT_FOLDERS and f != ".surgery" and not folder.has(f)]
     shards = {*checkpoint.weight_map.values(), checkpoint.index_name, *own}
     paths, run = without_git(path for path in folder.walk(LEFT_FOLDERS) if path not in shards)
-    nested = list(
-        dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path)
-    )
+    own_weights = [path.rpartition("/")[0] for path in paths if path.endswith(".safetensors") and "/" in path]
+    nested = list(dict.fromkeys([*own_weights, *modules_of(folder)]))
     for path in paths:
         name = path.rpartition("/")[2]
         inside = any(path.startswith(f"{place}/") for place in nested)

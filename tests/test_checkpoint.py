@@ -369,7 +369,10 @@ def test_a_tensor_in_two_shards(tmp_path: Path, indexed: bool) -> None:
         filled(tmp_path, {"model.safetensors.index.json": index(w1="a.safetensors", w2="b.safetensors")})
     error = check_refuses(tmp_path, FormatError, "1 tensors are in two shards")
     assert error.where == (str(tmp_path), "w2: a.safetensors and b.safetensors")
-    assert error.help == "remove the stale shard, or pass the one file that you mean"
+    assert (
+        error.help
+        == "pass the one file that you mean; where one of them is of another save, fetch the checkpoint again"
+    )
 
 
 # Folders and files that are no checkpoint

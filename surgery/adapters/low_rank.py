@@ -4,7 +4,7 @@
                 lora_embedding_A (r, vocabulary), lora_embedding_B (dim, r)
     parameter   lora_A (experts * r, in), the expert slowest; lora_B (out, r * experts), the expert fastest
 
-A kind that is exactly low-rank belongs here once `as_low_rank` makes it LoRA of whole factors; every other one is
+A kind that is exactly low-rank by itself is made LoRA of whole factors (`low_rank_kinds.py`); every other one is
 refused by name.
 """
 
@@ -23,6 +23,7 @@ from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
 from .kinds import check_kind
 from .lora import BIAS, check_factors, check_numbers, strength
+from .low_rank_kinds import as_lora
 from .plain import plain
 from .unwrapped import unwrapped
 
@@ -69,10 +70,13 @@ def as_low_rank(adapter: Adapter) -> Adapter:
         raise NotSupported(f"the adapter calls modules as {adapter.dialect} does", where=[adapter.path], help=tip)
     bare = unwrapped(adapter)
     check_kind(bare)
-    made = plain(bare)
+    made = as_lora(bare) or plain(bare)
     if made.config.get("peft_type") != "LORA":
         tip = "merge it into its base, where that can be done, and extract LoRA from the difference: surgery extract"
-        what = f"an adapter of kind {made.config.get('peft_type')} is no product of two thin matrices for each module"
+        what = (
+            f"an adapter of kind {made.config.get('peft_type')} is no product of two thin matrices for each module that"
+            " its file holds"
+        )
         raise NotSupported(what, where=[f"{adapter.path}/adapter_config.json"], help=tip)
     check_numbers(made)
     made = by_parameter(made)

@@ -18,6 +18,8 @@ from .evaluate import load
 if TYPE_CHECKING:
     import torch
 
+# Singular values below that part of the factors' lengths are what rounding to float32 left where terms cancel.
+NOISE = 2.0**-23
 # From squares of singular values, the largest first, and their sum with those that are not known, the rank.
 Choose = Callable[[Sequence[float], float], int]
 
@@ -76,10 +78,11 @@ def joined(short: Shortened) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _singular(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The singular vectors and values of `left @ right`."""
+    """The singular vectors and values of `left @ right`; values that are rounding's are 0."""
     import torch
 
     q, upper = torch.linalg.qr(left)
     p, lower = torch.linalg.qr(right.T)
     u, values, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    values = values * (values > NOISE * left.norm() * right.norm())
     return q @ u, values, v @ p.T

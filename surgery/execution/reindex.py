@@ -54,7 +54,7 @@ def reindex(path: PathLike) -> Reindexed:
     old = parse_index(folder.read(named[0]), where)
     shards = holding(folder, old)
     if not shards:
-        tip = "fetch the missing files, or remove what is there twice"
+        tip = "fetch the missing files; of what is there twice, move what is not meant to another folder"
         raise NotACheckpoint("the files do not hold each tensor of the index once", where=[where], help=tip)
     shards = sorted([*shards, *left_out(folder, shards)], key=natural)
     tensors: dict[str, Tensor] = {}

@@ -29,20 +29,21 @@ SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format, by its reader; `of_safetensors` is one whose files are called so."""
+    """A format, by its reader; `of_safetensors` is one whose files are called so. Of several, the first row counts."""
 
     read: Callable[[Folder, str], Opened | None]
     of_safetensors: bool = False
+    derived: bool = False  # made of other files for one program, and never a copy of them
 
 
 FORMATS = (
     Format(read_spread, of_safetensors=True),
-    Format(read_gguf),
     Format(read_dcp),
     Format(read_rank_files),
     Format(read_deepspeed),
     Format(read_consolidated),
     Format(read_files),
+    Format(read_gguf, derived=True),
 )
 
 
@@ -74,7 +75,7 @@ def _told_apart(folder: Folder, taken: Opened) -> list[str]:
     """
     other: Opened | None = None
     with suppress(SurgeryError):
-        rows = [] if has_scheme(folder.path) else [row for row in FORMATS if not row.of_safetensors]
+        rows = [] if has_scheme(folder.path) else [row for row in FORMATS if not (row.of_safetensors or row.derived)]
         other = next((found for row in rows if (found := row.read(folder, "")) is not None), None)
     if other is None:
         return []

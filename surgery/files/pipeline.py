@@ -7,7 +7,7 @@ Pipelines of diffusers (`model_index.json`), and models of sentence-transformers
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from ..errors import FormatError, NotACheckpoint, nearest, series
@@ -57,11 +57,21 @@ def components_of(folder: Folder) -> list[str]:
     if folder.has(MODEL_INDEX):
         content = _parsed(folder, MODEL_INDEX, folder.read(MODEL_INDEX))
         named = [name for name, value in content.items() if isinstance(value, list) and any(value)]
-    elif folder.has(MODULES) and not _weighty(folder, ""):
-        listed = _parsed(folder, MODULES, b'{"all": %s}' % folder.read(MODULES))["all"]
-        named = [str(one.get("path")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    elif not _weighty(folder, ""):
+        return modules_of(folder)
     else:
         return []
+    return [name for name in named if "/" not in name and _weighty(folder, name)]
+
+
+def modules_of(folder: Folder) -> list[str]:
+    """The folders in which modules of sentence-transformers hold weights; none in any other folder, and where
+    modules.json is another program's.
+    """
+    listed: object = None
+    with suppress(FormatError):
+        listed = _parsed(folder, MODULES, b'{"all": %s}' % folder.read(MODULES))["all"] if folder.has(MODULES) else None
+    named = [str(one.get("path")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     return [name for name in named if name and "/" not in name and _weighty(folder, name)]
 
 

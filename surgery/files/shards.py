@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 
-from ..errors import FormatError, NotACheckpoint, listed, series
+from ..errors import FormatError, NotACheckpoint, NotSupported, listed, series
 from ..lazy.tensor import File, Stored
 from ..names import natural
 from .folder import Folder
@@ -24,6 +24,16 @@ from .stale_index import NUMBERED, left_out, stale
 
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _INDICES = "*.safetensors.index*.json"
+_TWICE = "pass the one file that you mean; where one of them is of another save, fetch the checkpoint again"
+_PARTS = (
+    "pass the one that you mean; where they are parts, as servers save them that run on several devices, join them with"
+    " the program that wrote them, and remove none"
+)
+# What is told by its ending, and not read.
+_OTHERS = {
+    ".msgpack": "Flax", ".h5": "Keras", ".keras": "Keras", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
+    ".nemo": "an archive of NeMo's", ".ot": "Rust's tch", ".npz": "NumPy", ".mlmodel": "Core ML", ".pkl": "pickle",
+}  # fmt: skip
 CONSOLIDATED = "consolidated"  # what the files of Mistral's own layout begin with
 
 
@@ -83,6 +93,9 @@ def _nothing(folder: Folder, here: list[str]) -> list[str]:
         tip = "pass one of its snapshots: " + ", ".join(folder.at(f"snapshots/{n}") for n in folder.names("snapshots"))
     elif nested:
         what, tip = "the weights are in subfolders", "pass one of them: " + ", ".join(map(folder.at, nested))
+    elif others := [f"{f} ({tool})" for f in here for end, tool in _OTHERS.items() if f.endswith(end)]:
+        what = f"weights are here in a format that is not read: {series(listed(others))}"
+        tip = "save them as safetensors with the program that wrote them, and pass that folder"
     else:
         what, tip = "no safetensors file is here", "pass a folder with model.safetensors or an index with its shards"
     raise NotACheckpoint(what, where=[folder.path], help=tip)
@@ -169,11 +182,10 @@ def _headers(folder: Folder, shards: list[str]) -> Mapping[str, tuple[File, Head
     for shard, (_, header) in headers.items():
         double = [n for n in header.entries if n in seen]
         if double:
-            raise FormatError(
-                f"{len(double)} tensors are in two shards",
-                where=[folder.path, *listed([f"{n}: {seen[n]} and {shard}" for n in double])],
-                help="remove the stale shard, or pass the one file that you mean",
-            )
+            where = [folder.path, *listed([f"{n}: {seen[n]} and {shard}" for n in double])]
+            if all(len(header.entries) == len(double) for _, header in headers.values()):
+                raise NotSupported("every file holds the same tensors, or a part of each", where=where, help=_PARTS)
+            raise FormatError(f"{len(double)} tensors are in two shards", where=where, help=_TWICE)
         seen.update(dict.fromkeys(header.entries, shard))
     return headers
 

@@ -199,7 +199,7 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
     """The record of `base`, which became `merged` in `shards`, as a file. Reads headers and carried files."""
     held = {name: tensor for name, tensor in base.tensors.items() if isinstance(tensor, Stored)}
     if base.inputs and any(not file.path.endswith(".safetensors") for source in base.inputs for file in source.files):
-        tip = "write it as safetensors first, with surgery reshard, and merge into that"
+        tip = "write it as safetensors first, with surgery convert-files, and merge into that"
         raise PlanError("only a base in safetensors can be restored byte for byte", where=[base.path], help=tip)
     if len(held) < len(base.tensors):
         raise PlanError(

@@ -72,6 +72,17 @@ def test_sentence_transformers(nested: bool, tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "out/2_Dense/model.safetensors")["linear.weight"], torch.ones(2, 2))
 
 
+def test_pickled_modules_of_sentence_transformers_are_carried(tmp_path: Path) -> None:
+    """Without its dense layer the model would be another one."""
+    (tmp_path / "in/2_Dense").mkdir(parents=True)
+    said = [{"path": "", "type": "Transformer"}, {"path": "2_Dense", "type": "Dense"}]
+    (tmp_path / "in/modules.json").write_text(json.dumps(said))
+    (tmp_path / "in/config.json").write_text("{}")
+    save_file({"a": torch.ones(2)}, tmp_path / "in/model.safetensors")
+    torch.save({"linear.weight": torch.ones(2, 2)}, tmp_path / "in/2_Dense/pytorch_model.bin")
+    assert "2_Dense/pytorch_model.bin" in kept(tmp_path / "in", tmp_path / "out")
+
+
 def test_timm(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     save_file({"conv1.weight": torch.ones(4, 3, 3, 3)}, tmp_path / "in/model.safetensors")

@@ -194,7 +194,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     "words",
     [
         ["nonsense"],
-        ["reshard", "x", "-o", "y"],
+        ["reshard", "x"],
         ["reshard", "x", "--max-shard-size", "1GB"],
         ["rename", "x", "-o", "y"],
         ["rename", "x", "-o", "y", "--map", "no-equals-sign"],

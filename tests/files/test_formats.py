@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 import surgery
+from surgery.errors import NotACheckpoint, NotSupported
 
 A = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(4)}
 
@@ -65,3 +67,26 @@ def test_of_two_other_formats_the_one_taken_is_said(tmp_path: Path) -> None:
     names, notes = opened(tmp_path)
     assert names == {"new.weight"} and "a distributed checkpoint of torch's" in notes
     assert "pytorch_model.bin" in notes and "q.gguf" in notes
+
+
+def test_parts_of_every_tensor_are_not_called_stale(tmp_path: Path) -> None:
+    """As servers save them, a file for each device: whoever removed one would lose a part of the model."""
+    for rank in range(2):
+        save_file(A, tmp_path / f"model-rank-{rank}-part-0.safetensors")
+    with pytest.raises(NotSupported, match="or a part of each") as caught:
+        surgery.open_checkpoint(tmp_path)
+    assert "remove none" in str(caught.value) and "stale" not in str(caught.value)
+
+
+def test_what_is_not_read_is_named_with_its_tool(tmp_path: Path) -> None:
+    (tmp_path / "flax_model.msgpack").write_bytes(b"x")
+    (tmp_path / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(NotACheckpoint, match=r"flax_model.msgpack \(Flax\), tf_model.h5 \(Keras\)"):
+        surgery.open_checkpoint(tmp_path)
+
+
+def test_a_quantised_file_does_not_come_before_the_weights_that_it_was_made_of(tmp_path: Path) -> None:
+    torch.save(A, tmp_path / "pytorch_model.bin")
+    (tmp_path / "q4.gguf").write_bytes(b"GGUF and nothing that could be read")
+    names, notes = opened(tmp_path)
+    assert names == set(A) and "q4.gguf" in notes

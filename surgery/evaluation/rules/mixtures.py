@@ -1,4 +1,4 @@
-"""Several second factors as one, as AdapterHub's MTL-LoRA weighs them."""
+"""Factors that are made of several: mixed, as AdapterHub's MTL-LoRA weighs them; crossed, as LoHa multiplies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def mixed(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) -> torch.Tensor:
+def weighed(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) -> torch.Tensor:
     """Σ_j softmax(weights / sharpness)_j b[j] @ between, for b (n, out, r), weights (n), and `between` (r, r), or its
     diagonal (r).
     """
@@ -21,4 +21,10 @@ def mixed(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) ->
     return summed * between if between.dim() == 1 else summed @ between
 
 
-RULES = {"mixed": mixed}
+def crossed(inputs: Sequence[torch.Tensor], numbers: Mapping[str, float | str]) -> torch.Tensor:
+    """Each row of one times each of the other, element by element: (r, n) and (s, n) -> (r * s, n)."""
+    one, other = inputs
+    return (one[:, None] * other[None]).flatten(0, 1)
+
+
+RULES = {"weighed": weighed, "crossed": crossed}

@@ -220,7 +220,7 @@ def _weighed(
     if isinstance(sharpness, bool) or not isinstance(sharpness, int | float) or not 0 < sharpness < 1e30:
         what = f"weights_sharpness = {sharpness!r}, which divides its weights, is none"
         raise AdapterError(what, where=where, help="restore adapter_config.json from the training")
-    mixed = made(b.shape[1:], "mixed", [b, weights, values], sharpness=float(sharpness))
+    mixed = made(b.shape[1:], "weighed", [b, weights, values], sharpness=float(sharpness))
     return a, mixed, {"A": "", "B": ""}
 
 

@@ -52,7 +52,9 @@ def combine(
     `average_factors` is something else, what AdapterHub's `average_adapter` does: Σ weight * A and Σ weight * B apart,
     for adapters of one rank.
 
-    Raises NotSupported for DoRA and for kinds that are not low-rank, AdapterError for adapters of different bases
+    Kinds that are low-rank by themselves are taken as LoRA (`adapters/low_rank_kinds.py`).
+
+    Raises NotSupported for DoRA and for kinds that are not, AdapterError for adapters of different bases
     (unless `any_base`) or shapes. Reads what several adapters hold whole; with `rank`, the factors.
     """
     if isinstance(adapters, Adapter) or not adapters:

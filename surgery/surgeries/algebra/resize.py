@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...adapters.fused import Rank
 from ...adapters.low_rank import Factors, as_low_rank, factors_of, is_inside
-from ...errors import AdapterError
+from ...errors import AdapterError, listed, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Input, Tensor, reshape, stored
 from ...opened import takes_opened
@@ -39,9 +39,10 @@ def resize_adapter(
         tip = "what it holds whole has no rank"
         raise AdapterError("the adapter has no LoRA", where=[adapter.path], help=tip)
     factors = {module: factors_of(plain, module) for module in plain.lora}
-    found: dict[str, Kept] = {}
-    made = _spooled(_shortened(plain, factors, choose, found))
-    return _resized(adapter, plain, factors, made, found, {"rank": rank, "energy": energy, "max_rank": max_rank})
+    found, nothing = dict[str, Kept](), list[str]()
+    made = _spooled(_shortened(plain, factors, choose, found, nothing))
+    options = {"rank": rank, "energy": energy, "max_rank": max_rank}
+    return _resized(adapter, plain, factors, made, found, nothing, options)
 
 
 def _spooled(values: Iterator[tuple[str, torch.Tensor]]) -> Mapping[str, Tensor]:
@@ -51,9 +52,9 @@ def _spooled(values: Iterator[tuple[str, torch.Tensor]]) -> Mapping[str, Tensor]
 
 
 def _shortened(
-    adapter: Adapter, factors: Mapping[str, Factors], choose: Choice, found: dict[str, Kept]
+    adapter: Adapter, factors: Mapping[str, Factors], choose: Choice, found: dict[str, Kept], nothing: list[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The new factors by module and part; what they keep goes into `found`."""
+    """The new factors by module and part; what they keep goes into `found`, modules that add nothing into `nothing`."""
     from ...evaluation.shortening import joined, shortened
 
     for module, one in factors.items():
@@ -63,6 +64,7 @@ def _shortened(
             found[module] = Kept(one.rank, 1.0, 0.0)
             continue
         found[module] = kept(short.rank, short.squares, sum(short.squares))
+        nothing += [] if any(short.squares) else [module]
         a, b = joined(short)
         yield f"{module}.{one.parts[0]}", a
         yield f"{module}.{one.parts[1]}", b
@@ -74,6 +76,7 @@ def _resized(
     factors: Mapping[str, Factors],
     made: Mapping[str, Tensor],
     found: Mapping[str, Kept],
+    nothing: Sequence[str],
     options: Mapping[str, float | None],
 ) -> Adapter:
     """The adapter with the factors that were `made`; what these were made of reaches no output any more."""
@@ -96,9 +99,16 @@ def _resized(
         metadata=adapter.metadata or {"format": "pt"},
         files=adapter.files,
         history=(*adapter.history, step),
-        notes=(*plain.notes, *notes_on(found)),
+        notes=(*plain.notes, *_notes(found, nothing)),
         costs=told(found),
     )
+
+
+def _notes(found: Mapping[str, Kept], nothing: Sequence[str]) -> list[str]:
+    """What ranks keep; and where there is nothing to keep: factors are zero, or terms cancel but for rounding."""
+    notes = notes_on({module: one for module, one in found.items() if module not in nothing})
+    said = f"{len(nothing)} modules add nothing, or what cancels out, and are zero: {series(listed(nothing))}"
+    return notes + ([said] if nothing else [])
 
 
 def _shape(old: Tensor, new: Sequence[int], *, left: bool) -> tuple[int, ...]:

@@ -130,6 +130,8 @@ def test_an_adapter_of_transformers_is_merged_into_the_original(tmp_path: Path) 
 def test_it_is_told_edited_and_resharded_as_it_is(tmp_path: Path) -> None:
     source = saved(tmp_path / "in", tensors())
     assert any("Mistral's own layout" in one and "--as mistral" in one for one in surgery.inspect(source).holds)
+    by_file = surgery.convert(surgery.open_checkpoint(source / "consolidated.safetensors"), "mistral")
+    assert "model.norm.weight" in by_file.tensors
     out = written(surgery.open_checkpoint(source), tmp_path / "out", max_shard_size="40KB")
     names = {path.name for path in out.iterdir()}
     assert {"params.json", "tekken.json", "consolidated.safetensors.index.json"} <= names

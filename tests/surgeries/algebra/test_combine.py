@@ -257,6 +257,42 @@ def test_averaged_factors_are_said_to_be_none_of_the_effects(tmp_path: Path) -> 
     one("llama", tmp_path / "out")
 
 
+@pytest.mark.parametrize("row", [{}, {"lora_alpha": 3}, {"use_rslora": True}])
+def test_what_cancels_out_is_nothing_and_no_share_of_noise(row: Mapping[str, Any], tmp_path: Path) -> None:
+    """An adapter less itself, whose alpha may be another: rounding's remains are no singular values."""
+    paths = made("llama", tmp_path, [{}, row])
+    file = paths[1] / "adapter_model.safetensors"
+    first = load_file(paths[0] / "adapter_model.safetensors")
+    scales = [surgery.open_adapter(path).config for path in paths]
+    ratio = 1.0
+    one_scale, other_scale = (
+        config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"]) for config in scales
+    )
+    ratio = one_scale / other_scale
+    save_file({name: one * (ratio if "lora_B" in name else 1) for name, one in first.items()}, file)
+    report = combined(paths, tmp_path / "out", [1, -1], rank=2)
+    kept = report.costs["kept"]
+    count = len(kept)
+    assert any(f"{count} modules add nothing, or what cancels out, and are zero" in note for note in report.notes)
+    assert not any("keeps" in note for note in report.notes)
+    after = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert all(not one.any() for name, one in after.items() if "lora_B" in name)
+    assert all(one["share"] == 1 and one["following"] == 0 for one in kept.values())
+
+
+def test_what_nearly_cancels_out_keeps_what_is_left(tmp_path: Path) -> None:
+    """A thousandth more of one module: that is what there is."""
+    paths = made("llama", tmp_path, [{}, {}])
+    file, first = paths[1] / "adapter_model.safetensors", load_file(paths[0] / "adapter_model.safetensors")
+    save_file({name: one * (1.001 if "lora_B" in name else 1) for name, one in first.items()}, file)
+    combined(paths, tmp_path / "out", [-1, 1], rank=4)
+    wanted, found = (
+        deltas(peft.PeftModel.from_pretrained(tiny_models.build("llama"), p)) for p in (paths[0], tmp_path / "out")
+    )
+    for name, one in wanted.items():
+        assert (found[name] - 0.001 * one).norm() <= 1e-3 * (0.001 * one).norm(), name
+
+
 # Refusals
 
 
