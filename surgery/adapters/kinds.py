@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NotSupported
+from ..errors import NotSupported, series
 from ..files.peft import Adapter
 from .methods import ELSEWHERE, METHODS
-from .methods.telling import check_method, check_same_kind
+from .methods.telling import check_method, check_same_kind, kinds_of
 
 WITH_PEFT = "merge it with PEFT, where it can: merge_and_unload()"
 
@@ -189,10 +189,10 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
     method = METHODS.get(str(asked)) or ELSEWHERE.get(str(asked))
     if asked not in SUPPORTED and not method:
         kind = _TYPES.get(str(asked))
-        tip = "" if adapter.format else f"supported: {', '.join(SUPPORTED)}"
+        tips = [] if adapter.format else [_meant(adapter, asked), f"supported: {', '.join(SUPPORTED)}"]
         why = [f"{kind.name}: {kind.why}"] if kind else []
         what = f"adapters of kind {asked} are not supported"
-        raise NotSupported(what, where=[*where, *why], help="; ".join(filter(None, (tip, kind.help if kind else ""))))
+        raise NotSupported(what, where=[*where, *why], help="; ".join(filter(None, (*tips, kind.help if kind else ""))))
     check_same_kind(adapter)
     if method:
         _check_options(config, where, _COMMON | method.options)
@@ -200,6 +200,15 @@ def check_kind(adapter: Adapter, *, base_as_trained: bool = False) -> None:
     _check_options(config, where, KNOWN)
     if not (base_as_trained and changes_base(adapter)):
         _check_init(config, where)
+
+
+def _meant(adapter: Adapter, asked: Any) -> str:
+    """What peft_type could be instead, by its spelling or by what the tensors are called."""
+    if isinstance(asked, str) and asked.upper() in {*SUPPORTED, *_TYPES}:
+        return f"adapter_config.json has to say it as PEFT does, peft_type = {asked.upper()!r}"
+    kinds = kinds_of(adapter) if asked is None else []
+    said = f"the tensors are called as those of {series(kinds, ' or ')}: say so in adapter_config.json, as peft_type"
+    return said if kinds else ""
 
 
 def _check_options(config: Mapping[str, Any], where: list[str], known: frozenset[str] | set[str]) -> None:

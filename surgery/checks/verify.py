@@ -78,8 +78,9 @@ def verify(
     """Check the checkpoint or adapter at `path`; nothing is written. A broken header or index is an answer, not an
     error.
 
-    `values` reads every tensor for NaN and infinity, in a stream; `on_tensor` is called with each name, its bytes,
-    and those of all. `check_class` asks the class in config.json, through transformers.
+    `values` reads every tensor for NaN and infinity, in a stream, as it is done for an adapter anyway; `on_tensor` is
+    called with each name, its bytes, and those of all. `check_class` asks the class in config.json, through
+    transformers.
 
     An undo record is replayed, unless `check_record` is false: about a million elements of each tensor of the base
     are restored and held against their digest, with `check_all` or `values` all of them.
@@ -213,8 +214,8 @@ def _verify_adapter(adapter: Adapter, values: bool, on_tensor: OnTensor | None) 
             f" {', '.join(listed(adapter.unread))}"
         )
         checks.append(Check("beside", None, what))
-    if values:
-        checks.append(_finite(adapter.tensors, {}, on_tensor))
+    finite = _finite(adapter.tensors, {}, on_tensor)  # which a merge sees to as well
+    checks += [finite] if values or not finite.ok else []
     return Verification(adapter.path, tuple(checks))
 
 

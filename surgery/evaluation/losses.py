@@ -7,11 +7,11 @@ elements, what is rounded away in rows that the tensor's shape alone chooses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import VerificationFailed, listed
+from ..errors import VerificationFailed, listed, series
 from ..lazy.dtypes import F16, Dtype
 
 if TYPE_CHECKING:
@@ -24,14 +24,15 @@ ERASED = 0.5  # share of the changed weights from which it is said that rounding
 
 @dataclass(slots=True)
 class Loss:
-    """Counts of elements: `overflowed` are infinite or NaN where the base was finite; of the `changed` ones that
-    were looked at, `erased` are the base's again after rounding.
+    """Counts of elements: `overflowed` are infinite or NaN where the base was finite, `broken` were so in the base;
+    of the `changed` ones that were looked at, `erased` are the base's again after rounding.
 
     Of `codes` that were made again, `moved` are others now. `wanted` is the square of what was added to the weights
     that they mean, `arrived` its product with what did change, `noise` the square of what that is off by.
     """
 
     overflowed: int = 0
+    broken: int = 0
     changed: int = 0
     erased: int = 0
     codes: int = 0
@@ -42,6 +43,7 @@ class Loss:
 
     def __iadd__(self, other: Loss) -> Loss:
         self.overflowed += other.overflowed
+        self.broken += other.broken
         self.changed += other.changed
         self.erased += other.erased
         self.codes += other.codes
@@ -103,6 +105,13 @@ def requantised(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor)
     )
 
 
+def broken(before: torch.Tensor) -> int:
+    """How many elements are infinite or NaN."""
+    import torch
+
+    return int((~torch.isfinite(before)).sum())
+
+
 def overflow(before: torch.Tensor, after: torch.Tensor) -> int:
     """How many elements are infinite or NaN after a step, and were not before it."""
     import torch
@@ -116,16 +125,34 @@ def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> Non
     """
     lost = {name: loss.overflowed for name, loss in losses.items() if loss.overflowed}
     if lost:
-        wider = (
-            "write a wider dtype, merge with --dtype bfloat16 or float32"
-            if F16 in {dtypes[n] for n in lost}
-            else "is alpha right?"
-        )
         raise VerificationFailed(
             f"{sum(lost.values())} weights of {len(lost)} tensors became infinite or NaN",
-            where=listed([f"{name} ({dtypes[name]}): {count}" for name, count in lost.items()]),
-            help=f"{wider}; or weaken the adapter with --scale",
+            where=listed([f"{name} ({dtypes[name]}): {count}{_before(losses[name])}" for name, count in lost.items()]),
+            help=_how_finite([losses[name] for name in lost], {dtypes[name] for name in lost}),
         )
+
+
+def _before(loss: Loss) -> str:
+    return f", and {loss.broken} were so in the base" if loss.broken else ""
+
+
+def _how_finite(losses: Sequence[Loss], dtypes: Collection[Dtype]) -> str:
+    """What to do about weights that became infinite or NaN."""
+    if any(loss.broken for loss in losses):
+        return "the adapter mixes weights with others of which the base holds NaN or infinity: mend the base"
+    wider = "write a wider dtype, merge with --dtype bfloat16 or float32; or " if F16 in dtypes else ""
+    return f"{wider}weaken the adapter with --scale, where its kind can be; are its alpha and its config right?"
+
+
+def note_on_broken(losses: Mapping[str, Loss]) -> list[str]:
+    """What the report says of NaN and infinity that were in the base, where adapters change it."""
+    found = {name: loss.broken for name, loss in losses.items() if loss.broken}
+    if not found:
+        return []
+    rows = series(listed([f"{name} ({count})" for name, count in found.items()], 3))
+    return [
+        f"the base holds NaN or infinity in {len(found)} of the tensors that adapters change, and so does this: {rows}"
+    ]
 
 
 def erased_in(losses: Mapping[str, Loss]) -> tuple[Erased, ...]:

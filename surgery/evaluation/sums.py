@@ -17,7 +17,7 @@ from ..lazy.dtypes import F16, F64
 from ..lazy.tensor import Sum
 from .arithmetic import one_thread, torch_dtype
 from .kinds import added, applied
-from .losses import HUGE, overflow, rounded_away, samples
+from .losses import HUGE, broken, overflow, rounded_away, samples
 from .tiles import BAND, COLUMNS, ROWS, TILES, Area, areas, columns_of, padded
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def _round(
     usual = abs(float(made.sum())) < HUGE  # false for NaN too
     if not usual:
         work.loss.overflowed += overflow(base, made.to(result.dtype))
+        work.loss.broken += broken(base) if watched else 0
     result.copy_(made)
     if usual and total.dtype == F16 and not math.isfinite(float(result.sum())):
         work.loss.overflowed += overflow(made, result)

@@ -31,6 +31,7 @@ from ..evaluation.losses import (
     check_survives,
     erased_in,
     note_on,
+    note_on_broken,
     note_on_recoded,
     recoded_in,
 )
@@ -169,6 +170,7 @@ def execute(
         _write_files(run)
         check_survives(recoded_in(losses), plan.survives)
         notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
+        notes += note_on_broken(losses)
         commit = _published(run, **replacing)
     return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
@@ -283,7 +285,7 @@ def _unfinished(run: _Run) -> dict[str, str]:
 
 def _of_users(plan: Plan, scratch: ShardPlan, made: Mapping[str, Loss]) -> dict[str, Loss]:
     """The losses in a scratch tensor, by the tensors into which it goes."""
-    lost = [loss for loss in made.values() if loss.erased or loss.overflowed or loss.codes]
+    lost = [loss for loss in made.values() if loss.erased or loss.overflowed or loss.broken or loss.codes]
     return {name: loss for loss in lost for name in plan.users(scratch.slots[0])}
 
 

@@ -17,8 +17,10 @@ PULL = "git lfs pull fetches it, in the clone that the file came from"
 _LONE = re.compile("[\ud800-\udfff]")
 
 
-def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, Any]:
-    """The JSON object in `raw`. `fail` makes the error to raise from what is wrong."""
+def parse_object(raw: bytes, fail: Callable[[str], FormatError], *, nan: bool = False) -> dict[str, Any]:
+    """The JSON object in `raw`. `fail` makes the error to raise from what is wrong; `nan` takes NaN and infinity, for
+    who says himself which number that is.
+    """
     if raw.startswith(POINTER):
         raise pointed(fail)
 
@@ -30,6 +32,8 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError]) -> dict[str, An
         return found
 
     def constant(text: str) -> Any:
+        if nan:
+            return float(text)
         raise fail(f"{text} is not JSON")
 
     def integer(text: str) -> int | float:

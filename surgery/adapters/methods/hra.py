@@ -10,6 +10,7 @@ Source: peft 0.21.2, tuners/hra/layer.py `get_delta_weight`.
 
 from __future__ import annotations
 
+from ...evaluation.evaluate import load
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import made, permute, product
 from .method import Effect, Method, Target, said
@@ -18,6 +19,9 @@ from .method import Effect, Method, Target, said
 def effect(target: Target) -> Effect:
     """What it does to the module."""
     u = target.part("hra_u", target.matrix.shape[1], None)
+    if zero := int((~load(u).any(0)).sum()):
+        tip = "the adapter file is broken: save it again"
+        raise target.wrong(f"{zero} of {u.shape[1]} vectors in hra_u are zero, and point nowhere", tip)
     orthogonal = float(bool(target.adapter.config.get("apply_GS")))
     right = made(u.shape, "reflections", [u], orthogonal=orthogonal)
     left = product(target.matrix, made(u.shape, "reflected", [u], orthogonal=orthogonal))

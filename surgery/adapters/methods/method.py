@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ...errors import AdapterError, LayoutError, NotSupported
+from ...errors import AdapterError, LayoutError, NotSupported, series
 from ...files.adapter_config import MEND, MOST
 from ...files.peft import Adapter
 from ...lazy.change import Change, Delta
@@ -94,8 +94,11 @@ class Target:
     def shared(self, name: str, *shape: int | None) -> Tensor:
         """The same of a tensor that all modules share. Raises AdapterError."""
         if name not in self.adapter.shared:
-            tip = "save the adapter again with all that it needs, in PEFT save_projection=True"
-            raise self.wrong(f"the adapter's file has no {name}, which all its modules share", tip)
+            drawn = not self.adapter.shared and "save_projection" in self.adapter.config
+            tip = "save it again" + (" with all that it needs, in PEFT save_projection=True" if drawn else "")
+            held = f", though it has {series(sorted(self.adapter.shared))}" if self.adapter.shared else ""
+            what = f"the adapter's file has no {name}, which all its modules share{held}"
+            raise self.wrong(what, f"the adapter file is incomplete: {tip}")
         return self._of(self.adapter.shared[name], name, shape)
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -130,6 +130,12 @@ def check_same_kind(adapter: Adapter) -> None:
         raise AdapterError(what, where=[adapter.path, *rows], help=tip)
 
 
+def kinds_of(adapter: Adapter) -> list[str]:
+    """The kinds as which its tensors are called."""
+    names = [*(f"{module}.{part}" for module, parts in adapter.lora.items() for part in parts), *adapter.whole]
+    return [kind for kind, prefixes in _OTHERS.items() if any(_begins(name, prefixes) for name in names)]
+
+
 def _of_others(adapter: Adapter) -> list[str]:
     """Tensors that are called as those of another kind."""
     kind = str(adapter.config.get("peft_type"))

@@ -43,7 +43,8 @@ def effect(target: Target) -> Effect:
 def prepared(adapter: Adapter, widest: Callable[[], int]) -> Adapter:
     """The adapter with the matrices that it did not save."""
     kind, halves = _kind(adapter)
-    if f"{kind}_A" in adapter.shared or adapter.config.get("save_projection") is not False:
+    held = {f"{kind}_A", f"{kind}_B"} & adapter.shared.keys()
+    if held or adapter.config.get("save_projection") is not False:
         return adapter
     tall = max(parts[f"{kind}_lambda_b"].size for parts in adapter.lora.values() if f"{kind}_lambda_b" in parts)
     rank, seed, wide = _whole(adapter, "r"), _whole(adapter, "projection_prng_key"), widest()

@@ -34,7 +34,7 @@ _EXPERTS = {"block_sparse_moe": {"gate_proj": "w1", "down_proj": "w2", "up_proj"
 
 def recognise(found: Found) -> str:
     """What tells it."""
-    factors = [name for name in found.tensors if re.fullmatch(r".+\.lora_[ab]", name)]
+    factors = [name for name in found.tensors if re.fullmatch(r".+(?<!\.weight)\.lora_[ab]", name)]
     said = [key for key in ("fine_tune_type", "lora_parameters") if key in found.config]
     if factors:
         config = f", adapter_config.json has {' and '.join(said)}" if said else ""
@@ -140,12 +140,16 @@ def _one(stack: Tensor, i: int) -> Tensor:
 def _alpha(found: Found, said: Said, rank: int) -> float | None:
     """PEFT's alpha: scale * r. Raises AdapterError."""
     given: Any = found.config.get("lora_parameters") or {}
-    scale = given.get("scale") if isinstance(given, Mapping) else None
+    where = [found.path, f"adapter_config.json: lora_parameters = {given!r}"]
+    mend = "restore adapter_config.json from the training"
+    if not isinstance(given, Mapping):
+        raise AdapterError("lora_parameters are no numbers by their names", where=where, help=mend)
+    if odd := [key for key in ("scale", "alpha", "rank") if key in given and not _is_number(given[key])]:
+        what = f"the adapter's {odd[0]} is not a number: lora_parameters has {odd[0]} = {given[odd[0]]!r}"
+        raise AdapterError(what, where=where, help=mend)
+    scale = given.get("scale")
     if not found.config or scale is None:
         return told_alpha(found, said, rank, TOOL)
-    where = [found.path, f"adapter_config.json: lora_parameters = {given!r}"]
-    if not _is_number(scale) or not _is_number(given.get("alpha", 1)):
-        raise AdapterError("the adapter's scale is not a number", where=where, help="restore it from the training")
     if said.alpha is not None:
         tip = "leave --alpha away; --scale multiplies what an adapter does"
         raise AdapterError("adapter_config.json says the scale, and --alpha another", where=where, help=tip)

@@ -38,6 +38,7 @@ class Placed:
     )  # what adapters hold whole and replace rows of, by name in the file
     dropped: dict[str, Tensor] = field(default_factory=dict)  # second copies of what is placed already
     notes: list[str] = field(default_factory=list)
+    by: dict[str, str] = field(default_factory=dict)  # the path of the adapter that last did something to a tensor
 
 
 def place_of(key: str) -> str:
@@ -45,8 +46,21 @@ def place_of(key: str) -> str:
     return f"{module_of(key)}.{key.rpartition('.')[2]}"
 
 
-def join(placed: Placed, more: Placed) -> None:
-    """Add what one more adapter does. Within one, LoRA adds to the tensor that it saved along, such as an lm_head's."""
+def join(placed: Placed, more: Placed, path: str) -> None:
+    """Add what one more adapter does, which lies in `path`. Within one, LoRA adds to the tensor that it saved along,
+    such as an lm_head's. Raises PlanError, NotSupported, naming both adapters.
+    """
+    try:
+        _join(placed, more)
+    except (PlanError, NotSupported) as error:
+        others = dict.fromkeys(placed.by[name] for name in error.where if name in placed.by)
+        where = (*error.where, *(f"of {one}" for one in (*others, path)))
+        raise type(error)(error.what, where=where, help=error.help) from error
+    for name in (*more.deltas, *more.gains, *more.turns, *more.whole, *more.added):
+        placed.by[name] = path
+
+
+def _join(placed: Placed, more: Placed) -> None:
     if both := (placed.whole.keys() & more.whole.keys()) | (placed.added.keys() & more.added.keys()):
         tip = "merge one of them, or remove the tensor from the other"
         raise PlanError("two adapters replace the same tensor", where=listed(sorted(both)), help=tip)

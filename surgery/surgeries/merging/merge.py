@@ -340,7 +340,7 @@ def _merged(
     for one, weight in zip(adapters, weights, strict=True):
         more = _place(checkpoint, one, weight, groups, wanted, may)
         more.dropped = _dropped(one, more, apart=len(adapters) > 1)
-        join(placed, more)
+        join(placed, more, one.path)
     check_added(add, placed.added, adapters)
     replaced, dropped = replacements(checkpoint.replaced, checkpoint.dropped, _gone(checkpoint, placed))
     return replace(

@@ -38,8 +38,9 @@ def place_method(
                 placed.deltas.setdefault(key, []).extend(one.times(weight) for one in deltas)
         return
     if weight != 1:
-        tip = "leave the weight at 1: what multiplies a weight has no part of itself to add"
-        raise NotSupported(f"{method.name} can only be merged with weight 1", where=target.where, help=tip)
+        tip = "leave --weights and --scale at 1: what multiplies a weight has no part of itself to add"
+        what = f"{method.name} can only be merged with weight 1, and {weight:g} is asked for"
+        raise NotSupported(what, where=target.where, help=tip)
     _turn(
         placed, method, several, name, lambda tensor: _applied(replace(target, weight=_upright(tensor, target)), method)
     )

@@ -5,6 +5,7 @@ it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from ...checkpoint import Checkpoint
@@ -46,6 +47,12 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
         tips.append(without_parts(checkpoint, gone, set(modules.values()) - set(gone)))
     if said := how_to_say(checkpoint, gone):
         tips.append(said)
+    if normed := [module for module in gone if _is_normed(checkpoint, module)]:
+        pattern = "|".join(re.escape(module) for module in dict.fromkeys(normed))
+        tips.append(
+            f"the weight of {series(listed(list(dict.fromkeys(normed)), 3))} is stored as two tensors, its lengths and"
+            f" its directions (weight norm), to which nothing can be added: --except '{pattern}' leaves it out"
+        )
     if is_live(checkpoint):
         tips.append(
             "the base is the state dict of a live PEFT model: fold its own adapter in first, by surgery merge BASE"
@@ -64,6 +71,12 @@ def not_placed(checkpoint: Checkpoint, adapter: Adapter, lost: Sequence[str]) ->
         help="; ".join(t for t in tips if t)
         or ("the adapter belongs to another architecture" if len(lost) == len(modules) else None),
     )
+
+
+def _is_normed(checkpoint: Checkpoint, module: str) -> bool:
+    """Whether the module's weight is under weight norm."""
+    names = (f"{module}.weight_v", f"{module}.parametrizations.weight.original1")
+    return any(name in checkpoint.tensors for name in names)
 
 
 def _by_rule(rules: Sequence[Rule]) -> str:
