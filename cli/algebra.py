@@ -129,21 +129,27 @@ def extract(
 ) -> None:
     """Make a LoRA adapter of the difference of two checkpoints, in bounded memory; the report says what it keeps."""
     import surgery
+    from surgery.planning.sharding import parse_size
+
+    from .progress import looking
 
     def made() -> surgery.Adapter:
-        return surgery.extract(
-            surgery.open_checkpoint(base),
-            surgery.open_checkpoint(tuned),
-            rank=rank,
-            energy=energy,
-            max_rank=max_rank,
-            rest=rest,
-            only=only or None,
-            except_=except_ or None,
-            embeddings=embeddings,
-            seed=seed,
-            workers=options.workers,
-        )
+        with looking(shown=not (options.quiet or options.json)) as on_tensor:
+            return surgery.extract(
+                surgery.open_checkpoint(base),
+                surgery.open_checkpoint(tuned),
+                rank=rank,
+                energy=energy,
+                max_rank=max_rank,
+                rest=rest,
+                only=only or None,
+                except_=except_ or None,
+                embeddings=embeddings,
+                seed=seed,
+                workers=options.workers,
+                memory=parse_size(options.memory) if options.memory else None,
+                on_tensor=on_tensor,
+            )
 
     written(made, options)
 

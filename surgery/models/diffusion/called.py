@@ -12,10 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from ..fused.row import Site
-from .naming import DIFFUSERS, ORIGINAL, Naming
+from .naming import DIFFUSERS, ORIGINAL, Naming, naming_of
 from .spelling import apart, below, whole
-
-_TEXT = "text_model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +26,6 @@ class Called:
     fused: tuple[Site, ...] = ()
     apart: tuple[Site, ...] = ()
     swapped: frozenset[str] = frozenset()
-
-
-def naming_of(modules: Collection[str], namings: Collection[Naming]) -> tuple[Naming | None, str]:
-    """The naming of the network, and which of the two the modules have; (None, "") where none is known."""
-    bare = {module.removeprefix(_TEXT) for module in modules}
-    for naming in namings:
-        if naming.original in modules:
-            return naming, ORIGINAL
-        if naming.diffusers in modules or naming.diffusers.removeprefix(_TEXT) in bare:
-            return naming, DIFFUSERS
-    return None, ""
 
 
 def called(shapes: Mapping[str, tuple[int, ...]], namings: Collection[Naming], want: str = "") -> Called:
@@ -61,7 +48,9 @@ def _by_original(naming: Naming, shapes: Mapping[str, tuple[int, ...]]) -> Calle
             site = apart(pair, shapes, "", naming)
             names[site.module] = pair.original
             sites |= dict.fromkeys(pair.diffusers, site)
-    return Called(DIFFUSERS, naming, names, tuple(dict.fromkeys(sites.values())), (), frozenset(swapped))
+    return Called(
+        DIFFUSERS, naming, names, tuple({site.module: site for site in sites.values()}.values()), (), frozenset(swapped)
+    )
 
 
 def _by_diffusers(naming: Naming, shapes: Mapping[str, tuple[int, ...]]) -> Called:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .more_transformers import FLUX2, HUNYUAN_VIDEO, LTX, LUMINA2, Z_IMAGE
 from .naming import Naming
 from .text_encoders import OPEN_CLIP
 from .transformers import FLUX, SD3, WAN
@@ -33,7 +34,7 @@ DENOISER = Component(
     "denoiser",
     ("lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_unet_", "lycoris_"),
     ("unet.", "transformer.", "diffusion_model.", "model.diffusion_model.", ""),
-    (UNET, FLUX, SD3, WAN),
+    (UNET, FLUX2, HUNYUAN_VIDEO, FLUX, SD3, WAN, LUMINA2, Z_IMAGE, LTX),  # the first that tells is meant
 )
 _CLIP = (OPEN_CLIP,)
 TEXT_ENCODERS = (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 NUMBER = "{n}"
 ORIGINAL, DIFFUSERS = "original", "diffusers"
+TEXT = "text_model."  # which CLIP's modules have in front in some versions of transformers, and not in others
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,14 @@ def _numbered(row: Pair, modules: Collection[str]) -> Iterator[Pair]:
     for number in sorted(found):
         filled = [name.replace(NUMBER, str(number)) for name in (row.original, *row.diffusers)]
         yield Pair(filled[0], tuple(filled[1:]), row.swapped)
+
+
+def naming_of(modules: Collection[str], namings: Collection[Naming]) -> tuple[Naming | None, str]:
+    """The naming of the network, and which of the two the modules have; (None, "") where none is known."""
+    bare = {module.removeprefix(TEXT) for module in modules}
+    for naming in namings:
+        if naming.original in modules:
+            return naming, ORIGINAL
+        if naming.diffusers in modules or naming.diffusers.removeprefix(TEXT) in bare:
+            return naming, DIFFUSERS
+    return None, ""

@@ -15,10 +15,9 @@ from ...lazy.tensor import Tensor
 from ..fused.layout import Layout, Place, in_groups
 from ..fused.row import IN_PROJ, LINEAR, Row, Site
 from .components import Component, components_in
-from .naming import Naming, Pair
+from .naming import ORIGINAL, TEXT, Naming, Pair, naming_of
 
 _WEIGHTS = (".weight", "_weight")  # of a module, and of the fused projection of nn.MultiheadAttention
-_TEXT = "text_model."  # which CLIP's modules have in front in some versions of transformers, and not in others
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +71,9 @@ def _paths(
     """Each path that a module below `prefix` is called by, without the root, and what it means."""
     here = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     found = [(path, Meant(f"{prefix}{path}")) for path in here]
-    bare = {path.removeprefix(_TEXT): path for path in here}
-    for naming in {one.name: one for component in components for one in component.namings}.values():
-        if naming.original in here:
-            found += _by_diffusers(naming, here, prefix)
-        elif naming.diffusers in here or naming.diffusers.removeprefix(_TEXT) in bare:
-            found += _by_original(naming, here, prefix)
+    naming, which = naming_of(here, [one for component in components for one in component.namings])
+    if naming:
+        found += (_by_diffusers if which == ORIGINAL else _by_original)(naming, here, prefix)
     if any(component.dotted[0].startswith("text") for component in components):
         found += [(_other(path), meant) for path, meant in found]
     return found
@@ -85,7 +81,7 @@ def _paths(
 
 def _other(path: str) -> str:
     """The name of a text encoder's module in the other versions of transformers."""
-    return path.removeprefix(_TEXT) if path.startswith(_TEXT) else f"{_TEXT}{path}"
+    return path.removeprefix(TEXT) if path.startswith(TEXT) else f"{TEXT}{path}"
 
 
 def _by_original(naming: Naming, here: Mapping[str, tuple[int, ...]], prefix: str) -> Iterator[tuple[str, Meant]]:
@@ -131,7 +127,8 @@ def whole(pair: Pair, here: Mapping[str, tuple[int, ...]], prefix: str, naming: 
     """The original's fused module; its parts are called in it as diffusers calls them."""
     parent, _, leaf = pair.original.rpartition(".")
     rows, width, count = here[pair.original][0], here[pair.original][1], len(pair.diffusers)
-    sizes = [rows // 3] * 3 if count == 3 else [width] * 3 + [rows - 3 * width]
+    each = (rows - width) // 2  # k and v may have fewer heads than q
+    sizes = [width, each, each] if count == 3 else [width] * 3 + [rows - 3 * width]
     names = [part.rpartition(".")[2] for part in pair.diffusers]
     return _site(f"{prefix}{parent}.", leaf, names, in_groups(1, *sizes), naming)
 

@@ -121,7 +121,7 @@ def _sd3(modules: Collection[str]) -> list[Pair]:
 SD3 = Naming(
     "Stable Diffusion 3",
     "joint_blocks.0.x_block.attn.qkv",
-    "pos_embed.proj",
+    "transformer_blocks.0.norm1_context.linear",
     _sd3,
     "diffusers 0.42.1, loaders/single_file_utils.py `convert_sd3_transformer_checkpoint_to_diffusers`",
 )

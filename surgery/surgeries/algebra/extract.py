@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ...evaluation.extraction import Extracted, Pair
 
+OnTensor = Callable[[str, int, int], None]
 MOST = 64  # the rank at which --energy ends, where none is given
 MEMORY = 96_000_000  # bytes of differences that all workers together hold
 
@@ -47,6 +48,8 @@ def extract(
     embeddings: bool = False,
     seed: int = 0,
     workers: int | None = None,
+    memory: int | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> Adapter:
     """A LoRA adapter for `base` that makes of it what `tuned` is, as far as a low rank can.
 
@@ -63,6 +66,10 @@ def extract(
     randomised method whose numbers follow from `seed` and the module's name. Codes of a quantised checkpoint are read
     as what they mean.
 
+    `memory`, in bytes, bounds the differences that all `workers` hold together, 96 MB if not given; neither changes a
+    byte of the result. `on_tensor` is called after each module, with its name, how many bytes of the base's it is of,
+    and how many there are in all.
+
     Raises AdapterError for tensors that only one has, or of other shapes, for models of two types, where nothing
     differs and for NaN; SurgeryError for options that say nothing; NothingMatched for a pattern that leaves nothing.
     """
@@ -73,7 +80,7 @@ def extract(
     lora = _chosen(two, only, except_, embeddings=embeddings)
     other = rest_of(two, {target.weight for target in lora.values()}, rest)
     found: dict[str, Kept] = {}
-    made = _spooled(_factors(two, lora, choose, seed, workers, found))
+    made = _spooled(_factors(two, lora, choose, seed, (workers, memory), found, on_tensor))
     if not found and not other.whole:
         tip = "give the base first, and then what was trained of it"
         raise AdapterError("the two checkpoints do not differ", where=[base.path, tuned.path], help=tip)
@@ -135,18 +142,30 @@ def _spooled(values: Iterator[tuple[str, torch.Tensor]]) -> Mapping[str, Tensor]
 
 
 def _factors(
-    two: Facing, lora: Mapping[str, Target], choose: Choice, seed: int, workers: int | None, found: dict[str, Kept]
+    two: Facing,
+    lora: Mapping[str, Target],
+    choose: Choice,
+    seed: int,
+    room: tuple[int | None, int | None],
+    found: dict[str, Kept],
+    on_tensor: OnTensor | None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """A and B by module and part, module by module in their order; what they keep goes into `found`."""
+    """A and B by module and part, module by module in their order; what they keep goes into `found`. `room` are
+    workers and bytes.
+    """
     from ...evaluation.extraction import all_extracted, joined
 
     most = choose.rank or choose.most or MOST
     bounded = replace(choose, most=most) if choose.energy is not None else choose
-    count = workers or min(2, os.cpu_count() or 1)
+    count, memory = room[0] or min(2, os.cpu_count() or 1), MEMORY if room[1] is None else room[1]
+    sizes = {name: two.pair(target.weight)[0].nbytes for name, target in lora.items()}
+    total = sum(sizes.values())
     pairs = [pair for name, target in lora.items() for pair in _pairs(two, name, target, seed)]
-    products = all_extracted(pairs, most, bounded, MEMORY // count, count)
+    products = all_extracted(pairs, most, bounded, memory // count, count)
     for name, target in lora.items():
         mine = list(islice(products, target.experts or 1))
+        if on_tensor:
+            on_tensor(name, sizes[name], total)
         there = [product for product in mine if product is not None]
         if not there:
             continue

@@ -11,6 +11,7 @@ from ...errors import AdapterError, NotPlaced, NotSupported, SurgeryError
 from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import Adapter
+from ...models.diffusion.naming import DIFFUSERS
 from ...opened import takes_opened
 from ..merging.by_component import restricted
 from ..merging.held_weights import without_own_base
@@ -55,12 +56,14 @@ def convert_adapter(
 
 
 def _kohya(adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
-    return image_file(adapter, to_kohya(on_components(adapter, base)), kohya.FILE, None)
+    places = [(one, one.called()) for one in on_components(adapter, base)]
+    return image_file(adapter, [made for _, made in places], to_kohya(places), kohya.FILE)
 
 
 def _diffusers(adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
-    tensors, metadata = to_diffusers(on_components(adapter, base))
-    return image_file(adapter, tensors, diffusers.FILE, metadata)
+    places = [(one, one.called(DIFFUSERS)) for one in on_components(adapter, base)]
+    tensors, metadata = to_diffusers(places)
+    return image_file(adapter, [made for _, made in places], tensors, diffusers.FILE, metadata)
 
 
 FORMS: Mapping[str, Form] = {

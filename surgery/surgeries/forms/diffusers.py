@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...adapters.low_rank import Factors, as_low_rank, factors_of
@@ -17,21 +17,23 @@ from ...files.adapters.alphas import MAGNITUDE, METADATA
 from ...files.adapters.lora import numbers
 from ...files.peft import Adapter
 from ...lazy.tensor import Tensor, reshape
-from ...models.diffusion.naming import DIFFUSERS
+from ...models.diffusion.naming import TEXT
 from ...names import natural
 from .kohya import TIP, check_plain, check_whole
-from .on_components import TEXT, OnComponent
+from .on_components import OnComponent
 
 FILE = "pytorch_lora_weights.safetensors"
 WHO = "diffusers' files have"
 
 
-def to_diffusers(places: list[OnComponent]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the file, and its metadata. Raises NotSupported for what the form cannot say."""
+def to_diffusers(places: Sequence[tuple[OnComponent, Adapter]]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the file, and its metadata, of adapters in diffusers' names. Raises NotSupported for what the form
+    cannot say.
+    """
     tensors: dict[str, Tensor] = {}
     said: dict[str, Any] = {}
-    for place in places:
-        root, plain = _root(place), as_low_rank(place.called(DIFFUSERS))
+    for place, adapter in places:
+        root, plain = _root(place), as_low_rank(adapter)
         check_whole(plain, WHO)
         factors = {module: factors_of(plain, module) for module in sorted(plain.lora, key=natural)}
         check_plain(plain, factors, WHO)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ...checkpoint import Checkpoint
 from ...errors import NotSupported
@@ -11,9 +11,15 @@ from ...lazy.tensor import Tensor
 
 
 def image_file(
-    adapter: Adapter, tensors: Mapping[str, Tensor], file: str, metadata: Mapping[str, str] | None
+    adapter: Adapter,
+    made: Sequence[Adapter],
+    tensors: Mapping[str, Tensor],
+    file: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """A folder with the file, as a checkpoint. Raises NotSupported where there is nothing to write."""
+    """A folder with the file, as a checkpoint; `made` are what became of the adapter on each component. Raises
+    NotSupported where there is nothing to write.
+    """
     if not tensors:
         raise NotSupported("the adapter has no LoRA", where=[adapter.path], help="give one that has")
     return Checkpoint(
@@ -25,6 +31,6 @@ def image_file(
         inputs=adapter.inputs,
         stem=file.removesuffix(".safetensors"),
         index_name=f"{file}.index.json",
-        dropped=adapter.dropped,
-        notes=adapter.notes,
+        dropped={name: tensor for one in (adapter, *made) for name, tensor in one.dropped.items()},
+        notes=tuple(dict.fromkeys(note for one in (adapter, *made) for note in one.notes)),
     )

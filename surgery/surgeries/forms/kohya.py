@@ -25,11 +25,11 @@ TIP = "leave them out with --except, or merge the adapter into its base"
 _NAMES = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", IA3_IN: "weight", IA3_OUT: "weight"}
 
 
-def to_kohya(places: list[OnComponent]) -> dict[str, Tensor]:
-    """The tensors of the file. Raises NotSupported for what the form cannot say."""
+def to_kohya(places: Sequence[tuple[OnComponent, Adapter]]) -> dict[str, Tensor]:
+    """The tensors of the file, of adapters in kohya's names. Raises NotSupported for what the form cannot say."""
     found: dict[str, Tensor] = {}
-    for place in places:
-        adapter, root = place.called(), _root(place)
+    for place, adapter in places:
+        root = _root(place)
         check_whole(adapter, WHO)
         parts = _lycoris(adapter) if adapter.config.get("peft_type") == LYCORIS else _lora(adapter)
         for module, held in parts.items():

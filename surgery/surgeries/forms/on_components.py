@@ -12,9 +12,9 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotPlaced, NotSupported, listed, series
 from ...files.adapters.alphas import LYCORIS
 from ...files.peft import Adapter
-from ...models.diffusion.called import Called, called, naming_of
+from ...models.diffusion.called import Called, called
 from ...models.diffusion.components import COMPONENTS, Component, component_of, components_in, root_of
-from ...models.diffusion.naming import DIFFUSERS
+from ...models.diffusion.naming import DIFFUSERS, TEXT, naming_of
 from ...models.diffusion.spelling import modules_of
 from ...models.fused.row import Site
 from ...names import natural
@@ -22,8 +22,6 @@ from ..merging.base_names import with_names
 from ..merging.by_component import by_folder, part_of
 from ..merging.spelled import in_base_names, with_rows_swapped
 from ..merging.unspelled import not_spelled
-
-TEXT = "text_model."
 
 
 @dataclass(frozen=True, slots=True)

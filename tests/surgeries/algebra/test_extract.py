@@ -160,6 +160,20 @@ def test_blocks_and_workers_leave_the_bytes(tmp_path: Path, monkeypatch: pytest.
     assert hashes(tmp_path / "seed")["adapter_model.safetensors"] != outs[0]
 
 
+def test_memory_leaves_the_bytes_and_each_module_is_told(tmp_path: Path) -> None:
+    base, tuned = pair("llama", tmp_path, noise, "mlp")
+    seen: list[tuple[str, int, int]] = []
+    one = surgery.extract(base, tuned, rank=3, on_tensor=lambda *told: seen.append(told))
+    other = surgery.extract(base, tuned, rank=3, memory=0, workers=1)
+    assert one.tensors.keys() == other.tensors.keys()
+    surgery.write(one, tmp_path / "one")
+    surgery.write(other, tmp_path / "other")
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert len(seen) == len({name for name, _, _ in seen}) >= len(one.lora)
+    assert sum(size for _, size, _ in seen) == seen[0][2]
+
+
 def test_blocks_of_rows_make_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "BLOCK", 64)
     monkeypatch.setattr(extraction, "ROWS", 8)
