@@ -23,5 +23,5 @@ def check_no_archive(folder: Folder, name: str = "") -> None:
     for one in here:
         if way := next((way for end, way in WAYS.items() if one.endswith(end)), None):
             raise NotACheckpoint(
-                "the adapter is neither safetensors nor what torch saves", where=[folder.at(one)], help=way
+                "the adapter is neither safetensors, nor GGUF, nor what torch saves", where=[folder.at(one)], help=way
             )
