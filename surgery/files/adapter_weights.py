@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..evaluation.read import sha256
 from ..lazy.tensor import Input, Tensor
 from .folder import Folder
+from .gguf.adapter import ENDING, read_adapter
 from .safetensors import tensors_of
 from .torchfile.reader import ENDINGS, check_here, read_torch
 
@@ -27,6 +28,11 @@ def is_weights(name: str) -> bool:
     return name.endswith((".safetensors", *ENDINGS))
 
 
+def is_gguf_here(folder: Folder, name: str) -> bool:
+    """Whether the file is called as GGUF is, and lies on this machine: an adapter, or a model."""
+    return name.endswith(ENDING) and not folder.file(name).remote
+
+
 def read_weights(folder: Folder, name: str) -> Weights:
     """What the file holds. On the Hub it is small enough to be fetched, and checked, as a whole before its values are
     asked for.
@@ -36,6 +42,10 @@ def read_weights(folder: Folder, name: str) -> Weights:
         file = replace(file, digest=sha256(file), whole=True)
         tensors = tensors_of(file, header)
         return Weights(Input("adapter", folder.at(name), (file,), tensors), tensors, header.metadata)
+    if name.endswith(ENDING) and (held := read_adapter(folder.file(name).path)):
+        file, stored, said = held
+        file = replace(file, digest=sha256(file), whole=True)
+        return Weights(Input("adapter", folder.at(name), (file,), stored), stored, said)
     found = read_torch(check_here(folder, name).path)
     file = replace(found.file, digest=sha256(found.file), whole=True)
     notes = (f"{folder.at(name)} was read as data, and nothing of it was run", *found.notes)

@@ -87,7 +87,7 @@ def _grain(decoded: Decoded, part: str, axis: int) -> tuple[Fraction, bool]:
             return _words(coding.packing, columns), False
         case "zero":
             return group * _words(coding.zero, columns), _words(coding.zero, columns) == 1
-        case "scale":
+        case "scale" | "bias":
             return group, True
         case "inner":
             return group / coding.nested, True

@@ -58,10 +58,10 @@ def _unsaid(checkpoint: Checkpoint, one: Quantised) -> Mapping[str, Tensor]:
 def _configured(made: Checkpoint, held: Quantisation, names: Collection[str]) -> Checkpoint:
     """With what config.json, and the files beside it, say of the quantisation now."""
     assert held.scheme
-    if len(names) == len(held.weights):
+    if len(names) == len(held.weights) or not held.scheme.written:
         files = {name: file for name, file in made.files.items() if name not in held.scheme.files}
         made = replace(made, files=files, metadata=_headers(made, held))
-        config = _of_dtype(without(made.config), [held.weights[name].weight.dtype for name in names])
+        config = _of_dtype(without(made.config), [made.tensors[name].dtype for name in held.weights])
         return made.with_config(config) if "config.json" in files else made
     said = mixed(made, held, names)
     made = replace(made, files={**made.files, **beside(made, held, names)})

@@ -141,3 +141,30 @@ def test_a_bias_that_is_no_number_is_refused(tmp_path: Path) -> None:
     made = surgery.dequantize(surgery.open_checkpoint(write(tmp_path / "base", parts, ALL)))
     with pytest.raises(SurgeryError, match="NaN"):
         made.load("m.weight")
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_fused_weights_are_split_with_scales_and_biases_and_come_back(tmp_path: Path, bits: int) -> None:
+    config = {"model_type": "phi3", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config |= {"intermediate_size": 96, "num_hidden_layers": 1, "quantization": {"bits": bits, "group_size": 32}}
+    at, tensors = "model.layers.0", {}
+    torch.manual_seed(0)
+    for module, rows in ((f"{at}.self_attn.qkv_proj", 128), (f"{at}.mlp.gate_up_proj", 192)):
+        words = torch.randint(-(2**31), 2**31 - 1, (rows, 2 * bits), dtype=torch.int32)
+        tensors[f"{module}.weight"] = words.view(torch.uint32)
+        tensors |= {f"{module}.{last}": torch.randn(rows, 2).half() for last in ("scales", "biases")}
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
+    base = surgery.open_checkpoint(folder)
+    surgery.write(surgery.split_gate_up(surgery.split_qkv(base)), tmp_path / "parts")
+    parts = surgery.open_checkpoint(tmp_path / "parts")
+    meant = surgery.dequantize(parts, dtype="float32")
+    wanted = surgery.split_gate_up(surgery.split_qkv(surgery.dequantize(base, dtype="float32")))
+    assert set(meant.tensors) == set(wanted.tensors)
+    assert all(torch.equal(meant.load(name), wanted.load(name)) for name in wanted.tensors)
+    surgery.write(surgery.fuse_gate_up(surgery.fuse_qkv(parts)), tmp_path / "back")
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert set(back) == set(tensors)
+    assert all(torch.equal(back[name].view(torch.uint8), tensors[name].view(torch.uint8)) for name in tensors)

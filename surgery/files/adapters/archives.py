@@ -11,7 +11,7 @@ WAYS = {
     ".npz": "load it with mlx.core.load, and save it by mlx.core.save_safetensors",
     ".pkl": "where you trust it, load it with the program that wrote it, and save its tensors as safetensors",
     ".pickle": "where you trust it, load it with the program that wrote it, and save its tensors as safetensors",
-    ".gguf": "convert it back with the program that made it: its names and rows are llama.cpp's own",
+    ".gguf": "it says that it holds no adapter; on the Hub, fetch it first: hf download",
 }
 
 
@@ -23,5 +23,5 @@ def check_no_archive(folder: Folder, name: str = "") -> None:
     for one in here:
         if way := next((way for end, way in WAYS.items() if one.endswith(end)), None):
             raise NotACheckpoint(
-                "the adapter is neither safetensors nor what torch saves", where=[folder.at(one)], help=way
+                "the adapter is neither safetensors, nor GGUF, nor what torch saves", where=[folder.at(one)], help=way
             )

@@ -34,7 +34,7 @@ _EXPERTS = {"block_sparse_moe": {"gate_proj": "w1", "down_proj": "w2", "up_proj"
 
 def recognise(found: Found) -> str:
     """What tells it."""
-    factors = [name for name in found.tensors if re.fullmatch(r".+\.lora_[ab]", name)]
+    factors = [name for name in found.tensors if re.fullmatch(r".+(?<!\.weight)\.lora_[ab]", name)]
     said = [key for key in ("fine_tune_type", "lora_parameters") if key in found.config]
     if factors:
         config = f", adapter_config.json has {' and '.join(said)}" if said else ""

@@ -9,9 +9,10 @@ from typing import Any
 from ...errors import AdapterError, FormatError, NotACheckpoint, SurgeryError, listed
 from ...evaluation.read import sha256
 from ...opened import takes_opened
-from ..adapter_weights import Weights, is_weights, read_weights
+from ..adapter_weights import Weights, is_gguf_here, is_weights, read_weights
 from ..beside_adapter import is_litter
 from ..folder import Folder, PathLike, locate
+from ..gguf.adapter import read_adapter
 from ..peft import CONFIG, PICKLED, WEIGHTS, Adapter, open_peft
 from ..safetensors import tensors_of
 from ..strict import parse_object
@@ -84,7 +85,7 @@ def opened(folder: Folder, name: str = "", said: Said = Said()) -> Adapter | Non
     if said in (Said(), LOOKED_AT) and _is_peft(folder, name):
         return None
     config, files = _config(folder), [name] if name else _files(folder)
-    found = {one: held for one in files if is_weights(one) and (held := _found(folder, one, config))}
+    found = {one: held for one in files if _may_be(folder, one) and (held := _found(folder, one, config))}
     rows = {one: row for one in found if (row := format_of(found[one], said))}
     chosen = [one for one, (row, _) in rows.items() if one in row.files] if len(rows) > 1 else []
     if len(rows) > 1 and len(chosen) != 1:
@@ -118,9 +119,13 @@ def _files(folder: Folder) -> list[str]:
     """The files that may be meant by the folder: safetensors, or others where there are none."""
     if any(folder.has(name) for name in _MODELS) or "peft_type" in _config(folder):
         return []
-    here = [name for name in folder.names() if is_weights(name) and folder.has(name) and not is_litter(name)]
+    here = [name for name in folder.names() if folder.has(name) and _may_be(folder, name) and not is_litter(name)]
     here = [name for name in here if not any(name in row.heads for row in FORMATS.values())]
     return [name for name in here if name.endswith(".safetensors")] or here
+
+
+def _may_be(folder: Folder, name: str) -> bool:
+    return is_weights(name) or is_gguf_here(folder, name)
 
 
 def _found(folder: Folder, name: str, config: Mapping[str, Any]) -> Found | None:
@@ -131,6 +136,9 @@ def _found(folder: Folder, name: str, config: Mapping[str, Any]) -> Found | None
         if name.endswith(".safetensors"):
             file, header = folder.headers([name])[name]
             return Found(folder.at(name), tensors_of(file, header), header.metadata, config)
+        if is_gguf_here(folder, name):
+            told = read_adapter(folder.file(name).path)
+            return Found(folder.at(name), told[1], told[2], config) if told else None
         return Found(folder.at(name), read_torch(folder.file(name).path).tensors, None, config)
     except SurgeryError:
         return None

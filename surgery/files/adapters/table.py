@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import AdapterError, FormatError, nearest, series
-from . import adapterhub, handwritten, image, loralib, megatron, mlx, peft_file, tinker, torchtune
+from . import adapterhub, gguf, handwritten, image, loralib, megatron, mlx, peft_file, tinker, torchtune
 from .format import Format, Found, Said
 
 IMAGE = Format(
@@ -27,6 +27,7 @@ FORMATS: Mapping[str, Format] = {
         torchtune.FORMAT,
         megatron.FORMAT,
         tinker.FORMAT,
+        gguf.FORMAT,
         adapterhub.FORMAT,
     )
 }

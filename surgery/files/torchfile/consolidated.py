@@ -12,16 +12,15 @@ Names stay Meta's. Sources: llama and llama3, llama/model.py (ColumnParallelLine
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import FormatError, LayoutError, NotSupported, listed, series
-from ...lazy.tensor import Stored, Tensor, concat
+from ...lazy.tensor import Tensor, concat
 from ..folder import Folder
 from ..opened import SHARD, Opened, leaves_of
-from ..opening import regular
+from ..same_bytes import same_bytes
 from ..strict import MEND, parse_object
 from .reader import TorchFile, check_here, read_torch
 
@@ -32,7 +31,6 @@ _AXES = {
 }
 _SAME = re.compile(r"(layers\.\d+\.(attention|ffn)_)?norm\.weight|rope\.freqs")
 _EMBEDDING = "tok_embeddings.weight"
-_CHUNK = 1 << 20
 _MISSING = "fetch the missing parts: a model has as many as it was trained on GPUs"
 
 
@@ -97,7 +95,7 @@ def _whole(name: str, parts: Sequence[TorchFile], width: int) -> Tensor:
     where = [f"{parts[0].file.path}: {name}"]
     if _SAME.fullmatch(name):
         for part, piece in zip(parts, pieces, strict=True):
-            if not _equal(pieces[0], piece):
+            if not same_bytes(pieces[0], piece):
                 what = "a tensor that all parts hold alike is another one in two of them"
                 raise FormatError(what, where=[*where, f"{part.file.path}: {name}"], help="they are of two models")
         return pieces[0]
@@ -152,17 +150,3 @@ def _params(folder: Folder) -> Mapping[str, Any]:
         return {}
     where = [folder.at("params.json")]
     return parse_object(folder.read("params.json"), lambda what: FormatError(what, where=where, help=MEND))
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether both hold the same bytes, each in one piece of its file."""
-    if not (isinstance(one, Stored) and isinstance(other, Stored)):
-        return False
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    with open(one.file.path, "rb", opener=regular) as left, open(other.file.path, "rb", opener=regular) as right:
-        for at in range(0, one.nbytes, _CHUNK):
-            size = min(_CHUNK, one.nbytes - at)
-            if os.pread(left.fileno(), size, one.offset + at) != os.pread(right.fileno(), size, other.offset + at):
-                return False
-    return True

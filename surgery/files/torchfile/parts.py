@@ -8,7 +8,7 @@ there are several, the user says which, and nothing is guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,13 @@ from .storages import Unreadable, array, described
 _TRAINING = re.compile(
     r".*optim.*|.*sched.*|.*scaler.*|callbacks|loops|.*rng.*|.*random_state.*|.*grad.*", re.IGNORECASE
 )
+# Those of them that may lie among a model's weights, as torchtitan saves them.
+_AMONG = re.compile(
+    r".*optimizers?(_\d+)?|optims?|.*schedulers?(_\d+)?|train_state|dataloader.*|dl_state.*|rng_state.*"
+)
+# A training's tensors that are called so, where names are flat: Megatron's.
+_MOMENTS = re.compile(r"(chained_\d+\.)?optimizer\.(state|distributed|fp32\w*|param_groups)\..+")
+_EXTRA = "_extra_state"  # what a module keeps beside its weights, such as scales of past steps
 _COUNTERS = re.compile(r".*(step|epoch|iter|loss|lr|count|time|seed|token|sample).*", re.IGNORECASE)
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _OF_MODULES = ("_parameters", "_buffers", "_modules")  # where a whole module that was pickled holds its state
@@ -62,7 +69,10 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
         beside += [".".join([*path, name]) for name in entries if name != step]
         place = entries[step]
         path.append(step)
-    found, unreadable = _by_name(place, held, where)
+    among = [] if key else dict.fromkeys(_among(place, held))
+    beside += [".".join([*path, name]) for name in among]
+    found, unreadable, extra = _by_name(place, held, among, where, everything=key == ALL)
+    beside += extra
     unreadable |= _arrays(place, held)
     idle = {_called(name): value for name, value in _entries(place) if not held.any_in(value)}
     beside += [".".join([*path, n]) + _not_run(v) for n, v in idle.items() if n not in unreadable]
@@ -104,12 +114,30 @@ def _to_model(root: Any, held: _Held, where: str) -> list[str]:
     return path
 
 
-def _by_name(place: Any, held: _Held, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
-    """The tensors in a mapping by name, and those that cannot be read, with the reason."""
-    found, unreadable = dict[str, Leaf](), dict[str, str]()
+def _among(place: Any, held: _Held) -> list[str]:
+    """A training's mappings that lie among a model's weights, by key."""
+    entries = [(_called(name), value) for name, value in _entries(place)]
+    if not any(_is_weight(name, held.tensor(value)) for name, value in entries):
+        return []
+    flat = [name for name, value in entries if _MOMENTS.fullmatch(name) and held.tensor(value)]
+    return flat + [n for n, one in entries if _AMONG.fullmatch(n) and not held.tensor(one) and held.any_in(one)]
+
+
+def _by_name(
+    place: Any, held: _Held, among: Collection[str], where: str, *, everything: bool
+) -> tuple[dict[str, Leaf], dict[str, str], list[str]]:
+    """The tensors in a mapping by name, those that cannot be read, with the reason, and what is no weight; nothing of
+    what lies `among` them, or that modules keep beside them, unless `everything` is asked for.
+    """
+    found, unreadable, extra = dict[str, Leaf](), dict[str, str](), dict[str, None]()
     most = _TIMES * len(held) + 1000
     for path, value in held.all_in(place):
         name = ".".join(path)
+        if path and path[0] in among:
+            continue
+        if not everything and (at := next((i for i, step in enumerate(path) if _is_extra(step)), None)) is not None:
+            extra[".".join(path[: at + 1])] = None
+            continue
         if name in found or name in unreadable:
             tip = "rename one, and save again"
             raise FormatError("two tensors have one name", where=[f"{where}: {name}"], help=tip)
@@ -126,7 +154,11 @@ def _by_name(place: Any, held: _Held, where: str) -> tuple[dict[str, Leaf], dict
             found[name] = value
         if len(found) + len(unreadable) > most:
             raise FormatError(f"{len(held)} tensors have more than {most} names", where=[where])
-    return found, unreadable
+    return found, unreadable, list(extra)
+
+
+def _is_extra(step: str) -> bool:
+    return step == _EXTRA or step.endswith(f".{_EXTRA}")
 
 
 def _not_run(value: Any) -> str:

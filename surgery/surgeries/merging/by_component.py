@@ -115,7 +115,7 @@ def _with(
         replaced |= _under(begin, part.replaced)
     others = [at for at, part in pipeline.parts.items() if at not in made and not part.format]
     sources = _sources([s for part in made.values() for s in part.inputs if s.role == "adapter"])
-    notes = [note for note in pipeline.notes if not note.startswith(tuple(f"{at}: " for at in pipeline.parts))]
+    notes = [note for note in pipeline.notes if not note.startswith(tuple(f"{at}: " for at in others))]
     notes += [f"{at}: {note}" for at, part in made.items() for note in part.notes]
     notes += [f"as they were, byte for byte: {series(others)}"] if others else []
     step = _step(made, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,45 @@ def test_heads_that_do_not_fit_are_refused(tmp_path: Path, heads: int) -> None:
     with pytest.raises(FormatError, match="does not fit the model") as caught:
         opened(path)
     assert "blk.0.attn_q.weight" in str(caught.value)
+
+
+def test_surgeries_see_what_blocks_mean(tmp_path: Path) -> None:
+    """Whatever is done to them, it is what is done to the numbers."""
+    path = as_gguf(tiny("phi3"), "phi3", tmp_path / "m.gguf", "Q8_0")
+    surgery.write(opened(path), tmp_path / "wide")
+    done = {
+        "split": lambda one: surgery.split_gate_up(surgery.split_qkv(one)),
+        "convert": lambda one: surgery.convert(one, "llama"),
+        "rename": lambda one: surgery.rename(one, [(r"^model\.", "m.")]),
+        "drop": lambda one: surgery.drop(one, r"lm_head.*"),
+        "quantize": lambda one: surgery.quantize(one, "nf4"),
+    }
+    for name, what in done.items():
+        for kind, base in (("gguf", path), ("wide", tmp_path / "wide")):
+            surgery.write(what(opened(base)), tmp_path / f"{name}-{kind}")
+        one, other = (load_file(tmp_path / f"{name}-{kind}/model.safetensors") for kind in ("gguf", "wide"))
+        assert set(one) == set(other)
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_some_weights_may_be_of_another_dtype(tmp_path: Path) -> None:
+    base = opened(as_gguf(tiny("llama"), "llama", tmp_path / "m.gguf", "Q8_0"))
+    made = surgery.dequantize(base, only=r".*o_proj", dtype="float32")
+    wide = {name for name, tensor in made.tensors.items() if tensor.dtype.name == "F32" and "norm" not in name}
+    assert wide == {f"model.layers.{n}.self_attn.o_proj.weight" for n in (0, 1)}
+    assert made.config["dtype"] == "float16"
+    assert torch.equal(made.load(min(wide)).half(), base.load(min(wide)))
+
+
+def test_a_merge_is_proved(tmp_path: Path) -> None:
+    path = as_gguf(tiny("llama"), "llama", tmp_path / "m.gguf", "Q8_0")
+    adapter = write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.o_proj": (64, 64)})
+    proof = ("verify", tmp_path / "merged", "--base", path, "--adapter", adapter)
+    for command in (("merge", path, adapter, "-o", tmp_path / "merged"), proof):
+        done = subprocess.run(["surgery", *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    shard = tmp_path / "merged/model.safetensors"
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 64
+    shard.write_bytes(raw)
+    assert subprocess.run(["surgery", *map(str, proof)], capture_output=True).returncode == 1

@@ -197,3 +197,20 @@ def test_metas_single_file(tmp_path: Path) -> None:
     (tmp_path / "in/params.json").write_text(json.dumps(params | {"use_scaled_rope": True}))
     with pytest.raises(NotSupported, match="use_scaled_rope"):
         surgery.convert(surgery.open_checkpoint(tmp_path / "in"), "llama")
+
+
+def test_metas_parts_are_joined_and_converted_in_one_pass(tmp_path: Path) -> None:
+    params = {k: v for k, v in PARAMS.items() if k not in ("head_dim", "hidden_dim", "max_seq_len")}
+    params |= {"n_heads": 4, "n_kv_heads": 2, "multiple_of": 16, "vocab_size": 96}
+    held = tensors({**PARAMS, "head_dim": 12})
+    (tmp_path / "in").mkdir()
+    columns = ("wo.weight", "w2.weight", "tok_embeddings.weight")
+    for rank in range(2):
+        part = {
+            name: tensor if tensor.dim() == 1 else tensor.chunk(2, int(name.endswith(columns)))[rank].clone()
+            for name, tensor in held.items()
+        }
+        torch.save(part, tmp_path / f"in/consolidated.0{rank}.pth")
+    (tmp_path / "in/params.json").write_text(json.dumps(params))
+    out = written(surgery.convert(surgery.open_checkpoint(tmp_path / "in"), "llama"), tmp_path / "out")
+    assert near(computed(out), logits(held, TOKENS, {**PARAMS, "head_dim": 12}))
