@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import AdapterError, SurgeryError, listed
+from ..files.matching import fullmatch
 from ..files.peft import Adapter
 from ..lazy.tensor import Tensor
 from ..models.families import EMBEDDINGS, HEADS
-from ..names import compiled, is_called, natural
+from ..names import is_called, natural
 from .blocks import without_blocks
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped
@@ -68,7 +69,7 @@ def keeps_ties(adapter: Adapter) -> bool:
         return False
     aimed, saved = (adapter.config.get(key) or [] for key in ("target_modules", "modules_to_save"))
     if isinstance(aimed, str):
-        return any(re.fullmatch(aimed, name) or is_called(name, saved) for name in KEPT_TIED)
+        return any(fullmatch(aimed, name) or is_called(name, saved) for name in KEPT_TIED)
     return any(name.rpartition(".")[2] in KEPT_TIED for name in (*aimed, *saved))
 
 
@@ -173,7 +174,7 @@ def _is_aimed_at(config: Mapping[str, Any], module: str) -> bool:
 
 def _matches(wanted: Any, module: str) -> bool:
     if isinstance(wanted, str):
-        return bool(compiled(wanted).fullmatch(module))
+        return fullmatch(wanted, module)
     return isinstance(wanted, list) and is_called(module, map(str, wanted))
 
 

@@ -13,12 +13,11 @@ utils/other.py `get_pattern_key`.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from ..errors import AdapterError, NotSupported
+from ..files.matching import end_matches
 from ..files.peft import Adapter
 from ..lazy.dense import Dense
 from ..lazy.dtypes import ARITHMETIC
@@ -181,12 +180,6 @@ def strength(config: Mapping[str, Any], module: str) -> tuple[int, float, float]
 def pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """The value of the first pattern that matches the end of the module's name, as PEFT looks it up."""
     for key, value in (patterns or {}).items():
-        if _end(key).match(module):
+        if end_matches(key, module):
             return value
     return default
-
-
-@lru_cache(maxsize=1 << 16)
-def _end(key: str) -> re.Pattern[str]:
-    """What PEFT makes of a pattern. Files with ranks of their own for each module have a thousand of them."""
-    return re.compile(rf"(.*\.)?({key})$")

@@ -47,6 +47,7 @@ _FLAG = Type("true or false", lambda value: isinstance(value, bool))
 _WHOLE = Type("a whole number", _is_whole)
 _NUMBER = Type("a number", _is_number)
 _TEXT = Type("text", _is_text)
+_ASIDE = Type("text", lambda value: not isinstance(value, str) or _is_text(value))  # what is odd here is passed over
 _NAMES = Type("a list of names", _are(_is_text))
 _PATTERN = Type("a name, or a list of names", lambda value: _is_text(value) or _are(_is_text)(value))
 _LAYERS = Type("a number of a layer, or a list of them", lambda value: _is_whole(value) or _are(_is_whole)(value))
@@ -98,9 +99,10 @@ TYPES: Mapping[str, Type] = {
         ),
         (
             _TEXT,
-            "peft_type task_type base_model_name_or_path revision peft_version megatron_core bias act_fn"
+            "peft_type task_type peft_version megatron_core bias act_fn"
             " decomposition_method mask_type variant wavelet_family config_A_B config_C config_D_E",
         ),
+        (_ASIDE, "base_model_name_or_path revision auto_mapping"),
         (_NAMES, "modules_to_save target_parameters"),
         (_PATTERN, "target_modules exclude_modules feedforward_modules layers_pattern"),
         (_LAYERS, "layers_to_transform"),
@@ -111,7 +113,7 @@ TYPES: Mapping[str, Type] = {
         (_PAIRS, "layer_replication"),
         (
             _TABLE,
-            "auto_mapping loftq_config eva_config corda_config lora_ga_config runtime_config arrow_config kasa_config"
+            "loftq_config eva_config corda_config lora_ga_config runtime_config arrow_config kasa_config"
             " megatron_config velora_config monteclora_config use_bdlora",
         ),
         (_INIT, "init_weights init_lora_weights"),

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from ..errors import AdapterError
+from .ambiguity import is_ambiguous
+from .matching import alone, is_bounded
 
 MANY = 10  # how often is often
 MOST = 6  # that follow each other, or lie in branches
@@ -44,13 +47,15 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _wrong(pattern: str, around: str) -> str:
     """What is wrong with it, for a sentence; "" for nothing."""
     try:
-        re.compile(around.replace("{}", pattern))
         parsed = import_module("re._parser").parse(pattern)
+        re.compile(whole := around.replace("{}", pattern))
         nested, count = _measured(parsed)
     except Exception as error:  # re.error, and what its parser makes of nonsense
         return f"is none: {error}"
     if nested:
         return "may take forever: it repeats what can be matched in more than one way"
+    if not is_bounded(whole):
+        return "may take forever: what it repeats hangs on what it matched before"
     return f"may take forever: {count} parts of it match anything of any length" if count > MOST else ""
 
 
@@ -63,7 +68,9 @@ def _measured(parsed: Any) -> tuple[bool, int]:
             least, most, inner = held
             deep, more = _measured(inner)
             often = int(most) >= MANY and most != least
-            nested |= deep or (often and _varies(inner))
+            nested |= deep or (
+                often and _varies(inner) and is_ambiguous(inner, partial(alone, flags=parsed.state.flags))
+            )
             count += more + often
         elif name == "BRANCH":
             found = [_measured(branch) for branch in held[1]]

@@ -34,6 +34,8 @@ _OTHERS = {
     ".msgpack": "Flax", ".h5": "Keras", ".keras": "Keras", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
     ".nemo": "an archive of NeMo's", ".ot": "Rust's tch", ".npz": "NumPy", ".mlmodel": "Core ML", ".pkl": "pickle",
 }  # fmt: skip
+# What in a folder's folder is weights, so that it may be meant.
+_NESTED = (".safetensors", ".distcp", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 CONSOLIDATED = "consolidated"  # what the files of Mistral's own layout begin with
 
 
@@ -81,7 +83,7 @@ def _preferred(here: list[str]) -> list[str]:
 
 def _nothing(folder: Folder, here: list[str]) -> list[str]:
     """Say why a folder without safetensors is not a checkpoint, and what to do."""
-    nested = [d for d in here if any(f.endswith(".safetensors") for f in folder.names(d))]
+    nested = [d for d in here if any(f.endswith(_NESTED) for f in folder.names(d)) and not d.startswith("optimizer")]
     if ADAPTER_CONFIG in here:
         what = "this is an adapter, and no checkpoint"
         tip = (

@@ -85,6 +85,17 @@ def test_what_is_not_read_is_named_with_its_tool(tmp_path: Path) -> None:
         surgery.open_checkpoint(tmp_path)
 
 
+def test_a_training_that_keeps_weights_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    """As FSDP's users find them: the optimizer's folder is not offered."""
+    for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+        dcp.save(A, checkpoint_id=tmp_path / name, no_dist=True)
+    with pytest.raises(
+        NotACheckpoint, match=r"in subfolders(?s:.*)pass one of them: \S*pytorch_model_fsdp_0$"
+    ) as caught:
+        surgery.open_checkpoint(tmp_path)
+    assert "optimizer_0" not in str(caught.value)
+
+
 def test_a_quantised_file_does_not_come_before_the_weights_that_it_was_made_of(tmp_path: Path) -> None:
     torch.save(A, tmp_path / "pytorch_model.bin")
     (tmp_path / "q4.gguf").write_bytes(b"GGUF and nothing that could be read")

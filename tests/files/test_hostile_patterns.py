@@ -34,6 +34,10 @@ USUAL = [
     r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:k_proj|v_proj))",
     "all-linear",
     r"layers\.(1[0-9]|2[0-3])\.mlp\..*",
+    r"(?:[^.]+\.)*q_proj",
+    r"model(?:\.[a-z_]+|\.\d+)*\.(?:q|v)_proj",
+    r"(?:\w+\.)+(?:q_proj|v_proj)",
+    r"(?:[^.]*\.)*self_attn\.[qv]_proj",
 ]
 
 

@@ -10,10 +10,10 @@ Source: peft 0.21.2, tuners/ia3/layer.py `Linear.merge`, `_ConvNd.merge`, tuners
 from __future__ import annotations
 
 import math
-import re
 
 from ...errors import AdapterError, listed, series
 from ...files.adapter_config import MEND
+from ...files.matching import fullmatch
 from ...files.peft import PREFIX, Adapter
 from ...lazy.gain import Gain
 from ...lazy.hadamard import Hadamard
@@ -72,7 +72,7 @@ def _is_feed_forward(target: Target) -> bool:
     modules = target.adapter.config.get("feedforward_modules") or []
     own = target.adapter.names[f"{target.module}.ia3_l"].removeprefix(PREFIX).rpartition(".ia3_l")[0]
     if isinstance(modules, str):
-        return bool(re.fullmatch(modules, own))
+        return fullmatch(modules, own)
     return any(own.endswith(name) for name in modules)
 
 

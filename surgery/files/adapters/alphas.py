@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from ...errors import AdapterError, FormatError, listed, series
 from ...lazy.tensor import Tensor
-from ...names import compiled
 from ..adapter_config import check_config
+from ..matching import end_matches
 from ..strict import parse_object
 
 LYCORIS = "LYCORIS"  # what such an adapter's kind is called where it is not LoRA alone
@@ -137,7 +137,7 @@ def _by_pattern(path: str, config: Mapping[str, Any], module: str, key: str, tab
     """A number as PEFT looks it up; None where nothing is said. Raises AdapterError for what is none."""
     found = config.get(key)
     patterns = config.get(table) or {}
-    found = next((value for rule, value in patterns.items() if compiled(rf"(.*\.)?({rule})$").match(module)), found)
+    found = next((value for rule, value in patterns.items() if end_matches(rule, module)), found)
     if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
         where = [f"{path}: {module}", f"{key} = {found!r}"]
         raise AdapterError(f"{METADATA} has no number", where=where, help="restore the file from the training")

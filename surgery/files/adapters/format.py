@@ -106,7 +106,7 @@ def pair_of(
             tip = "save the adapter in float32, float16 or bfloat16"
             raise AdapterError(f"adapter tensors of {tensor.dtype} are not supported", where=where, help=tip)
         if len(tensor.shape) != axes or not tensor.size:
-            what = f"{name} is {tensor.shape}, and not of {axes} axes"
+            what = f"{name} is {tensor.shape}, " + (f"and not of {axes} axes" if tensor.size else "and holds nothing")
             raise AdapterError(what, where=where, help="an ungathered ZeRO-3 or FSDP save looks like this")
     return pair
 

@@ -66,6 +66,10 @@ def _rank(found: Found, module: str, parts: Mapping[str, Tensor]) -> int:
     if a is None or not a.shape:
         tip = "the adapter's file is incomplete: save it again"
         raise AdapterError("the module has no lora_A", where=[f"{found.path}: {module}"], help=tip)
+    if not a.size:
+        tip = "an ungathered ZeRO-3 or FSDP save looks like this"
+        what = f"lora_A is {a.shape}, and holds nothing"
+        raise AdapterError(what, where=[f"{found.path}: {module}"], help=tip)
     return a.shape[0]
 
 
