@@ -26,6 +26,6 @@ def is_megatron(folder: Folder) -> bool:
     said = parse_object(folder.read(SETTINGS), lambda what: FormatError(what, where=where, help=MEND))
     backend = said.get("sharded_backend")
     if isinstance(backend, str) and backend != BACKEND:
-        tip = f"save it again with Megatron's --ckpt-format {BACKEND}"
+        tip = f"let Megatron save it again in its format {BACKEND}"
         raise NotSupported(f"a checkpoint of Megatron's with the backend {backend} is not read", where=where, help=tip)
     return backend == BACKEND
