@@ -74,7 +74,8 @@ def merge(
     reversible: Annotated[
         bool,
         typer.Option(
-            "--reversible", help="Write an undo record along, from which unmerge restores BASE byte for byte."
+            "--reversible",
+            help="Write an undo record along, from which unmerge restores BASE, of safetensors, byte for byte.",
         ),
     ] = False,
     through: Annotated[
@@ -103,7 +104,7 @@ def merge(
     reading: Reading,
     options: Writing,
 ) -> None:
-    """Add LoRA adapters to the base's weights: float32 arithmetic, one rounding to the base's dtype."""
+    """Merge adapters, LoRA and other kinds, into the base's weights: in float32, rounded once to the base's dtype."""
     import surgery
 
     told = merging.told(len(adapters or ()) or 1)

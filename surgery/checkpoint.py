@@ -171,7 +171,7 @@ def _opened(folder: Folder, name: str = "") -> Checkpoint:
         weight_map=found.shards,
         metadata=found.metadata or {shard: {"format": "pt"} for shard in found.shards.values()},
         files={},
-        inputs=(Input("base", folder.path, found.files, found.leaves, found.partly),),
+        inputs=(Input("base", folder.path, found.files, found.leaves, found.partly, frozenset(found.tensors)),),
         stem=found.stem,
         index_name=found.index_name or index_name_of(found.stem),
         index_metadata=found.index_metadata,
@@ -307,7 +307,9 @@ def joined(folder: Folder, parts: Mapping[str, Checkpoint]) -> Checkpoint:
 
 def within(at: str, source: Input) -> Input:
     """An input of a component, with its tensors called as in the pipeline."""
-    return replace(source, tensors={f"{at}{name}": tensor for name, tensor in source.tensors.items()})
+    tensors = {f"{at}{name}": tensor for name, tensor in source.tensors.items()}
+    partly, names = (frozenset(f"{at}{name}" for name in held) for held in (source.partly, source.names))
+    return replace(source, tensors=tensors, partly=partly, names=names)
 
 
 def _earlier(folder: Folder) -> tuple[Mapping[str, Any], ...]:

@@ -163,10 +163,13 @@ def settled(text: str, here: Path) -> str:
 
 
 def playground(folder: Path) -> Path:
-    """What the demo leaves, and a checkpoint as gpt-oss is published."""
+    """What the demo leaves, a checkpoint as gpt-oss is published, and one of a training with DeepSpeed."""
+    from zero_layouts import laid_out
+
     from surgery_cli.demo import make
 
     make(str(folder))
+    laid_out([{"a.weight": torch.randn(3, 5)}], stage=2, ranks=2).write(folder / "checkpoint-500", "global_step480")
     for name in ("split", "merged", "result"):
         (folder / name).mkdir()
     (folder / "gpt-oss").mkdir()

@@ -77,7 +77,8 @@ def as_low_rank(adapter: Adapter) -> Adapter:
             f"an adapter of kind {made.config.get('peft_type')} is no product of two thin matrices for each module that"
             " its file holds"
         )
-        raise NotSupported(what, where=[f"{adapter.path}/adapter_config.json"], help=tip)
+        where = [adapter.path if adapter.format else f"{adapter.path}/adapter_config.json"]
+        raise NotSupported(what, where=where, help=tip)
     check_numbers(made)
     made = by_parameter(made)
     if found := [module for module in strangers(made) if not is_inside(made, module)]:

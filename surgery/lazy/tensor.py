@@ -351,6 +351,7 @@ class Input:
     files: tuple[File, ...]
     tensors: Mapping[str, Stored]
     partly: frozenset[str] = frozenset()  # those of which not each element is used, or each as often
+    names: frozenset[str] = frozenset()  # of what was made of them, where that is called otherwise
 
 
 Leaf = Stored | Zeros | Random | Constant | Sum | Decoded | Encoded | Fresh | Norms | Product | Made | Before | Restored

@@ -227,7 +227,7 @@ def _manifest(
 def _added(checkpoint: Checkpoint, layout: Iterable[str]) -> tuple[str, ...]:
     """The tensors written that the base, or the adapter where it is all, did not have."""
     role = "base" if any(source.role == "base" for source in checkpoint.inputs) else "adapter"
-    opened = {name for source in checkpoint.inputs if source.role == role for name in source.tensors}
+    opened = {name for source in checkpoint.inputs if source.role == role for name in source.names or source.tensors}
     return tuple(name for name in layout if name not in opened)
 
 

@@ -79,7 +79,8 @@ def test_what_lies_in_pieces_gets_the_hubs_shards(tmp_path: Path, monkeypatch: p
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     for number, source in enumerate((tmp_path / "dcp", tmp_path / "pytorch_model.bin")):
         made = surgery.convert_files(surgery.open_checkpoint(source))
-        surgery.write(made, tmp_path / str(number))
+        report = surgery.write(made, tmp_path / str(number))
+        assert (report.copied, report.added) == (3, 0)
         assert len(list((tmp_path / str(number)).glob("*.safetensors"))) == (1 if number else 3)
         assert all(torch.equal(held(tmp_path / str(number))[name], tensors[name]) for name in tensors)
 

@@ -14,6 +14,7 @@ from ...files.peft import Adapter
 from ...lazy.gain import Gain
 from ...lazy.tensor import Shape, made, reshape
 from ...lazy.turned import Turned
+from .constants import DILATES
 from .method import Effect, Method, Target, said
 
 
@@ -61,5 +62,6 @@ METHOD = Method(
     options=said("boft_block_size boft_block_num boft_n_butterfly_factor boft_dropout init_weights bias"),
     several="first",
     conv1d=False,
+    kernels=DILATES.format("BOFT"),
     layers="nn.Linear, convolutions in 2 dimensions",
 )

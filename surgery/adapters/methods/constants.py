@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from ...lazy.tensor import Tensor, made, reshape
 
+# What PEFT's live layers do to convolutions, and no weight does.
+PADS = "where a convolution's padding_mode is not zeros, PEFT's live {} pads with zeros, and what is merged does not"
+DILATES = PADS + "; a dilation is lost there, and padding and stride are the first numbers of each"
+
 
 def ones(*shape: int) -> Tensor:
     """Ones."""

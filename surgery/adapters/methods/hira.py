@@ -13,6 +13,7 @@ from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Shape, permute, reshape
 from ..lora import matrix_of
+from .constants import PADS
 from .method import Effect, Method, Target, said
 
 
@@ -57,5 +58,6 @@ METHOD = Method(
     span=span,
     unpatterned=True,
     options=said("r hira_dropout init_weights rank_pattern"),
+    kernels=PADS.format("HiRA"),
     layers="nn.Linear, Conv1D, embeddings, convolutions in 1, 2 and 3 dimensions",
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from ...evaluation.evaluate import load
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import made, permute, product
+from .constants import DILATES
 from .method import Effect, Method, Target, said
 
 
@@ -37,5 +38,6 @@ METHOD = Method(
     options=said("r apply_GS init_weights bias"),
     several="first",
     conv1d=False,
+    kernels=DILATES.format("HRA"),
     layers="nn.Linear, convolutions in 2 dimensions",
 )

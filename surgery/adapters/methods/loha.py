@@ -15,6 +15,7 @@ from ...files.peft import Adapter
 from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Shape, made, permute
+from .constants import PADS
 from .method import Effect, Method, Target, said
 
 
@@ -64,5 +65,6 @@ METHOD = Method(
     span=span,
     options=said("r alpha rank_dropout module_dropout use_effective_conv2d init_weights rank_pattern alpha_pattern"),
     conv1d=False,
+    kernels=PADS.format("LoHa"),
     layers="nn.Linear, convolutions in 1 and 2 dimensions",
 )

@@ -22,6 +22,7 @@ from ...lazy.dtypes import F32
 from ...lazy.kron import Kron, kron
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Shape, Tensor, Zeros, add, concat, made, narrow, permute, reshape
+from .constants import PADS
 from .method import Effect, Method, Target, said
 
 
@@ -163,5 +164,6 @@ METHOD = Method(
         " init_weights rank_pattern alpha_pattern"
     ),
     conv1d=False,
+    kernels=PADS.format("LoKr"),
     layers="nn.Linear, convolutions in 1 and 2 dimensions",
 )

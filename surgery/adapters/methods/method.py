@@ -185,6 +185,7 @@ class Method:
     conv1d: bool = True
     layers: str = "nn.Linear, Conv1D"
     together: str = ""
+    kernels: str = ""  # what is another in PEFT's live convolutions, and not in a checkpoint
 
 
 def said(*keys: str) -> frozenset[str]:

@@ -38,7 +38,9 @@ def config_of(
     """
     ranks = {module: rank for module, parts in modules.items() if (rank := rank_of(parts)) is not None}
     said = _declared(path, metadata)
-    found = {module: alphas.get(module, _declared_alpha(path, module, rank, said)) for module, rank in ranks.items()}
+    declared = {module: _declared_alpha(path, module, rank, said) for module, rank in ranks.items()}
+    _check_same(path, alphas, declared)
+    found = {module: alphas.get(module, declared[module]) for module in ranks}
     if wrong := [
         f"{path}: {module}" for module, alpha in found.items() if alpha is not None and not math.isfinite(alpha)
     ]:
@@ -47,6 +49,20 @@ def config_of(
     told |= {module: alphas.get(module, 0.0) for module, parts in modules.items() if "oft_blocks" in parts}
     silent, zero = ([m for m, alpha in found.items() if alpha == missing] for missing in (None, 0))
     return _config(modules, ranks, told), tuple(_notes(silent, zero, len(told)))
+
+
+def _check_same(path: str, alphas: Mapping[str, float], declared: Mapping[str, float | None]) -> None:
+    """Raise AdapterError where a tensor says another alpha than the metadata."""
+    wrong = [
+        f"{path}: {module}: {alphas[module]:g}, and {alpha:g}"
+        for module, alpha in declared.items()
+        if alpha is not None and module in alphas and not math.isclose(alpha, alphas[module], rel_tol=1e-2)
+    ]
+    if wrong:
+        what = f"a tensor says another alpha than the file's {METADATA}"
+        raise AdapterError(
+            what, where=listed(wrong), help="the scale depends on it: take the wrong one out of the file"
+        )
 
 
 def _config(modules: _Modules, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ...errors import AdapterError, FormatError, NotSupported, listed
 from ...lazy.dtypes import F32
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Tensor, Zeros, add, permute, reshape
-from ..peft import Adapter
+from ..peft import PREFIX, Adapter
 from .alphas import BIAS, IA3_IN, IA3_OUT, LORA, MAGNITUDE, MID, A, B, config_of
 from .scalars import scalars
 
@@ -63,12 +63,12 @@ _XLABS = (
     (r"(?P<at>.*double_blocks\.\d+)\.processor\.(?P<leaf>qkv|proj)_lora2\.(?P<way>down|up)\.weight", "txt"),
 )
 _WAYS = {"down": A, "up": B}
+_T_LORA = "T-LoRA is not merged: it subtracts factors that it made of the base, and that its file does not hold"
 
 
 def tool_of(names: Collection[str]) -> str:
     """The tool that writes such names; "" where they are of no adapter that is read here."""
-    if any(name.startswith("base_model.model.") for name in names):
-        return ""
+    names = [name for name in names if not name.startswith(PREFIX)]
     parts = {name: found for name in names if (found := _parsed(name))}
     tools = Counter(_tool(name, *found) for name, found in parts.items())
     tools.pop("", None)
@@ -88,6 +88,7 @@ def read(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] |
     values = scalars({f"{path}: {names[f'{module}.alpha']}": tensor for module, tensor in alphas.items()})
     said = dict(zip(alphas, values.values(), strict=True))
     config, notes = config_of(path, modules, said, metadata or {})
+    _check_ranks(path, modules, names)
     parts = {module: _without_mid(path, module, held, names) for module, held in modules.items()}
     keys = {f"{module}.{part}": names[f"{module}.{part}"] for module, held in parts.items() for part in held}
     return Adapter(path, config, parts, {}, keys, metadata=metadata, notes=notes, dialect=tool_of(tensors))
@@ -104,8 +105,19 @@ def _check_parts(path: str, names: Mapping[str, str]) -> None:
         name for key, name in names.items() if key.endswith((".q_layer.weight", ".p_layer.weight", ".lambda_layer"))
     ]
     if found:
-        what = "T-LoRA is not merged: it subtracts factors that it made of the base, and that its file does not hold"
-        raise NotSupported(what, where=[path, *listed(found)], help="merge it with LyCORIS")
+        raise NotSupported(_T_LORA, where=[path, *listed(found)], help="merge it with LyCORIS")
+
+
+def _check_ranks(path: str, modules: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str]) -> None:
+    """Raise AdapterError where the two factors of a module are of two ranks."""
+    wrong = [
+        f"{path}: {names[f'{module}.{A}']} {a.shape}, {names[f'{module}.{B}']} {b.shape}"
+        for module, parts in modules.items()
+        if (a := parts.get(A)) and (b := parts.get(B)) and a.shape[:1] != b.shape[1:2] and MID not in parts
+    ]
+    if wrong:
+        tip = "the file is of two trainings, or cut: save it again"
+        raise AdapterError("the factors of a module are of two ranks", where=listed(wrong), help=tip)
 
 
 def _with_sides(path: str, modules: Mapping[str, dict[str, Tensor]], names: dict[str, str]) -> None:
@@ -192,6 +204,8 @@ def _modules(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
 def _check_module(path: str, metadata: Mapping[str, str]) -> None:
     """Raise NotSupported for what only the metadata tells from LoRA."""
     said = f"{metadata.get('ss_network_module', '')} {metadata.get('ss_network_args', '')}".lower()
+    if "tlora" in said:
+        raise NotSupported(_T_LORA, where=[path], help="merge it with LyCORIS")
     if "dylora" in said:
         what = "DyLoRA is not merged: its live network and its own merge scale by the block, and not as its file says"
         raise NotSupported(what, where=[path], help="save it at one rank with the tool that trained it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import AdapterError, FormatError, nearest, series
+from ..peft import PREFIX
 from . import adapterhub, gguf, handwritten, image, loralib, megatron, mlx, peft_file, tinker, torchtune
 from .format import Format, Found, Said
 
@@ -85,4 +86,5 @@ def _check_options(found: Found, row: Format, said: Said) -> None:
 
 def _image(found: Found) -> str:
     tool = image.tool_of(found.tensors)
-    return f"{next(iter(found.tensors))} and such are called as {tool} does" if tool else ""
+    first = next((name for name in found.tensors if not name.startswith(PREFIX)), "")
+    return f"{first} and such are called as {tool} does" if tool else ""

@@ -29,6 +29,10 @@ _EXPERTS = re.compile(r"(?P<holder>.+\.experts)\.(?P<leaf>w[123])")
 _LEAVES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _PAIR = ("lora_A.weight", "lora_B.weight")
 _SEES = "model.language_model."
+_TIED = (
+    "tinker trained the head, which the base ties to its embedding: the head alone has the change; tinker-cookbook"
+    " adds it to the embedding, too"
+)
 
 
 def told(adapter: Adapter) -> Adapter:
@@ -84,7 +88,9 @@ def _one(stack: Tensor, i: int) -> Tensor:
 def fit(adapter: Adapter, config: Mapping[str, Any], names: Collection[str]) -> Adapter:
     """The adapter under the base's names."""
     new = {module: _called(module, names) for module in adapter.lora}
-    return replace(renamed(adapter, new), dialect="")
+    tied = _HEAD in new and config.get("tie_word_embeddings") is True
+    notes = (*adapter.notes, *([_TIED] if tied else []))
+    return replace(renamed(adapter, new), dialect="", notes=notes)
 
 
 def _called(module: str, names: Collection[str]) -> str:

@@ -297,9 +297,7 @@ def _info(source: _Bytes, name: str) -> Info:
     if number not in KINDS:
         if number not in OTHERS:
             raise source.bad(f"a tensor is of type {number}, and there is none such", name)
-        tip = (
-            "dequantise it with llama.cpp (llama-quantize --allow-requantize … F16), or take another file of the model"
-        )
+        tip = "make F16 of it with llama-quantize of llama.cpp, or take another file of the model"
         what = f"tensors of the type {OTHERS[number]} are not read"
         raise NotSupported(what, where=[source.file.path, name], help=tip)
     kind = KINDS[number]

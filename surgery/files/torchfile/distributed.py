@@ -22,6 +22,7 @@ from ..opened import SHARD, Opened, leaves_of
 from ..opening import regular
 from ..tiles import Tile, joined
 from .archive import Bytes, read_archive
+from .megatron import OWN, is_megatron
 from .parts import chosen
 from .reader import ENDINGS, Raw, check_here, tensor_of
 from .records import Call, Global, Leaf, read_pickle, text, uncollected
@@ -71,13 +72,13 @@ def read_distributed(folder: Folder, key: str) -> Opened:
         for name, one in found.tensors.items():
             tensors[name] = _tensor(cast(Spread, one), places, chunks)
         files = tuple(chunks.files.values())
-    own = {METADATA, *(name for name in folder.names() if name.endswith(".distcp"))}
+    megatron = is_megatron(folder)
+    own = {METADATA, *(OWN if megatron else ()), *(name for name in folder.names() if name.endswith(".distcp"))}
     leaves, partly = leaves_of(tensors)
     files = (replace(file, digest=hashlib.sha256(raw).hexdigest()), *files)
-    return Opened(
-        "a distributed checkpoint of torch's", files, tensors, dict.fromkeys(tensors, SHARD), leaves, frozenset(own),
-        partly, tuple(found.told()),
-    )  # fmt: skip
+    what = f"a distributed checkpoint of {'Megatron' if megatron else 'torch'}'s"
+    shards = dict.fromkeys(tensors, SHARD)
+    return Opened(what, files, tensors, shards, leaves, frozenset(own), partly, tuple(found.told()))
 
 
 class _Chunks:

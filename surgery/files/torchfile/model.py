@@ -15,6 +15,7 @@ from ..index import Index, parse_index
 from ..opened import Opened
 from .distributed import is_distributed, read_distributed
 from .far import read_far
+from .megatron import is_megatron
 from .ranks import ranks_in, read_ranks
 from .reader import ENDINGS, TorchFile, is_torch, read_torch
 from .zero.places import place_of
@@ -49,7 +50,9 @@ def key_meant() -> str:
 
 def read_dcp(folder: Folder, name: str) -> Opened | None:
     """A distributed checkpoint of torch's; None for all else."""
-    return read_distributed(folder, _KEY.get()) if not name and is_distributed(folder) else None
+    if name or not (is_distributed(folder) or is_megatron(folder)):
+        return None
+    return read_distributed(folder, _KEY.get())
 
 
 def read_rank_files(folder: Folder, name: str) -> Opened | None:

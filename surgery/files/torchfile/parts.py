@@ -24,6 +24,8 @@ _TRAINING = re.compile(
 _AMONG = re.compile(
     r".*optimizers?(_\d+)?|optims?|.*schedulers?(_\d+)?|train_state|dataloader.*|dl_state.*|rng_state.*"
 )
+# A training's tensors that are called so, where names are flat: Megatron's.
+_MOMENTS = re.compile(r"(chained_\d+\.)?optimizer\.(state|distributed|fp32\w*|param_groups)\..+")
 _EXTRA = "_extra_state"  # what a module keeps beside its weights, such as scales of past steps
 _COUNTERS = re.compile(r".*(step|epoch|iter|loss|lr|count|time|seed|token|sample).*", re.IGNORECASE)
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
@@ -67,7 +69,7 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
         beside += [".".join([*path, name]) for name in entries if name != step]
         place = entries[step]
         path.append(step)
-    among = [] if key else _among(place, held)
+    among = [] if key else dict.fromkeys(_among(place, held))
     beside += [".".join([*path, name]) for name in among]
     found, unreadable, extra = _by_name(place, held, among, where, everything=key == ALL)
     beside += extra
@@ -117,7 +119,8 @@ def _among(place: Any, held: _Held) -> list[str]:
     entries = [(text(name), value) for name, value in _entries(place)]
     if not any(_is_weight(name, held.tensor(value)) for name, value in entries):
         return []
-    return [n for n, one in entries if _AMONG.fullmatch(n) and not held.tensor(one) and held.any_in(one)]
+    flat = [name for name, value in entries if _MOMENTS.fullmatch(name) and held.tensor(value)]
+    return flat + [n for n, one in entries if _AMONG.fullmatch(n) and not held.tensor(one) and held.any_in(one)]
 
 
 def _by_name(

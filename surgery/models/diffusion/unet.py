@@ -48,7 +48,8 @@ def _size(modules: Collection[str]) -> tuple[int, int]:
     return (max(inputs, default=0) // step + 1, step - 1) if step > 1 else (0, 0)
 
 
-def _is_xl(modules: Collection[str]) -> bool:
+def is_xl(modules: Collection[str]) -> bool:
+    """Whether they are those of XL, which is told sizes as well."""
     return any(module.startswith(("add_embedding.", "label_emb.")) for module in modules)
 
 
@@ -90,5 +91,5 @@ UNET = Naming(
     "down_blocks.0.resnets.0.conv1",
     _pairs,
     "diffusers 0.42.1, loaders/single_file_utils.py `convert_ldm_unet_checkpoint`",
-    lambda modules: ORIGINAL if _is_xl(modules) else DIFFUSERS,
+    lambda modules: ORIGINAL if is_xl(modules) else DIFFUSERS,
 )

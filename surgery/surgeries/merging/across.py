@@ -32,9 +32,11 @@ _FUSED = {
 }
 
 
-def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tuple[Adapter, list[Site], str]:
+def across(
+    checkpoint: Checkpoint, adapter: Adapter, given: Given | None, *, whole: bool = False
+) -> tuple[Adapter, list[Site], str]:
     """An adapter that fits a base which stores fused what it was trained on apart, or apart what it was trained on
-    fused.
+    fused: `whole`, if it is not to be split where others cannot be.
 
     (the adapter, split where the base is; the modules of the base to be split for it and fused again, or fused and
     split again; a note on it)
@@ -50,7 +52,7 @@ def across(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> tup
         note = (
             f"the adapter was trained on {held[0].row.fused}, which the base stores apart: its rows were split with it"
         )
-        if method_of(adapter):  # of which no part is an adapter: the base is fused for it, and split again
+        if whole or method_of(adapter):  # of which no part is an adapter: the base is fused for it, and split again
             return adapter, held, note + _as_given(held)
         return split_adapter(adapter, held), [], note + _as_given(held)
     if held := sites_held(adapter, fused_here(checkpoint, given), fused=False) or sites_held(

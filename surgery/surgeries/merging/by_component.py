@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ...evaluation.read import Reader
 from ...files.folder import folder_at
 from ...files.peft import Adapter, module_of
 from ...lazy.tensor import File, Input, Stored
-from ...models.diffusion.components import component_of
+from ...models.diffusion.components import component_of, root_of
 from ...models.diffusion.spelling import spelled
 from ...names import natural, select
 from .spelled import in_base_names
@@ -90,7 +91,10 @@ def by_folder(pipeline: Checkpoint, adapter: Adapter) -> dict[str, Adapter]:
     if lost := [module for module, places in found.items() if not places]:
         called = f", as {adapter.dialect} calls them," if adapter.dialect else ""
         what = f"{len(lost)} of the adapter's {len(modules)} modules{called} are in no component of the pipeline"
-        tip = "the adapter belongs to another architecture" if len(lost) == len(modules) else "--except leaves them out"
+        tip = "the adapter belongs to another architecture"
+        if len(lost) < len(modules):
+            leave = "|".join(f"{re.escape(root)}.*" for root in dict.fromkeys(map(root_of, lost)) if root)
+            tip += f", or to a larger pipeline; where that is meant, leave them out: --except '{leave or 'REGEX'}'"
         where = [adapter.path, *listed(lost), f"{pipeline.path}: {series(pipeline.parts)}"]
         raise NotPlaced(what, where=where, help=tip)
     if several := [f"{module}: {series(places)}" for module, places in found.items() if len(places) > 1]:

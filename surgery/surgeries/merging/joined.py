@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ...adapters.methods import method_of
 from ...checkpoint import Checkpoint
 from ...errors import PlanError, listed
 from ...files.peft import Adapter
@@ -26,6 +27,19 @@ def check_one_way(adapters: Sequence[Adapter], sites: Sequence[Site]) -> None:
                 where=[one.path, *listed([site.module for site in both])],
                 help="merge them one after another",
             )
+
+
+def check_divisible(adapter: Adapter, sites: Sequence[Site]) -> None:
+    """Raise PlanError where these modules are taken apart for another adapter, and this one, on the whole, is of a kind
+    that has no parts.
+    """
+    if sites and (method := method_of(adapter)):
+        raise PlanError(
+            f"one adapter was trained on {sites[0].row.fused}, another on its parts, and no part of {method.name} is"
+            " one",
+            where=[adapter.path, *listed([site.module for site in sites])],
+            help="merge them one after another, what reads the base, as HiRA does, before the other",
+        )
 
 
 def apart_again(fused: Checkpoint, sites: Sequence[Site], before: Checkpoint) -> Checkpoint:

@@ -23,6 +23,7 @@ from ...files.peft import Adapter
 from ...files.refs import has_scheme, parse_ref
 from ...files.strict import parse_object
 from ...lazy.tensor import File
+from .image_base import check_architecture
 
 _CACHED = re.compile(r".*/models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)/?")
 _PARENT = re.compile(r"transformers\.models\.(?P<type>\w+)\..+")
@@ -40,6 +41,7 @@ def check_base(base: Checkpoint, adapters: Sequence[Adapter], *, any_base: bool)
     for one in (adapter for adapter in adapters if adapter.inputs and adapter.path != base.path):
         if not any_base:
             _check_type(base, one)
+            check_architecture(base, one)
         notes += _other_name(base, one, names, made_of) or _other_commit(one, commit) or _other_digests(base, one)
     return notes
 

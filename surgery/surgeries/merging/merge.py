@@ -45,7 +45,7 @@ from .changes import Placed, join, module_of, turned
 from .frozen import without_copies
 from .held_weights import without_own_base
 from .in_original import in_original
-from .joined import apart_again, check_one_way, stored_apart
+from .joined import apart_again, check_divisible, check_one_way, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
 from .own_lora import own_names
@@ -152,6 +152,8 @@ def merge(
     chosen, wanted = _chosen([_called(one, names) for one in plain], only, except_)
     copied = notes_along(wide, chosen)
     fitted = [_fit(wide, one, given) for one in chosen]
+    if any(stored_apart(wide, one.sites) for one in fitted):
+        fitted = [_fit(wide, one, given, whole=True) for one in chosen]
     check_crossed(wide, given, [one.crossed for one in fitted])
     for one in plain:
         _check_aimed_at(one, names, wanted)
@@ -320,6 +322,8 @@ def _merged_apart(
     if not parted:
         return _merged(checkpoint, [one.adapter for one in fitted], weights, groups, wanted, add)
     held = [(one.adapter, sites_held(one.adapter, parted, fused=True)) for one in fitted]
+    for adapter, there in held:
+        check_divisible(adapter, there)
     adapters = [split_adapter(adapter, sites) if sites else adapter for adapter, sites in held]
     merged = _merged(split_at(checkpoint, parted), adapters, weights, groups, wanted, add)
     return replace(fuse_at(merged, parted), dropped=merged.dropped)
@@ -472,12 +476,12 @@ class _Fitted(NamedTuple):
     crossed: str  # how it is across a fusion; "" where it is not
 
 
-def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None) -> _Fitted:
+def _fit(checkpoint: Checkpoint, adapter: Adapter, given: Given | None, *, whole: bool = False) -> _Fitted:
     """Fit an adapter to the base, with notes on what it took. Raises what its steps do."""
     adapter, renames = under_base_names(checkpoint, adapter, given)
     adapter, unapplied = as_applied(checkpoint, adapter)
     adapter, experts, single = on_parameters(checkpoint, adapter)
-    adapter, sites, crossed = across(checkpoint, adapter, given)
+    adapter, sites, crossed = across(checkpoint, adapter, given, whole=whole)
     notes = [note for note in (renames, unapplied, single, crossed) if note]
     return _Fitted(adapter, [*experts, *sites], notes, crossed)
 

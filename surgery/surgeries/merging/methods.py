@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -27,7 +28,8 @@ def place_method(
     effect = _effect(target, method)
     for part in unused(target, effect):
         placed.dropped[adapter.names[f"{module}.{part}"]] = target.parts[part]
-    placed.notes += [note for note in effect.notes if note not in placed.notes]
+    notes = [*effect.notes, *([method.kernels] if method.kernels and math.prod(target.weight.shape[2:]) > 1 else [])]
+    placed.notes += [note for note in notes if note not in placed.notes]
     if (effect.bias or effect.bias_gain) and under is None:
         tip = "the class has no place for one: merge the adapter live"
         raise NotSupported("the adapter changes a bias, the base's module has none", where=target.where, help=tip)

@@ -29,7 +29,8 @@ def with_vocabulary(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
         raise AdapterError(
             "the adapter resizes a part of the vocabulary's tensors, and not the others",
             where=[f"{n}: {checkpoint.tensors[n].shape[0]} rows" for n in sorted([*resized, *left], key=natural)],
-            help="save the adapter with save_embedding_layers=True, so that embedding and head are both in it",
+            help="save the adapter with save_embedding_layers=True, or with the other one in modules_to_save, so that"
+            " embedding and head are both in it",
         )
     size = next(iter(resized.values()))
     checkpoint = checkpoint.with_config(_resized(base.config, size))

@@ -91,6 +91,8 @@ def test_it_computes_what_tinkers_conversion_adds(tied: bool, tmp_path: Path) ->
     base, new = weights_in(tmp_path / "base"), weights_in(out)
     assert torch.equal(base["model.embed_tokens.weight"], new["model.embed_tokens.weight"])
     assert surgery.verify(out, base=tmp_path / "base", adapter=tmp_path / "a").ok
+    made = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"))
+    assert any("the head alone has the change" in note for note in made.notes) == tied
 
 
 def test_inspect_and_convert(tmp_path: Path) -> None:

@@ -342,3 +342,13 @@ def test_a_merge_is_proved(tmp_path: Path) -> None:
     raw[-1] ^= 64
     shard.write_bytes(raw)
     assert subprocess.run(["surgery", *map(str, proof)], capture_output=True).returncode == 1
+
+
+def test_what_loaders_take_comes_before_it(tmp_path: Path) -> None:
+    """Blocks beside whole weights are a copy of less."""
+    as_gguf(tiny("llama"), "llama", tmp_path / "m.gguf", "Q4_0")
+    torch.save({"a": torch.ones(3)}, tmp_path / "pytorch_model.bin")
+    checkpoint = opened(tmp_path)
+    assert set(checkpoint.tensors) == {"a"}
+    assert any("left out" in note and "m.gguf" in note for note in checkpoint.notes), checkpoint.notes
+    assert "model.norm.weight" in opened(tmp_path / "m.gguf").tensors

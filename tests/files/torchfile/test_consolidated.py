@@ -140,3 +140,46 @@ def test_a_part_between_is_missing_and_one_alone_is_refused(tmp_path: Path) -> N
 def test_the_vocabulary_is_what_params_json_says(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="99 belongs in the place of 24"):
         surgery.open_checkpoint(write(tmp_path / "in", cut(model(), 2, embedding=0), vocab_size=99))
+
+
+def reference(whole: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """The logits as Meta's code computes them: pairs of neighbours are rotated, as complex numbers."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * whole[name]
+
+    size, length = WIDTH // HEADS, len(ids)
+    angles = torch.outer(torch.arange(length).float(), 10000.0 ** -(torch.arange(0, size, 2).float() / size))
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turn).flatten(-2)
+
+    h = whole["tok_embeddings.weight"][ids]
+    hidden = torch.full((length, length), float("-inf")).triu(1)
+    for i in range(LAYERS):
+        at = f"layers.{i}."
+        x = norm(h, f"{at}attention_norm.weight")
+        q, k, v = ((x @ whole[f"{at}attention.w{n}.weight"].T).view(length, -1, size) for n in "qkv")
+        q, k = rotated(q), rotated(k).repeat_interleave(HEADS // KEYS, 1)
+        v = v.repeat_interleave(HEADS // KEYS, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / size**0.5 + hidden
+        mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
+        h = h + mixed @ whole[f"{at}attention.wo.weight"].T
+        x = norm(h, f"{at}ffn_norm.weight")
+        w1, w2, w3 = (whole[f"{at}feed_forward.w{n}.weight"] for n in (1, 2, 3))
+        h = h + (torch.nn.functional.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
+    return norm(h, "norm.weight") @ whole["output.weight"].T
+
+
+def test_parts_become_a_llama_that_computes_the_same(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = model(torch.float32)
+    folder = write(tmp_path / "in", cut(whole, 2, embedding=1), rope_theta=10000.0)
+    surgery.write(surgery.convert(surgery.open_checkpoint(folder), "llama"), tmp_path / "out")
+    ids = torch.tensor([3, 1, 20, 7, 7])
+    live = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        logits = live(ids[None]).logits[0]
+    torch.testing.assert_close(logits, reference(whole, ids), rtol=1e-4, atol=1e-3)

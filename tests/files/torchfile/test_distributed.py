@@ -118,3 +118,20 @@ def test_metadata_that_would_run_is_only_read(one: Path) -> None:
     with pytest.raises(SurgeryError):
         surgery.open_checkpoint(one)
     assert not canary.exists()
+
+
+def test_megatron_s_are_torch_s_with_two_files_more(tmp_path: Path) -> None:
+    folder, layers = tmp_path / "in", torch.randn(3, 4, 6)
+    state = {"decoder.layers.w": layers, "optimizer.state.exp_avg.decoder.layers.w": torch.zeros(3, 4, 6)}
+    dcp.save({**state, "chained_0.optimizer.state.exp_avg.x": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
+    torch.save({"args": {"tp": 2}, "iteration": 5}, folder / "common.pt")
+    (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
+    made = surgery.open_checkpoint(folder)
+    assert list(made.tensors) == ["decoder.layers.w"] and torch.equal(made.load("decoder.layers.w"), layers)
+    assert any("Megatron's" in note for note in made.notes) and any("optimizer.state" in note for note in made.notes)
+    surgery.write(made, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".surgery", "model.safetensors"}
+    (folder / "metadata.json").write_text('{"sharded_backend": "zarr"}')
+    (folder / ".metadata").unlink()
+    with pytest.raises(SurgeryError, match="backend zarr is not read"):
+        surgery.open_checkpoint(folder)

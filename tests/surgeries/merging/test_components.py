@@ -59,6 +59,23 @@ def test_a_pipeline_of_pickles_becomes_one_of_safetensors(base: Path, tmp_path: 
     assert not list((tmp_path / "out").rglob("*.bin"))
 
 
+def test_views_in_a_component_are_conserved(base: Path, tmp_path: Path) -> None:
+    """A tensor that uses a part of what is stored for it, in a component as in a file alone."""
+
+    def viewed(folder: Path) -> None:
+        file = folder / "vae" / UNET
+        tensors = load_file(file)
+        name = next(name for name, tensor in tensors.items() if tensor.dim() == 1)
+        wide = torch.zeros(2, len(tensors[name]))
+        wide[0] = tensors[name]
+        torch.save({**tensors, name: wide[0]}, file.with_name("diffusion_pytorch_model.bin"))
+        file.unlink()
+
+    surgery.write(surgery.open_checkpoint(changed(base, tmp_path / "in", viewed)), tmp_path / "out")
+    wanted, found = (load_file(folder / "vae" / UNET) for folder in (base, tmp_path / "out"))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_a_lora_of_kohya_on_a_pipeline_of_pickles(base: Path, tmp_path: Path) -> None:
     """What the class loads computes what the live pipeline does with the file."""
     live = opened(base)

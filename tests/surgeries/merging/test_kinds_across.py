@@ -78,6 +78,36 @@ def test_trained_on_the_whole_of_what_is_apart(family: str, kind: str, bases: Ba
     assert hashes(tmp_path / "back") == hashes(split)
 
 
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_kinds_on_the_whole_of_what_is_apart(family: str, order: int, bases: Bases, tmp_path: Path) -> None:  # noqa: F811
+    """LoRA could be split, and is not where another kind on the same modules cannot be."""
+    fused, split = bases(family)
+    on = [FAMILIES[family][0]]
+    trained(tiny_models.build(family), KINDS["loha"](on), tmp_path / "loha")
+    lora = peft.LoraConfig(r=2, target_modules=on, init_lora_weights=False)
+    trained(tiny_models.build(family), lora, tmp_path / "lora", seed=1)
+    adapters = [surgery.open_adapter(tmp_path / name) for name in ("loha", "lora")][::order]
+    weights = [0.5, -1.5][::order]
+    start = surgery.open_checkpoint(split)
+    made = surgery.merge(start, adapters, weights)
+    whole = surgery.split_qkv(surgery.merge(surgery.open_checkpoint(fused), adapters, weights))
+    assert list(made.tensors) == list(start.tensors) and made.weight_map == start.weight_map
+    assert all(torch.equal(made.load(name), whole.load(name)) for name in made.tensors)
+    assert sum(not torch.equal(made.load(name), start.load(name)) for name in made.tensors) == 9
+
+
+@pytest.mark.parametrize("kind", ["loha", "hra"])
+def test_a_part_beside_a_whole_that_has_none_is_refused(kind: str, bases: Bases, tmp_path: Path) -> None:  # noqa: F811
+    fused, split = bases("phi3")
+    trained(tiny_models.build("phi3"), KINDS[kind](["qkv_proj"]), tmp_path / "whole")
+    trained(apart("phi3", split), peft.LoraConfig(r=2, target_modules=["q_proj"]), tmp_path / "part")
+    both = [surgery.open_adapter(tmp_path / name) for name in ("whole", "part")]
+    with pytest.raises(PlanError, match=r"another on its parts, and no part of (LoHa|HRA) is one") as found:
+        surgery.merge(surgery.open_checkpoint(fused), both)
+    assert str(tmp_path / "whole") in found.value.where[0] and "one after another" in str(found.value.help)
+
+
 def test_the_whole_and_a_part_are_merged_one_after_another(bases: Bases, tmp_path: Path) -> None:  # noqa: F811
     split = bases("phi3")[1]
     trained(tiny_models.build("phi3"), KINDS["loha"](["qkv_proj"]), tmp_path / "whole")

@@ -157,3 +157,21 @@ def test_a_base_with_a_number_that_is_none_is_told(kind: str, value: float, base
     assert any(name in note and "NaN or infinity" in note for note in report.notes)
     after = surgery.open_checkpoint(tmp_path / "out").load(name)
     assert int((~torch.isfinite(after)).sum()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "dilates"),
+    [
+        (lambda: peft.HRAConfig(r=2, target_modules=["convolution"]), True),
+        (lambda: peft.LoHaConfig(r=2, target_modules=["convolution"]), False),
+        (lambda: peft.HiraConfig(r=2, target_modules=["convolution"]), False),
+    ],
+)
+def test_what_a_live_convolution_does_otherwise_is_told(
+    config: Callable[[], peft.PeftConfig], dilates: bool, tmp_path: Path
+) -> None:
+    fresh("resnet").save_pretrained(tmp_path / "base")
+    folder = trained(Case("resnet", config), tmp_path / "base", tmp_path / "a")
+    merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(folder))
+    told = [note for note in merged.notes if "padding_mode" in note]
+    assert len(told) == 1 and ("dilation" in told[0]) == dilates
