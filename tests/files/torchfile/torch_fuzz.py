@@ -188,8 +188,8 @@ def same(ours: Any, theirs: Any, steps: list[int]) -> bool:
         case Persistent():
             return isinstance(theirs, tuple) and theirs[0] == "outside" and same(ours.said, theirs[1], steps)
         case Call():
-            if not isinstance(theirs, Made):
-                return True  # NEWOBJ and the like, which Python does to classes alone
+            if not isinstance(theirs, Made) or not isinstance(ours.args, tuple):
+                return True  # NEWOBJ, which Python does to classes alone; arguments that it would unpack
             return same(ours.function, theirs.function, steps) and same(ours.args, theirs.args, steps)
         case dict():
             if not isinstance(theirs, dict) or len(ours) != len(theirs):
