@@ -128,12 +128,14 @@ def _near(wide: int, said: int) -> int:
 
 
 def _span(adapter: Adapter, module: str) -> Shape | None:
-    """One output for each that a factor is of, and the inputs of all blocks."""
+    """One output for each that a factor is of, and the inputs of all blocks; None where one block is for all of them,
+    as many as the base has inputs for.
+    """
     parts = adapter.lora[module]
     if (whole := parts.get("oft_r")) is not None:
         return (parts["oft_s"].size if "oft_s" in parts else 1, whole.size // max(1, whole.shape[-1]))
     upper = parts.get("oft_embedding_R.weight", parts.get("oft_R.weight"))
-    if upper is None or len(upper.shape) != 2:
+    if upper is None or len(upper.shape) != 2 or adapter.config.get("block_share"):
         return None
     return 1, upper.shape[0] * ((1 + math.isqrt(1 + 8 * upper.shape[1])) // 2)
 

@@ -25,7 +25,7 @@ from .archive import Bytes, read_archive
 from .megatron import OWN, is_megatron
 from .parts import chosen
 from .reader import ENDINGS, Raw, check_here, tensor_of
-from .records import Call, Global, Leaf, read_pickle, uncollected
+from .records import Call, Global, Leaf, read_pickle, text, uncollected
 from .storages import Described, Unreadable, described, sizes_of
 
 METADATA = ".metadata"
@@ -140,14 +140,14 @@ def _nested(said: Mapping[str, Any], where: str) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for name, value in held.items():
         path = paths.get(name) if isinstance(paths, dict) else None
-        steps = [str(step) for step in path] if isinstance(path, tuple) and path else [str(name)]
+        steps = [text(step) for step in path] if isinstance(path, tuple) and path else [text(name)]
         place = root
         for step in steps[:-1]:
             place = place.setdefault(step, {})
             if not isinstance(place, dict):
                 raise FormatError("two tensors have one path", where=[f"{where}: {name}"])
         is_tensor = isinstance(value, Call) and _is(value, "metadata.TensorStorageMetadata")
-        place[steps[-1]] = _spread(str(name), value, where) if is_tensor else None  # counters, lists
+        place[steps[-1]] = _spread(text(name), value, where) if is_tensor else None  # counters, lists
     return root
 
 
@@ -172,7 +172,7 @@ def _places(said: Mapping[str, Any], where: str) -> Iterator[tuple[tuple[str, tu
     for index, info in held.items():
         at, lies = _state(index, "metadata.MetadataIndex", where), _state(info, "filesystem._StorageInfo", where)
         path, offset, length = (lies.get(key) for key in ("relative_path", "offset", "length"))
-        name = str(at.get("fqn"))
+        name = text(at.get("fqn"))
         if lies.get("transform_descriptors"):
             tip = "save it without transforms"
             raise NotSupported("chunks are packed or encrypted", where=[f"{where}: {name}"], help=tip)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...errors import FormatError, NotACheckpoint, listed, series
-from .records import Call, Global, Leaf, told
+from .records import Call, Global, Leaf, text, told
 from .storages import Unreadable, array, described
 
 # Keys under which a training keeps what is no model.
@@ -60,9 +60,9 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
 
     Raises NotACheckpoint where there is none, or more than one; FormatError for two tensors of one name.
     """
-    place, path, beside, held = root, list[str](), list[str](), _Held(root)
+    place, path, beside, held = root, list[str](), list[str](), _Held(root, where)
     for step in (s for s in key.split(".") if s) if key else _to_model(root, held, where):
-        entries = {_called(name): value for name, value in _entries(place)}
+        entries = {text(name): value for name, value in _entries(place)}
         if step not in entries:
             tip = f"keys there are {series(listed(list(entries)))}"
             raise NotACheckpoint(f"nothing lies under the key {step}", where=[where], help=tip)
@@ -74,7 +74,7 @@ def chosen(root: Any, where: str, key: str = "") -> Chosen:
     found, unreadable, extra = _by_name(place, held, among, where, everything=key == ALL)
     beside += extra
     unreadable |= _arrays(place, held)
-    idle = {_called(name): value for name, value in _entries(place) if not held.any_in(value)}
+    idle = {text(name): value for name, value in _entries(place) if not held.any_in(value)}
     beside += [".".join([*path, n]) + _not_run(v) for n, v in idle.items() if n not in unreadable]
     if not found:
         why = [f"{name}: {reason}" for name, reason in unreadable.items()]
@@ -99,9 +99,9 @@ def _to_model(root: Any, held: _Held, where: str) -> list[str]:
     """The keys that lead to the model's mapping. Raises NotACheckpoint where it is one of several."""
     path, place = list[str](), root
     while len(path) < _DEPTH:
-        if _is_module(place) or any(_is_weight(_called(name), held.tensor(one)) for name, one in _entries(place)):
+        if _is_module(place) or any(_is_weight(text(name), held.tensor(one)) for name, one in _entries(place)):
             return path
-        holders = {_called(name): one for name, one in _entries(place) if not held.tensor(one) and held.any_in(one)}
+        holders = {text(name): one for name, one in _entries(place) if not held.tensor(one) and held.any_in(one)}
         models = {name: value for name, value in holders.items() if not _TRAINING.fullmatch(name)}
         if len(models) > 1:
             rows = [f"{name}: {sum(1 for _ in held.all_in(value))} tensors" for name, value in models.items()]
@@ -116,7 +116,7 @@ def _to_model(root: Any, held: _Held, where: str) -> list[str]:
 
 def _among(place: Any, held: _Held) -> list[str]:
     """A training's mappings that lie among a model's weights, by key."""
-    entries = [(_called(name), value) for name, value in _entries(place)]
+    entries = [(text(name), value) for name, value in _entries(place)]
     if not any(_is_weight(name, held.tensor(value)) for name, value in entries):
         return []
     flat = [name for name, value in entries if _MOMENTS.fullmatch(name) and held.tensor(value)]
@@ -130,7 +130,6 @@ def _by_name(
     what lies `among` them, or that modules keep beside them, unless `everything` is asked for.
     """
     found, unreadable, extra = dict[str, Leaf](), dict[str, str](), dict[str, None]()
-    most = _TIMES * len(held) + 1000
     for path, value in held.all_in(place):
         name = ".".join(path)
         if path and path[0] in among:
@@ -152,8 +151,6 @@ def _by_name(
             unreadable[name] = str(value)
         else:
             found[name] = value
-        if len(found) + len(unreadable) > most:
-            raise FormatError(f"{len(held)} tensors have more than {most} names", where=[where])
     return found, unreadable, list(extra)
 
 
@@ -187,7 +184,7 @@ def _arrays(place: Any, held: _Held) -> dict[str, str]:
     """What lies among weights and is values without being a tensor, but for counters and a training's own."""
     if not any(held.tensor(value) for _, value in _entries(place)):
         return {}
-    found = {_called(name): why for name, value in _entries(place) if (why := array(value))}
+    found = {text(name): why for name, value in _entries(place) if (why := array(value))}
     return {n: why for n, why in found.items() if not (_COUNTERS.fullmatch(n) or _TRAINING.fullmatch(n))}
 
 
@@ -215,7 +212,8 @@ class _Held:
     Values that many others hold, or that hold themselves, cost no more than others.
     """
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, where: str) -> None:
+        self.where = where
         self._tensors: dict[int, Leaf | Unreadable] = {}  # by id: the records live as long as the root
         self._holders = set[int]()
         above: dict[int, list[int]] = {id(root): []}
@@ -235,9 +233,6 @@ class _Held:
             more = [one for one in above[reached.pop()] if one not in self._holders]
             self._holders.update(more)
             reached += more
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
     def _ask(self, value: Any) -> bool:
         if id(value) in self._tensors:
@@ -260,16 +255,24 @@ class _Held:
         return id(value) in self._holders or id(value) in self._tensors
 
     def all_in(self, root: Any) -> Iterator[tuple[tuple[str, ...], Leaf | Unreadable]]:
-        """Every tensor with the keys that lead to it, in order; what holds itself is entered once."""
+        """Every tensor with the keys that lead to it, in order; what holds itself is entered once.
+
+        Raises FormatError for names beyond number: a few bytes can hold what holds them twice, and that twice again.
+        """
+        left = _TIMES * len(self._tensors) + 1000
         todo: list[tuple[tuple[str, ...], Any, tuple[int, ...]]] = [((), root, ())]
         while todo:
             path, value, above = todo.pop()
             tensor = self.tensor(value)
             if tensor is not None:
+                left -= 1
+                if left < 0:
+                    what = f"{len(self._tensors)} tensors have more than {_TIMES} names each"
+                    raise FormatError(what, where=[self.where], help="the file is made to harm, or damaged")
                 yield path, tensor
             elif id(value) in self._holders and id(value) not in above and len(above) < _DEPTH:
                 below = (*above, id(value))
-                inside = [((*path, _called(key)), child, below) for key, child in _inside(value) if self.any_in(child)]
+                inside = [((*path, text(key)), child, below) for key, child in _inside(value) if self.any_in(child)]
                 todo += reversed(inside)
 
 
@@ -298,8 +301,3 @@ def _of_module(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
         for key, child in _entries(state[part]):
             if not (part == "_buffers" and isinstance(own, list) and key in own):
                 yield key, child
-
-
-def _called(key: Any) -> str:
-    """A key as a part of a name."""
-    return key if isinstance(key, str) else told(key)

@@ -22,7 +22,7 @@ from ..opening import regular
 from ..same_bytes import same_bytes
 from .parts import chosen
 from .reader import Raw, raw_of, tensor_of
-from .records import Call, Global, Leaf, told
+from .records import Call, Global, Leaf, text, told
 from .storages import Described, Unreadable, described, sizes_of
 
 CALLED = re.compile(r"(?P<stem>model_|model_states_|)world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
@@ -133,23 +133,24 @@ def _whole(name: str, held: Sequence[Leaf], raws: Sequence[Raw]) -> Tensor:
     return made
 
 
-def _marked(value: Any, depth: int = 0) -> Any:
-    """The records with each DTensor as a piece."""
-    if isinstance(value, dict):
-        return {key: _marked(child, depth + 1) for key, child in value.items()} if depth < 64 else value
-    if isinstance(value, Call):
-        if (piece := _piece(value)) is not None:
-            return piece
-        if value.entries:
-            return {key: _marked(child, depth + 1) for key, child in value.entries.items()} if depth < 64 else value
-    return value
+def _marked(value: Any, seen: dict[int, Any] | None = None, depth: int = 0) -> Any:
+    """The records with each DTensor as a piece; what lies at several places is one, as it was."""
+    seen = {} if seen is None else seen
+    if isinstance(value, Call) and id(value) not in seen and (piece := _piece(value)) is not None:
+        seen[id(value)] = piece
+    held = value.entries if isinstance(value, Call) else value
+    if id(value) in seen or not isinstance(held, dict) or not held or depth >= 64:
+        return seen.get(id(value), value)
+    made = seen[id(value)] = dict[Any, Any]()
+    made.update((key, _marked(child, seen, depth + 1)) for key, child in held.items())
+    return made
 
 
 def _piece(value: Call) -> Piece | None:
     """The piece that a record describes; None for what is no DTensor. Raises NotSupported."""
     args = value.args
     of_type = isinstance(value.function, Global) and value.function.name == "_rebuild_from_type_v2"
-    if not (of_type and isinstance(args, tuple) and len(args) == 4 and str(args[1]).endswith(".DTensor")):
+    if not (of_type and isinstance(args, tuple) and len(args) == 4 and text(args[1]).endswith(".DTensor")):
         return None
     state = args[3][1] if isinstance(args[3], tuple) and len(args[3]) == 2 else args[3]
     try:

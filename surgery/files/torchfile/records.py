@@ -86,6 +86,11 @@ def told(value: Any) -> str:
     return f"a {type(value).__name__.lower()}"
 
 
+def text(value: Any) -> str:
+    """A value as a part of a name: a text is itself."""
+    return value if isinstance(value, str) else told(value)
+
+
 Stack = list[Any]
 
 

@@ -150,7 +150,7 @@ def test_a_pointer_of_git_is_told(tmp_path: Path) -> None:
         st.one_of(
             st.integers(0, 2**32 - 1),
             st.booleans(),
-            st.text(max_size=20),
+            st.text(min_size=1, max_size=20),  # the package leaves out empty ones
             st.floats(width=32, allow_nan=False),
             st.lists(st.integers(0, 9), min_size=1, max_size=5),
             st.lists(st.text(max_size=3), min_size=1, max_size=5),

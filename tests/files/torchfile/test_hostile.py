@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,7 +100,8 @@ def covering(raw: bytes) -> bytes:
 
 def laughs(depth: int, begin: bytes, twice: bytes) -> bytes:
     """A value that holds the one before it twice, so often: each costs a few bytes."""
-    steps = (twice.replace(b"?", bytes([n % 250])).replace(b"!", bytes([(n + 1) % 250])) for n in range(depth))
+    at = [{ord("?"): n % 250, ord("!"): (n + 1) % 250} for n in range(depth)]
+    steps = (bytes(named.get(code, code) for code in twice) for named in at)
     return begin + b"q\x00" + b"".join(steps)
 
 
@@ -363,6 +366,74 @@ def test_a_call_beside_weights_is_left_out_and_told(tmp_path: Path) -> None:
     made = surgery.open_checkpoint(tmp_path / "x.bin")
     assert any("hook (a call of posix.system, which was not run)" in note for note in made.notes)
     assert list(made.tensors) == ["w"] and not Path("/tmp/canary-of-surgery").exists()
+
+
+def doubling(depth: int) -> Any:
+    """A tuple that holds the one before it twice, so often."""
+    made: Any = ()
+    for _ in range(depth):
+        made = (made, made)
+    return made
+
+
+class Builds:
+    """An object that is unpickled by a call of this name with these arguments."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __reduce__(self) -> Any:
+        return torch._tensor._rebuild_from_type_v2, self.args  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"a": Builds(print, doubling(200), (), ((), doubling(200)))},
+        {"a": Builds(print, torch.Tensor, (), ({}, doubling(200)))},
+        {"a": functools.reduce(lambda inner, _: {"a": inner, "b": inner}, range(60), {"a": torch.ones(1)})},
+        functools.reduce(lambda inner, _: {"a": inner, "b": inner}, range(60), {"a": torch.ones(1)}),
+        {2**16_000: 1, "b": doubling(200)},
+    ],
+)
+def test_ranks_whose_records_cost_more_with_each_look(held: Any, tmp_path: Path) -> None:
+    torch.save(held, tmp_path / "model_world_size_1_rank_0.pt")
+    begun = time.process_time()
+    with pytest.raises(SurgeryError):
+        surgery.open_checkpoint(tmp_path)
+    assert time.process_time() - begun < 3
+
+
+@pytest.mark.parametrize("what", ["a path", "a name", "a file", "a key"])
+def test_metadata_whose_records_cost_more_with_each_look(what: str, tmp_path: Path) -> None:
+    dcp.save({"a": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    index, info = next(iter(metadata.storage_data.items()))
+    match what:
+        case "a path":
+            metadata.planner_data["a"] = (doubling(200), 2**16_000)
+        case "a name":
+            object.__setattr__(index, "fqn", [doubling(200)])
+            metadata.storage_data = Pairs([(index, info)])
+        case "a file":
+            info.relative_path = doubling(200)
+        case "a key":
+            metadata.state_dict_metadata = Pairs([(doubling(200), 1), (2**16_000, 2)])
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    begun = time.process_time()
+    with contextlib.suppress(SurgeryError):
+        surgery.open_checkpoint(tmp_path)
+    assert time.process_time() - begun < 3
+
+
+class Pairs:
+    """A dictionary in a pickle, whose keys are never hashed here."""
+
+    def __init__(self, pairs: list[tuple[Any, Any]]) -> None:
+        self.pairs = pairs
+
+    def __reduce__(self) -> Any:
+        return dict, (), None, None, iter(self.pairs)
 
 
 @settings(max_examples=300, deadline=None)

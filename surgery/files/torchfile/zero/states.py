@@ -12,7 +12,7 @@ from typing import Any
 
 from ....errors import FormatError, NotSupported
 from ..reader import Raw
-from ..records import Call
+from ..records import Call, text, told
 from ..storages import Described, Unreadable, described, sizes_of
 
 Shape = tuple[int, ...]
@@ -75,11 +75,11 @@ def model_of(raw: Raw) -> Model:
         raw,
         module,
         {**unreadable, **torn},
-        tuple(str(name) for name in root.get("buffer_names") or ()),
+        tuple(text(name) for name in root.get("buffer_names") or ()),
         _groups(groups, raw) if groups is not None else None,
         _shapes(root["frozen_param_shapes"], raw) if root.get("frozen_param_shapes") is not None else None,
         fragments,
-        {str(name): str(of) for name, of in table(root.get("shared_params")).items()},
+        {text(name): text(of) for name, of in table(root.get("shared_params")).items()},
         tuple(root.get(key) for key in ("global_steps", "skipped_steps", "global_samples", "ds_version")),
     )
 
@@ -120,7 +120,7 @@ def _stage(said: Any, raw: Raw) -> int | None:
     stage = said.args[0] if isinstance(said, Call) and isinstance(said.args, tuple) and said.args else said
     if stage is None or (type(stage) is int and 1 <= stage <= 3):
         return stage
-    raise FormatError(f"the ZeRO stage is {stage!r}, and none that is known", where=[raw.file.path])
+    raise FormatError(f"the ZeRO stage is {told(stage)}, and none that is known", where=[raw.file.path])
 
 
 def _groups(said: Any, raw: Raw) -> tuple[Mapping[str, Shape], ...]:
@@ -132,7 +132,7 @@ def _shapes(said: Any, raw: Raw) -> Mapping[str, Shape]:
     found: dict[str, Shape] = {}
     for name, shape in table(said).items():
         try:
-            found[str(name)] = sizes_of(tuple(shape) if isinstance(shape, list) else shape)
+            found[text(name)] = sizes_of(tuple(shape) if isinstance(shape, list) else shape)
         except Unreadable as error:
             where = [f"{raw.file.path}: {name}"]
             raise FormatError(f"the shape of a weight is none: {error}", where=where) from None
@@ -155,7 +155,7 @@ def _slices(said: Any) -> Mapping[str, tuple[int, int]]:
     for name, address in table(said).items():
         state = address.state if isinstance(address, Call) else None
         if isinstance(state, dict):
-            found[str(name)] = (_whole(state.get("start")), _whole(state.get("numel")))
+            found[text(name)] = (_whole(state.get("start")), _whole(state.get("numel")))
     return found
 
 
@@ -166,10 +166,10 @@ def _tensors(said: Any) -> tuple[dict[str, Described], dict[str, str]]:
         try:
             one = described(value)
         except Unreadable as error:
-            unreadable[str(name)] = str(error)
+            unreadable[text(name)] = str(error)
             continue
         if one is not None:
-            found[str(name)] = one
+            found[text(name)] = one
     return found, unreadable
 
 

@@ -20,6 +20,9 @@ CASES: dict[str, Case] = {
         "bare",
         lambda: OFTConfig(oft_block_size=8, target_modules=LINEARS, block_share=True, num_cayley_neumann_terms=3),
     ),
+    "OFT, number of blocks, shared": Case(
+        "bare", lambda: OFTConfig(r=4, oft_block_size=0, target_modules=LINEARS, block_share=True), size=0.05
+    ),
     "OFT, two terms": Case(
         "bare", lambda: OFTConfig(oft_block_size=4, target_modules=LINEARS, num_cayley_neumann_terms=2)
     ),
