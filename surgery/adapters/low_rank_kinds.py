@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import AdapterError, NotSupported
+from ..errors import AdapterError, NotSupported, series
 from ..files.adapters.lora import is_embedding, numbers
 from ..files.peft import Adapter
 from ..lazy.change import Delta
@@ -73,7 +73,7 @@ def _sides(adapter: Adapter, module: str, sides: Sides) -> Shape:
     try:
         return sides(adapter, adapter.lora[module])
     except (LookupError, StopIteration) as error:
-        what = f"the module's parts, {', '.join(adapter.lora[module])}, do not tell its size"
+        what = f"the module's parts, {series(adapter.lora[module])}, do not tell its size"
         tip = "merge it into its base; what is not a plain linear module is not made LoRA by itself"
         raise NotSupported(what, where=[f"{adapter.path}: {module}"], help=tip) from error
 
