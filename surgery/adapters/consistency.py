@@ -85,8 +85,9 @@ def strangers(adapter: Adapter) -> list[str]:
     return [one for one in modules if one not in inside and not is_called(one, tied) and not _is_aimed_at(config, one)]
 
 
-def without_factors(adapter: Adapter, weights: Mapping[str, Tensor]) -> list[str]:
-    """Modules among the base's `weights` that the config aims at and the adapter has no factors for.
+def without_factors(adapter: Adapter, weights: Mapping[str, Tensor], *, norms: bool = False) -> list[str]:
+    """Modules among the base's `weights` that the config aims at and the adapter has no factors for; `norms` may be
+    among them.
 
     None where the adapter has other names than the base: which of its modules the config aims at is not told by
     names, then.
@@ -97,7 +98,9 @@ def without_factors(adapter: Adapter, weights: Mapping[str, Tensor]) -> list[str
         return []
     saved = {name.removesuffix(".weight") for name in adapter.whole}
     modules = {
-        name.removesuffix(".weight") for name, one in weights.items() if name.endswith(".weight") and len(one.shape) > 1
+        name.removesuffix(".weight")
+        for name, one in weights.items()
+        if name.endswith(".weight") and len(one.shape) > (0 if norms else 1)
     }
     idle = [module for module in modules - adapter.lora.keys() - saved if _is_aimed_at(adapter.config, module)]
     return sorted(

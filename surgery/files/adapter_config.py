@@ -152,5 +152,8 @@ def _shown(value: Any) -> str:
     """The value, cut where it is long; an integer of thousands of digits is not written out."""
     if isinstance(value, int) and abs(value) > LARGEST:
         return "a number of too many digits"
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    try:
+        text = type(value).__name__ if isinstance(value, list | dict) and len(value) > 8 else repr(value)
+    except (ValueError, RecursionError):
+        text = type(value).__name__
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -16,6 +16,7 @@ from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
+from ..names import natural
 from ..opened import takes_opened
 from ..quantization.converted import check_convertible, with_codes
 from ..quantization.fused_names import lists_followed
@@ -50,12 +51,13 @@ def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
     written = {**complete(said), **said}
     check_accepted(written, target.model_class, moved.tensors)
     made = moved.with_config(written)
+    gone = sorted(moved.dropped.keys() - checkpoint.dropped.keys(), key=natural)
     if held.weights:
         apart = along(checkpoint, lambda parted: _named(parted, target, held))
         made = with_codes(apart, made, held, quantised(apart).said)
     return made.with_step(
         {"surgery": "convert", "from": target.source, "to": target.name, "class": target.model_class},
-        notes=(*without_note(checkpoint).notes, *_notes(checkpoint.config, target, config)),
+        notes=(*without_note(checkpoint).notes, *_left_out(gone), *_notes(checkpoint.config, target, config)),
     )
 
 
@@ -184,6 +186,10 @@ def _written(config: Mapping[str, Any], target: Target, checkpoint: Checkpoint) 
         tip = "mend it from the model's configuration class"
         raise PlanError(f"config.json makes no sense: {error}", where=[checkpoint.path], help=tip) from error
     return {"model_type": target.name, "architectures": [target.model_class], "dtype": config.get("dtype"), **fields}
+
+
+def _left_out(gone: Sequence[str]) -> list[str]:
+    return [f"left out, since the class makes it itself: {series(listed(gone))}"] if gone else []
 
 
 def _notes(raw: Mapping[str, Any], target: Target, config: Mapping[str, Any]) -> list[str]:

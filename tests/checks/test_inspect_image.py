@@ -78,7 +78,9 @@ def test_diff_takes_what_a_file_does_not_say(saved: Callable[..., Path], tmp_pat
     assert surgery.diff(one, one, format="x@a@b", alpha=4).equal
     with pytest.raises(SurgeryError, match="no format `x@a`"):
         surgery.diff(one, other, format="x@a")
-    listed = CliRunner().invoke(app, ["inspect", str(one), "--format", "x@a@b", "--tensors", ".*lora_A", "--json"])
+    listed = CliRunner().invoke(
+        app, ["inspect", str(one), "--format", "x@a@b", "--alpha", "4", "--tensors", ".*", "--json"]
+    )
     assert listed.exit_code == 0 and json.loads(listed.output)["tensors"]
 
 

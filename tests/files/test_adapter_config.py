@@ -148,7 +148,7 @@ def test_the_table_has_all_options_of_all_kinds() -> None:
     [
         ({"peft_type": "LORA", "r": "8"}, "r = '8', and not a whole number"),
         ({"peft_type": "LORA", "r": None}, "r = None, and not a whole number"),
-        ({"modules_to_save": [1]}, "modules_to_save = list, and not a list of names"),
+        ({"modules_to_save": [1]}, "modules_to_save = [1], and not a list of names"),
         ({"layer_replication": True}, "layer_replication = True, and not a list of pairs of layers"),
         ({"lora_alpha": 10**5000}, "lora_alpha = a number of too many digits, and not a number"),
         ({"base_model_name_or_path": "a\0b"}, "base_model_name_or_path = 'a\\x00b', and not text"),

@@ -35,7 +35,7 @@ def effect(target: Target) -> Effect:
         )
     if config.get("para"):
         return Effect(deltas=(LowRank(outer, taken, -1.0),))
-    scale = target.number("alpha") / rank if config.get("alpha") is not None else 1.0
+    scale = target.number("alpha") / rank if config.get("alpha") else 1.0  # 0 too
     put = Dense(target.part("deft_R", rank, wide), -scale)
     return Effect(deltas=(LowRank(outer, add(taken, [put], F32), -1.0),))
 

@@ -59,5 +59,6 @@ METHOD = Method(
     unpatterned=True,
     options=said("r hira_dropout init_weights rank_pattern"),
     kernels=PADS.format("HiRA"),
+    scaled=False,
     layers="nn.Linear, Conv1D, embeddings, convolutions in 1, 2 and 3 dimensions",
 )

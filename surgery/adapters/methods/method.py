@@ -183,6 +183,7 @@ class Method:
     span: Callable[[Adapter, str], Shape | None] | None = None
     unpatterned: bool = False  # whether PEFT may pass over patterns: a number is the usual one then, too
     conv1d: bool = True
+    scaled: bool = True  # whether PEFT's layer of an embedding multiplies by what the embedding does
     layers: str = "nn.Linear, Conv1D"
     together: str = ""
     kernels: str = ""  # what is another in PEFT's live convolutions, and not in a checkpoint

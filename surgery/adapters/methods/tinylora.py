@@ -122,5 +122,6 @@ METHOD = Method(
     partly=lambda part: part == V,
     check=_check_saved,
     prepared=prepared,
+    scaled=False,
     layers="nn.Linear, Conv1D, embeddings",
 )

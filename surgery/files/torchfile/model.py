@@ -30,6 +30,7 @@ _PARTS = {
     re.compile(r".*mp_rank_\d+.*\.pt"): "one rank's part of a model, as DeepSpeed writes it",
     re.compile(r".*\.distcp"): "a part of a distributed checkpoint",
 }
+_NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.(?P<end>bin|pt|pth|ckpt)")
 _PREFERRED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 
 
@@ -89,20 +90,41 @@ def pickled(folder: Folder, name: str) -> list[str]:
     preferred = [one for one in _PREFERRED if one in found]
     if found and not preferred:
         _check_whole(folder, found[0])
-    if preferred or len(found) < 2:
+    if preferred or len(found) < 2 or _one_set(found):
         return preferred[:1] or found
     what = f"the folder holds more than one file that torch saved: {series(listed(found))}"
     raise NotACheckpoint(what, where=[folder.path], help=f"pass the one that you mean: {folder.at(found[0])}")
 
 
+def _one_set(names: Sequence[str]) -> bool:
+    """Whether these are numbered shards of one model."""
+    found = [_NUMBERED.fullmatch(name) for name in names]
+    return len({one and one.groups() for one in found}) == 1 and None not in found
+
+
+def _check_set(folder: Folder, names: Sequence[str]) -> None:
+    """Raise NotACheckpoint for numbered shards that are not all there: half a model looks like a whole one."""
+    shard = _NUMBERED.fullmatch(names[0])
+    if shard and int(shard["count"]) != len(names):
+        raise NotACheckpoint(
+            f"{len(names)} of {int(shard['count'])} shards were given, and no index",
+            where=[folder.at(names[0])],
+            help="pass the folder with all of them; if some are missing there, fetch them, or the index",
+        )
+
+
 def read_model(folder: Folder, names: Sequence[str]) -> Opened:
-    """The weights in those files. Raises FormatError, NotACheckpoint, NotSupported."""
-    (name,) = names
+    """The weights in those files: shards of one model, one file, or one index. Raises FormatError, NotACheckpoint,
+    NotSupported.
+    """
+    name = names[0]
     _check_whole(folder, name)
     if not name.endswith(INDEX):
-        one = _read(folder, name)
-        shards = dict.fromkeys(one.tensors, _called(name, single=True))
-        return _joined(folder, {name: one}, shards, frozenset({name}))
+        _check_set(folder, names)
+        held = {one: _read(folder, one) for one in names}
+        _check_apart(folder, name, held)
+        shards = {t: _called(file, single=len(names) == 1) for file, one in held.items() for t in one.tensors}
+        return _joined(folder, held, shards, frozenset(names))
     index = parse_index(folder.read(name), folder.at(name))
     files = sorted(set(index.weight_map.values()))
     if missing := [file for file in files if not folder.has(file)]:
@@ -136,15 +158,22 @@ def _read(folder: Folder, name: str) -> TorchFile:
 
 def _check_index(folder: Folder, name: str, index: Index, held: Mapping[str, TorchFile]) -> None:
     """Raise FormatError where index and files disagree, or a tensor is in two files."""
+    _check_apart(folder, name, held)
+    wrong = [f"{t}: the index says {file}" for t, file in index.weight_map.items() if t not in held[file].tensors]
+    if wrong:
+        tip = "fetch the checkpoint again, or pass one file"
+        raise FormatError("the index and the files disagree", where=[folder.at(name), *listed(wrong)], help=tip)
+
+
+def _check_apart(folder: Folder, name: str, held: Mapping[str, TorchFile]) -> None:
+    """Raise FormatError for a tensor that is in two files."""
     holders: dict[str, list[str]] = {}
     for file, one in held.items():
         for tensor in one.tensors:
             holders.setdefault(tensor, []).append(file)
-    rows = [f"{tensor}: {series(files)}" for tensor, files in holders.items() if len(files) > 1]
-    rows += [f"{t}: the index says {file}" for t, file in index.weight_map.items() if file not in holders.get(t, ())]
-    if rows:
+    if rows := [f"{tensor}: {series(files)}" for tensor, files in holders.items() if len(files) > 1]:
         tip = "fetch the checkpoint again, or pass one file"
-        raise FormatError("the index and the files disagree", where=[folder.at(name), *listed(rows)], help=tip)
+        raise FormatError("a tensor is in two files", where=[folder.at(name), *listed(rows)], help=tip)
 
 
 def _joined(folder: Folder, held: Mapping[str, TorchFile], shards: Mapping[str, str], own: frozenset[str]) -> Opened:

@@ -24,6 +24,7 @@ from .saying import as_adapter, config_of, whole_number
 from .whole import held_whole
 
 CARD = "README.md"
+EMBEDDING = "embed_tokens"  # whose tokens a list of them are of
 AVERAGED = (
     "A's and B's were averaged apart, as asked: what the result adds to a weight is not the average of what the"
     " adapters add, which --weights alone gives"
@@ -71,6 +72,21 @@ def combine(
     return made if rank is None else resize_adapter(made, rank=rank)
 
 
+def _check_tokens(adapters: Sequence[Adapter]) -> None:
+    """Raise NotSupported where one holds a module whole of which another trains tokens: PEFT loads no such adapter."""
+    said = [(one, one.config.get("trainable_token_indices") or ()) for one in adapters]
+    trained = {
+        name: one for one, found in said if found for name in (found if isinstance(found, Mapping) else [EMBEDDING])
+    }
+    held = {name: one for one in adapters for name in one.config.get("modules_to_save") or ()}
+    for name in trained.keys() & held.keys():
+        raise NotSupported(
+            f"one adapter holds {name} whole, and one trains tokens of it",
+            where=[held[name].path, trained[name].path],
+            help="merge them one after the other: surgery merge",
+        )
+
+
 def _combined(given: list[Adapter], plain: list[Adapter], weights: list[float], *, average: bool) -> Adapter:
     whole, dropped = held_whole(plain, weights)
     modules = sorted({module for one in plain for module in one.lora}, key=natural)
@@ -90,6 +106,7 @@ def _combined(given: list[Adapter], plain: list[Adapter], weights: list[float], 
     parameters = {name for one in plain for name in one.parameters}
     inside = {module for one in plain for module in one.lora if is_inside(one, module)}
     path = f"{given[0].path} and {len(given) - 1} more"
+    _check_tokens(plain)
     made = as_adapter(path, config_of(plain, ranks), lora, whole, parameters, inside)
     files, said = _files(given)
     step = {

@@ -51,7 +51,7 @@ def _check(plain: Adapter, factors: Mapping[str, Factors]) -> None:
     scales = sorted({(one.rank, one.scale) for one in factors.values()})
     if len(scales) > 1:
         rows = [f"rank {rank}, scale {scale:g}" for rank, scale in scales]
-        tip = "give it one rank first, which keeps one scale: surgery resize-adapter"
+        tip = "merge it into the base, and convert the model with MLX"
         raise NotSupported(
             "MLX has one rank and one scale for all modules", where=[plain.path, *listed(rows)], help=tip
         )

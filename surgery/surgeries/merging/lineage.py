@@ -27,6 +27,7 @@ from .image_base import check_architecture
 
 _CACHED = re.compile(r".*/models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)/?")
 _PARENT = re.compile(r"transformers\.models\.(?P<type>\w+)\..+")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
 # Steps after which the weights are still those of the model that was opened.
 _SAME = frozenset({"split", "fuse", "rename", "convert", "drop", "cast", "reshard", "unmerge"})
 _SAID_DIGEST = "sha256 of the whole file"
@@ -41,6 +42,7 @@ def check_base(base: Checkpoint, adapters: Sequence[Adapter], *, any_base: bool)
     for one in (adapter for adapter in adapters if adapter.inputs and adapter.path != base.path):
         if not any_base:
             _check_type(base, one)
+            _check_width(base, one)
             check_architecture(base, one)
         notes += _other_name(base, one, names, made_of) or _other_commit(one, commit) or _other_digests(base, one)
     return notes
@@ -69,15 +71,35 @@ def _type_of(adapter: Adapter) -> str:
     parent = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
     if isinstance(parent, str) and (found := _PARENT.fullmatch(parent)):
         return found["type"]
+    return str(_config_of(adapter).get("model_type") or "")
+
+
+def _config_of(adapter: Adapter) -> Mapping[str, Any]:
+    """The config.json of the adapter's own base, where that is here; else empty."""
     said = named(adapter)
     if not said or has_scheme(said) or not os.path.isfile(path := os.path.join(said, "config.json")):
-        return ""
+        return {}
     with open(path, "rb") as stream:
         raw = stream.read(1 << 20)
     try:
-        return str(parse_object(raw, FormatError).get("model_type") or "")
+        return parse_object(raw, FormatError)
     except SurgeryError:
-        return ""
+        return {}
+
+
+def _check_width(base: Checkpoint, adapter: Adapter) -> None:
+    """The model that the adapter was trained on is as wide as the base, as far as it is known: some kinds hold nothing
+    that has a weight's size.
+    """
+    theirs = _config_of(adapter)
+    for key in _WIDTHS:
+        ours, wide = base.config.get(key), theirs.get(key)
+        if type(ours) is int and type(wide) is int and ours != wide:
+            raise AdapterError(
+                f"the adapter was trained on a model of {key} {wide}, and this base has {ours}",
+                where=[adapter.path, f"base_model_name_or_path = {named(adapter)!r}", base.path],
+                help="give the base that it was trained on; if this one is meant: --any-base",
+            )
 
 
 def _class_of(adapter: Adapter) -> str:

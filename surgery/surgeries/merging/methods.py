@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from ...files.peft import Adapter
 from ...lazy.dtypes import F32, F64, Dtype
 from ...lazy.tensor import Input, Tensor, add, permute, reshape
 from ...models.families import is_conv1d
+from ...models.scaled_embeddings import scales
 from .changes import Placed, Turn
 
 
@@ -83,6 +85,11 @@ def _target(
     target = Target(adapter, module, permute(base, (1, 0)) if conv1d else base, bias, conv1d)
     if conv1d and not method.conv1d:
         raise target.unsupported(f"{method.name} on a Conv1D is not supported: PEFT builds none")
+    if not method.scaled and scales(checkpoint.config, module):
+        what = (
+            f"{method.name} on an embedding that the model scales is not supported: PEFT adds to what is scaled already"
+        )
+        raise target.unsupported(what, f"leave it out with --except '{re.escape(module)}', or merge it live")
     return target
 
 

@@ -93,7 +93,8 @@ def check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
     config, tensor = checkpoint.config, checkpoint.tensors.get(name)
     text = config.get("text_config")
     entries = {config.get("vocab_size"), text.get("vocab_size") if isinstance(text, Mapping) else None} - {None}
-    looks = tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] in entries
+    numbered = any(part.isdigit() for part in name.split(".")[:-2])  # what is in a layer is no embedding of words
+    looks = tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] in entries and not numbered
     part, entry = tied_part(config)
     tied = name.startswith(part) if part else is_tied(config) and ties(config) is None
     if (is_head(name.rpartition(".")[0]) or looks) and tied:
@@ -102,7 +103,10 @@ def check_known(checkpoint: Checkpoint, adapter: Adapter, name: str) -> None:
         raise NotSupported(
             "the adapter changes a tied tensor, and how its class keeps tied tensors apart is not known",
             where=[f"{adapter.path}: {name}", f"config.json: {said}"],
-            help=f"untie the base first: store both tensors and set tie_word_embeddings to false {where}",
+            help=(
+                "name the model's class under architectures; or untie the base first: store both tensors and set"
+                f" tie_word_embeddings to false {where}"
+            ),
         )
 
 

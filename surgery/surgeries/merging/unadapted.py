@@ -40,8 +40,10 @@ def _idle(adapter: Adapter, base: Checkpoint) -> list[str]:
     """The modules of the class that the adapter was trained in, as far as that is told, which are aimed at."""
     renames = renames_of(base.config)
     loaded = {name: in_memory(name, renames) for name in base.tensors}
-    idle = without_factors(adapter, base.tensors)
-    aimed = set(without_factors(_anywhere(adapter), {loaded[f"{m}.weight"]: base.tensors[f"{m}.weight"] for m in idle}))
+    norms = any(".ln_tuning_layers." in name for name in adapter.names.values())
+    idle = without_factors(adapter, base.tensors, norms=norms)
+    there = {loaded[f"{module}.weight"]: base.tensors[f"{module}.weight"] for module in idle}
+    aimed = set(without_factors(_anywhere(adapter), there, norms=norms))
     parts = {module.partition(".")[0] for module in adapter.lora} if _is_part(adapter, base) else None
     return [
         module

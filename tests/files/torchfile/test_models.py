@@ -111,6 +111,27 @@ def test_parts_of_a_model_and_several_are_refused(names: list[str], what: str, t
     assert what in str(caught.value)
 
 
+@pytest.mark.parametrize("given", ["", "pytorch_model-00001-of-00002.bin"])
+def test_half_a_model_without_an_index_is_refused(given: str, saved: Saved, tmp_path: Path) -> None:
+    folder = pickled(saved("llama"), tmp_path / "pickled", shards=2)
+    (folder / "pytorch_model.bin.index.json").unlink()
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(SurgeryError, match="1 of 2 shards were given, and no index"):
+        surgery.open_checkpoint(folder / given)
+
+
+def test_all_shards_without_an_index_are_one_model(saved: Saved, tmp_path: Path) -> None:
+    folder = pickled(saved("llama"), tmp_path / "pickled", shards=2)
+    (folder / "pytorch_model.bin.index.json").unlink()
+    surgery.write(surgery.open_checkpoint(folder), tmp_path / "out")
+    wanted, made = held(saved("llama")), held(tmp_path / "out")
+    assert made.keys() == wanted.keys() and all(torch.equal(made[name], wanted[name]) for name in wanted)
+    first, second = sorted(folder.glob("pytorch_model-*.bin"))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(SurgeryError, match="a tensor is in two files"):
+        surgery.open_checkpoint(folder)
+
+
 def test_an_index_that_is_wrong(saved: Saved, tmp_path: Path) -> None:
     source = pickled(saved("llama"), tmp_path / "in", 2)
     file = source / "pytorch_model.bin.index.json"

@@ -348,6 +348,12 @@ def test_adapters_of_other_shapes_are_refused(tmp_path: Path) -> None:
     assert "(4, 47)" in caught.value.where[1]
 
 
+def test_tokens_of_what_another_holds_whole_are_refused(tmp_path: Path) -> None:
+    """PEFT loads no adapter of both, and merge takes no two that replace one tensor."""
+    error = refused(tmp_path, [{"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3, 5]}], [1, 1])
+    assert error.what == "one adapter holds embed_tokens whole, and one trains tokens of it"
+
+
 def test_what_is_held_whole_has_no_part(tmp_path: Path) -> None:
     """A saved module with a weight; two of them that differ; different tokens."""
     error = refused(tmp_path / "a", [{"modules_to_save": ["lm_head"]}, {}], [0.5, 1])

@@ -527,11 +527,9 @@ def test_config_json_follows_where_it_speaks_of_layers(base_of: Bases, tmp_path:
 
 @pytest.mark.parametrize("said", [[[0, 4]], [[2, 1]], [[0, 1, 2]], [0, 1], [[True, 2]]])
 def test_ranges_that_are_none_are_refused(said: Any, base_of: Bases, tmp_path: Path) -> None:
-    with pytest.raises(
-        AdapterError, match=r"layer_replication is no list of \[start, end\) of the base's 3 layers"
-    ) as caught:
+    with pytest.raises(AdapterError, match=r"of the base's 3 layers|and not a list of pairs of layers") as caught:
         merged(base_of("llama"), replication(said, tmp_path / "a", base_of("llama")), tmp_path / "out")
-    assert f"layer_replication = {said!r}" in caught.value.where and not (tmp_path / "out").exists()
+    assert f"layer_replication = {said!r}" in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_adapters_on_different_layers_are_refused(base_of: Bases, tmp_path: Path) -> None:
@@ -669,7 +667,7 @@ def test_blocks_are_not_split(base_of: Bases, tmp_path: Path) -> None:
         ({"nblocks": 3, "target_modules_bd_a": ["q_proj"]}, "(4, 24) are not 3 blocks, one below the other"),
         ({"nblocks": 0, "target_modules_bd_a": ["q_proj"]}, "it is not said which factors are stored as blocks"),
         ({"nblocks": 2, "target_modules_bd_a": "q_proj"}, "it is not said which factors are stored as blocks"),
-        (True, "it is not said which factors are stored as blocks"),
+        (True, "use_bdlora = True, and not an object"),
         (
             {"nblocks": 2, "target_modules_bd_a": ["q_"], "target_modules_bd_b": ["q_proj"]},
             "A and B are both said to be stored as blocks",

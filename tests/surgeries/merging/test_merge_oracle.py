@@ -567,8 +567,11 @@ def test_refuses_weights_that_are_no_numbers(weight: float, saved: Callable[...,
         ({"lora_alpha": True}, ["lora_alpha = True, and not a number"]),
         ({"r": 4.5}, ["r = 4.5, and not a whole number"]),
         ({"r": 0}, ["the adapter's rank or alpha is not a number", "r = 0"]),
-        ({"rank_pattern": [3]}, ["rank_pattern = list, and not numbers by names of modules"]),
-        ({"alpha_pattern": {"q_proj": None}}, ["alpha_pattern = dict, and not numbers by names of modules"]),
+        ({"rank_pattern": [3]}, ["rank_pattern = [3], and not numbers by names of modules"]),
+        (
+            {"alpha_pattern": {"q_proj": None}},
+            ["alpha_pattern = {'q_proj': None}, and not numbers by names of modules"],
+        ),
     ],
 )
 def test_refuses_ranks_and_alphas_that_are_no_numbers(

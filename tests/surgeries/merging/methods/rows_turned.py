@@ -49,6 +49,9 @@ CASES: dict[str, Case] = {
     ),
     "OFT on Conv2d of 1 x 1": Case("bottleneck", lambda: OFTConfig(oft_block_size=4, target_modules=POINTWISE)),
     "BOFT on Linear": Case("linear", lambda: BOFTConfig(boft_block_size=8, target_modules=LINEARS, bias="boft_only")),
+    "BOFT, a factor that needs a kernel": Case(
+        "linear", lambda: BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2, target_modules=LINEARS)
+    ),
     "BOFT, number of blocks": Case(
         "bare", lambda: BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=["q_proj", "v_proj"])
     ),

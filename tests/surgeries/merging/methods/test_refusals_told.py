@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import tiny_models
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.errors import AdapterError, NotPlaced, NotSupported, SurgeryError, VerificationFailed
+from surgery.models.scaled_embeddings import SCALED, STEMS
 
 from .cases import Case, fresh, trained
 
@@ -175,3 +179,72 @@ def test_what_a_live_convolution_does_otherwise_is_told(
     merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(folder))
     told = [note for note in merged.notes if "padding_mode" in note]
     assert len(told) == 1 and ("dilation" in told[0]) == dilates
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("gemma2", "hira"), ("gemma2", "tiny"), ("bart", "hira"), ("bart, unscaled", "hira")]
+)
+def test_an_embedding_that_the_model_scales(family: str, kind: str, tmp_path: Path) -> None:
+    """PEFT's layer of these kinds adds to what the embedding has scaled; that of LoRA scales what it adds, too."""
+    model = scaled(family)
+    model.save_pretrained(tmp_path / "base")
+    config = (
+        peft.HiraConfig(r=2, target_modules=["embed_tokens"])
+        if kind == "hira"
+        else peft.TinyLoraConfig(r=2, u=2, target_modules=["embed_tokens"])
+    )
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(tmp_path / "a")
+    base, adapter = surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a")
+    if family == "bart, unscaled":
+        surgery.merge(base, adapter)
+        return
+    with pytest.raises(NotSupported, match="on an embedding that the model scales"):
+        surgery.merge(base, adapter)
+
+
+def scaled(family: str) -> Any:
+    if family == "gemma2":
+        sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
+        return tf.Gemma2ForCausalLM(tf.Gemma2Config(vocab_size=41, hidden_size=16, head_dim=8, **sizes))
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    return tf.BartForConditionalGeneration(
+        tf.BartConfig(
+            vocab_size=41, d_model=16, encoder_layers=1, decoder_layers=1, **heads,
+            scale_embedding="unscaled" not in family, pad_token_id=0, decoder_start_token_id=1,
+        )
+    )  # fmt: skip
+
+
+def test_types_that_scale_are_those_of_transformers() -> None:
+    root = Path(tf.__file__).parent / "models"
+    of = {
+        file.parent.name
+        for file in root.glob("*/modeling_*.py")
+        if re.search(r"class \w*ScaledWordEmbedding\(nn\.Embedding\)", file.read_text())
+    }
+    assert {one for one in of if not (one in SCALED or one.startswith(STEMS))} == set()
+    assert of >= SCALED
+
+
+def test_a_kind_that_holds_no_size_is_held_against_its_own_base(base: Path, tmp_path: Path) -> None:
+    config = tf.LlamaConfig(**{**tiny_models._LLAMA, "hidden_size": 64}, head_dim=10)
+    tf.LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
+    fourier = Case("bare", lambda: peft.FourierFTConfig(n_frequency=5, target_modules=["o_proj"]))
+    folder = saying(trained(fourier, base, tmp_path / "a"), base_model_name_or_path=str(base))
+    surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(folder))
+    error = refused(tmp_path / "wide", folder)
+    assert "hidden_size 48, and this base has 64" in error.what
+
+
+def test_norms_that_were_left_out_are_told(base: Path, tmp_path: Path) -> None:
+    norms = Case("bare", lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]))
+    folder = trained(norms, base, tmp_path / "a")
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "layers.1." not in name}, file)
+    merged = surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(folder))
+    assert any("aims at 1 modules" in note and "layers.1.input_layernorm" in note for note in merged.notes)
