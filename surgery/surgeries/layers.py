@@ -29,8 +29,8 @@ def layers(checkpoint: Checkpoint, *, keep: str = "", drop: str = "", order: str
         layers(checkpoint, drop="16-19")            # all but these
         layers(checkpoint, order="0-11,4-15")       # as they are named, repeated ones too
 
-    `stack` is where the layers are, such as "model.layers"; without it, the one stack whose layers are more bytes than
-    those of all others. Moves no value: a repeated layer is written once for each place.
+    `stack` is where the layers are, such as "model.layers"; without it, the stack that is four times as large as any
+    other. Moves no value: a repeated layer is written once for each place.
 
     The class of transformers is asked, on the meta device: each layer must be built, in its new place, as it was in
     its old one. Raises NotSupported where no config.json says so, SurgeryError for numbers that are not there,
@@ -59,7 +59,7 @@ def _layers_of(checkpoint: Checkpoint, stack: str) -> tuple[str, Sequence[int]]:
     if stack and stack not in found:
         raise NothingMatched(f"no layers are called {stack}", where=[checkpoint.path], help=f"numbered are {known}")
     largest = stack or max(found, key=lambda one: sizes[one])
-    if not stack and 2 * sizes[largest] <= sum(sizes.values()):
+    if not stack and any(4 * size > sizes[largest] for one, size in sizes.items() if one != largest):
         raise SurgeryError(
             "there is more than one stack of layers", where=[checkpoint.path], help=f"say which with --stack: {known}"
         )

@@ -132,6 +132,8 @@ def test_one_stack_of_two_is_named(tmp_path: Path) -> None:
     base = surgery.open_checkpoint(t5(tmp_path / "t5"))
     assert surgery.layers(base, drop="2", stack="decoder.block").config["num_decoder_layers"] == 3
     assert surgery.layers(base, drop="2", stack="encoder.block").config["num_layers"] == 3
+    with pytest.raises(SurgeryError, match="more than one stack of layers"):
+        surgery.layers(base, drop="2")
     with pytest.raises(NothingMatched, match=r"no layers are called decoder.blocks"):
         surgery.layers(base, drop="2", stack="decoder.blocks")
 
