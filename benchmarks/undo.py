@@ -48,11 +48,10 @@ def adapter(folder: Path, rows: int, ratio: float) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}))
 
 
-def share(work: Path, rows: int, dtype: torch.dtype, ratio: float) -> float:
-    """Bytes of corrections per byte of merged weights. Raises where the base does not come back."""
-    shutil.rmtree(work, ignore_errors=True)
-    base(work / "base", rows, dtype)
-    adapter(work / "adapter", rows, ratio)
+def restored(work: Path) -> tuple[int, int, int]:
+    """Bytes of the record, of the adapter that it keeps, and of the merged weights, where `work` holds a base and an
+    adapter. Raises where the base does not come back.
+    """
     opened = surgery.open_checkpoint(work / "base")
     made = surgery.merge(opened, surgery.open_adapter(work / "adapter"))
     surgery.write(surgery.reversible(made, opened), work / "merged")
@@ -60,10 +59,19 @@ def share(work: Path, rows: int, dtype: torch.dtype, ratio: float) -> float:
     hashes = [hashlib.sha256((work / name / "model.safetensors").read_bytes()).digest() for name in ("base", "out")]
     if hashes[0] != hashes[1]:
         raise RuntimeError("not restored")
-    record = (work / "merged/.surgery/undo/model.safetensors.undo").stat().st_size
+    record = sum(file.stat().st_size for file in (work / "merged/.surgery/undo").rglob("*") if file.is_file())
     kept = (work / "adapter/adapter_model.safetensors").stat().st_size
+    return record, kept, sum(tensor.nbytes for tensor in opened.tensors.values())
+
+
+def share(work: Path, rows: int, dtype: torch.dtype, ratio: float) -> float:
+    """Bytes of corrections per byte of merged weights. Raises where the base does not come back."""
+    shutil.rmtree(work, ignore_errors=True)
+    base(work / "base", rows, dtype)
+    adapter(work / "adapter", rows, ratio)
+    record, kept, whole = restored(work)
     shutil.rmtree(work)
-    return (record - kept) / sum(tensor.nbytes for tensor in opened.tensors.values())
+    return (record - kept) / whole
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ that it keeps; the exact restoration is checked by hash.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,8 +17,7 @@ from pathlib import Path
 import peft
 import torch
 from safetensors.torch import save_file
-
-import surgery
+from undo import restored
 
 KINDS: dict[str, Callable[[], peft.PeftConfig]] = {
     "LoRA": lambda: peft.LoraConfig(r=8),
@@ -78,16 +76,7 @@ def shares(work: Path, size: int, config: peft.PeftConfig) -> tuple[float, float
     """
     shutil.rmtree(work, ignore_errors=True)
     adapter(base(work / "base", size), config, work / "adapter")
-    opened = surgery.open_checkpoint(work / "base")
-    made = surgery.merge(opened, surgery.open_adapter(work / "adapter"))
-    surgery.write(surgery.reversible(made, opened), work / "merged")
-    surgery.write(surgery.unmerge(surgery.open_checkpoint(work / "merged")), work / "out")
-    hashes = [hashlib.sha256((work / name / "model.safetensors").read_bytes()).digest() for name in ("base", "out")]
-    if hashes[0] != hashes[1]:
-        raise RuntimeError("not restored")
-    record = sum(file.stat().st_size for file in (work / "merged/.surgery/undo").rglob("*") if file.is_file())
-    kept = (work / "adapter/adapter_model.safetensors").stat().st_size
-    whole = sum(tensor.nbytes for tensor in opened.tensors.values())
+    record, kept, whole = restored(work)
     return record / whole, min(kept, record) / whole
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from functools import cache, partial, wraps
@@ -37,33 +38,44 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.",
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=RUNNING)]
 
 
-def _follow(context: typer.Context, follow: bool) -> bool:
-    """Links are followed until the command ends."""
-    if follow:
-        from surgery.files.symlinks import following_links
+def _until_the_end(meaning: Callable[[Any], AbstractContextManager[None]]) -> Callable[..., Any]:
+    """A callback by which what was said, if anything was, counts until the command ends."""
 
-        context.with_resource(following_links())
-    return follow
+    def callback(context: typer.Context, said: Any) -> Any:
+        if said:
+            context.with_resource(meaning(said))
+        return said
+
+    return callback
+
+
+def _links_followed(follow: bool) -> AbstractContextManager[None]:
+    from surgery.files.symlinks import following_links
+
+    return following_links(follow)
+
+
+def _under_key(key: str) -> AbstractContextManager[None]:
+    from surgery.files.torchfile.model import under_key
+
+    return under_key(key)
+
+
+def _component_alone(name: str) -> AbstractContextManager[None]:
+    from surgery.files.pipeline import only_component
+
+    return only_component(name)
 
 
 FollowLinks = Annotated[
     bool,
     typer.Option(
         "--follow-links",
-        callback=_follow,
+        callback=_until_the_end(_links_followed),
         help="Follow links out of the folders that are opened; refused if not given.",
         rich_help_panel=RUNNING,
     ),
 ]
-
-
-def _under_key(context: typer.Context, key: str) -> str:
-    """The key counts until the command ends."""
-    if key:
-        from surgery.files.torchfile.model import under_key
-
-        context.with_resource(under_key(key))
-    return key
 
 
 Key = Annotated[
@@ -71,20 +83,11 @@ Key = Annotated[
     typer.Option(
         "--key",
         metavar="KEY",
-        callback=_under_key,
+        callback=_until_the_end(_under_key),
         help="Which of several sets of weights in a file that torch saved, such as state_dict; '.' for all.",
         rich_help_panel=RUNNING,
     ),
 ]
-
-
-def _only_component(context: typer.Context, component: str) -> str:
-    """The component counts until the command ends."""
-    if component:
-        from surgery.files.pipeline import only_component
-
-        context.with_resource(only_component(component))
-    return component
 
 
 Component = Annotated[
@@ -92,7 +95,7 @@ Component = Annotated[
     typer.Option(
         "--component",
         metavar="NAME",
-        callback=_only_component,
+        callback=_until_the_end(_component_alone),
         help="Of a pipeline, this one alone, such as transformer or unet.",
         rich_help_panel=RUNNING,
     ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, which wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """saved(family, shard=None, dtype=torch.float32) -> the folder of a real checkpoint; the same call, the same
@@ -99,6 +111,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+def unpacked(archive: Path, factory: pytest.TempPathFactory) -> Path:
+    """What a fixture's archive holds, in a folder of its own: never written to."""
+    folder = factory.mktemp(archive.parent.name)
+    with tarfile.open(archive) as held:
+        held.extractall(folder, filter="data")
+    return folder
 
 
 def hashes(folder: Path, *, without: tuple[str, ...] = (".surgery",)) -> dict[str, str]:

@@ -6,13 +6,13 @@ Pipelines of diffusers (`model_index.json`), and models of sentence-transformers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 
 from ..errors import FormatError, NotACheckpoint, nearest, series
 from .beside_adapter import is_litter
 from .folder import Folder, PathLike, locate
+from .meant import meaning
 from .strict import MEND, parse_object
 
 MODEL_INDEX = "model_index.json"
@@ -21,14 +21,9 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _COMPONENT: ContextVar[str] = ContextVar("component", default="")
 
 
-@contextmanager
-def only_component(name: str) -> Iterator[None]:
+def only_component(name: str) -> AbstractContextManager[None]:
     """Inside, a pipeline that is opened is its component of that name alone."""
-    token = _COMPONENT.set(name)
-    try:
-        yield
-    finally:
-        _COMPONENT.reset(token)
+    return meaning(_COMPONENT, name)
 
 
 def component_meant() -> str:

@@ -6,7 +6,6 @@ Headers and the index are read and held against each other, nothing else. Where 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -16,11 +15,12 @@ from ..lazy.tensor import File, Stored
 from ..names import natural
 from .folder import Folder
 from .index import Index, parse_index
+from .numbered import check_all_there, numbered
 from .opened import Opened
 from .peft import CONFIG as ADAPTER_CONFIG
 from .peft import WEIGHTS as ADAPTER_WEIGHTS
 from .safetensors import Header, tensors_of
-from .stale_index import NUMBERED, left_out, stale
+from .stale_index import left_out, stale
 
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _INDICES = "*.safetensors.index*.json"
@@ -151,18 +151,10 @@ def _check_set(folder: Folder, shards: Sequence[str], where: str) -> None:
 
 def _bare(folder: Folder, shards: list[str]) -> Opened:
     """Shards without an index. Numbered ones must be complete."""
-    numbered = [found for shard in shards if (found := NUMBERED.fullmatch(shard))]
-    here = Counter(found.groups() for found in numbered)
-    for shard in numbered:
-        if here[shard.groups()] != int(shard["count"]):
-            raise NotACheckpoint(
-                f"{here[shard.groups()]} of {int(shard['count'])} shards were given, and no index",
-                where=[folder.at(shard[0])],
-                help="pass the folder with all of them; if some are missing there, fetch them, or the index",
-            )
+    check_all_there(folder, shards)
     stem = shards[0].removesuffix(".safetensors") if len(shards) == 1 else "model"
-    if numbered:
-        stem = numbered[0]["stem"].removesuffix(
+    if found := numbered(shards):
+        stem = found[0]["stem"].removesuffix(
             ".safetensors"
         )  # some tools write model.safetensors-00001-of-00002.safetensors
     return _made(folder, _headers(folder, shards), stem, index_name_of(stem))

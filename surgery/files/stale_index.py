@@ -4,16 +4,14 @@ shards of its own set it leaves out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 from ..errors import SurgeryError, listed
 from ..names import natural
 from .folder import Folder
 from .index import Index
+from .numbered import numbered
 from .refs import has_scheme, parse_ref
-
-NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 
 
 def holding(folder: Folder, index: Index) -> list[str]:
@@ -50,6 +48,6 @@ def stale(folder: Folder, index: Index, name: str) -> str:
 
 def left_out(folder: Folder, shards: Collection[str]) -> list[str]:
     """The numbered shards in the folder that belong to the set of these, by stem and count, and are none of them."""
-    sets = {found.groups() for shard in shards if (found := NUMBERED.fullmatch(shard))}
-    others = {name: NUMBERED.fullmatch(name) for name in folder.names() if name not in shards}
-    return sorted((name for name, found in others.items() if found and found.groups() in sets), key=natural)
+    sets = {found.groups() for found in numbered(list(shards))}
+    others = numbered([name for name in folder.names() if name not in shards])
+    return sorted((found[0] for found in others if found.groups() in sets), key=natural)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from ..errors import FormatError, listed
+from .meant import meaning
 
 _SHARED = re.compile(r"blobs/(?P<part>[0-9a-f]{2})/(?P<hash>[0-9a-f]{64})")
 _FOLLOW: ContextVar[bool] = ContextVar("follow links", default=False)
@@ -36,16 +36,11 @@ class Snapshot:
         return f"hf download {self.repo_id} --revision {self.commit}"
 
 
-@contextmanager
-def following_links(follow: bool = True) -> Iterator[None]:
+def following_links(follow: bool = True) -> AbstractContextManager[None]:
     """Inside, links are followed wherever they lead: for folders whose links you know. To be held around opening and
     writing.
     """
-    token = _FOLLOW.set(follow)
-    try:
-        yield
-    finally:
-        _FOLLOW.reset(token)
+    return meaning(_FOLLOW, follow)
 
 
 def followed() -> bool:

@@ -33,8 +33,9 @@ def with_layers(
     _check_there(before, model_class, stack, there)
     _check_numbers(config, order)
     wanted, why = _reordered(before, stack, order), dict[str, str]()
-    for at, key in _counts(config, len(before.layers[stack])):
-        for changed in _changed(config, at, key, order):
+    whole = complete(config)
+    for at, key in _counts(whole, len(before.layers[stack])):
+        for changed in _changed(config, _section(whole, at), at, key, order):
             try:
                 found = stacks_of(changed, model_class)
             except PlanError as error:
@@ -67,10 +68,10 @@ def _reordered(before: Stacks, stack: str, order: Sequence[int]) -> Stacks:
     return replace(before, layers={**before.layers, stack: tuple(layers[old] for old in order)})
 
 
-def _counts(config: Config, many: int) -> list[tuple[tuple[str, ...], str]]:
+def _counts(whole: Config, many: int) -> list[tuple[tuple[str, ...], str]]:
     """Where the config, defaults included, may say how many layers there are: what is usual comes first."""
     found = []
-    for at, section in _sections(complete(config)):
+    for at, section in _sections(whole):
         found += [(at, key) for key, value in section.items() if type(value) is int and value == many]
     return sorted(found, key=lambda one: (COUNTS.index(one[1]) if one[1] in COUNTS else len(COUNTS), one))
 
@@ -82,15 +83,16 @@ def _sections(config: Config, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
             yield from _sections(value, (*at, key))
 
 
-def _changed(config: Config, at: tuple[str, ...], key: str, order: Sequence[int]) -> Iterator[Config]:
-    """The config with another number of layers, and with fewer or more of the lists beside it in the new order."""
-    whole = _section(complete(config), at)
+def _changed(config: Config, whole: Config, at: tuple[str, ...], key: str, order: Sequence[int]) -> Iterator[Config]:
+    """The config with another number of layers, and with fewer or more of the lists beside it in the new order. `whole`
+    is the section that the number is in, defaults included.
+    """
     many = whole[key]
     each = {k: v for k, v in whole.items() if isinstance(v, list | tuple) and len(v) == many and not k.endswith("_id")}
     named = {k: [v[old] for old in order] for k, v in each.items() if "layer" in k}
     others = {k: [v[old] for old in order] for k, v in each.items() if "layer" not in k and k != "architectures"}
     numbers = {k: _moved(v, order) for k, v in whole.items() if k not in each and _numbers(v, many) and "layer" in k}
-    for more in product((numbers, {}), ({}, others)):
+    for more in product([numbers, {}] if numbers else [{}], [{}, others] if others else [{}]):
         yield _put(config, at, {key: len(order), **named, **more[0], **more[1]})
 
 

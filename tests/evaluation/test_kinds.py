@@ -25,6 +25,7 @@ from surgery.evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
 from surgery.files.safetensors import read_header, tensors_of
 from surgery.lazy.change import Change
 from surgery.lazy.dtypes import DTYPES, F64
+from surgery.lazy.hadamard import Hadamard
 from surgery.lazy.low_rank import LowRank
 from surgery.lazy.tensor import (
     Before,
@@ -146,14 +147,26 @@ def test_windows_are_slices(kind: type[Change], pools: Pools, data: st.DataObjec
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_an_undone_sum_is_the_base_again(kind: type[Change], pools: Pools, data: st.DataObject) -> None:
-    """Nearly: the prediction is what a record corrects; products of small numbers that cancel are predicted worst."""
-    lazy, _, _ = summed(data.draw, pools, kind)
+    """Nearly: the prediction is what a record corrects."""
+    lazy, _, change = summed(data.draw, pools, kind)
     assert isinstance(lazy, Sum)
     if not undoable(lazy.deltas):
         return
     wide = add(lazy.base, lazy.deltas, F64, lazy.gain)
     base, back = load(lazy.base).double(), load(Before(F64, wide, lazy.deltas, lazy.gain))
-    assert torch.allclose(back, base, rtol=1e-4, atol=1e-2 * max(1.0, float(load(wide).abs().max())))
+    atol = 1e-3 * max(1.0, float(load(wide).abs().max())) + unsure(change)
+    assert torch.allclose(back, base, rtol=1e-4, atol=atol)
+
+
+def unsure(change: Change) -> float:
+    """How far a product of low ranks may be predicted off: each is one of factors of 24 bits, and where one cancels,
+    what it is off by is multiplied by the others.
+    """
+    if not isinstance(change, Hadamard):
+        return 0.0
+    sizes = [float((load(one.left).double().abs() @ load(one.right).double().abs()).max()) for one in change.of]
+    scales = math.prod(abs(one.scale) for one in change.of) * abs(change.scale)
+    return len(sizes) * 2**-23 * scales * math.prod(sizes)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES.get)

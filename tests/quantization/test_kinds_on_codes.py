@@ -4,7 +4,7 @@ mean, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,7 @@ SMALL = {"RANDLORA": 0.02, "OFT": 0.05, "BOFT": 0.05, "MISS": 0.03}  # how far p
 Base = Callable[[str], tuple[Path, Path]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,14 @@ def grouped(found: Found, rule: re.Pattern[str]) -> tuple[dict[str, dict[str, Te
     return modules, rest
 
 
+def all_grouped(found: Found, rule: re.Pattern[str], tool: str) -> dict[str, dict[str, Tensor]]:
+    """All tensors by module and part. Raises FormatError for those that the rule has no meaning for, too."""
+    modules, rest = grouped(found, rule)
+    if rest:
+        raise strangers(found, sorted(rest), tool)
+    return modules
+
+
 def pair_of(
     found: Found, module: str, parts: Mapping[str, Tensor], names: Sequence[str], axes: int = 2
 ) -> list[Tensor]:

@@ -21,7 +21,7 @@ from ...lazy.tensor import Tensor, permute
 from ..gguf.moves import Heads, Move, keys, queries, tripled
 from ..gguf.names import ARCHITECTURES
 from ..peft import Adapter
-from .format import Format, Found, Said, grouped, pair_of, strangers, told_alpha
+from .format import Format, Found, Said, all_grouped, pair_of, told_alpha
 from .lora import is_embedding, lora_adapter
 
 TOOL = "llama.cpp"
@@ -52,9 +52,7 @@ def read(found: Found, said: Said) -> Adapter:
         what = f"what tensors of `{name}` are called is not known"
         tip = f"known: {series(sorted(ARCHITECTURES))}; else take the PEFT adapter that it was made of"
         raise NotSupported(what, where=[found.path], help=tip)
-    modules, rest = grouped(found, _NAME)
-    if rest:
-        raise strangers(found, sorted(rest), TOOL)
+    modules = all_grouped(found, _NAME, TOOL)
     lora: dict[str, dict[str, Tensor]] = {}
     names, ranks = dict[str, str](), dict[str, tuple[int, float | None]]()
     for module, parts in modules.items():

@@ -22,7 +22,7 @@ from typing import Any
 from ...errors import AdapterError, NotSupported
 from ...lazy.tensor import Tensor, narrow, reshape
 from ..peft import Adapter
-from .format import Format, Found, Said, grouped, pair_of, strangers, told_alpha
+from .format import Format, Found, Said, all_grouped, pair_of, told_alpha
 from .lora import lora_adapter, numbers
 
 TOOL = "Megatron"
@@ -53,9 +53,7 @@ def recognise(found: Found) -> str:
 
 def read(found: Found, said: Said) -> Adapter:
     """The adapter, on Megatron's modules: `fit` gives it the base's. Raises FormatError, AdapterError."""
-    modules, rest = grouped(found, _NAME)
-    if rest:
-        raise strangers(found, sorted(rest), TOOL)
+    modules = all_grouped(found, _NAME, TOOL)
     files = {(match["module"], match["part"]): name for name in found.tensors if (match := _NAME.fullmatch(name))}
     lora: dict[str, dict[str, Tensor]] = {}
     names, ranks = dict[str, str](), dict[str, tuple[int, float | None]]()

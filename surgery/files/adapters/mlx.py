@@ -22,7 +22,7 @@ from ...errors import AdapterError, NotSupported, listed
 from ...lazy.tensor import Tensor, narrow, permute, reshape
 from ...names import is_called
 from ..peft import Adapter
-from .format import Format, Found, Said, grouped, pair_of, strangers, told_alpha
+from .format import Format, Found, Said, all_grouped, pair_of, told_alpha
 from .lora import is_embedding, lora_adapter
 
 TOOL = "MLX"
@@ -51,9 +51,7 @@ def read(found: Found, said: Said) -> Adapter:
         return _whole(found)
     if kind not in ("lora", "dora"):
         raise NotSupported(f"fine_tune_type {kind!r} of MLX is not known", where=[found.path], help="fuse it with MLX")
-    modules, rest = grouped(found, _NAME)
-    if rest:
-        raise strangers(found, sorted(rest), TOOL)
+    modules = all_grouped(found, _NAME, TOOL)
     dora = {module for module, parts in modules.items() if "m" in parts}
     if (found.config and bool(dora) != (kind == "dora")) or (dora and dora != modules.keys()):
         what = f"{len(dora)} of {len(modules)} modules have DoRA's magnitudes, and fine_tune_type is {kind!r}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 from ...errors import FormatError, NotACheckpoint, NotSupported, listed, series
@@ -12,6 +12,8 @@ from ...lazy.tensor import Stored, Tensor
 from ..beside_adapter import is_litter
 from ..folder import Folder
 from ..index import Index, parse_index
+from ..meant import meaning
+from ..numbered import check_all_there, numbered
 from ..opened import Opened
 from .distributed import is_distributed, read_distributed
 from .far import read_far
@@ -30,18 +32,12 @@ _PARTS = {
     re.compile(r".*mp_rank_\d+.*\.pt"): "one rank's part of a model, as DeepSpeed writes it",
     re.compile(r".*\.distcp"): "a part of a distributed checkpoint",
 }
-_NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.(?P<end>bin|pt|pth|ckpt)")
 _PREFERRED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 
 
-@contextmanager
-def under_key(key: str) -> Iterator[None]:
+def under_key(key: str) -> AbstractContextManager[None]:
     """Inside, the weights of a file that torch saved are those under `key`, with dots between its parts; `.`: all."""
-    token = _KEY.set(key)
-    try:
-        yield
-    finally:
-        _KEY.reset(token)
+    return meaning(_KEY, key)
 
 
 def key_meant() -> str:
@@ -98,19 +94,8 @@ def pickled(folder: Folder, name: str) -> list[str]:
 
 def _one_set(names: Sequence[str]) -> bool:
     """Whether these are numbered shards of one model."""
-    found = [_NUMBERED.fullmatch(name) for name in names]
-    return len({one and one.groups() for one in found}) == 1 and None not in found
-
-
-def _check_set(folder: Folder, names: Sequence[str]) -> None:
-    """Raise NotACheckpoint for numbered shards that are not all there: half a model looks like a whole one."""
-    shard = _NUMBERED.fullmatch(names[0])
-    if shard and int(shard["count"]) != len(names):
-        raise NotACheckpoint(
-            f"{len(names)} of {int(shard['count'])} shards were given, and no index",
-            where=[folder.at(names[0])],
-            help="pass the folder with all of them; if some are missing there, fetch them, or the index",
-        )
+    found = numbered(names)
+    return len(found) == len(names) and len({one.groups() for one in found}) == 1
 
 
 def read_model(folder: Folder, names: Sequence[str]) -> Opened:
@@ -120,7 +105,7 @@ def read_model(folder: Folder, names: Sequence[str]) -> Opened:
     name = names[0]
     _check_whole(folder, name)
     if not name.endswith(INDEX):
-        _check_set(folder, names)
+        check_all_there(folder, names)
         held = {one: _read(folder, one) for one in names}
         _check_apart(folder, name, held)
         shards = {t: _called(file, single=len(names) == 1) for file, one in held.items() for t in one.tensors}

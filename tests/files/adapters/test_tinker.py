@@ -114,8 +114,13 @@ def test_placeholders_are_dropped_by_name(tmp_path: Path) -> None:
     moe().save_pretrained(tmp_path / "base")
     at = "base_model.model.model.layers.0.mlp.experts.w1"
     empty = {f"{at}.lora_A.weight": torch.empty(0, R, HIDDEN), f"{at}.lora_B.weight": torch.empty(0, WIDE, R)}
-    saved_as(tmp_path / "a", {**factors(), **empty}, "adapter_model.safetensors", CONFIG)
-    merged_with(tmp_path / "base", tmp_path / "a", tmp_path / "out")
+    full = factors()
+    for name, held in (("a", {**full, **empty}), ("b", full)):
+        saved_as(tmp_path / name, held, "adapter_model.safetensors", CONFIG)
+    merged = surgery.merge(surgery.open_checkpoint(tmp_path / "base"), surgery.open_adapter(tmp_path / "a"))
+    assert set(empty) <= set(surgery.plan(merged).dropped)
+    one, two = (weights_in(merged_with(tmp_path / "base", tmp_path / x, tmp_path / f"o{x}")) for x in ("a", "b"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_model_that_sees(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import unpacked
 from safetensors.torch import load_file
 
 import surgery
@@ -20,10 +20,7 @@ FIXTURE = Path(__file__).parents[2] / "fixtures/distributed/checkpoints.tar.xz"
 @pytest.fixture(scope="session")
 def saves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the ranks saved: never written to."""
-    folder = tmp_path_factory.mktemp("distributed")
-    with tarfile.open(FIXTURE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpacked(FIXTURE, tmp_path_factory)
 
 
 @pytest.mark.parametrize("kind", ["ranks", "app"])

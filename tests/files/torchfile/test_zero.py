@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import hashes
+from conftest import hashes, unpacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -33,10 +32,7 @@ NOT_CONVERTED = "two/z1-bf16-fp32sums-frozen-groups"  # DeepSpeed's converter re
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What DeepSpeed's engine saved: never written to."""
-    folder = tmp_path_factory.mktemp("deepspeed")
-    with tarfile.open(FIXTURE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpacked(FIXTURE, tmp_path_factory)
 
 
 def written(folder: Path, out: Path, key: str = "") -> dict[str, torch.Tensor]:

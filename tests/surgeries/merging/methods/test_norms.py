@@ -15,7 +15,8 @@ import surgery
 from .cases import Case, fresh, live, output, trained
 from .test_methods import base as base
 from .test_methods import computed, merged
-from .test_methods import one_thread as one_thread
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TARGETS = {
     "norms": ["input_layernorm", "norm"],

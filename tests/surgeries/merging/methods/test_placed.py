@@ -33,7 +33,8 @@ from .rows_placed import CONV1D, LINEARS
 from .rows_spectra import wavelets, waves
 from .test_methods import base as base
 from .test_methods import computed, merged
-from .test_methods import one_thread as one_thread
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Bases = Callable[..., Path]
 SHIRA = Case("linear", lambda: peft.ShiraConfig(r=4, target_modules=LINEARS))

@@ -17,7 +17,8 @@ from surgery.errors import SurgeryError
 from . import rows
 from .cases import trained
 from .test_methods import base as base
-from .test_methods import one_thread as one_thread
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = [
     "LoHa on Linear",
