@@ -57,13 +57,13 @@ from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
+from .surgeries.fused import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.injecting.inject import inject
 from .surgeries.layers import layers
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
 from .surgeries.rename import drop, rename
-from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
 from .version import __version__
 
