@@ -39,4 +39,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "surgery convert-adapter lora -o mlx --to mlx",
     ),
     "push": ("surgery push merged org/name --private",),
+    "run": ("surgery run recipe.yaml", "surgery run recipe.yaml --set merge.scale=0.5", "surgery run out -o again"),
+    "schema": ("surgery schema > recipe.schema.json",),
 }

@@ -275,7 +275,7 @@ def writing_options(command: Callable[..., None], needs: str = "") -> Callable[.
     own = {p.name: p for p in taken if p.name not in groups}
     shared: list[inspect.Parameter] = []
     for group in groups.values():
-        for field, hint in _options_of(group):
+        for field, hint in options_in(group):
             if field.name in own or field.name in hints:
                 continue
             hints[field.name] = hint
@@ -284,7 +284,7 @@ def writing_options(command: Callable[..., None], needs: str = "") -> Callable[.
     @wraps(command)
     def wrapped(*args: Any, **values: Any) -> None:
         said = {name: values.pop(name) for name in own if name in values}
-        made = {name: _made(group, values) for name, group in groups.items()} | said
+        made = {name: made_of(group, values) for name, group in groups.items()} | said
         command(*args, **values, **made)
 
     if needs:
@@ -310,23 +310,23 @@ def _needed(hint: Any) -> Any:
 
 
 @cache
-def _options_of(group: Any) -> Sequence[tuple[Field[Any], Any]]:
+def options_in(group: Any) -> Sequence[tuple[Field[Any], Any]]:
     """The options of a group, with their types."""
     hints = get_type_hints(group, include_extras=True)
     found = list[tuple[Field[Any], Any]]()
     for field in fields(group):
         hint = hints[field.name]
         nested: bool = is_dataclass(hint)
-        found += _options_of(hint) if nested else [(field, hint)]
+        found += options_in(hint) if nested else [(field, hint)]
     return found
 
 
-def _made(group: Any, values: dict[str, Any]) -> Any:
+def made_of(group: Any, values: dict[str, Any]) -> Any:
     """The group with its options' values, which are taken out of `values`."""
     hints = get_type_hints(group, include_extras=True)
     return group(
         **{
-            f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name, f.default)
+            f.name: made_of(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name, f.default)
             for f in fields(group)
         }
     )

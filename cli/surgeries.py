@@ -13,7 +13,7 @@ import typer
 
 from surgery.recipes.kinds import Opened, WrongValue
 from surgery.recipes.parameters import Signature, signature_of
-from surgery.recipes.saying import Opening, Running, apply, opened, read
+from surgery.recipes.saying import Opening, Running, apply, check_said, opened, read
 from surgery.recipes.table import STEPS, Step
 
 from .options import Writing, writing_options
@@ -41,14 +41,11 @@ def _command(name: str, function: Callable[..., Any], signature: Signature) -> C
         told = {**{arguments[key].key: value for key, value in given.items() if value}, **said.said()}
         flowing = told.pop(signature.flowing.key)
         _check_needed(name, signature, told)
-
-        def made() -> Any:
-            try:
-                return _made(function, signature, flowing, told, options)
-            except WrongValue as error:
-                raise wrong(error) from error
-
-        written(made, options)
+        try:
+            check_said(signature, told)
+        except WrongValue as error:
+            raise wrong(error) from error
+        written(lambda: _made(function, signature, flowing, told, options), options)
 
     parameters = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=... if one.needed else None)
@@ -76,7 +73,7 @@ def _made(
     with looking(shown="on_tensor" in signature.running and not (options.quiet or options.json)) as on_tensor:
         memory = parse_size(options.memory) if options.memory else None
         how = Opening(running=Running(options.workers, memory, on_tensor))
-        first = opened(signature.flowing, signature.flowing.kind.read(flowing, ""), opening, how)
+        first = opened(kind, kind.read(flowing, ""), opening, how)
         return apply(function, first, told, how)
 
 

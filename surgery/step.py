@@ -37,7 +37,7 @@ class Option:
 
     It is called as the parameter, `max_rank` is `--max-rank`, unless `flags` say otherwise. `metavar` stands for its
     value; of a sequence, one with a comma, `W,W,…`, is given at once, another one often. `path`: it names a place.
-    `least`: the smallest number that means anything.
+    `least`: the smallest number that means anything. `among`: the words that can be said, where they are few.
     """
 
     help: str
@@ -46,6 +46,7 @@ class Option:
     panel: str = ""
     path: bool = False
     least: int | None = None
+    among: tuple[str, ...] = ()
 
     def key(self, name: str) -> str:
         """Its name in a recipe, and behind `--`, where it is the parameter `name`."""
@@ -141,8 +142,10 @@ def _after(function: Callable[..., Any], signature: inspect.Signature, given: Ma
             continue
         if isinstance(told, _Fields):
             said |= told.fields
+        elif name in options:
+            said[options[name].key(name)] = Place(told) if options[name].path and isinstance(told, str) else told
         else:
-            said[options[name].key(name) if name in options else name.replace("_", "-")] = told
+            said[name.replace("_", "-")] = told
     before = _told(given[flowing])
     call = Call(function.__name__.replace("_", "-"), said)
     if isinstance(before, Recipe):

@@ -54,11 +54,13 @@ class Scalar:
         return self.of
 
     def read(self, said: Any, metavar: str) -> Any:
+        if self.of is str and isinstance(said, int) and not isinstance(said, bool):
+            return str(said)
         fits = isinstance(said, self.of) and (self.of is bool or not isinstance(said, bool))
         if self.of is float and isinstance(said, int) and not isinstance(said, bool):
             return said
         if not fits or (self.of is float and not math.isfinite(said)):
-            raise WrongValue(f"{said!r} is not {_WORDS[self.of]}", help=metavar and f"such as {metavar}")
+            raise WrongValue(f"{said!r} is not {_WORDS[self.of]}", help=f"wanted is {metavar}" if metavar[1:] else None)
         return said
 
     def schema(self) -> dict[str, Any]:
@@ -234,7 +236,8 @@ def choice(said: str, among: Collection[str]) -> str:
     """One of the names that are there. Raises WrongValue with the nearest."""
     if said in among:
         return said
-    raise WrongValue(f"there is no `{said}`", help=f"nearest are {series(nearest(said, among) or sorted(among))}")
+    close = nearest(said, among)
+    raise WrongValue(f"`{said}` is none of {series(list(among))}", help=f"nearest is {close[0]}" if close else None)
 
 
 def _alternatives(hint: Any) -> Sequence[Any]:

@@ -39,6 +39,12 @@ def apply(function: Callable[..., Any], flowing: Any, said: Mapping[str, Any], h
     return function(flowing, **arguments(signature_of(function), said, how))
 
 
+def check_said(signature: Signature, said: Mapping[str, Any]) -> None:
+    """Raise WrongValue for what cannot be read, before anything is opened."""
+    read(signature.opening, said)
+    _groups(signature, read(signature.parameters, said))
+
+
 def arguments(signature: Signature, said: Mapping[str, Any], how: Opening) -> dict[str, Any]:
     """What Python is to be given."""
     found, opening = read(signature.parameters, said), read(signature.opening, said)
@@ -46,16 +52,14 @@ def arguments(signature: Signature, said: Mapping[str, Any], how: Opening) -> di
     for one in signature.parameters:
         if one.key in found and not one.within:
             value = found[one.key]
-            values[one.name] = opened(one, value, opening, how) if isinstance(one.kind, Opened) else value
+            values[one.name] = opened(one.kind, value, opening, how) if isinstance(one.kind, Opened) else value
             if one.option.path and isinstance(value, str):
                 values[one.name] = how.place(value)
     return values | _groups(signature, found)
 
 
-def opened(parameter: Parameter, said: Sequence[Any], opening: Mapping[str, Any], how: Opening) -> Any:
-    """What is opened for a parameter: one, or a list where it may be several."""
-    kind = parameter.kind
-    assert isinstance(kind, Opened)
+def opened(kind: Opened, said: Sequence[Any], opening: Mapping[str, Any], how: Opening) -> Any:
+    """What is opened for a parameter of the kind: one, or a list where it may be several."""
     alike = [_as_mapping(one) for one in said]
     if kind.openers == ("Adapter",) and all(set(one) == {"path"} for one in alike):
         found: list[Any] = list(open_adapters([how.place(one["path"]) for one in alike], **as_opened(opening)))
@@ -103,7 +107,10 @@ def as_opened(said: Mapping[str, Any]) -> dict[str, Any]:
 def _read(parameter: Parameter, said: Any) -> Any:
     """The value that was said."""
     try:
-        return parameter.kind.read(said, parameter.option.metavar)
+        value = parameter.kind.read(said, parameter.option.metavar)
+        for one in (value if isinstance(value, list) else [value]) if parameter.option.among else ():
+            choice(one.replace("_", "-"), parameter.option.among)
+        return value
     except WrongValue as error:
         raise WrongValue(error.what, where=[parameter.key], help=error.help) from error
 

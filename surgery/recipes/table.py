@@ -44,13 +44,16 @@ class Step:
 def injected(
     base: Checkpoint,
     as_: Annotated[
-        str, Option("A PEFT folder, or the base with the LoRA in a shard of its own.", "adapter|checkpoint")
+        str,
+        Option(
+            "A PEFT folder, or the base with the LoRA in a shard of its own.",
+            "adapter|checkpoint",
+            among=("adapter", "checkpoint"),
+        ),
     ] = "adapter",
     **said: Any,
 ) -> Adapter | Checkpoint:
     """Make a zero-initialised LoRA adapter for a base, from headers alone: PEFT loads it, and nothing changes yet."""
-    if as_ not in ("adapter", "checkpoint"):
-        raise SurgeryError(f"`{as_}` is nothing that is injected as", help="--as adapter, or --as checkpoint")
     adapter = inject(base, **said)
     return inject_into(base, adapter) if as_ == "checkpoint" else adapter
 

@@ -23,7 +23,7 @@ _Target = TypeVar("_Target", Checkpoint, Adapter)
 CALLED = {"qkv": ("qkv", "kv"), "gate-up": ("gate_up",), "experts": ("experts",)}
 
 Kinds = Annotated[
-    Collection[str], Option(f"Of {', '.join(CALLED)}; all that are there if not given.", "KIND,…", ("--kinds",))
+    Collection[str], Option(f"Of {', '.join(CALLED)}; all that are there if not given.", "KIND,…", among=tuple(CALLED))
 ]
 To = Annotated[
     str | None, Option("Write what this class of transformers loads, such as llama.", "MODEL_TYPE", ("--as",))

@@ -53,7 +53,9 @@ def extract(
     rest: Annotated[
         str,
         Option(
-            "What differs and gets no LoRA: refuse, hold it whole, or leave it as it is in BASE.", "error|save|leave"
+            "What differs and gets no LoRA: refuse, hold it whole, or leave it as it is in BASE.",
+            "error|save|leave",
+            among=("error", "save", "leave"),
         ),
     ] = "error",
     only: Annotated[str | None, Option("LoRA on the modules whose whole name matches alone.", "REGEX")] = None,
