@@ -17,14 +17,14 @@ from ..lazy.tensor import Tensor
 from ..models.families import TIES, Ties, tied, ties, untied
 from ..models.header_ties import header_families, header_ties
 from ..models.tying import holder_of, tied_families
-from ..opened import takes_opened
 from ..quantization.kept_whole import held_in
+from ..step import step
 from .header_ties import retied
 
 Families = Sequence[tuple[str, ...]]
 
 
-@takes_opened
+@step
 def tie(checkpoint: Checkpoint) -> Checkpoint:
     """Store the output head and the input embedding once, as their class saves them when it ties them, and set
     tie_word_embeddings.
@@ -55,7 +55,7 @@ def tie(checkpoint: Checkpoint) -> Checkpoint:
     return retied(made, checkpoint, {name: found.get(holder, holder) for name, holder in held.items()})
 
 
-@takes_opened
+@step
 def untie(checkpoint: Checkpoint) -> Checkpoint:
     """Store each of the tensors that are one in the model under its own name, and unset tie_word_embeddings, so that
     they can be trained apart. What a header ties is stored as well.
