@@ -38,7 +38,9 @@ def tie(checkpoint: Checkpoint) -> Checkpoint:
     families = tied_families(config, checkpoint.tensors)
     if not families:
         names = [*dict.fromkeys(known.others.values()), *known.others]
-        raise NothingMatched(f"neither {' nor '.join(names)} is stored", where=[checkpoint.path])
+        raise NothingMatched(
+            f"none of what {_class_of(config)} ties is stored: {series(names)}", where=[checkpoint.path]
+        )
     found = {name: holder for name, holder in _pairs(families, checkpoint.tensors) if name in checkpoint.tensors}
     if not found and ties(checkpoint.config):
         raise NothingMatched("they are tied already", where=[checkpoint.path, *map(" = ".join, families)])
@@ -114,8 +116,8 @@ def _known(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Ties:
         what = f"{name} ties what is not stored, whatever config.json says"
     else:
         what = f"tie_word_embeddings says more to {name} than whether two tensors are one"
-    tip = "load it in its class, and let that save it" if known else None
-    raise NotSupported(what, where=[f"{checkpoint.path}: config.json"], help=tip)
+    mend = "load it in its class, and let that save it" if known else None
+    raise NotSupported(what, where=[f"{checkpoint.path}: config.json"], help=mend)
 
 
 def _class_of(config: Mapping[str, Any]) -> str:
