@@ -112,8 +112,15 @@ def _convert(step: Step) -> str:
 
 
 def _cast(step: Step) -> str:
-    kept = step.get("kept")
-    return _line("cast", str(step["dtype"]), f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "")
+    kept, number = step.get("kept"), step.get("cast")
+    return _line(
+        "cast",
+        str(step["dtype"]),
+        f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "",
+        _count(number, "tensor") if number is not None else "",
+        *_given(step, "only", "except"),
+        "what is beyond its range as torch has it" if step.get("allow_overflow") else "",
+    )
 
 
 def _replicate(step: Step) -> str:

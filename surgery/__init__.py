@@ -53,6 +53,7 @@ from .planning.plan import Plan, plan
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
+from .surgeries.cast import cast
 from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
@@ -107,6 +108,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "cast",
     "clean",
     "combine",
     "convert",

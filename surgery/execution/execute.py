@@ -26,12 +26,15 @@ from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import (
     Erased,
     Loss,
+    Narrowed,
     Recoded,
     check_finite,
     check_survives,
     erased_in,
+    narrowed_in,
     note_on,
     note_on_broken,
+    note_on_narrowed,
     note_on_recoded,
     recoded_in,
 )
@@ -82,6 +85,7 @@ class Report:
     notes: tuple[str, ...] = field(default=())
     erased: tuple[Erased, ...] = ()  # where rounding leaves most of the changed weights as they were
     recoded: Recoded | None = None  # what is left of a change in codes that were made again
+    narrowed: tuple[Narrowed, ...] = ()  # where a dtype of less reach made values zero, or infinite
     costs: Mapping[str, object] = field(default_factory=dict)  # what another base than the adapters' costs
     linked: int = 0  # bytes that lie in the output without having been written: hard links to inputs
     commit: PushReport | None = None  # of an output on the Hub
@@ -171,6 +175,7 @@ def execute(
         check_survives(recoded_in(losses), plan.survives)
         notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
         notes += note_on_broken(losses)
+        notes += note_on_narrowed(narrowed_in(losses, plan.dtypes), resumed=bool(resumed))
         commit = _published(run, **replacing)
     return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
@@ -252,6 +257,7 @@ def _report(
         notes=tuple(dict.fromkeys(map(in_both, notes))),
         erased=erased_in(losses),
         recoded=recoded_in(losses),
+        narrowed=narrowed_in(losses, plan.dtypes),
         costs=plan.costs,
         linked=links.nbytes if links else 0,
         commit=commit,
