@@ -95,6 +95,18 @@ def _drop(step: Step) -> str:
     return _line("drop", f"{_count(len(dropped), 'tensor')} by {step['pattern']}", _some(dropped))
 
 
+def _keep(step: Step) -> str:
+    return _line("keep", f"{_count(step['kept'], 'tensor')} by {step['pattern']}", f"{len(step['dropped'])} left out")
+
+
+def _tie(step: Step) -> str:
+    return _line("tie", _some(f"{name} is {holder}" for name, holder in step["tied"].items()))
+
+
+def _untie(step: Step) -> str:
+    return _line("untie", _some(f"{name}, which was {holder}" for name, holder in step["stored"].items()))
+
+
 def _convert(step: Step) -> str:
     return _line(f"convert {step['from']} to {step['to']}", str(step["class"]))
 
@@ -172,6 +184,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "fuse": _fuse,
     "inject": _inject,
     "inject_into": _inject_into,
+    "keep": _keep,
     "layers": _layers,
     "merge": _merge,
     "quantize": _quantize,
@@ -179,5 +192,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "replicate": _replicate,
     "resize_adapter": _resize,
     "split": _split,
+    "tie": _tie,
     "unmerge": _unmerge,
+    "untie": _untie,
 }

@@ -21,7 +21,7 @@ from .files.adapters.opening import LOOKED_AT
 from .files.adapters.opening import opened as of_other_tool
 from .files.adapters.tinker import told
 from .files.beside_adapter import is_litter
-from .files.folder import Folder, PathLike, folder_at, locate
+from .files.folder import Folder, PathLike, folder_at, locate, opened_as
 from .files.formats import read_weights
 from .files.manifest import read_manifest
 from .files.opened import SHARD
@@ -36,6 +36,7 @@ from .files.torchfile.model import key_meant, under_key
 from .lazy.tensor import File, Input, Tensor
 from .models.originals import PARAMS
 from .opened import takes_opened
+from .step import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,7 @@ class Checkpoint:
     parts: Mapping[str, Checkpoint] = field(default_factory=dict)  # a pipeline's components, by folder, as opened
     format: str = ""  # of the files that were opened, in words; empty: safetensors
     scattered: bool = False  # its files are no shards: each holds pieces of all tensors
+    recipe: Recipe = field(default_factory=Recipe, compare=False)  # how it was made
 
     def __repr__(self) -> str:
         kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
@@ -144,18 +146,18 @@ def open_checkpoint(path: PathLike | Folder, *, key: str = "", component: str = 
     the index and the shards disagree; a HubError where the Hub refuses or does not answer.
     """
     with under_key(key or key_meant()), only_component(component or component_meant()):
-        return _opened(*meant_at(path))
+        folder, name = meant_at(path)
+        return replace(_opened(folder, name), recipe=opened_as(folder, name, key=key_meant()))
 
 
 @takes_opened
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = meant_at(path)
-    if (adapter := of_other_tool(folder, name, LOOKED_AT)) is not None:
-        return adapter
-    if name:
-        return _opened(folder, name)
-    return told(open_peft(folder)) if is_adapter(folder) else _opened(folder)
+    adapter = of_other_tool(folder, name, LOOKED_AT)
+    if adapter is None and not name and is_adapter(folder):
+        adapter = told(open_peft(folder))
+    return replace(adapter or _opened(folder, name), recipe=opened_as(folder, name, key=key_meant()))
 
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:
@@ -235,6 +237,7 @@ def of_adapter(adapter: Adapter) -> Checkpoint:
         history=(*(_earlier(folder) if folder else ()), *adapter.history),
         notes=(*([folder.note] if folder and folder.note else []), *adapter.notes, *notes),
         costs=adapter.costs,
+        recipe=adapter.recipe,
     )
 
 

@@ -24,6 +24,8 @@ from .errors import SurgeryError
 OPENERS = {"Checkpoint": "open_checkpoint", "Adapter": "open_adapter", "Plan": "plan", "PushPlan": "plan_push"}
 PATHS = frozenset({"PathLike", "str"})
 
+_TEXT = re.compile(r"'[^']*'|\"[^\"]*\"")  # what an annotation says in words
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -51,7 +53,7 @@ def takes_opened(function: _Function) -> _Function:
 def types_of(annotation: object, known: Mapping[str, Any]) -> frozenset[str]:
     """The names of the types in an annotation, those behind an alias or a type variable too."""
     found = set[str]()
-    for word in re.findall(r"\w+", str(annotation)):
+    for word in re.findall(r"\w+", _TEXT.sub("", str(annotation))):
         meant = known.get(word)
         parts = (
             meant.__constraints__

@@ -213,7 +213,7 @@ def test_the_targets_load_nothing(base: Path) -> None:
 
 
 ROOMS = (
-    ("arguments", "errors", "names", "opened", "version"),
+    ("arguments", "errors", "names", "opened", "step", "version"),
     ("lazy",),
     ("files", "evaluation"),
     ("models",),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import FormatError, HubError, NotACheckpoint
 from ..lazy.tensor import File
+from ..step import Place, Recipe
 from .opening import regular, regular_status
 from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
@@ -157,6 +158,12 @@ def locate(path: PathLike | Folder) -> tuple[Folder, str]:
             f"{full}: no such file or folder here, so it was read as the name of a repository on the Hub",
         ]
         raise type(error)(error.what, where=where, help=error.help) from error
+
+
+def opened_as(folder: Folder, name: str, **said: Any) -> Recipe:
+    """The recipe of what was opened in the folder, or is its file `name`, with what was `said` of it."""
+    told = {key: value for key, value in said.items() if value not in (None, "")}
+    return Recipe(Place(folder.at(name) if name else folder.path, told))
 
 
 def folder_at(path: PathLike | Folder) -> Folder | None:

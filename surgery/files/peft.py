@@ -19,6 +19,7 @@ from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import File, Input, Tensor
 from ..opened import takes_opened
+from ..step import Recipe
 from .adapter_config import check_config
 from .adapter_weights import Weights, read_weights
 from .beside_adapter import Beside, opened
@@ -78,6 +79,7 @@ class Adapter:
     costs: Mapping[str, Any] = field(default_factory=dict)  # what was given up to make it, for the report
     format: Mapping[str, Any] = field(default_factory=dict)  # of another tool: whose, what told it, what was said of it
     dialect: str = ""  # the tool as whose files call modules they are called here; "" where it is as the base does
+    recipe: Recipe = field(default_factory=Recipe, compare=False)  # how it was made
 
     def __repr__(self) -> str:
         kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())

@@ -1,28 +1,36 @@
-"""Rename and drop tensors."""
+"""Rename tensors, leave some out, or all but some."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
-from ..names import compiled, select
-from ..opened import takes_opened
+from ..names import compiled, natural, select
 from ..quantization.kept_whole import check_dropped, renamed_whole
+from ..step import Option, step
 from .header_ties import along
 
 Rule = tuple[str, str]
 
 
-@takes_opened
-def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
-    r"""Rewrite names: each rule (regular expression, replacement) in turn, wherever it occurs in a name.
+@step
+def rename(
+    checkpoint: Checkpoint,
+    rules: Annotated[
+        Sequence[Rule],
+        Option("Rewrite names, wherever REGEX occurs; may be given often.", "REGEX=REPLACEMENT", ("--map",)),
+    ],
+) -> Checkpoint:
+    r"""Rewrite tensor names, wherever a pattern occurs in them.
 
         rename(checkpoint, [(r"^transformer\.", "model.")])
 
-    A tensor keeps its shard, and a name that a header ties to it is rewritten as well, as is one in config.json's list
-    of modules that are not quantised.
+    Each rule (regular expression, replacement) is applied in turn, wherever it occurs in a name. A tensor keeps its
+    shard, and a name that a header ties to it is rewritten as well, as is one in config.json's list of modules that
+    are not quantised.
     Raises NothingMatched for a rule that occurs nowhere, PlanError where names collide, or where codes
     would lose what belongs to them.
     """
@@ -31,9 +39,9 @@ def rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 
 def _rename(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
     new = renamed(list(checkpoint.tensors), rules)
-    step = {"surgery": "rename", "rules": [list(r) for r in rules], "renamed": sum(o != n for o, n in new.items())}
+    told = {"surgery": "rename", "rules": [list(r) for r in rules], "renamed": sum(o != n for o, n in new.items())}
     made = checkpoint.with_step(
-        step,
+        told,
         tensors={new[n]: t for n, t in checkpoint.tensors.items()},
         weight_map={new[n]: s for n, s in checkpoint.weight_map.items()},
     )
@@ -80,9 +88,12 @@ def renamed(names: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
     return current
 
 
-@takes_opened
-def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
-    """Leave out every tensor whose whole name matches `pattern`. Raises NothingMatched where none does.
+@step
+def drop(
+    checkpoint: Checkpoint,
+    pattern: Annotated[str, Option("Leave out tensors whose whole name matches.", "REGEX")],
+) -> Checkpoint:
+    """Leave tensors out, by name. Raises NothingMatched where none matches `pattern` as a whole.
 
     What a header ties to one that is left out, and does not match, is stored. Raises PlanError where codes would be
     left without what they need, or the reverse.
@@ -91,10 +102,37 @@ def drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
 
 
 def _drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
-    dropped = {name: checkpoint.tensors[name] for name in select(checkpoint.tensors, pattern)}
+    names = select(checkpoint.tensors, pattern)
+    return _without(checkpoint, names, {"surgery": "drop", "pattern": pattern, "dropped": names})
+
+
+@step
+def keep(
+    checkpoint: Checkpoint,
+    pattern: Annotated[str, Option("Keep the tensors whose whole name matches, and no other.", "REGEX")],
+) -> Checkpoint:
+    r"""Leave out all tensors but some, by name: `drop` the other way round.
+
+        keep(checkpoint, r"model\.vision_tower\..*")
+
+    Raises NothingMatched where none does, PlanError where codes would be left without what they need, or the reverse.
+    What a header ties to one that is left out, and matches, is stored.
+    """
+    return along(checkpoint, lambda parted: _keep(parted, pattern))
+
+
+def _keep(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
+    kept = set(select(checkpoint.tensors, pattern))
+    rest = sorted((name for name in checkpoint.tensors if name not in kept), key=natural)
+    return _without(checkpoint, rest, {"surgery": "keep", "pattern": pattern, "kept": len(kept), "dropped": rest})
+
+
+def _without(checkpoint: Checkpoint, names: Sequence[str], done: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint without these tensors, which are dropped by name. Raises PlanError."""
+    dropped = {name: checkpoint.tensors[name] for name in names}
     check_dropped(checkpoint, dropped)
     return checkpoint.with_step(
-        {"surgery": "drop", "pattern": pattern, "dropped": list(dropped)},
+        done,
         tensors={n: t for n, t in checkpoint.tensors.items() if n not in dropped},
         weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in dropped},
         dropped={**checkpoint.dropped, **dropped},

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ...errors import AdapterError, FormatError, NotACheckpoint, SurgeryError, listed
 from ...evaluation.read import sha256
 from ...opened import takes_opened
+from ...step import MERGING, READING, Option
 from ..adapter_weights import Weights, is_gguf_here, is_weights, read_weights
 from ..beside_adapter import is_litter
-from ..folder import Folder, PathLike, locate
+from ..folder import Folder, PathLike, locate, opened_as
 from ..gguf.adapter import read_adapter
 from ..peft import CONFIG, PICKLED, WEIGHTS, Adapter, open_peft
 from ..safetensors import tensors_of
@@ -29,11 +30,25 @@ _MODELS = ("config.json", "model_index.json")
 @takes_opened
 def open_adapter(
     path: PathLike | Folder,
-    beside: Sequence[PathLike] | None = None,
+    beside: Annotated[
+        Sequence[PathLike] | None,
+        Option(
+            "Safetensors trained beside an adapter, merged along; may be given often; none leaves out what lies there.",
+            "FILE",
+            ("--with",),
+            MERGING,
+            path=True,
+        ),
+    ] = None,
     *,
-    format: str | None = None,
-    alpha: float | None = None,
-    enable_lora: Sequence[bool] | None = None,
+    format: Annotated[
+        str | None, Option("Which tool's it is, where its content is read in more than one way.", "NAME", (), READING)
+    ] = None,
+    alpha: Annotated[float | None, Option("The scale is alpha / rank; never guessed.", "X", (), READING)] = None,
+    enable_lora: Annotated[
+        Sequence[bool] | None,
+        Option("The trained parts of fused projections, as loralib's enable_lora: 1,0,1.", "N,N,…", panel=READING),
+    ] = None,
 ) -> Adapter:
     """The adapter at `path`, here or on the Hub, as for `open_checkpoint`: a PEFT folder, or the file of another tool,
     or a folder with one. Raises NotACheckpoint, FormatError, AdapterError, NotSupported, HubError.
@@ -47,6 +62,14 @@ def open_adapter(
     """
     said = Said(format, alpha, tuple(enable_lora) if enable_lora is not None else None)
     folder, name = locate(path)
+    enabled = None if enable_lora is None else [int(one) for one in enable_lora]
+    files = None if beside is None else list(map(str, beside))
+    made = _meant(folder, name, said, beside)
+    how = {"format": format, "alpha": alpha, "enable-lora": enabled, "with": files}
+    return replace(made, recipe=opened_as(folder, name, **how))
+
+
+def _meant(folder: Folder, name: str, said: Said, beside: Sequence[PathLike] | None) -> Adapter:
     if (found := opened(folder, name, said)) is None:
         check_no_archive(folder, name)
         if said != Said():
