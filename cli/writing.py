@@ -11,7 +11,7 @@ import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
 
 from . import output
-from .options import Writing, check_size
+from .options import Writing, check_executor, check_size
 from .progress import progress
 
 
@@ -22,6 +22,7 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     dest = options.destination()
     for option, text in (("--max-shard-size", options.max_shard_size), ("--memory", options.memory)):
         check_size(text, option)
+    check_executor(options.executor, options.address)
     checkpoint = surgeries()
     plan = surgery.plan(
         checkpoint,
@@ -49,6 +50,8 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
             discard_edits=options.discard_edits,
             link=options.link,
             check_all=options.check_all,
+            executor=options.executor,
+            address=options.address,
             on_step=on_step,
         )
     if options.json:

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -49,6 +49,7 @@ from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
 from ..planning.steps import Copy, ShardPlan
+from .cluster import Nodes, check_executor, nodes
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links
 from .stage import Stage, size_of, staged, write_at
@@ -105,6 +106,8 @@ def write(
     discard_edits: bool = False,
     link: bool = False,
     check_all: bool = False,
+    executor: str = "local",
+    address: str = "",
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held
@@ -120,6 +123,8 @@ def write(
         discard_edits=discard_edits,
         link=link,
         check_all=check_all,
+        executor=executor,
+        address=address,
         on_step=on_step,
     )
 
@@ -135,6 +140,8 @@ def execute(
     discard_edits: bool = False,
     link: bool = False,
     check_all: bool = False,
+    executor: str = "local",
+    address: str = "",
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a
@@ -154,9 +161,15 @@ def execute(
     An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is
     restored from what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where
     the base does not come back.
+
+    `executor` "ray": the shards are made on the nodes of a Ray cluster, at `address` (host:port), or where Ray finds
+    one, or on one that it starts here. `workers` are then the threads of each of its tasks, and `memory` bounds each.
+    The bytes are the same; the nodes prove before work that they see what is here, or SurgeryError is raised.
     """
     begun = time.monotonic()
-    share = _share(plan, parse_size(memory), workers)
+    check_executor(executor, address)
+    share = partial(_share, plan, parse_size(memory))
+    own = share(workers)
     replacing = {"overwrite": overwrite, "discard_edits": discard_edits}
     place, delivery = _delivery(plan, dest, **replacing)
     link = link and not delivery
@@ -166,7 +179,8 @@ def execute(
         todo = [shard for shard in todo if not _linked(run, shard)]
         _check_space(run, resumed)
         before = _notes(run, resumed)
-        losses = _made(run, todo, share)
+        cluster = partial(nodes, address, stage.inside, todo, share, workers, arithmetic=plan.arithmetic)
+        losses = _made(run, todo, own, cluster() if executor == "ray" and todo else nullcontext())
         _write_files(run)
         check_survives(recoded_in(losses), plan.survives)
         notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
@@ -258,20 +272,25 @@ def _report(
     )
 
 
-def _made(run: _Run, todo: Sequence[ShardPlan], share: tuple[int, int]) -> dict[str, Loss]:
+def _made(
+    run: _Run, todo: Sequence[ShardPlan], share: tuple[int, int], elsewhere: AbstractContextManager[Nodes | None]
+) -> dict[str, Loss]:
     """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises
     VerificationFailed.
     """
     (count, budget), inside, losses = share, run.stage.inside, dict[str, Loss]()
     space = partial(workspace_of, budget, _unfinished(run))
     inside.empty(PARTS)
-    with exact() if run.plan.arithmetic else nullcontext():
+    with exact() if run.plan.arithmetic else nullcontext(), elsewhere as cluster:
         for one in run.plan.scratch.apart() if run.plan.scratch and todo else ():
             made = Crew([one], inside, space, run.emit, scratch=True).run(count)  # in order: it may be made of others
             losses |= _of_users(run.plan, one, made)
         check_finite(losses, run.plan.dtypes)
-        crew = Crew(todo, inside, space, run.emit, scratch=False, delivery=run.delivery, check_all=run.check_all)
-        losses |= crew.run(count)
+        if cluster:
+            losses |= cluster.run(run.emit, delivery=run.delivery, check_all=run.check_all)
+        else:
+            crew = Crew(todo, inside, space, run.emit, scratch=False, delivery=run.delivery, check_all=run.check_all)
+            losses |= crew.run(count)
         check_finite(losses, run.plan.dtypes)
     return losses
 
