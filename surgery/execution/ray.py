@@ -99,7 +99,7 @@ def _connect(ray: Any, address: str) -> None:
             raise SurgeryError(f"Ray cannot be started here: {_first_line(str(error))}", help=_HELP) from error
 
 
-_HELP = "start a cluster with `ray start --head`, and pass its address, host:port, as --address"
+_HELP = "pass the host:port that Ray says when the head of a cluster is started, as --address"
 
 
 def unreachable(address: str, why: str) -> SurgeryError:
