@@ -22,12 +22,12 @@ from ..evaluation.arithmetic import arithmetic_identity
 from ..evaluation.losses import Loss
 from ..evaluation.scratch import SCRATCH
 from ..evaluation.spool import is_spooled
-from ..lazy.tensor import File, Tensor, stored
-from ..planning.plan import written
+from ..lazy.tensor import File
 from ..planning.steps import ShardPlan
 from .crew import FILL_CHUNK, Delivery, Step, compare, files_of
-from .node import DRIVER, STEPS, TOLD_EVERY, Fit, Job, Outcome, await_file, proof_of, seen, unfit
+from .node import DRIVER, STEPS, TOLD_EVERY, Fit, Job, Outcome, await_file, files_in, proof_of, seen, unfit
 from .ray import Node, at_node, connected, failed, nodes_of, pickled, tasks
+from .reflinks import Sharing
 from .stage import write_at
 from .writing_inside import PARTS, Inside, part_of
 
@@ -109,7 +109,9 @@ class Nodes:
             same = False
         return [] if same else [f"what it writes to the stage, {self.fit.folder}, does not show here"]
 
-    def run(self, emit: Callable[[Step], None], *, delivery: Delivery | None, check_all: bool) -> dict[str, Loss]:
+    def run(
+        self, emit: Callable[[Step], None], delivery: Delivery | None, sharing: Sharing, *, check_all: bool
+    ) -> dict[str, Loss]:
         """Make all shards, and take them into the stage: what rounding did, by tensor, is returned. Raises the first
         error of a node, and SurgeryError where workers die again and again.
         """
@@ -120,13 +122,14 @@ class Nodes:
         losses = dict[str, Loss]()
         while waiting or self.running:
             while waiting and sum(map(len, self.running.values())) + len(waiting[0][1]) <= room:
-                self._begin(*waiting.popleft(), check_all=check_all)
+                self._begin(*waiting.popleft(), sharing.mode, check_all=check_all)
             done, _ = self.ray.wait([*self.running], timeout=TOLD_EVERY)
             self._tell(emit)
             for ref in done:
                 shards = self.running.pop(ref)
                 outcome = self._outcome(ref, shards)
                 losses |= outcome.losses
+                sharing.add(*outcome.shared)
                 for shard in (shard for shard in shards if shard.name in outcome.made):
                     self._take(shard, outcome.attempt, emit)
                     if delivery:
@@ -134,9 +137,9 @@ class Nodes:
                         emit(Step("sent", shard.name, shard.nbytes))
         return losses
 
-    def _begin(self, number: int, shards: tuple[ShardPlan, ...], *, check_all: bool) -> None:
+    def _begin(self, number: int, shards: tuple[ShardPlan, ...], reflink: str, *, check_all: bool) -> None:
         threads, budget = self.share
-        job = Job(number, shards, self.fit, self.proven, self.aliases, threads, budget, check_all)
+        job = Job(number, shards, self.fit, self.proven, self.aliases, threads, budget, reflink, check_all)
         needs = {"num_cpus": threads, "memory": needed(self.share), "max_retries": RETRIES}
         ref = self.task.options(**needs).remote("work", pickled(self.ray, job), self.versions)
         self.running[ref] = shards
@@ -278,24 +281,6 @@ def divided(shards: Sequence[ShardPlan], places: int) -> list[tuple[ShardPlan, .
         groups[-1].append(shard)
         held += shard.nbytes
     return sorted(map(tuple, groups), key=lambda group: -sum(shard.nbytes for shard in group))
-
-
-def files_in(shards: Sequence[ShardPlan]) -> set[File]:
-    """Every file that is read while the shards are made, but for those that the run makes."""
-    found = set[File]()
-    for tensor in _tensors(shards):
-        found |= {leaf.file for leaf in stored(tensor)}
-    made = {SCRATCH, *(written(shard.name) for shard in shards)}
-    return {file for file in found if file.path not in made}
-
-
-def _tensors(shards: Sequence[ShardPlan]) -> Iterator[Tensor]:
-    for shard in shards:
-        yield from (slot.tensor for slot in shard.slots)
-        yield from shard.sidecar.fixed.values() if shard.sidecar else ()
-        for kept in (*shard.lone, *(slot.kept for slot in shard.slots if slot.kept)):
-            yield kept.original
-            yield from [kept.predicted] if kept.predicted is not None else []
 
 
 def _to_be_seen(files: Collection[File]) -> list[File]:

@@ -15,7 +15,7 @@ import pickle
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,11 +25,13 @@ from ..evaluation.arithmetic import arithmetic_identity, exact
 from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
-from ..lazy.tensor import File
+from ..evaluation.scratch import SCRATCH
+from ..lazy.tensor import File, Tensor, stored
 from ..planning.plan import written
 from ..planning.steps import ShardPlan
 from .crew import Crew, Step
 from .ray import name_of
+from .reflinks import Sharing, sharing_of
 from .stage import as_ours, write_at
 from .writing_inside import Inside, part_of
 
@@ -64,6 +66,7 @@ class Job:
     aliases: Mapping[str, str]  # where files lie that the run made
     threads: int
     budget: int
+    reflink: str
     check_all: bool
 
 
@@ -74,6 +77,7 @@ class Outcome:
     attempt: str = ""
     made: tuple[str, ...] = ()
     losses: Mapping[str, Loss] = field(default_factory=dict)
+    shared: tuple[int, dict[str, int]] = (0, {})
     error: SurgeryError | None = None
 
 
@@ -199,21 +203,41 @@ def _made(job: Job) -> Outcome:
         os.mkdir(attempt, dir_fd=run.fd)
         inside, told = Inside(run.at(attempt)), Told(run, attempt)
         try:
-            losses = _filled(job, inside, told)
+            sharing = sharing_of(job.reflink, files_in(job.shards), inside)
+            losses = _filled(job, inside, told, sharing)
         finally:
             inside.close()
         told.flush()
     finally:
         run.close()
-    return Outcome(attempt, tuple(told.finished), losses)
+    return Outcome(attempt, tuple(told.finished), losses, sharing.done)
 
 
-def _filled(job: Job, inside: Inside, told: Callable[[Step], None]) -> dict[str, Loss]:
+def files_in(shards: Sequence[ShardPlan]) -> set[File]:
+    """Every file that is read while the shards are made, but for those that the run makes."""
+    found = set[File]()
+    for tensor in _tensors(shards):
+        found |= {leaf.file for leaf in stored(tensor)}
+    made = {SCRATCH, *(written(shard.name) for shard in shards)}
+    return {file for file in found if file.path not in made}
+
+
+def _tensors(shards: Sequence[ShardPlan]) -> Iterator[Tensor]:
+    for shard in shards:
+        yield from (slot.tensor for slot in shard.slots)
+        yield from shard.sidecar.fixed.values() if shard.sidecar else ()
+        for kept in (*shard.lone, *(slot.kept for slot in shard.slots if slot.kept)):
+            yield kept.original
+            yield from [kept.predicted] if kept.predicted is not None else []
+
+
+def _filled(job: Job, inside: Inside, told: Callable[[Step], None], sharing: Sharing) -> dict[str, Loss]:
     """Make the shards of the job `inside` a folder, as a run on one machine does in its stage."""
     own = {written(shard.name): inside.at(part_of(shard.name)) for shard in job.shards if shard.sidecar}
     space = partial(workspace_of, job.budget, {**job.aliases, **own})
     with exact() if job.fit.arithmetic else nullcontext():
-        return Crew(job.shards, inside, space, told, scratch=False, check_all=job.check_all).run(job.threads)
+        crew = Crew(job.shards, inside, space, told, scratch=False, check_all=job.check_all, sharing=sharing)
+        return crew.run(job.threads)
 
 
 class Told:
