@@ -6,6 +6,8 @@ A closed sum type of frozen dataclasses, handled with `match`:
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
     arithmetic   Sum | Norms | Product | Made          base + deltas in float32, rounded once; row or column norms; a
                                                        product with a thin matrix; what a rule makes of small tensors
+    of several   Rowwise | Measured                    each row made of the same rows of others, by a rule; numbers
+                                                       that are of the whole of them
     coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
                                                        scales that are there, or under new ones, and these
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
@@ -21,13 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeGuard, cast
 
 from ..errors import LayoutError, NotSupported
 from .change import Change, Delta
 from .coding import Coding
-from .dtypes import ARITHMETIC, F32, Dtype
+from .dtypes import ARITHMETIC, F32, F64, Dtype
 from .fresh import Rule
+from .function import Function
 
 Shape = tuple[int, ...]
 
@@ -302,6 +305,38 @@ class Made(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Rowwise(_Sized):
+    """What a rule makes, row by row, of the same rows of `inputs`: `rowwise.py` makes them.
+
+    A rule of `evaluation/blending/` gives floats, which are rounded once to `dtype`; a `Function` of a user's gives the
+    rows as they are. `facts`, of the whole of the inputs, are there before any row is made.
+    """
+
+    dtype: Dtype
+    shape: Shape
+    rule: str | Function
+    inputs: tuple[Tensor, ...]
+    facts: Tensor | None = None
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(_Sized):
+    """Numbers in float64 that a rule of `evaluation/blending/` needs of the whole of `inputs`, such as norms and
+    thresholds. Not row-local: a plan computes it before all else, in passes over them.
+    """
+
+    shape: Shape
+    rule: str
+    inputs: tuple[Tensor, ...]
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F64
+
+
+@dataclass(frozen=True, slots=True)
 class Before(_Sized):
     """`after / gain - sum(deltas)`, rounded to `dtype`: what the base of a `Sum` that gave `after` most likely was.
 
@@ -354,9 +389,25 @@ class Input:
     names: frozenset[str] = frozenset()  # of what was made of them, where that is called otherwise
 
 
-Leaf = Stored | Zeros | Random | Constant | Sum | Decoded | Encoded | Fresh | Norms | Product | Made | Before | Restored
+Leaf = (
+    Stored
+    | Zeros
+    | Random
+    | Constant
+    | Sum
+    | Decoded
+    | Encoded
+    | Fresh
+    | Norms
+    | Product
+    | Made
+    | Rowwise
+    | Measured
+    | Before
+    | Restored
+)
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
-_COMPUTED = Sum | Norms | Product | Made | Before | Decoded | Encoded | Fresh
+_COMPUTED = Sum | Norms | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -446,7 +497,7 @@ def add(base: Tensor, deltas: Sequence[Delta], dtype: Dtype | None = None, gain:
     if not deltas and not gain and dtype == base.dtype:
         return base
     base = unrounded(base)
-    if not deltas and not gain and isinstance(base, Decoded):
+    if not deltas and not gain and (isinstance(base, Decoded) or _is_rounded(base)):
         return replace(base, dtype=dtype)
     for kind in (base.dtype, dtype):
         if kind not in ARITHMETIC:
@@ -497,8 +548,17 @@ def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
 
 
 def unrounded(tensor: Tensor) -> Tensor:
-    """The tensor with all that is decoded in it in float32: what is to be computed on is not rounded before."""
-    return replace(tensor, dtype=F32) if isinstance(tensor, Decoded) else moved_alike(tensor, unrounded)
+    """The tensor with all that is decoded in it, or blended, in float32: what is to be computed on is not rounded
+    before.
+    """
+    if isinstance(tensor, Decoded) or (_is_rounded(tensor) and tensor.dtype != F64):
+        return replace(tensor, dtype=F32)
+    return moved_alike(tensor, unrounded)
+
+
+def _is_rounded(tensor: Tensor) -> TypeGuard[Rowwise]:
+    """Whether it is made by a rule of ours, in floats that are rounded at the end."""
+    return isinstance(tensor, Rowwise) and isinstance(tensor.rule, str)
 
 
 def changes(deltas: Sequence[Delta], gain: Change | None) -> tuple[Change, ...]:
@@ -523,8 +583,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (of,)
         case Product(of, by):
             return of, by
-        case Made(inputs=inputs):
+        case Made(inputs=inputs) | Measured(inputs=inputs):
             return inputs
+        case Rowwise(inputs=inputs, facts=facts):
+            return inputs if facts is None else (*inputs, facts)
         case Before(_, after, deltas, gain):
             return (after, *(factor for change in changes(deltas, gain) for factor in change.factors))
         case Restored(_, predicted, frames, sizes, digests):
@@ -571,8 +633,10 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Norms(inner(of), columns)
         case Product(of, by, left):
             return Product(inner(of), inner(by), left)
-        case Made(inputs=inputs):
+        case Made(inputs=inputs) | Measured(inputs=inputs):
             return replace(tensor, inputs=tuple(map(inner, inputs)))
+        case Rowwise(inputs=inputs, facts=facts):
+            return replace(tensor, inputs=tuple(map(inner, inputs)), facts=facts and inner(facts))
         case Decoded():
             return tensor.over(inner)
         case Encoded(of, like):
