@@ -172,6 +172,7 @@ def execute(
         notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
         notes += note_on_broken(losses)
         commit = _published(run, **replacing)
+        notes += [f"what was replaced cannot be removed: {path} (surgery clean says why)" for path in stage.left()]
     return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
 
