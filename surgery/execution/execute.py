@@ -203,6 +203,7 @@ def execute(
         notes += note_on_broken(losses)
         notes += note_on_narrowed(narrowed_in(losses, plan.dtypes), resumed=bool(resumed))
         commit = _published(run, **replacing)
+        notes += [f"what was replaced cannot be removed: {path} (surgery clean says why)" for path in stage.left()]
     return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
 
