@@ -61,6 +61,7 @@ from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.injecting.inject import inject
 from .surgeries.layers import layers
+from .surgeries.map_rows import map_rows
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
@@ -133,6 +134,7 @@ __all__ = [
     "is_adapter",
     "keep",
     "layers",
+    "map_rows",
     "merge",
     "open_adapter",
     "open_adapters",
