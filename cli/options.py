@@ -170,6 +170,15 @@ class Writing:
             rich_help_panel=WRITING,
         ),
     ] = False
+    reflink: Annotated[
+        str,
+        typer.Option(
+            "--reflink",
+            metavar="auto|always|never",
+            help="Share blocks that stay as they are with the input, on Btrfs or XFS: where it can, or nothing else.",
+            rich_help_panel=WRITING,
+        ),
+    ] = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=WRITING)
     ] = False
@@ -188,6 +197,15 @@ class Writing:
             "--drop-metadata", metavar="KEY", help="Leave this key of __metadata__ out.", rich_help_panel=LAYOUT
         ),
     ] = None
+    align: Annotated[
+        str,
+        typer.Option(
+            "--align",
+            metavar="N|auto",
+            help="Begin the data where most of it can share blocks of N bytes with the input; auto is 4096.",
+            rich_help_panel=LAYOUT,
+        ),
+    ] = ""
     commit: Committing = Committing()
     stage: Annotated[
         str,
@@ -225,6 +243,24 @@ class Writing:
             "--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING
         ),
     ] = False
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="local|ray",
+            help="Where shards are made: here, or on the nodes of a Ray cluster.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = "local"
+    address: Annotated[
+        str,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Of the Ray cluster; found, or started here, if not given.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = ""
     follow_links: FollowLinks = False
     key: Key = ""
     component: Component = ""
@@ -259,6 +295,30 @@ def check_size(text: str, option: str) -> None:
         parse_size(text or "96MB")
     except surgery.SurgeryError as error:
         raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
+
+
+def check_executor(executor: str, address: str) -> None:
+    """Refuse, as wrong usage, what is no executor, and an address of none."""
+    import surgery
+    from surgery.execution.cluster import check_executor
+
+    try:
+        check_executor(executor, address)
+    except surgery.SurgeryError as error:
+        raise typer.BadParameter(f"{error.what}: {error.help}", param_hint="--executor") from error
+
+
+def check_sharing(reflink: str, align: str) -> None:
+    """Refuse, as wrong usage, what is no way to share blocks, or no size of one."""
+    import surgery
+    from surgery.execution.reflinks import check_mode
+    from surgery.planning.sharing import parse_align
+
+    for option, check, text in (("--reflink", check_mode, reflink), ("--align", parse_align, align)):
+        try:
+            check(text)
+        except surgery.SurgeryError as error:
+            raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
 
 
 def writing_options(command: Callable[..., None], needs: str = "") -> Callable[..., None]:

@@ -100,6 +100,7 @@ def show_plan(
                 "computed": plan.computed,
                 "computed_bytes": plan.computed_bytes,
                 "copied_bytes": plan.nbytes - plan.computed_bytes,
+                "shareable_bytes": plan.shareable.shared,
                 "dropped": plan.dropped,
                 "replaced": plan.replaced,
                 "added": plan.added,
@@ -127,6 +128,7 @@ def show_plan(
             ),
         ),
     ]
+    rows += [("shareable", f"{size(plan.shareable.shared)}, where the file system shares blocks (Btrfs, XFS)")]
     rows += [("new names", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
     rows += [("replaced", f"{len(plan.replaced)} tensors: {_some(plan.replaced)}")] if plan.replaced else []
     rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []
@@ -399,7 +401,7 @@ def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
         show_json({"removed": [{"path": path, "nbytes": nbytes} for path, nbytes in removed]})
         return
     for path, nbytes in removed:
-        print(f"removed {path} ({size(nbytes)})")
+        print(f"removed {printable(path)} ({size(nbytes)})")
     if not removed:
         print("nothing to clean")
 
@@ -429,10 +431,10 @@ def _plain(value: Any) -> str:
 
 def _table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     if title:
-        _styled(title)
+        _styled(printable(title))
     width = max((len(k) for k, _ in rows), default=0)
     for key, value in rows:
-        _styled(f"  {key:<{width}}  {printable(value)}")
+        _styled(printable(f"  {key:<{width}}  {value}"))
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

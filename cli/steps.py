@@ -95,13 +95,32 @@ def _drop(step: Step) -> str:
     return _line("drop", f"{_count(len(dropped), 'tensor')} by {step['pattern']}", _some(dropped))
 
 
+def _keep(step: Step) -> str:
+    return _line("keep", f"{_count(step['kept'], 'tensor')} by {step['pattern']}", f"{len(step['dropped'])} left out")
+
+
+def _tie(step: Step) -> str:
+    return _line("tie", _some(f"{name} is {holder}" for name, holder in step["tied"].items()))
+
+
+def _untie(step: Step) -> str:
+    return _line("untie", _some(f"{name}, which was {holder}" for name, holder in step["stored"].items()))
+
+
 def _convert(step: Step) -> str:
     return _line(f"convert {step['from']} to {step['to']}", str(step["class"]))
 
 
 def _cast(step: Step) -> str:
-    kept = step.get("kept")
-    return _line("cast", str(step["dtype"]), f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "")
+    kept, number = step.get("kept"), step.get("cast")
+    return _line(
+        "cast",
+        str(step["dtype"]),
+        f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "",
+        _count(number, "tensor") if number is not None else "",
+        *_given(step, "only", "except"),
+        "what is beyond its range as torch has it" if step.get("allow_overflow") else "",
+    )
 
 
 def _replicate(step: Step) -> str:
@@ -112,6 +131,10 @@ def _replicate(step: Step) -> str:
 def _layers(step: Step) -> str:
     order = step["layers"]
     return _line(f"layers of {step['stack']}: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
+
+
+def _add(step: Step) -> str:
+    return _line(f"add {_count(step['tensors'], 'tensor')} of {step['other']}", *_given(step, "prefix", "pattern"))
 
 
 def _combine(step: Step) -> str:
@@ -161,6 +184,7 @@ def _unmerge(step: Step) -> str:
 
 
 WORDS: Mapping[str, Callable[[Step], str]] = {
+    "add": _add,
     "cast": _cast,
     "convert_files": _convert_files,
     "combine": _combine,
@@ -172,6 +196,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "fuse": _fuse,
     "inject": _inject,
     "inject_into": _inject_into,
+    "keep": _keep,
     "layers": _layers,
     "merge": _merge,
     "quantize": _quantize,
@@ -179,5 +204,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "replicate": _replicate,
     "resize_adapter": _resize,
     "split": _split,
+    "tie": _tie,
     "unmerge": _unmerge,
+    "untie": _untie,
 }

@@ -50,9 +50,11 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.add import add
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
+from .surgeries.cast import cast
 from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
@@ -60,10 +62,12 @@ from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.fused import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.injecting.inject import inject
 from .surgeries.layers import layers
+from .surgeries.map_rows import map_rows
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
-from .surgeries.rename import drop, rename
+from .surgeries.rename import drop, keep, rename
+from .surgeries.tie import tie, untie
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
 from .version import __version__
 
@@ -106,6 +110,8 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "add",
+    "cast",
     "clean",
     "combine",
     "convert",
@@ -126,7 +132,9 @@ __all__ = [
     "inject_into",
     "inspect",
     "is_adapter",
+    "keep",
     "layers",
+    "map_rows",
     "merge",
     "open_adapter",
     "open_adapters",
@@ -146,8 +154,10 @@ __all__ = [
     "split_experts",
     "split_gate_up",
     "split_qkv",
+    "tie",
     "unmerge",
     "unmerge_approximately",
+    "untie",
     "verify",
     "write",
 ]

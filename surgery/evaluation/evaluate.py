@@ -21,10 +21,12 @@ from ..lazy.tensor import (
     File,
     Fresh,
     Made,
+    Measured,
     Norms,
     Product,
     Random,
     Restored,
+    Rowwise,
     Stored,
     Sum,
     Tensor,
@@ -37,9 +39,11 @@ from .decoding import fill_decoded
 from .draw import draw
 from .fresh import fill_constant, fill_fresh
 from .made import fill_made
+from .measured import fill_measured
 from .nearest import fill_encoded
 from .norms import fill_norms
 from .products import fill_product
+from .rowwise import fill_rowwise
 from .scratch import scratch_of, tiled_in
 from .strided import is_turned
 from .sums import fill_sum
@@ -57,6 +61,8 @@ FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Norms: fill_norms,
     Product: fill_product,
     Made: fill_made,
+    Rowwise: fill_rowwise,
+    Measured: fill_measured,
     Decoded: fill_decoded,
     Encoded: fill_encoded,
     Fresh: fill_fresh,

@@ -6,6 +6,8 @@ A closed sum type of frozen dataclasses, handled with `match`:
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
     arithmetic   Sum | Norms | Product | Made          base + deltas in float32, rounded once; row or column norms; a
                                                        product with a thin matrix; what a rule makes of small tensors
+    of several   Rowwise | Measured                    each row made of the same rows of others, by a rule; numbers
+                                                       that are of the whole of them
     coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
                                                        scales that are there, or under new ones, and these
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
@@ -26,8 +28,9 @@ from typing import cast
 from ..errors import LayoutError, NotSupported
 from .change import Change, Delta
 from .coding import Coding
-from .dtypes import ARITHMETIC, F32, Dtype
+from .dtypes import ARITHMETIC, CASTABLE, F32, F64, Dtype
 from .fresh import Rule
+from .function import Function
 
 Shape = tuple[int, ...]
 
@@ -182,13 +185,19 @@ class Concat(_Sized):
 @dataclass(frozen=True, slots=True)
 class Sum(_Sized):
     """`(base + sum(deltas)) * gain`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a
-    cast.
+    cast, which may be `lossy`: values beyond the range of `dtype` are then what torch makes of them, and no error.
     """
 
     dtype: Dtype
     base: Tensor
     deltas: tuple[Delta, ...] = ()
     gain: Change | None = None
+    lossy: bool = False
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it changes nothing but the dtype."""
+        return not (self.deltas or self.gain)
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
@@ -302,6 +311,38 @@ class Made(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Rowwise(_Sized):
+    """What a rule makes, row by row, of the same rows of `inputs`: `rowwise.py` makes them.
+
+    A rule of `evaluation/blending/` gives floats, which are rounded once to `dtype`; a `Function` of a user's gives the
+    rows as they are. `facts`, of the whole of the inputs, are there before any row is made.
+    """
+
+    dtype: Dtype
+    shape: Shape
+    rule: str | Function
+    inputs: tuple[Tensor, ...]
+    facts: Tensor | None = None
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(_Sized):
+    """Numbers in float64 that a rule of `evaluation/blending/` needs of the whole of `inputs`, such as norms and
+    thresholds. Not row-local: a plan computes it before all else, in passes over them.
+    """
+
+    shape: Shape
+    rule: str
+    inputs: tuple[Tensor, ...]
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F64
+
+
+@dataclass(frozen=True, slots=True)
 class Before(_Sized):
     """`after / gain - sum(deltas)`, rounded to `dtype`: what the base of a `Sum` that gave `after` most likely was.
 
@@ -354,9 +395,25 @@ class Input:
     names: frozenset[str] = frozenset()  # of what was made of them, where that is called otherwise
 
 
-Leaf = Stored | Zeros | Random | Constant | Sum | Decoded | Encoded | Fresh | Norms | Product | Made | Before | Restored
+Leaf = (
+    Stored
+    | Zeros
+    | Random
+    | Constant
+    | Sum
+    | Decoded
+    | Encoded
+    | Fresh
+    | Norms
+    | Product
+    | Made
+    | Rowwise
+    | Measured
+    | Before
+    | Restored
+)
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
-_COMPUTED = Sum | Norms | Product | Made | Before | Decoded | Encoded | Fresh
+_COMPUTED = Sum | Norms | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -371,7 +428,7 @@ def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
             return reshape(base, shape)
         case Sum() if _keeps_columns(tensor.shape, shape):
             if moved := _moved(tensor, lambda change: change.reshape_rows(shape[:-1])):
-                return Sum(tensor.dtype, reshape(tensor.base, shape), *moved)
+                return Sum(tensor.dtype, reshape(tensor.base, shape), *moved, tensor.lossy)
     return Reshape(tensor, shape)
 
 
@@ -397,7 +454,7 @@ def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
             else:
                 moved = _moved(tensor, lambda change: change.narrow_columns(start, length))
             if moved:
-                return Sum(dtype, narrow(base, axis, start, length), *moved)
+                return Sum(dtype, narrow(base, axis, start, length), *moved, tensor.lossy)
     return Narrow(tensor, axis, start, length)
 
 
@@ -413,7 +470,7 @@ def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
             return permute(base, [before[a] for a in axes])
         case Sum(dtype, base, deltas, gain) if axes[-1] == rank - 1 or not (deltas or gain):
             if moved := _moved(tensor, lambda change: change.permute_rows(axes[:-1])):
-                return Sum(dtype, permute(base, axes), *moved)
+                return Sum(dtype, permute(base, axes), *moved, tensor.lossy)
         case Decoded(coding=Coding(flat=False)) if axes == (*range(rank - 2), rank - 1, rank - 2):
             if not tensor.part("index"):
                 return _transposed(tensor)
@@ -491,9 +548,22 @@ def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
             return Zeros(dtype, shape)
         case Reshape() | Narrow() | Permute() | Concat():
             return moved_alike(tensor, lambda child: in_dtype(child, dtype))
-        case Sum(_, base, deltas, gain):
+        case Sum(_, base, deltas, gain) if not tensor.is_cast:
             return add(base, deltas, dtype, gain)
     return add(tensor, [], dtype)
+
+
+def rounded(tensor: Tensor, dtype: Dtype, *, lossy: bool = False) -> Tensor:
+    """The tensor in another dtype, as if it had been written before: what is computed is rounded to its own one first.
+
+    `lossy`: what is beyond the range of `dtype` is no error.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    for kind in (tensor.dtype, dtype):
+        if kind not in CASTABLE:
+            raise NotSupported(f"{kind} is no dtype that is cast", help=f"those are {', '.join(map(str, CASTABLE))}")
+    return Zeros(dtype, tensor.shape) if isinstance(tensor, Zeros) else Sum(dtype, tensor, lossy=lossy)
 
 
 def unrounded(tensor: Tensor) -> Tensor:
@@ -523,8 +593,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (of,)
         case Product(of, by):
             return of, by
-        case Made(inputs=inputs):
+        case Made(inputs=inputs) | Measured(inputs=inputs):
             return inputs
+        case Rowwise(inputs=inputs, facts=facts):
+            return inputs if facts is None else (*inputs, facts)
         case Before(_, after, deltas, gain):
             return (after, *(factor for change in changes(deltas, gain) for factor in change.factors))
         case Restored(_, predicted, frames, sizes, digests):
@@ -564,15 +636,19 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
     match tensor:
         case Sum(dtype, base, deltas, gain):
-            return Sum(dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
+            return Sum(
+                dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner), tensor.lossy
+            )
         case Before(dtype, after, deltas, gain):
             return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
         case Norms(of, columns):
             return Norms(inner(of), columns)
         case Product(of, by, left):
             return Product(inner(of), inner(by), left)
-        case Made(inputs=inputs):
+        case Made(inputs=inputs) | Measured(inputs=inputs):
             return replace(tensor, inputs=tuple(map(inner, inputs)))
+        case Rowwise(inputs=inputs, facts=facts):
+            return replace(tensor, inputs=tuple(map(inner, inputs)), facts=facts and inner(facts))
         case Decoded():
             return tensor.over(inner)
         case Encoded(of, like):

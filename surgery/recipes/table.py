@@ -14,9 +14,11 @@ from ..errors import SurgeryError
 from ..files.peft import Adapter
 from ..step import Option, like
 from ..surgeries import fused
+from ..surgeries.add import add
 from ..surgeries.algebra.combine import combine
 from ..surgeries.algebra.extract import extract
 from ..surgeries.algebra.resize import resize_adapter
+from ..surgeries.cast import cast
 from ..surgeries.convert import convert
 from ..surgeries.convert_files import convert_files
 from ..surgeries.dequantize import dequantize
@@ -26,7 +28,8 @@ from ..surgeries.layers import layers
 from ..surgeries.merging.merge import merge
 from ..surgeries.merging.own_lora import inject_into
 from ..surgeries.quantize import quantize
-from ..surgeries.rename import drop, rename
+from ..surgeries.rename import drop, keep, rename
+from ..surgeries.tie import tie, untie
 from ..surgeries.unmerge import OF_MERGE_ALONE, reversible, unmerge, unmerge_approximately
 
 EDIT, MODULES, ADAPTERS = "Edit", "Fused modules", "Adapters"
@@ -84,7 +87,12 @@ STEPS: Mapping[str, Step] = {
     "dequantize": Step(dequantize, EDIT),
     "quantize": Step(quantize, EDIT),
     "rename": Step(rename, EDIT),
+    "keep": Step(keep, EDIT),
     "drop": Step(drop, EDIT),
+    "add": Step(add, EDIT),
+    "cast": Step(cast, EDIT),
+    "tie": Step(tie, EDIT),
+    "untie": Step(untie, EDIT),
     "layers": Step(layers, EDIT),
     "split": Step(fused.split, MODULES),
     "fuse": Step(fused.fuse, MODULES),

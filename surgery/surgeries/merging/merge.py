@@ -30,7 +30,7 @@ from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ...quantization.settle import decoded, settled
 from ...step import CODES, MERGING, Option, step
-from ..cast import cast
+from ..cast import with_dtype
 from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, names_of, sites_held, split_at
@@ -99,7 +99,12 @@ def merge(
     except_: Annotated[str | None, Option("Drop the modules whose whole name matches.", "REGEX", panel=MERGING)] = None,
     tied: Annotated[
         str,
-        Option("Where an adapter makes tied tensors differ: store both, or refuse.", "untie|error", panel=MERGING),
+        Option(
+            "Where an adapter makes tied tensors differ: store both, or refuse.",
+            "untie|error",
+            panel=MERGING,
+            among=("untie", "error"),
+        ),
     ] = "untie",
     again: Annotated[bool, Option("Merge an adapter that is in the base already.")] = False,
     dtype: Annotated[
@@ -263,7 +268,7 @@ def merge(
     done = _step(made, base, adapters, weights, options)
     made = replace(made, history=(*base.history, done), notes=(*made.notes, *notes))
     made = with_costs(made, seen, trained_on)
-    made = cast(made, dtype) if dtype else made
+    made = with_dtype(made, dtype) if dtype else made
     return replace(settled(made, seen, stored, held, how), survives=0.5 if requantize and not lossy else 0.0)
 
 
