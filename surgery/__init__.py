@@ -65,6 +65,7 @@ from .surgeries.quantize import quantize
 from .surgeries.rename import drop, rename
 from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
+from .surgeries.vocabulary import vocabulary
 from .version import __version__
 
 __all__ = [
@@ -149,5 +150,6 @@ __all__ = [
     "unmerge",
     "unmerge_approximately",
     "verify",
+    "vocabulary",
     "write",
 ]

@@ -21,6 +21,7 @@ from ..lazy.tensor import (
     File,
     Fresh,
     Made,
+    Mean,
     Norms,
     Product,
     Random,
@@ -37,6 +38,7 @@ from .decoding import fill_decoded
 from .draw import draw
 from .fresh import fill_constant, fill_fresh
 from .made import fill_made
+from .means import fill_mean
 from .nearest import fill_encoded
 from .norms import fill_norms
 from .products import fill_product
@@ -55,6 +57,7 @@ IN_CACHE = 1 << 20  # bytes of tensors moved together that are written while the
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
+    Mean: fill_mean,
     Product: fill_product,
     Made: fill_made,
     Decoded: fill_decoded,
