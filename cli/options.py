@@ -190,6 +190,15 @@ class Writing:
             rich_help_panel=WRITING,
         ),
     ] = False
+    reflink: Annotated[
+        str,
+        typer.Option(
+            "--reflink",
+            metavar="auto|always|never",
+            help="Share blocks that stay as they are with the input, on Btrfs or XFS: where it can, or nothing else.",
+            rich_help_panel=WRITING,
+        ),
+    ] = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=WRITING)
     ] = False
@@ -208,6 +217,15 @@ class Writing:
             "--drop-metadata", metavar="KEY", help="Leave this key of __metadata__ out.", rich_help_panel=LAYOUT
         ),
     ] = None
+    align: Annotated[
+        str,
+        typer.Option(
+            "--align",
+            metavar="N|auto",
+            help="Begin the data where most of it can share blocks of N bytes with the input; auto is 4096.",
+            rich_help_panel=LAYOUT,
+        ),
+    ] = ""
     commit: Committing = Committing()
     stage: Annotated[
         str,
@@ -523,6 +541,19 @@ def check_size(text: str, option: str) -> None:
         parse_size(text or "96MB")
     except surgery.SurgeryError as error:
         raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
+
+
+def check_sharing(reflink: str, align: str) -> None:
+    """Refuse, as wrong usage, what is no way to share blocks, or no size of one."""
+    import surgery
+    from surgery.execution.reflinks import check_mode
+    from surgery.planning.sharing import parse_align
+
+    for option, check, text in (("--reflink", check_mode, reflink), ("--align", parse_align, align)):
+        try:
+            check(text)
+        except surgery.SurgeryError as error:
+            raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
 
 
 def check_dtype(text: str) -> str:

@@ -100,6 +100,7 @@ def show_plan(
                 "computed": plan.computed,
                 "computed_bytes": plan.computed_bytes,
                 "copied_bytes": plan.nbytes - plan.computed_bytes,
+                "shareable_bytes": plan.shareable.shared,
                 "dropped": plan.dropped,
                 "replaced": plan.replaced,
                 "added": plan.added,
@@ -127,6 +128,7 @@ def show_plan(
             ),
         ),
     ]
+    rows += [("shareable", f"{size(plan.shareable.shared)}, where the file system shares blocks (Btrfs, XFS)")]
     rows += [("new names", f"{len(plan.added)} tensors: {_some(plan.added)}")] if plan.added else []
     rows += [("replaced", f"{len(plan.replaced)} tensors: {_some(plan.replaced)}")] if plan.replaced else []
     rows += [("dropped", f"{len(plan.dropped)} tensors: {_some(plan.dropped)}")] if plan.dropped else []

@@ -95,13 +95,32 @@ def _drop(step: Step) -> str:
     return _line("drop", f"{_count(len(dropped), 'tensor')} by {step['pattern']}", _some(dropped))
 
 
+def _keep(step: Step) -> str:
+    return _line("keep", f"{_count(step['kept'], 'tensor')} by {step['pattern']}", f"{len(step['dropped'])} left out")
+
+
+def _tie(step: Step) -> str:
+    return _line("tie", _some(f"{name} is {holder}" for name, holder in step["tied"].items()))
+
+
+def _untie(step: Step) -> str:
+    return _line("untie", _some(f"{name}, which was {holder}" for name, holder in step["stored"].items()))
+
+
 def _convert(step: Step) -> str:
     return _line(f"convert {step['from']} to {step['to']}", str(step["class"]))
 
 
 def _cast(step: Step) -> str:
-    kept = step.get("kept")
-    return _line("cast", str(step["dtype"]), f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "")
+    kept, number = step.get("kept"), step.get("cast")
+    return _line(
+        "cast",
+        str(step["dtype"]),
+        f"{_count(kept, 'tensor')} in a dtype of their own" if kept else "",
+        _count(number, "tensor") if number is not None else "",
+        *_given(step, "only", "except"),
+        "what is beyond its range as torch has it" if step.get("allow_overflow") else "",
+    )
 
 
 def _replicate(step: Step) -> str:
@@ -172,6 +191,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "fuse": _fuse,
     "inject": _inject,
     "inject_into": _inject_into,
+    "keep": _keep,
     "layers": _layers,
     "merge": _merge,
     "quantize": _quantize,
@@ -179,5 +199,7 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "replicate": _replicate,
     "resize_adapter": _resize,
     "split": _split,
+    "tie": _tie,
     "unmerge": _unmerge,
+    "untie": _untie,
 }

@@ -11,7 +11,7 @@ import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
 
 from . import output
-from .options import Writing, check_size
+from .options import Writing, check_sharing, check_size
 from .progress import progress
 
 
@@ -22,12 +22,14 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     dest = options.destination()
     for option, text in (("--max-shard-size", options.max_shard_size), ("--memory", options.memory)):
         check_size(text, option)
+    check_sharing(options.reflink, options.align)
     checkpoint = surgeries()
     plan = surgery.plan(
         checkpoint,
         options.max_shard_size or None,
         balanced=options.balanced,
         drop_metadata=tuple(options.drop_metadata or ()),
+        align=options.align or None,
     )
     memory = options.memory or DEFAULT_MEMORY
     hub = dest if isinstance(dest, surgery.HubDestination) else None
@@ -48,6 +50,7 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
             overwrite=options.overwrite,
             discard_edits=options.discard_edits,
             link=options.link,
+            reflink=options.reflink,
             check_all=options.check_all,
             on_step=on_step,
         )

@@ -53,6 +53,7 @@ from .planning.plan import Plan, plan
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
+from .surgeries.cast import cast
 from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
@@ -62,8 +63,9 @@ from .surgeries.layers import layers
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
-from .surgeries.rename import drop, rename
+from .surgeries.rename import drop, keep, rename
 from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
+from .surgeries.tie import tie, untie
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
 from .surgeries.vocabulary import vocabulary
 from .version import __version__
@@ -107,6 +109,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "cast",
     "clean",
     "combine",
     "convert",
@@ -127,6 +130,7 @@ __all__ = [
     "inject_into",
     "inspect",
     "is_adapter",
+    "keep",
     "layers",
     "merge",
     "open_adapter",
@@ -147,8 +151,10 @@ __all__ = [
     "split_experts",
     "split_gate_up",
     "split_qkv",
+    "tie",
     "unmerge",
     "unmerge_approximately",
+    "untie",
     "verify",
     "vocabulary",
     "write",

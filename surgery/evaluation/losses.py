@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import VerificationFailed, listed, series
-from ..lazy.dtypes import F16, Dtype
+from ..lazy.dtypes import E4M3, F16, Dtype
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,9 @@ class Loss:
 
     Of `codes` that were made again, `moved` are others now. `wanted` is the square of what was added to the weights
     that they mean, `arrived` its product with what did change, `noise` the square of what that is off by.
+
+    Where nothing but the dtype changes: `zeroed` were not zero, and are; `beyond` are out of the dtype's range, and
+    may be; of those that may not be, which are `overflowed`, that many are of a `cast`.
     """
 
     overflowed: int = 0
@@ -40,6 +43,9 @@ class Loss:
     wanted: float = 0.0
     arrived: float = 0.0
     noise: float = 0.0
+    zeroed: int = 0
+    beyond: int = 0
+    cast: int = 0
 
     def __iadd__(self, other: Loss) -> Loss:
         self.overflowed += other.overflowed
@@ -51,6 +57,9 @@ class Loss:
         self.wanted += other.wanted
         self.arrived += other.arrived
         self.noise += other.noise
+        self.zeroed += other.zeroed
+        self.beyond += other.beyond
+        self.cast += other.cast
         return self
 
     @property
@@ -125,8 +134,10 @@ def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> Non
     """
     lost = {name: loss.overflowed for name, loss in losses.items() if loss.overflowed}
     if lost:
+        far = any(dtypes[name] == E4M3 for name in lost)  # which torch makes the largest value of that dtype
+        became = "are beyond the range of their dtype" if far else "became infinite or NaN"
         raise VerificationFailed(
-            f"{sum(lost.values())} weights of {len(lost)} tensors became infinite or NaN",
+            f"{sum(lost.values())} weights of {len(lost)} tensors {became}",
             where=listed([f"{name} ({dtypes[name]}): {count}{_before(losses[name])}" for name, count in lost.items()]),
             help=_how_finite([losses[name] for name in lost], {dtypes[name] for name in lost}),
         )
@@ -138,6 +149,11 @@ def _before(loss: Loss) -> str:
 
 def _how_finite(losses: Sequence[Loss], dtypes: Collection[Dtype]) -> str:
     """What to do about weights that became infinite or NaN."""
+    if any(loss.cast for loss in losses):
+        return (
+            "write a dtype that reaches further, such as --dtype bfloat16; surgery cast leaves tensors as they are with"
+            " --except, and takes what torch makes of such values with --allow-overflow"
+        )
     if any(loss.broken for loss in losses):
         return "the adapter mixes weights with others of which the base holds NaN or infinity: mend the base"
     wider = "write a wider dtype, merge with --dtype bfloat16 or float32; or " if F16 in dtypes else ""
@@ -169,6 +185,39 @@ def note_on(erased: tuple[Erased, ...], losses: Mapping[str, Loss]) -> list[str]
     return [
         f"rounding leaves as they were most of the weights that the adapters change in {len(erased)} of {many} tensors:"
         f" {100 * worst.share:.1f} % in {worst.tensor}; --dtype float32 keeps the change"
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """What a tensor lost that has a dtype of less reach now: so many values became zero, so many were `beyond` it."""
+
+    tensor: str
+    dtype: str
+    zeroed: int
+    beyond: int
+
+
+def narrowed_in(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> tuple[Narrowed, ...]:
+    """The tensors in which values became zero, or something else, for want of reach: those that lost most first."""
+    found = [Narrowed(n, str(dtypes[n]), o.zeroed, o.beyond) for n, o in losses.items() if o.zeroed or o.beyond]
+    return tuple(sorted(found, key=lambda one: (-one.zeroed - one.beyond, one.tensor)))
+
+
+def note_on_narrowed(narrowed: Sequence[Narrowed], *, resumed: bool) -> list[str]:
+    """What the report says of them."""
+    zeroed = {one.tensor: one.zeroed for one in narrowed if one.zeroed}
+    beyond = {one.tensor: one.beyond for one in narrowed if one.beyond}
+    kinds = (
+        (zeroed, "became zero"),
+        (beyond, "were beyond the range of their new dtype, and are what torch makes of them"),
+    )
+    rest = "; shards that were there from a broken run are not counted" if resumed else ""
+    return [
+        f"{sum(found.values())} values of {len(found)} tensors {what}:"
+        f" {series(listed([f'{name} ({count})' for name, count in found.items()]))}{rest}"
+        for found, what in kinds
+        if found
     ]
 
 

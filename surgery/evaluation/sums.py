@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..lazy.dtypes import F16, F64
 from ..lazy.tensor import Sum
 from .arithmetic import one_thread, torch_dtype
+from .casts import fill_cast
 from .kinds import added, applied
 from .losses import HUGE, broken, overflow, rounded_away, samples
 from .tiles import BAND, COLUMNS, ROWS, TILES, Area, areas, columns_of, padded
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 def fill_sum(total: Sum, start: int, stop: int, out: memoryview, work: Workspace) -> None:
     """Fill `out` with elements [start, stop) of a sum."""
+    if total.is_cast:
+        fill_cast(total, start, stop, out, work)
+        return
     item = total.dtype.bits // 8
     for at, end, area in areas(start, stop, columns_of(total)):
         _compute(total, at, end, area, out[(at - start) * item : (end - start) * item], work)

@@ -28,6 +28,7 @@ from ..lazy.tensor import Decoded, File, Restored, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
 from ..planning.together import Together, together
 from .proving import prove_record
+from .reflinks import Sharing
 from .sidecar import SidecarFile
 from .stage import write_at
 from .writing_inside import Inside, part_of
@@ -46,8 +47,19 @@ class Step:
     """What the executor has just done; `nbytes` were written by it, or sent. `name` is the shard, file or folder."""
 
     kind: Literal[
-        "resumed", "linked", "begun", "filled", "recorded", "synced", "finished", "sent", "file", "staged", "published"
-    ]
+        "resumed",
+        "linked",
+        "shared",
+        "begun",
+        "filled",
+        "recorded",
+        "synced",
+        "finished",
+        "sent",
+        "file",
+        "staged",
+        "published",
+    ]  # fmt: skip
     name: str
     nbytes: int = 0
     tensor: str = ""
@@ -128,8 +140,10 @@ class Crew:
         scratch: bool,
         delivery: Delivery | None = None,
         check_all: bool = False,
+        sharing: Sharing | None = None,
     ) -> None:
         self.check_all = check_all  # of a record, instead of a block of each tensor
+        self.sharing = sharing or Sharing()
         self.inside, self.space, self.emit, self.scratch, self.delivery = inside, space, emit, scratch, delivery
         self.waiting = deque(shards)
         self.room = delivery.room if delivery else len(shards)
@@ -212,7 +226,7 @@ class Crew:
             while item := self._take(shard):
                 shard, part = item
                 if part is not None:
-                    for to, nbytes in _fill(shard, part, space):
+                    for to, nbytes in _fill(shard, part, space, self.sharing):
                         name = _tensor_at(shard.plan, to)
                         self._count(shard, name, space.take_loss())
                         self.emit(Step("filled", shard.plan.name, nbytes, name))
@@ -296,8 +310,10 @@ def _cut(step: Part | Together) -> Iterator[Part | Together]:
     match step:
         case Copy(file, first, to, nbytes):
             chunk = FILL_CHUNK if file.remote else COPY_CHUNK
-            for at in range(0, nbytes, chunk):
-                yield Copy(file, first + at, to + at, min(chunk, nbytes - at))
+            over = 0 if file.remote else to % chunk  # cut between blocks of the shard
+            for start in range(to - over, to + nbytes, chunk):
+                begin, stop = max(to, start), min(to + nbytes, start + chunk)
+                yield Copy(file, first + begin - to, begin, stop - begin)
         case Fill(tensor, first, stop, to, kept):
             elements = _elements(
                 kept.original if kept else tensor, blockwise=bool(kept) or isinstance(tensor, Restored)
@@ -323,11 +339,11 @@ def _elements(tensor: Tensor, *, blockwise: bool) -> int:
     return max(1, FILL_CHUNK * 8 // tensor.dtype.bits // unit) * unit
 
 
-def _fill(shard: _Shard, part: Part | Together, space: Workspace) -> list[tuple[int, int]]:
+def _fill(shard: _Shard, part: Part | Together, space: Workspace, sharing: Sharing) -> list[tuple[int, int]]:
     """Write one part; returns where its tensors' bytes begin, and how many they are."""
     match part:
         case Copy(file, at, to, nbytes):
-            copy_range(space.reader, file, at, shard.fd, to, nbytes)
+            copy_range(space.reader, file, at, shard.fd, to, nbytes, sharing)
             return [(to, nbytes)]
         case Fill(tensor, start, stop, to, kept):
             for offset, data in blocks(tensor, start, stop, space):
@@ -351,12 +367,17 @@ def _fill_together(shard: _Shard, part: Together, space: Workspace) -> list[tupl
     return [(fill.to, (fill.stop - fill.start) * fill.tensor.dtype.bits // 8) for fill in fills]
 
 
-def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int) -> None:
-    """Copy bytes between files: in the kernel where it can, else through a buffer, as from the Hub."""
-    done = _copied(source, at, fd, to, nbytes) if (source := reader.fd(file)) is not None else 0
-    for part in reader.stream(file, at + done, nbytes - done):
-        write_at(fd, part, to + done)
-        done += len(part)
+def copy_range(reader: Reader, file: File, at: int, fd: int, to: int, nbytes: int, sharing: Sharing) -> None:
+    """Copy bytes between files: shared where they can be, in the kernel where it can, else through a buffer, as from
+    the Hub.
+    """
+    source = reader.fd(file)
+    for done, stop in sharing.left(source, file, at, fd, to, nbytes):
+        if source is not None and sharing.in_kernel(source):
+            done += _copied(source, at + done, fd, to + done, stop - done)
+        for part in reader.stream(file, at + done, stop - done):
+            write_at(fd, part, to + done)
+            done += len(part)
 
 
 def _copied(source: int, at: int, fd: int, to: int, nbytes: int) -> int:

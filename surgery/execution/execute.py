@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,18 +20,21 @@ from typing import TYPE_CHECKING
 
 from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint
-from ..errors import FormatError, NoSpace, SurgeryError, listed, printable
+from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed, printable
 from ..evaluation.arithmetic import exact
 from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import (
     Erased,
     Loss,
+    Narrowed,
     Recoded,
     check_finite,
     check_survives,
     erased_in,
+    narrowed_in,
     note_on,
     note_on_broken,
+    note_on_narrowed,
     note_on_recoded,
     recoded_in,
 )
@@ -43,7 +46,7 @@ from ..files.manifest import MANIFEST
 from ..files.opening import regular
 from ..files.peft import Adapter
 from ..files.refs import has_scheme
-from ..lazy.tensor import File
+from ..lazy.tensor import File, is_computed, stored
 from ..opened import takes_opened
 from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
@@ -51,8 +54,9 @@ from ..planning.sharding import parse_size
 from ..planning.steps import Copy, ShardPlan
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links
+from .reflinks import Sharing, check_mode, check_shareable, made_so, saved, sharing_of
 from .stage import Stage, size_of, staged, write_at
-from .writing_inside import PARTS, part_of
+from .writing_inside import PARTS, durable, part_of
 
 if TYPE_CHECKING:
     from ..hub.content import PushReport
@@ -82,7 +86,9 @@ class Report:
     notes: tuple[str, ...] = field(default=())
     erased: tuple[Erased, ...] = ()  # where rounding leaves most of the changed weights as they were
     recoded: Recoded | None = None  # what is left of a change in codes that were made again
+    narrowed: tuple[Narrowed, ...] = ()  # where a dtype of less reach made values zero, or infinite
     costs: Mapping[str, object] = field(default_factory=dict)  # what another base than the adapters' costs
+    shared: int = 0  # bytes that lie in blocks of inputs, where the file system shares blocks
     linked: int = 0  # bytes that lie in the output without having been written: hard links to inputs
     commit: PushReport | None = None  # of an output on the Hub
 
@@ -99,18 +105,20 @@ def write(
     *,
     balanced: bool = False,
     drop_metadata: Sequence[str] = (),
+    align: int | str | None = None,
     memory: int | str = DEFAULT_MEMORY,
     workers: int | None = None,
     overwrite: bool = False,
     discard_edits: bool = False,
     link: bool = False,
+    reflink: str = "auto",
     check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held
     before.
     """
-    made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata)
+    made = plan(checkpoint, max_shard_size, balanced=balanced, drop_metadata=drop_metadata, align=align)
     return execute(
         made,
         dest,
@@ -119,6 +127,7 @@ def write(
         overwrite=overwrite,
         discard_edits=discard_edits,
         link=link,
+        reflink=reflink,
         check_all=check_all,
         on_step=on_step,
     )
@@ -134,6 +143,7 @@ def execute(
     overwrite: bool = False,
     discard_edits: bool = False,
     link: bool = False,
+    reflink: str = "auto",
     check_all: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
@@ -146,7 +156,11 @@ def execute(
     resumes them.
 
     `link`: a shard or carried file that is an input as it stands, header included, becomes a hard link to it, where
-    the file system can: then nothing may be written to either. Without it the output shares nothing with the inputs.
+    the file system can: then nothing may be written to either. Without it no file of the output is one of an input.
+
+    `reflink`: where the file system lets files share blocks (Btrfs, XFS), bytes that stay as they are share those of
+    the inputs, but for edges of blocks, until one side is written: "auto". With "always" what cannot be shared is
+    refused before work, with "never" all is copied.
 
     `overwrite` replaces an output of surgery, and refuses one that was edited since it was written unless
     `discard_edits` is given.
@@ -156,21 +170,24 @@ def execute(
     the base does not come back.
     """
     begun = time.monotonic()
+    check_mode(reflink)
     share = _share(plan, parse_size(memory), workers)
     replacing = {"overwrite": overwrite, "discard_edits": discard_edits}
     place, delivery = _delivery(plan, dest, **replacing)
     link = link and not delivery
     with staged(place, plan.identity, inputs=_local_inputs(plan), link=link, **replacing) as stage:
-        run = _run(plan, stage, _serial(on_step), delivery, link=link, check_all=check_all)
+        run = _run(plan, stage, _serial(on_step), delivery, link=link, reflink=reflink, check_all=check_all)
+        _check_sharing(run)
         todo, resumed = _resume(run)
         todo = [shard for shard in todo if not _linked(run, shard)]
-        _check_space(run, resumed)
+        _check_space(run, resumed, todo)
         before = _notes(run, resumed)
         losses = _made(run, todo, share)
         _write_files(run)
         check_survives(recoded_in(losses), plan.survives)
         notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
         notes += note_on_broken(losses)
+        notes += note_on_narrowed(narrowed_in(losses, plan.dtypes), resumed=bool(resumed))
         commit = _published(run, **replacing)
     return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
@@ -184,11 +201,19 @@ class _Run:
     emit: Callable[[Step], None]
     delivery: Delivery | None  # where finished shards and files go, if they do not stay in the stage
     links: Links | None  # to inputs, if they are wanted
+    sharing: Sharing  # of blocks with inputs
     check_all: bool
 
 
 def _run(
-    plan: Plan, stage: Stage, emit: Callable[[Step], None], delivery: Delivery | None, *, link: bool, check_all: bool
+    plan: Plan,
+    stage: Stage,
+    emit: Callable[[Step], None],
+    delivery: Delivery | None,
+    *,
+    link: bool,
+    reflink: str,
+    check_all: bool,
 ) -> _Run:
     """A run in its stage, which can hold what the plan names. Raises DestinationError."""
     if stage.inside.folds():
@@ -196,7 +221,7 @@ def _run(
     if delivery:
         delivery.begin(stage.inside)
     links = Links(stage.inside, lambda name, size: emit(Step("linked", name, size))) if link else None
-    return _Run(plan, stage, emit, delivery, links, check_all)
+    return _Run(plan, stage, emit, delivery, links, sharing_of(reflink, _copied_files(plan), stage.inside), check_all)
 
 
 def _notes(run: _Run, resumed: int) -> list[str]:
@@ -234,7 +259,7 @@ def _report(
 ) -> Report:
     """What the run did; each note once."""
     plan, links = run.plan, run.links
-    notes = [*(links.notes() if links else ()), *notes, *(commit.notes if commit else ())]
+    notes = [*(links.notes() if links else ()), *run.sharing.notes(), *notes, *(commit.notes if commit else ())]
     return Report(
         output=commit.url if commit else run.stage.dest,
         shards=len(plan.shards),
@@ -252,7 +277,9 @@ def _report(
         notes=tuple(dict.fromkeys(map(in_both, notes))),
         erased=erased_in(losses),
         recoded=recoded_in(losses),
+        narrowed=narrowed_in(losses, plan.dtypes),
         costs=plan.costs,
+        shared=run.sharing.nbytes,
         linked=links.nbytes if links else 0,
         commit=commit,
     )
@@ -270,7 +297,16 @@ def _made(run: _Run, todo: Sequence[ShardPlan], share: tuple[int, int]) -> dict[
             made = Crew([one], inside, space, run.emit, scratch=True).run(count)  # in order: it may be made of others
             losses |= _of_users(run.plan, one, made)
         check_finite(losses, run.plan.dtypes)
-        crew = Crew(todo, inside, space, run.emit, scratch=False, delivery=run.delivery, check_all=run.check_all)
+        crew = Crew(
+            todo,
+            inside,
+            space,
+            run.emit,
+            scratch=False,
+            delivery=run.delivery,
+            check_all=run.check_all,
+            sharing=run.sharing,
+        )
         losses |= crew.run(count)
         check_finite(losses, run.plan.dtypes)
     return losses
@@ -338,6 +374,13 @@ def _sources(plan: Plan) -> list[File]:
     return [*(f for i in plan.inputs for f in i.files), *(f for f in plan.files.values() if isinstance(f, File))]
 
 
+def _copied_files(plan: Plan) -> list[File]:
+    """Every file of which bytes stay as they are, each once."""
+    kept = [slot.tensor for shard in plan.shards for slot in shard.slots if not is_computed(slot.tensor)]
+    carried = [file for file in plan.files.values() if isinstance(file, File)]
+    return [*dict.fromkeys([*(leaf.file for tensor in kept for leaf in stored(tensor)), *carried])]
+
+
 def _check_sources(plan: Plan) -> None:
     """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises
     SourceChanged.
@@ -378,7 +421,8 @@ def _is_finished(run: _Run, shard: ShardPlan) -> bool:
         return False
     found = inside.status(shard.name)
     mine = found is not None and (run.links is not None or found.st_nlink == 1)
-    return mine and _is_as_planned(os.path.join(run.stage.path, shard.name), shard)
+    path = os.path.join(run.stage.path, shard.name)
+    return mine and made_so(run.sharing, shard, path) and _is_as_planned(path, shard)
 
 
 def _is_as_planned(path: str, shard: ShardPlan) -> bool:
@@ -389,16 +433,31 @@ def _is_as_planned(path: str, shard: ShardPlan) -> bool:
     return True
 
 
-def _check_space(run: _Run, resumed: int) -> None:
+def _check_sharing(run: _Run) -> None:
+    """Raise DestinationError where all that stays as it is should share blocks, and cannot."""
+    try:
+        check_shareable(run.sharing, run.plan.shards, _copied_files(run.plan), run.stage.dest)
+    except DestinationError:
+        _leave_nothing(run.stage)
+        raise
+
+
+def _leave_nothing(stage: Stage) -> None:
+    """A stage in which nothing is yet is gone."""
+    if not os.listdir(stage.path):
+        os.rmdir(stage.path)
+
+
+def _check_space(run: _Run, resumed: int, todo: Sequence[ShardPlan]) -> None:
     """Raise NoSpace where the disk has less than what is still to be written."""
     plan, stage, delivery = run.plan, run.stage, run.delivery
     free = shutil.disk_usage(stage.path).free + size_of(stage.inside.at(PARTS))
     needed = plan.needed - resumed - (run.links.nbytes if run.links else 0)
+    needed -= run.sharing.nbytes + saved(run.sharing, todo)
     if delivery:
         needed = min(needed, plan.needed_for(delivery.room))
     if needed > free:
-        if not os.listdir(stage.path):
-            os.rmdir(stage.path)
+        _leave_nothing(stage)
         elsewhere = "put the stage on another disk with --stage" if delivery else "write to another disk with -o"
         raise NoSpace(
             f"the output needs {needed} bytes, and {free} are free",
@@ -408,13 +467,33 @@ def _check_space(run: _Run, resumed: int) -> None:
 
 
 def _linked(run: _Run, shard: ShardPlan) -> bool:
-    """Whether the shard is there now, as a link to the input that it is. Durable, and compared with the plan, as any
-    shard.
+    """Whether the shard is there now, as a link to the input that it is, or in the same blocks. Durable, and compared
+    with the plan, as any shard.
     """
-    file = whole_file(shard) if run.links and not shard.sidecar else None
-    if not (run.links and file and run.links.link(file, shard.name)):
+    wanted = (run.links or run.sharing.wanted) and not (shard.sidecar or run.delivery)
+    file = whole_file(shard) if wanted else None
+    if not (file and ((run.links and run.links.link(file, shard.name)) or _shared(run, file, shard.name))):
         return False
     compare(os.path.join(run.stage.path, shard.name), shard)
+    return True
+
+
+def _shared(run: _Run, file: File, name: str) -> bool:
+    """Whether the file `name` is there now, in the blocks of the input that it is, whole and durable."""
+    if not (run.sharing.wanted and file.size):
+        return False
+    part = part_of(name)
+    fd = run.stage.inside.create(part)
+    try:
+        with closing(Reader()) as reader:
+            source = reader.fd(file)
+            if source is None or not run.sharing.whole(source, fd, file.size):
+                return False
+        durable(fd)
+    finally:
+        os.close(fd)
+    run.stage.inside.rename(part, name)
+    run.emit(Step("shared", name, file.size))
     return True
 
 
@@ -445,23 +524,23 @@ def _write_file(run: _Run, path: str, file: File | bytes, reader: Reader) -> Non
     One that a broken run left is removed, not written over: it may be a link to an input.
     """
     if (run.delivery and run.delivery.has(path)) or (
-        run.links and isinstance(file, File) and run.links.link(file, path)
+        isinstance(file, File) and ((run.links and run.links.link(file, path)) or _shared(run, file, path))
     ):
         return
-    nbytes = _copied(run.stage.inside.create(path), file, reader)
+    nbytes = _copied(run.stage.inside.create(path), file, reader, run.sharing)
     run.emit(Step("file", path, nbytes))
     if run.delivery and nbytes >= BULKY:
         run.delivery.deliver([path])
         run.emit(Step("sent", path, nbytes))
 
 
-def _copied(fd: int, file: File | bytes, reader: Reader) -> int:
+def _copied(fd: int, file: File | bytes, reader: Reader, sharing: Sharing) -> int:
     """The bytes of a file that is written to `fd`, durable; `fd` is closed."""
     try:
         if isinstance(file, bytes):
             write_at(fd, memoryview(file), 0)
         else:
-            copy_range(reader, file, 0, fd, 0, file.size)
+            copy_range(reader, file, 0, fd, 0, file.size, sharing)
         os.fsync(fd)
     finally:
         os.close(fd)

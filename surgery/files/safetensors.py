@@ -146,6 +146,14 @@ def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[
     return len(raw).to_bytes(8, "little") + raw
 
 
+def padded_header(header: bytes, spaces: int) -> bytes:
+    """A header, length and all, that ends in so many more spaces: the data begins so much later."""
+    raw = header[8:] + b" " * spaces
+    if len(raw) > MAX_HEADER:
+        raise FormatError(f"a header of {len(raw)} bytes would be above the format's {MAX_HEADER}")
+    return len(raw).to_bytes(8, "little") + raw
+
+
 def in_file_order(tensors: Mapping[str, tuple[Dtype, Shape]]) -> list[str]:
     """The names in the order in which `save_file` stores their tensors."""
     return sorted(tensors, key=lambda name: (-tensors[name][0].rank, name))

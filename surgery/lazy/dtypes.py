@@ -66,3 +66,17 @@ F16, BF16, F32, F64 = (DTYPES[name] for name in ("F16", "BF16", "F32", "F64"))
 
 # What arithmetic can read and round to: float32 holds every value of the first three exactly.
 ARITHMETIC = (F16, BF16, F32, F64)
+
+E4M3, E5M2 = DTYPES["F8_E4M3"], DTYPES["F8_E5M2"]
+
+# What is cast, without any scale: all that arithmetic reads, and the plain numbers of 8 bits.
+CASTABLE = (*ARITHMETIC, E4M3, E5M2)
+# What holds every value of a dtype.
+WIDER = {
+    E4M3: (F16, BF16, F32, F64),
+    E5M2: (F16, BF16, F32, F64),
+    F16: (F32, F64),
+    BF16: (F32, F64),
+    F32: (F64,),
+    F64: (),
+}

@@ -27,7 +27,7 @@ from typing import cast
 from ..errors import LayoutError, NotSupported
 from .change import Change, Delta
 from .coding import Coding
-from .dtypes import ARITHMETIC, F32, Dtype
+from .dtypes import ARITHMETIC, CASTABLE, F32, Dtype
 from .fresh import Rule
 
 Shape = tuple[int, ...]
@@ -183,13 +183,19 @@ class Concat(_Sized):
 @dataclass(frozen=True, slots=True)
 class Sum(_Sized):
     """`(base + sum(deltas)) * gain`, computed in float32 (float64 for F64), rounded once to `dtype`. No deltas: a
-    cast.
+    cast, which may be `lossy`: values beyond the range of `dtype` are then what torch makes of them, and no error.
     """
 
     dtype: Dtype
     base: Tensor
     deltas: tuple[Delta, ...] = ()
     gain: Change | None = None
+    lossy: bool = False
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it changes nothing but the dtype."""
+        return not (self.deltas or self.gain)
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
@@ -405,7 +411,7 @@ def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
             return reshape(base, shape)
         case Sum() if _keeps_columns(tensor.shape, shape):
             if moved := _moved(tensor, lambda change: change.reshape_rows(shape[:-1])):
-                return Sum(tensor.dtype, reshape(tensor.base, shape), *moved)
+                return Sum(tensor.dtype, reshape(tensor.base, shape), *moved, tensor.lossy)
     return Reshape(tensor, shape)
 
 
@@ -431,7 +437,7 @@ def narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:
             else:
                 moved = _moved(tensor, lambda change: change.narrow_columns(start, length))
             if moved:
-                return Sum(dtype, narrow(base, axis, start, length), *moved)
+                return Sum(dtype, narrow(base, axis, start, length), *moved, tensor.lossy)
     return Narrow(tensor, axis, start, length)
 
 
@@ -447,7 +453,7 @@ def permute(tensor: Tensor, axes: Sequence[int]) -> Tensor:
             return permute(base, [before[a] for a in axes])
         case Sum(dtype, base, deltas, gain) if axes[-1] == rank - 1 or not (deltas or gain):
             if moved := _moved(tensor, lambda change: change.permute_rows(axes[:-1])):
-                return Sum(dtype, permute(base, axes), *moved)
+                return Sum(dtype, permute(base, axes), *moved, tensor.lossy)
         case Decoded(coding=Coding(flat=False)) if axes == (*range(rank - 2), rank - 1, rank - 2):
             if not tensor.part("index"):
                 return _transposed(tensor)
@@ -536,9 +542,22 @@ def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
             return Zeros(dtype, shape)
         case Reshape() | Narrow() | Permute() | Concat():
             return moved_alike(tensor, lambda child: in_dtype(child, dtype))
-        case Sum(_, base, deltas, gain):
+        case Sum(_, base, deltas, gain) if not tensor.is_cast:
             return add(base, deltas, dtype, gain)
     return add(tensor, [], dtype)
+
+
+def rounded(tensor: Tensor, dtype: Dtype, *, lossy: bool = False) -> Tensor:
+    """The tensor in another dtype, as if it had been written before: what is computed is rounded to its own one first.
+
+    `lossy`: what is beyond the range of `dtype` is no error.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    for kind in (tensor.dtype, dtype):
+        if kind not in CASTABLE:
+            raise NotSupported(f"{kind} is no dtype that is cast", help=f"those are {', '.join(map(str, CASTABLE))}")
+    return Zeros(dtype, tensor.shape) if isinstance(tensor, Zeros) else Sum(dtype, tensor, lossy=lossy)
 
 
 def unrounded(tensor: Tensor) -> Tensor:
@@ -609,7 +628,9 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
     match tensor:
         case Sum(dtype, base, deltas, gain):
-            return Sum(dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
+            return Sum(
+                dtype, inner(base), tuple(d.over(inner) for d in deltas), gain and gain.over(inner), tensor.lossy
+            )
         case Before(dtype, after, deltas, gain):
             return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
         case Norms(of, columns):

@@ -242,6 +242,19 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def tied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json has to say so that the class ties what it would load as it is stored: `untied` the other way
+    round.
+    """
+    text = config.get("text_config")
+    inside = isinstance(text, Mapping) and (
+        text.get("tie_word_embeddings") is False or config.get("model_type") in TIED_WITHIN
+    )
+    return {"tie_word_embeddings": True} | (
+        {"text_config": dict(text or {}) | {"tie_word_embeddings": True}} if inside else {}
+    )
+
+
 def is_conv1d(config: Mapping[str, Any], module: str) -> bool:
     """Whether `module` is a Conv1D, with a weight of (in, out) instead of (out, in).
 

@@ -21,7 +21,6 @@ from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint, of_adapter
 from ..errors import PlanError
 from ..evaluation.scratch import SCRATCH, encoded_in, scratch_of, scratch_of_factor
-from ..evaluation.spool import is_spooled
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
 from ..files.peft import Adapter
@@ -40,6 +39,7 @@ from .outputs import check_paths
 from .pipelines import indices_of, prefix_of
 from .record import Kept, Recipes, base_record
 from .sharding import assign
+from .sharing import Shareable, aligned, is_made, parse_align, shareable
 from .steps import ShardPlan, Slot
 from .whole_bytes import check_packed
 
@@ -71,7 +71,7 @@ class Plan:
         """Names of the tensors that arithmetic makes; all others are copied byte for byte."""
         slots = [slot for shard in self.shards for slot in shard.slots]
         return tuple(
-            s.name for s in slots if is_computed(s.tensor) or any(_is_made(leaf.file) for leaf in stored(s.tensor))
+            s.name for s in slots if is_computed(s.tensor) or any(is_made(leaf.file) for leaf in stored(s.tensor))
         )
 
     @cached_property
@@ -111,6 +111,11 @@ class Plan:
         names = set(self.computed)
         return sum(s.tensor.nbytes for shard in self.shards for s in shard.slots if s.name in names)
 
+    @cached_property
+    def shareable(self) -> Shareable:
+        """What the shards can share with the inputs, where the file system shares blocks of 4096 bytes."""
+        return shareable(self.shards)
+
     @property
     def file_bytes(self) -> int:
         """Bytes of the carried files, the index and the manifest."""
@@ -139,6 +144,7 @@ def plan(
     *,
     balanced: bool = False,
     drop_metadata: Sequence[str] = (),
+    align: int | str | None = None,
 ) -> Plan:
     """The plan that writes `checkpoint`, or an adapter. Reads no tensor but those of adapters, for NaN.
 
@@ -147,24 +153,31 @@ def plan(
     Without `max_shard_size` (bytes, or text such as "5GB") every tensor stays in its shard; `drop_metadata` names
     the `__metadata__` keys to leave out, such as those on which joined shards disagree. Raises NothingMatched for a
     key that no shard has, LayoutError for a packed tensor that is cut inside a byte.
+
+    `align` (bytes, a power of two, or "auto" for 4096) chooses by spaces at the end of a header where the data begins:
+    most bytes that are copied then lie at the offsets within a block that they have in their inputs, so that a file
+    system that shares blocks can share them. Raises SurgeryError for any other number.
     """
     if isinstance(checkpoint, Adapter):
         if max_shard_size is not None:
             raise PlanError("an adapter is one file", where=[checkpoint.path], help="leave --max-shard-size away")
         checkpoint = of_adapter(checkpoint)
+    align = parse_align(align)
     _check(checkpoint, drop_metadata)
     scratch: list[Tensor] = []
     tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}
     layout = assign(checkpoint, max_shard_size, balanced=balanced)
     if not layout:
         raise PlanError("no tensor is left to write", where=[checkpoint.path])
-    shards = _shards(checkpoint, tensors, layout, drop_metadata, verbatim=max_shard_size is None and not drop_metadata)
+    as_is = max_shard_size is None and not drop_metadata
+    shards = _shards(checkpoint, tensors, layout, drop_metadata, verbatim=as_is, align=align)
     if checkpoint.before:
         shards = _recorded(shards, checkpoint, scratch)
     spare = _shard(SCRATCH, {str(i): t for i, t in enumerate(scratch)}, None, in_order=True) if scratch else None
     files = _files(checkpoint, shards, layout, keeps_layout=max_shard_size is None)
     check_paths(shards, files)
     options = {"max_shard_size": max_shard_size, "balanced": balanced, "drop_metadata": list(drop_metadata)}
+    options |= {"align": align} if align else {}
     identity = identity_of(shards, spare, files, options, checkpoint.inputs, checkpoint.history)
     return Plan(
         identity,
@@ -250,6 +263,7 @@ def _shards(
     drop: Sequence[str],
     *,
     verbatim: bool,
+    align: int | None,
 ) -> tuple[ShardPlan, ...]:
     members: dict[str, list[str]] = {}
     for name, shard in layout.items():
@@ -260,7 +274,8 @@ def _shards(
         if verbatim and shard in checkpoint.headers:
             made.append(_verbatim(shard, checkpoint.headers[shard], held, at))
         else:
-            made.append(_shard(shard, held, joined_metadata(checkpoint, members[shard], shard, drop), at=at))
+            one = _shard(shard, held, joined_metadata(checkpoint, members[shard], shard, drop), at=at)
+            made.append(aligned(one, align))
     return tuple(made)
 
 
@@ -318,11 +333,6 @@ def _recorded(shards: Sequence[ShardPlan], checkpoint: Checkpoint, scratch: list
         lost = {}
         made.append(replace(shard, slots=tuple(slots), sidecar=recipes.sidecar(), lone=tuple(lone)))
     return tuple(made)
-
-
-def _is_made(file: File) -> bool:
-    """Whether the file holds what was computed: by the run, or by a surgery before it."""
-    return file.path == SCRATCH or is_spooled(file)
 
 
 def written(shard: str) -> str:

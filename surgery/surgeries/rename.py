@@ -1,14 +1,14 @@
-"""Rename and drop tensors."""
+"""Rename tensors, leave some out, or all but some."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
-from ..names import compiled, select
+from ..names import compiled, natural, select
 from ..quantization.kept_whole import check_dropped, renamed_whole
 from ..step import Option, step
 from .header_ties import along
@@ -102,10 +102,37 @@ def drop(
 
 
 def _drop(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
-    dropped = {name: checkpoint.tensors[name] for name in select(checkpoint.tensors, pattern)}
+    names = select(checkpoint.tensors, pattern)
+    return _without(checkpoint, names, {"surgery": "drop", "pattern": pattern, "dropped": names})
+
+
+@step
+def keep(
+    checkpoint: Checkpoint,
+    pattern: Annotated[str, Option("Keep the tensors whose whole name matches, and no other.", "REGEX")],
+) -> Checkpoint:
+    r"""Leave out all tensors but some, by name: `drop` the other way round.
+
+        keep(checkpoint, r"model\.vision_tower\..*")
+
+    Raises NothingMatched where none does, PlanError where codes would be left without what they need, or the reverse.
+    What a header ties to one that is left out, and matches, is stored.
+    """
+    return along(checkpoint, lambda parted: _keep(parted, pattern))
+
+
+def _keep(checkpoint: Checkpoint, pattern: str) -> Checkpoint:
+    kept = set(select(checkpoint.tensors, pattern))
+    rest = sorted((name for name in checkpoint.tensors if name not in kept), key=natural)
+    return _without(checkpoint, rest, {"surgery": "keep", "pattern": pattern, "kept": len(kept), "dropped": rest})
+
+
+def _without(checkpoint: Checkpoint, names: Sequence[str], done: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint without these tensors, which are dropped by name. Raises PlanError."""
+    dropped = {name: checkpoint.tensors[name] for name in names}
     check_dropped(checkpoint, dropped)
     return checkpoint.with_step(
-        {"surgery": "drop", "pattern": pattern, "dropped": list(dropped)},
+        done,
         tensors={n: t for n, t in checkpoint.tensors.items() if n not in dropped},
         weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in dropped},
         dropped={**checkpoint.dropped, **dropped},

@@ -30,7 +30,7 @@ from ...models.fused.row import Site
 from ...names import compiled, natural, select
 from ...opened import takes_opened
 from ...quantization.settle import decoded, settled
-from ..cast import cast
+from ..cast import with_dtype
 from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, names_of, sites_held, split_at
@@ -177,7 +177,7 @@ def merge(
     step = _step(made, base, adapters, weights, options)
     made = replace(made, history=(*base.history, step), notes=(*made.notes, *notes))
     made = with_costs(made, seen, trained_on)
-    made = cast(made, dtype) if dtype else made
+    made = with_dtype(made, dtype) if dtype else made
     return replace(settled(made, seen, stored, held, how), survives=0.5 if requantize and not lossy else 0.0)
 
 
