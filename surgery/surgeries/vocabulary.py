@@ -334,4 +334,4 @@ def _told(turned: _Turned, checkpoint: Checkpoint) -> str:
     parts += [f"gone are {series(listed(lost, 3))}"] if lost else []
     gone = sorted(n for n in checkpoint.files if _of_tokenizer(n) and n not in turned.files)
     parts += [f"left out, since it has none: {series(gone)}"] if gone else []
-    return f"the tokenizer is that of {turned.name}: {'; '.join(parts)}"
+    return f"the tokenizer is that of {turned.name}: {series(parts, '; ')}"
