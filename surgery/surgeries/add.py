@@ -23,7 +23,7 @@ from .rename import keep, rename
 @step
 def add(
     checkpoint: Checkpoint,
-    other: Checkpoint,
+    other: Annotated[Checkpoint, Option("The checkpoint whose tensors are added.", "OTHER")],
     *,
     prefix: Annotated[str, Option("What is put before each name of OTHER, such as vision_tower.", "TEXT")] = "",
     pattern: Annotated[
