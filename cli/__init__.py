@@ -1,5 +1,5 @@
 """The command line of surgery. Installed as `surgery_cli`; the command is `surgery`."""
 
-from .app import main
+from .ending import main
 
 __all__ = ["main"]

@@ -1,6 +1,6 @@
 """`python -m surgery_cli`."""
 
-from .app import main
+from .ending import main
 
 if __name__ == "__main__":
     main()

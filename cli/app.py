@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Run the command line."""
+def run() -> None:
+    """Run the command line; `ending.py` says what becomes of what it raises."""
     gc.set_threshold(100_000)  # a checkpoint of 100,000 tensors is half a million objects, and none of them a cycle
     app()
 

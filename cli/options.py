@@ -263,6 +263,24 @@ class Writing:
             "--check-all", help="Prove an undo record by every block, not one of each tensor.", rich_help_panel=RUNNING
         ),
     ] = False
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="local|ray",
+            help="Where shards are made: here, or on the nodes of a Ray cluster.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = "local"
+    address: Annotated[
+        str,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Of the Ray cluster; found, or started here, if not given.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = ""
     follow_links: FollowLinks = False
     key: Key = ""
     component: Component = ""
@@ -541,6 +559,17 @@ def check_size(text: str, option: str) -> None:
         parse_size(text or "96MB")
     except surgery.SurgeryError as error:
         raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
+
+
+def check_executor(executor: str, address: str) -> None:
+    """Refuse, as wrong usage, what is no executor, and an address of none."""
+    import surgery
+    from surgery.execution.cluster import check_executor
+
+    try:
+        check_executor(executor, address)
+    except surgery.SurgeryError as error:
+        raise typer.BadParameter(f"{error.what}: {error.help}", param_hint="--executor") from error
 
 
 def check_sharing(reflink: str, align: str) -> None:

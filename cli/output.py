@@ -401,7 +401,7 @@ def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
         show_json({"removed": [{"path": path, "nbytes": nbytes} for path, nbytes in removed]})
         return
     for path, nbytes in removed:
-        print(f"removed {path} ({size(nbytes)})")
+        print(f"removed {printable(path)} ({size(nbytes)})")
     if not removed:
         print("nothing to clean")
 
@@ -431,10 +431,10 @@ def _plain(value: Any) -> str:
 
 def _table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     if title:
-        _styled(title)
+        _styled(printable(title))
     width = max((len(k) for k, _ in rows), default=0)
     for key, value in rows:
-        _styled(f"  {key:<{width}}  {printable(value)}")
+        _styled(printable(f"  {key:<{width}}  {value}"))
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -11,7 +11,7 @@ import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
 
 from . import output
-from .options import Writing, check_sharing, check_size
+from .options import Writing, check_executor, check_sharing, check_size
 from .progress import progress
 
 
@@ -22,6 +22,7 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
     dest = options.destination()
     for option, text in (("--max-shard-size", options.max_shard_size), ("--memory", options.memory)):
         check_size(text, option)
+    check_executor(options.executor, options.address)
     check_sharing(options.reflink, options.align)
     checkpoint = surgeries()
     plan = surgery.plan(
@@ -52,6 +53,8 @@ def run(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: 
             link=options.link,
             reflink=options.reflink,
             check_all=options.check_all,
+            executor=options.executor,
+            address=options.address,
             on_step=on_step,
         )
     if options.json:

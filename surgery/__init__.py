@@ -50,6 +50,7 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.add import add
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
@@ -60,6 +61,7 @@ from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
 from .surgeries.injecting.inject import inject
 from .surgeries.layers import layers
+from .surgeries.map_rows import map_rows
 from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
@@ -109,6 +111,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "add",
     "cast",
     "clean",
     "combine",
@@ -132,6 +135,7 @@ __all__ = [
     "is_adapter",
     "keep",
     "layers",
+    "map_rows",
     "merge",
     "open_adapter",
     "open_adapters",

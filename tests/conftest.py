@@ -22,6 +22,7 @@ SLOW = (
     "checks/test_proof.py",
     "cli/test_commands.py::test_json_is_one_object_and_nothing_else[words4]",
     "execution/test_execute.py::test_each_input_byte_is_read_once",
+    "execution/test_ray.py",
     "faults",
     "files/gguf/test_gguf_models.py",
     "files/test_safetensors.py::test_what_safetensors_refuses_we_refuse",

@@ -22,10 +22,12 @@ from ..lazy.tensor import (
     Fresh,
     Made,
     Mean,
+    Measured,
     Norms,
     Product,
     Random,
     Restored,
+    Rowwise,
     Stored,
     Sum,
     Tensor,
@@ -39,9 +41,11 @@ from .draw import draw
 from .fresh import fill_constant, fill_fresh
 from .made import fill_made
 from .means import fill_mean
+from .measured import fill_measured
 from .nearest import fill_encoded
 from .norms import fill_norms
 from .products import fill_product
+from .rowwise import fill_rowwise
 from .scratch import scratch_of, tiled_in
 from .strided import is_turned
 from .sums import fill_sum
@@ -60,6 +64,8 @@ FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Mean: fill_mean,
     Product: fill_product,
     Made: fill_made,
+    Rowwise: fill_rowwise,
+    Measured: fill_measured,
     Decoded: fill_decoded,
     Encoded: fill_encoded,
     Fresh: fill_fresh,

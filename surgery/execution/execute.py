@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -52,6 +52,7 @@ from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
 from ..planning.steps import Copy, ShardPlan
+from .cluster import Nodes, check_executor, nodes
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links
 from .reflinks import Sharing, check_mode, check_shareable, made_so, saved, sharing_of
@@ -113,6 +114,8 @@ def write(
     link: bool = False,
     reflink: str = "auto",
     check_all: bool = False,
+    executor: str = "local",
+    address: str = "",
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Plan and execute: afterwards `dest` holds the whole checkpoint or adapter, or, after an error, what it held
@@ -129,6 +132,8 @@ def write(
         link=link,
         reflink=reflink,
         check_all=check_all,
+        executor=executor,
+        address=address,
         on_step=on_step,
     )
 
@@ -145,6 +150,8 @@ def execute(
     link: bool = False,
     reflink: str = "auto",
     check_all: bool = False,
+    executor: str = "local",
+    address: str = "",
     on_step: Callable[[Step], None] | None = None,
 ) -> Report:
     """Carry out `plan` at `dest`: a folder, or a repository on the Hub, `hf://org/name[@branch]` or a
@@ -168,10 +175,16 @@ def execute(
     An undo record is proved before its shard is published, or sent: of each tensor that the run touched one block is
     restored from what lies on the disk, with `check_all` every block of all tensors. Raises VerificationFailed where
     the base does not come back.
+
+    `executor` "ray": the shards are made on the nodes of a Ray cluster, at `address` (host:port), or where Ray finds
+    one, or on one that it starts here. `workers` are then the threads of each of its tasks, and `memory` bounds each.
+    The bytes are the same; the nodes prove before work that they see what is here, or SurgeryError is raised.
     """
     begun = time.monotonic()
     check_mode(reflink)
-    share = _share(plan, parse_size(memory), workers)
+    check_executor(executor, address)
+    share = partial(_share, plan, parse_size(memory))
+    own = share(workers)
     replacing = {"overwrite": overwrite, "discard_edits": discard_edits}
     place, delivery = _delivery(plan, dest, **replacing)
     link = link and not delivery
@@ -182,13 +195,15 @@ def execute(
         todo = [shard for shard in todo if not _linked(run, shard)]
         _check_space(run, resumed, todo)
         before = _notes(run, resumed)
-        losses = _made(run, todo, share)
+        cluster = partial(nodes, address, stage.inside, todo, share, workers, arithmetic=plan.arithmetic)
+        losses = _made(run, todo, own, cluster() if executor == "ray" and todo else nullcontext())
         _write_files(run)
         check_survives(recoded_in(losses), plan.survives)
         notes = [*before, *note_on(erased_in(losses), losses), *note_on_recoded(recoded_in(losses)), *_record_note(run)]
         notes += note_on_broken(losses)
         notes += note_on_narrowed(narrowed_in(losses, plan.dtypes), resumed=bool(resumed))
         commit = _published(run, **replacing)
+        notes += [f"what was replaced cannot be removed: {path} (surgery clean says why)" for path in stage.left()]
     return _report(run, resumed, losses, notes, commit, time.monotonic() - begun)
 
 
@@ -285,29 +300,34 @@ def _report(
     )
 
 
-def _made(run: _Run, todo: Sequence[ShardPlan], share: tuple[int, int]) -> dict[str, Loss]:
+def _made(
+    run: _Run, todo: Sequence[ShardPlan], share: tuple[int, int], elsewhere: AbstractContextManager[Nodes | None]
+) -> dict[str, Loss]:
     """Make the shards, and before them what must be there as a whole; what rounding did, by tensor. Raises
     VerificationFailed.
     """
     (count, budget), inside, losses = share, run.stage.inside, dict[str, Loss]()
     space = partial(workspace_of, budget, _unfinished(run))
     inside.empty(PARTS)
-    with exact() if run.plan.arithmetic else nullcontext():
+    with exact() if run.plan.arithmetic else nullcontext(), elsewhere as cluster:
         for one in run.plan.scratch.apart() if run.plan.scratch and todo else ():
             made = Crew([one], inside, space, run.emit, scratch=True).run(count)  # in order: it may be made of others
             losses |= _of_users(run.plan, one, made)
         check_finite(losses, run.plan.dtypes)
-        crew = Crew(
-            todo,
-            inside,
-            space,
-            run.emit,
-            scratch=False,
-            delivery=run.delivery,
-            check_all=run.check_all,
-            sharing=run.sharing,
-        )
-        losses |= crew.run(count)
+        if cluster:
+            losses |= cluster.run(run.emit, run.delivery, run.sharing, check_all=run.check_all)
+        else:
+            crew = Crew(
+                todo,
+                inside,
+                space,
+                run.emit,
+                scratch=False,
+                delivery=run.delivery,
+                check_all=run.check_all,
+                sharing=run.sharing,
+            )
+            losses |= crew.run(count)
         check_finite(losses, run.plan.dtypes)
     return losses
 

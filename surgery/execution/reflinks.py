@@ -114,6 +114,17 @@ class Sharing:
         self._count(nbytes)
         return True
 
+    @property
+    def done(self) -> tuple[int, dict[str, int]]:
+        """Bytes that were shared, and those that were not, by why."""
+        return self.nbytes, self._refused
+
+    def add(self, nbytes: int, refused: dict[str, int]) -> None:
+        """Count what was `done` on another machine."""
+        self._count(nbytes)
+        with self._lock:
+            self._refused = {why: self._refused.get(why, 0) + refused.get(why, 0) for why in self._refused | refused}
+
     def _count(self, nbytes: int) -> None:
         with self._lock:
             self.nbytes += nbytes

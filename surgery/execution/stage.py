@@ -15,11 +15,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 
 from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
 from ..files.edited import edited
+from ..files.entries import entries
 from ..files.folder import LocalFolder, absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
@@ -38,6 +40,10 @@ class Stage:
     stale: tuple[str, ...]  # stages of other plans beside the same destination
     discarded: tuple[str, ...] = ()  # what was edited in the destination since it was written, and is to be replaced
     twin: str = ""  # the stage of the same plan that links, or does not; of no use once this one is published
+
+    def left(self) -> list[str]:
+        """What was replaced or removed beside the destination, and could not be erased."""
+        return _gone(self.dest)
 
     def publish(self, *, overwrite: bool, discard_edits: bool = False) -> None:
         """One rename (or one exchange) makes the stage the destination; durable when this returns."""
@@ -79,9 +85,7 @@ def staged(
             os.makedirs(path, exist_ok=True)
             twin, inside = stage_at(dest, identity, link=not link), Inside(path)
             try:
-                yield Stage(
-                    path, dest, inside, tuple(s for s in stages(dest) if s not in (path, twin)), discarded, twin
-                )
+                yield Stage(path, dest, inside, _stale(dest, path, twin), discarded, twin)
             finally:
                 inside.close()
     except OSError as error:
@@ -94,8 +98,15 @@ def stages(dest: str) -> list[str]:
     if not os.path.isdir(parent):
         return []
     return sorted(
-        os.path.join(parent, f) for f in os.listdir(parent) if f.startswith(prefix) and "." not in f[len(prefix) :]
+        os.path.join(parent, f)
+        for f in LocalFolder(parent).names()
+        if f.startswith(prefix) and "." not in f[len(prefix) :]
     )
+
+
+def _stale(dest: str, *ours: str) -> tuple[str, ...]:
+    """The stages beside `dest` of other plans than ours."""
+    return tuple(path for path in stages(dest) if path not in (*ours, *_gone(dest)))
 
 
 def clean(folder: str) -> tuple[tuple[str, int], ...]:
@@ -108,7 +119,7 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
     given, folder = os.fspath(folder), _local(folder)
     found = [folder]
     if os.path.isdir(folder):
-        marks = (f for f in os.listdir(folder) if f.startswith(".") and ".surgery" in f)
+        marks = (f for f in LocalFolder(folder).names() if f.startswith(".") and ".surgery" in f)
         found += sorted(
             {os.path.join(folder, f[1:].rpartition(".surgery")[0]) for f in marks} - {os.path.join(folder, "")}
         )
@@ -124,7 +135,9 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
                 for path in stages(dest):
                     _erased(path)
         except OSError as error:
-            raise DestinationError(f"cannot clean up: {error.strerror}", where=[error.filename or dest]) from error
+            tip = "mend the permissions of what lies there, and run again"
+            what, where = f"cannot clean up: {error.strerror}", [error.filename or dest]
+            raise DestinationError(what, where=where, help=tip) from error
     if not os.path.isdir(os.path.dirname(folder)) and is_ref(given) and not has_scheme(given):
         tip = f"for what runs that wrote to the Hub left here: surgery clean hf://{given}"
         raise DestinationError("no such folder, and none that it would be in", where=[folder], help=tip)
@@ -142,9 +155,8 @@ def _local(dest: str) -> str:
 
 def size_of(folder: str) -> int:
     """Bytes that the files of a folder take on disk."""
-    return sum(
-        os.lstat(os.path.join(here, name)).st_blocks * 512 for here, _, names in os.walk(folder) for name in names
-    )
+    files = (entry for entry in entries(folder) if not entry.is_dir(follow_symlinks=False))
+    return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in files)
 
 
 def sync(path: str) -> None:
@@ -201,9 +213,9 @@ def _aside(dest: str) -> str:
     return os.path.join(parent, f".{name}.surgery_old")
 
 
-def _gone(dest: str) -> str:
-    """The name under which folders are removed: no plan has it."""
-    return f"{_stage_prefix(dest)}gone"
+def _gone(dest: str) -> list[str]:
+    """What is being removed, or could not be, beside a destination: under names that no plan has."""
+    return [path for path in stages(dest) if path.startswith(f"{_stage_prefix(dest)}gone")]
 
 
 def _is_empty(path: str) -> bool:
@@ -266,11 +278,7 @@ def _check_replaceable(dest: str, overwrite: bool, discard_edits: bool) -> tuple
             where=[dest],
             help=_elsewhere(),
         )
-    here = {
-        os.path.relpath(os.path.join(folder, name), dest)
-        for folder, folders, names in os.walk(dest)
-        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]
-    }
+    here = {os.path.relpath(e.path, dest) for e in entries(dest) if not e.is_dir(follow_symlinks=False)}
     foreign = sorted(name for name in here - set(manifest.files) if not name.startswith(".surgery/"))
     if foreign:
         raise DestinationError(
@@ -335,8 +343,8 @@ def _locked(path: str, dest: str) -> Iterator[None]:
 def _recover(dest: str) -> None:
     """Finish or undo an overwrite that was interrupted between its two renames, and finish what was being removed."""
     aside = _aside(dest)
-    if os.path.lexists(_gone(dest)):
-        _erased(_gone(dest))
+    for path in _gone(dest):
+        _tried(path)
     if os.path.lexists(aside):
         if os.path.lexists(dest):
             _discard(aside, dest)
@@ -345,16 +353,29 @@ def _recover(dest: str) -> None:
 
 
 def _discard(path: str, dest: str) -> None:
-    os.rename(path, _gone(dest))
-    _erased(_gone(dest))
+    """Nothing is at `path`. What cannot be removed stays beside the destination, where no run takes it for its own:
+    nobody's output hangs on it, and `clean` says why.
+    """
+    gone, kept = f"{_stage_prefix(dest)}gone", _gone(dest)
+    free = next(name for i in count(1) if (name := f"{gone}{i if i > 1 else ''}") not in kept)
+    os.rename(path, free)
+    _tried(free)
+
+
+def _tried(path: str) -> None:
+    with suppress(OSError, RecursionError):
+        _erased(path)
 
 
 def _erased(path: str) -> None:
-    """Nothing is at `path`; where a link was, what it points to stays."""
-    if os.path.islink(path):
-        os.unlink(path)
-    else:
-        shutil.rmtree(path)
+    """Nothing is at `path`; where a link was, what it points to stays. Raises OSError with all of its path."""
+    try:
+        if os.path.islink(path):
+            os.unlink(path)
+        else:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _check_no_link(stage: str) -> None:

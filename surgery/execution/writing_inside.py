@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,6 +20,7 @@ from ..errors import DestinationError
 from ..files.paths import fault_of
 
 PARTS = ".surgery/parts"  # what is not finished; never published, and emptied when a run begins
+TRIES = 100  # to empty a folder in which others are at work, a twentieth of a second apart
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE
@@ -98,8 +100,22 @@ class Inside:
             os.unlink(last, dir_fd=folder)
 
     def empty(self, name: str) -> None:
-        """There is no folder `name`, and nothing that was in it."""
-        with suppress(FileNotFoundError), self._folder(name) as (folder, last):
+        """There is no folder `name`, and nothing that was in it: whoever still makes files there cannot any more."""
+        for tries in range(TRIES + 1):
+            try:
+                with self._folder(name) as (folder, last):
+                    os.stat(last, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            try:
+                self._empty_once(name)
+            except OSError as error:  # a worker of a broken run, on another machine perhaps, makes or removes files
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY) or tries == TRIES:
+                    raise
+                time.sleep(0.05)
+
+    def _empty_once(self, name: str) -> None:
+        with self._folder(name) as (folder, last):
             if stat.S_ISDIR(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode):
                 shutil.rmtree(last, dir_fd=folder)
             else:

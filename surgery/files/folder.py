@@ -18,7 +18,7 @@ from .opening import regular, regular_status
 from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
 from .symlinks import check_link, followed, leads_out
-from .walking import walked
+from .walking import unreadable, walked
 
 PathLike = str | os.PathLike[str]
 
@@ -81,7 +81,10 @@ class LocalFolder:
         """See `Folder`. A link that leads out is no folder in it."""
         place = self.at(inside)
         here = os.path.isdir(place) and (self.follow or not leads_out(place, self.path))
-        return sorted(os.listdir(place)) if here else []
+        try:
+            return sorted(os.listdir(place)) if here else []
+        except OSError as error:
+            raise unreadable(error, place) from error
 
     def walk(self, without: Collection[str] = ()) -> Iterator[str]:
         """See `Folder`. Links are followed: `walking.py`."""
@@ -126,7 +129,11 @@ class LocalFolder:
 
 def absolute(path: PathLike) -> str:
     """The absolute path of what a user calls `path`; a leading `~` is the home folder, as a shell has it."""
-    return os.path.abspath(os.path.expanduser(path))
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except FileNotFoundError as error:
+        what, tip = "the working folder is not there any more", "change into one that is, or give the whole path"
+        raise NotACheckpoint(what, where=[os.fsdecode(path)], help=tip) from error
 
 
 def locate(path: PathLike | Folder) -> tuple[Folder, str]:

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import FormatError
-from .paths import CONTROL, NO_TEXT, TOO_LONG, fault_of
+from .paths import CONTROL, NO_TEXT, TOO_DEEP, TOO_LONG, fault_of
 from .strict import MEND, parse_object
 
 
@@ -39,7 +39,7 @@ def parse_index(raw: bytes, where: str) -> Index:
     paths = {shard: PurePosixPath(shard) for shard in set(weight_map.values())}
     for shard, path in paths.items():
         if (fault := fault_of(str(path))) or ":" in shard:
-            outside = fault not in (CONTROL, NO_TEXT, TOO_LONG)
+            outside = fault not in (CONTROL, NO_TEXT, TOO_LONG, TOO_DEEP)
             raise FormatError(
                 f"the index {'points outside the checkpoint' if outside else f'names no file that could be ({fault})'}:"
                 f" {shard}",

@@ -11,7 +11,9 @@ import unicodedata
 from collections.abc import Iterable
 
 LONGEST = 255  # bytes that a file system takes for one part of a path
+DEEPEST = 100  # folders that one may lie in
 CONTROL, NO_TEXT, TOO_LONG = "a control character is in it", "not UTF-8", f"a part of more than {LONGEST} bytes"
+TOO_DEEP = f"in more than {DEEPEST} folders"
 GIT = ".git"
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -29,6 +31,7 @@ def fault_of(path: object) -> str:
         "an absolute path": path.startswith("/"),
         "a drive is named": bool(_DRIVE.match(path)),
         "it leads out of the folder": ".." in parts,
+        TOO_DEEP: len(parts) > DEEPEST,
         "an empty part or `.` is in it": bool({"", "."} & set(parts)),
     }
     found = next((fault for fault, holds in rules.items() if holds), "")

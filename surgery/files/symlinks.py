@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from ..errors import FormatError, listed
+from .entries import entries
 from .meant import meaning
 
 _SHARED = re.compile(r"blobs/(?P<part>[0-9a-f]{2})/(?P<hash>[0-9a-f]{64})")
@@ -122,5 +123,4 @@ def _out(path: str, folder: str) -> FormatError:
 
 def _links(folder: str) -> list[str]:
     """Every link in the folder, and in the folders in it."""
-    found = (os.path.join(here, name) for here, folders, names in os.walk(folder) for name in (*folders, *names))
-    return sorted(path for path in found if os.path.islink(path))
+    return sorted(entry.path for entry in entries(folder) if entry.is_symlink())

@@ -8,6 +8,7 @@ walk is bounded, and leaves nothing out in silence.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -25,26 +26,54 @@ def walked(top: str, without: Collection[str] = (), *, follow: bool = False) -> 
 
     Raises FormatError for a folder that cannot be read, has too many paths, or, unless `follow`, is outside.
     """
-    above: dict[str, frozenset[_Place]] = {}
-    paths = Counter[_Place]()
-    for here, folders, names in os.walk(top, followlinks=True, onerror=_unreadable):
-        place = _place(here)
-        if place not in paths:
-            check_link(here, top, follow=follow)
+    paths, above = Counter[_Place](), Counter[_Place]()
+    ahead = [(top, _place(top))]  # what is to be visited, the next one last; without a path, it was
+    while ahead:
+        here, place = ahead.pop()
+        if not here:
+            above[place] -= 1
+            continue
         paths[place] += 1
         if paths[place] > MOST:
             raise _tangled(here, top)
-        above[here] = above.get(os.path.dirname(here), frozenset()) | {place}
-        wanted = (name for name in folders if here != top or name not in without)
-        folders[:] = sorted(name for name in wanted if _place(os.path.join(here, name)) not in above[here])
+        names, folders = _listed(here)
+        wanted = [os.path.join(here, name) for name in folders if here != top or name not in without]
+        above[place] += 1
+        inner = [(path, at) for path in wanted if not above[at := _place(path)]]
+        for path, at in inner:
+            if at not in paths and os.path.islink(path):
+                check_link(path, top, follow=follow)
+        ahead += [("", place), *reversed(inner)]
         inside = os.path.relpath(here, top)
-        yield from (name if inside == "." else f"{inside}/{name}" for name in sorted(names))
+        yield from (name if inside == "." else f"{inside}/{name}" for name in names)
+
+
+def _listed(here: str) -> tuple[list[str], list[str]]:
+    """What is in a folder, (files, folders), each in order."""
+    names, folders = list[str](), list[str]()
+    try:
+        with os.scandir(here) as found:
+            for entry in found:
+                (folders if entry.is_dir() else names).append(entry.name)
+    except OSError as error:
+        raise unreadable(error, here) from error
+    return sorted(names), sorted(folders)
 
 
 def _place(folder: str) -> _Place:
     """What is the same for all paths of a folder."""
-    status = os.stat(folder)
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise unreadable(error, folder) from error
     return status.st_dev, status.st_ino
+
+
+def unreadable(error: OSError, folder: str) -> FormatError:
+    """The error for a folder that cannot be looked into."""
+    long = error.errno == errno.ENAMETOOLONG
+    tip = "its path is too long: move what holds it nearer to the root" if long else "mend its permissions"
+    return FormatError(f"cannot read a folder: {error.strerror}", where=[folder], help=tip)
 
 
 def _tangled(here: str, top: str) -> FormatError:
@@ -53,9 +82,3 @@ def _tangled(here: str, top: str) -> FormatError:
         where=[os.path.realpath(here), f"{top}: one of them is {os.path.relpath(here, top)}"],
         help="each path would be a copy of it: remove the links that are not needed",
     )
-
-
-def _unreadable(error: OSError) -> None:
-    raise FormatError(
-        f"cannot read a folder: {error.strerror}", where=[str(error.filename)], help="mend its permissions"
-    ) from error

@@ -7,6 +7,8 @@ A closed sum type of frozen dataclasses, handled with `match`:
     arithmetic   Sum | Norms | Mean | Product | Made   base + deltas in float32, rounded once; row or column norms; the
                                                        mean of rows; a product with a thin matrix; what a rule makes of
                                                        small tensors
+    of several   Rowwise | Measured                    each row made of the same rows of others, by a rule; numbers
+                                                       that are of the whole of them
     coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
                                                        scales that are there, or under new ones, and these
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
@@ -27,8 +29,9 @@ from typing import cast
 from ..errors import LayoutError, NotSupported
 from .change import Change, Delta
 from .coding import Coding
-from .dtypes import ARITHMETIC, CASTABLE, F32, Dtype
+from .dtypes import ARITHMETIC, CASTABLE, F32, F64, Dtype
 from .fresh import Rule
+from .function import Function
 
 Shape = tuple[int, ...]
 
@@ -327,6 +330,38 @@ class Made(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Rowwise(_Sized):
+    """What a rule makes, row by row, of the same rows of `inputs`: `rowwise.py` makes them.
+
+    A rule of `evaluation/blending/` gives floats, which are rounded once to `dtype`; a `Function` of a user's gives the
+    rows as they are. `facts`, of the whole of the inputs, are there before any row is made.
+    """
+
+    dtype: Dtype
+    shape: Shape
+    rule: str | Function
+    inputs: tuple[Tensor, ...]
+    facts: Tensor | None = None
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(_Sized):
+    """Numbers in float64 that a rule of `evaluation/blending/` needs of the whole of `inputs`, such as norms and
+    thresholds. Not row-local: a plan computes it before all else, in passes over them.
+    """
+
+    shape: Shape
+    rule: str
+    inputs: tuple[Tensor, ...]
+    numbers: tuple[tuple[str, float | str], ...] = ()
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return F64
+
+
+@dataclass(frozen=True, slots=True)
 class Before(_Sized):
     """`after / gain - sum(deltas)`, rounded to `dtype`: what the base of a `Sum` that gave `after` most likely was.
 
@@ -392,11 +427,13 @@ Leaf = (
     | Mean
     | Product
     | Made
+    | Rowwise
+    | Measured
     | Before
     | Restored
 )
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
-_COMPUTED = Sum | Norms | Mean | Product | Made | Before | Decoded | Encoded | Fresh
+_COMPUTED = Sum | Norms | Mean | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -587,8 +624,10 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (of,)
         case Product(of, by):
             return of, by
-        case Made(inputs=inputs):
+        case Made(inputs=inputs) | Measured(inputs=inputs):
             return inputs
+        case Rowwise(inputs=inputs, facts=facts):
+            return inputs if facts is None else (*inputs, facts)
         case Before(_, after, deltas, gain):
             return (after, *(factor for change in changes(deltas, gain) for factor in change.factors))
         case Restored(_, predicted, frames, sizes, digests):
@@ -639,8 +678,10 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Mean(inner(of), copies)
         case Product(of, by, left):
             return Product(inner(of), inner(by), left)
-        case Made(inputs=inputs):
+        case Made(inputs=inputs) | Measured(inputs=inputs):
             return replace(tensor, inputs=tuple(map(inner, inputs)))
+        case Rowwise(inputs=inputs, facts=facts):
+            return replace(tensor, inputs=tuple(map(inner, inputs)), facts=facts and inner(facts))
         case Decoded():
             return tensor.over(inner)
         case Encoded(of, like):

@@ -28,6 +28,7 @@ def described(source: Input) -> dict[str, Any]:
     }
     what = "sha256 of the whole file" if source.role == "adapter" or remote else "sha256 of the header"
     name = source.path.removeprefix(SCHEME) if remote else source.path.rstrip("/").rsplit("/", 1)[-1]
+    name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")  # a folder may be called anything
     return {"role": source.role, "name": name, "digest": what, "files": files}
 
 
@@ -43,13 +44,13 @@ def identity_of(
     digest = hashlib.sha256(f"surgery {__version__}".encode())
     for source in inputs:
         for file in source.files:
-            digest.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\0{file.digest}\n".encode())
+            digest.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\0{file.digest}\n".encode(errors="surrogatepass"))
     digest.update(json.dumps([options, list(history)], sort_keys=True).encode())
     names: dict[int, str] = {}
     for shard in [*shards, *([scratch] if scratch else [])]:
         digest.update(shard.name.encode() + b"\0" + shard.header)
         for slot in shard.slots:
-            digest.update(_recipe(slot.tensor, names).encode())
+            digest.update(_recipe(slot.tensor, names).encode(errors="surrogatepass"))
         if shard.sidecar:
             digest.update(shard.sidecar.recipe.encode())
     for path, carried in files.items():
