@@ -69,6 +69,7 @@ from .surgeries.quantize import quantize
 from .surgeries.rename import drop, keep, rename
 from .surgeries.tie import tie, untie
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
+from .surgeries.vocabulary import vocabulary
 from .version import __version__
 
 __all__ = [
@@ -159,5 +160,6 @@ __all__ = [
     "unmerge_approximately",
     "untie",
     "verify",
+    "vocabulary",
     "write",
 ]

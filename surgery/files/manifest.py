@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import FormatError
 from .folder import Folder, LocalFolder
+from .history import check_history, check_inputs
 from .strict import parse_object
 
 MANIFEST = ".surgery/manifest.json"
@@ -67,6 +68,8 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
             raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])
+        check_history(content["history"])
+        check_inputs(content["inputs"])
         return Manifest(
             str(content["version"]),
             str(content["identity"]),
@@ -77,5 +80,5 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
             {str(k): str(v) for k, v in content.get("digests", {}).items()},
             dict(content["recipe"]) if "recipe" in content else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"the manifest is not one that surgery writes: {error!r}", where=[path], help=MEND) from error

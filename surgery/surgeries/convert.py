@@ -185,7 +185,7 @@ def _written(config: Mapping[str, Any], target: Target, checkpoint: Checkpoint) 
     except KeyError as error:
         tip = "complete config.json from the model's configuration class: the result depends on it"
         raise PlanError(f"config.json has no {error.args[0]}", where=[checkpoint.path], help=tip) from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         tip = "mend it from the model's configuration class"
         raise PlanError(f"config.json makes no sense: {error}", where=[checkpoint.path], help=tip) from error
     return {"model_type": target.name, "architectures": [target.model_class], "dtype": config.get("dtype"), **fields}

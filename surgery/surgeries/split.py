@@ -158,9 +158,9 @@ def _recorded(checkpoint: Checkpoint, kinds: Collection[str]) -> _Recorded:
     """What surgery split before and did not fuse since: (fused, parts) -> the layouts."""
     recorded: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for step in checkpoint.history:
-        for row in step.get("modules", ()) if step["surgery"] in ("split", "fuse") else ():
+        for row in step.get("modules", ()) if step.get("surgery") in ("split", "fuse") else ():
             key = (row["fused"], tuple(row["parts"]))
-            if step["surgery"] == "fuse":
+            if step.get("surgery") == "fuse":
                 recorded.pop(key, None)
             elif row["kind"] in kinds:
                 recorded.setdefault(key, set()).add(row["layout"])
