@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, PlanError, listed, series
 from ..evaluation.first_difference import Differs, first_difference
+from ..lazy.dropped import both
 from ..lazy.tensor import Tensor
 from ..models.families import NEVER, TIES, Ties, tied, ties, untied
 from ..models.header_ties import header_families, header_ties
@@ -50,7 +51,7 @@ def tie(checkpoint: Checkpoint) -> Checkpoint:
         {"surgery": "tie", "tied": found},
         tensors={name: tensor for name, tensor in checkpoint.tensors.items() if name not in found},
         weight_map={name: shard for name, shard in checkpoint.weight_map.items() if name not in found},
-        dropped={**checkpoint.dropped, **{name: checkpoint.tensors[name] for name in found}},
+        dropped=both(checkpoint.dropped, {name: checkpoint.tensors[name] for name in found}),
         notes=(*checkpoint.notes, *_notes(families, found, checkpoint.tensors)),
     )
     held = header_ties(checkpoint.metadata, checkpoint.tensors)

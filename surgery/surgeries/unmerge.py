@@ -12,6 +12,7 @@ from ..evaluation.read import sha256
 from ..files.folder import folder_at
 from ..files.peft import Adapter
 from ..files.safetensors import header_alone
+from ..lazy.dropped import both
 from ..lazy.dtypes import F32
 from ..lazy.tensor import File, Input, Sum, Tensor, Zeros, add, narrow
 from ..opened import takes_opened
@@ -52,7 +53,7 @@ def unmerge(checkpoint: Checkpoint) -> Checkpoint:
         inputs=(*checkpoint.inputs, Input("record", folder.at(UNDO), tuple(sources), {})),
         stem=record.facts["stem"],
         index_name=record.facts["index_name"],
-        dropped={**checkpoint.dropped, **unused},
+        dropped=both(checkpoint.dropped, unused),
         history=(*record.facts["history"], step),
         notes=(
             *record.facts["notes"],
