@@ -172,7 +172,7 @@ def test_what_was_made_is_told_once(joined: Any, base: Path, adapter: Path, tmp_
 def test_from_the_hub_and_to_it_on_a_cluster_that_is_started(
     hub: Hub, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each node reads the commit by itself; what it made is sent from here, and few shards are on the disk at a time."""
+    """Each node reads the commit by itself; what it made is sent from here, with few shards on the disk."""
     ray.shutdown()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(driver, "LEAST", 1)
