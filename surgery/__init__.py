@@ -50,6 +50,7 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.add import add
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
@@ -109,6 +110,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "add",
     "cast",
     "clean",
     "combine",
