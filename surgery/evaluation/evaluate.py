@@ -92,6 +92,8 @@ def _step(tensor: Tensor, work: Workspace) -> int:
         whole = block_of(tensor.shape)
         step = max(whole, step // whole * whole)
     columns = next((columns_of(leaf) for leaf in tiled_in(tensor) if leaf.shape), 1)
+    if step < ROWS * columns <= work.widest * 8 // tensor.dtype.bits:  # a tile of fewer rows costs as much
+        step = ROWS * columns
     unit = next((n for n in (ROWS * columns, columns) if columns > 1 and step >= n), 1)
     return step // unit * unit
 

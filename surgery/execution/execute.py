@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint
-from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed, printable
+from ..errors import DestinationError, FormatError, NoSpace, listed, printable
 from ..evaluation.arithmetic import exact
 from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import (
@@ -40,7 +40,7 @@ from ..evaluation.losses import (
 )
 from ..evaluation.read import PIECE, Reader
 from ..evaluation.scratch import SCRATCH
-from ..evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
+from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.folder import absolute
 from ..files.manifest import MANIFEST
 from ..files.opening import regular
@@ -56,6 +56,7 @@ from .cluster import Nodes, check_executor, nodes
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links
 from .reflinks import Sharing, check_mode, check_shareable, made_so, saved, sharing_of
+from .share import share_of
 from .stage import Stage, size_of, staged, write_at
 from .writing_inside import PARTS, durable, part_of
 
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from ..hub.content import PushReport
     from ..hub.stream import HubDestination
 
-CONNECTIONS = 8  # workers where inputs are on the Hub: they wait more than they work
 BULKY = 10_000_000  # bytes of a carried file that leaves the disk as a shard does, where shards do
 
 
@@ -183,7 +183,8 @@ def execute(
     begun = time.monotonic()
     check_mode(reflink)
     check_executor(executor, address)
-    share = partial(_share, plan, parse_size(memory))
+    remote = any(file.remote for file in _sources(plan))
+    share = partial(share_of, plan, parse_size(memory), remote=remote)
     own = share(workers)
     replacing = {"overwrite": overwrite, "discard_edits": discard_edits}
     place, delivery = _delivery(plan, dest, **replacing)
@@ -366,21 +367,6 @@ def _serial(on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
                 on_step(step)
 
     return emit
-
-
-def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
-    """(workers, bytes of buffers for each): fewer workers where the memory does not do for all."""
-    least = LEAST_BUDGET if plan.arithmetic else 4 * PIECE
-    if memory < least:
-        raise SurgeryError(
-            f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more"
-        )
-    remote = any(file.remote for file in _sources(plan))
-    wanted = workers if workers is not None else CONNECTIONS if remote else min(4, len(os.sched_getaffinity(0)))
-    if wanted < 1:
-        raise SurgeryError(f"{wanted} workers can do nothing", help="pass --workers 1 or more")
-    count = max(1, min(wanted, memory // least))
-    return count, memory // count
 
 
 def _local_inputs(plan: Plan) -> list[str]:
