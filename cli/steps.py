@@ -133,6 +133,10 @@ def _layers(step: Step) -> str:
     return _line(f"layers of {step['stack']}: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
 
 
+def _add(step: Step) -> str:
+    return _line(f"add {_count(step['tensors'], 'tensor')} of {step['other']}", *_given(step, "prefix", "pattern"))
+
+
 def _combine(step: Step) -> str:
     told = _some(f"{one['name']} (weight {one['weight']:g})" for one in step["adapters"])
     return _line(f"combine {told}", "A's and B's averaged apart" if step.get("average_factors") else "")
@@ -180,6 +184,7 @@ def _unmerge(step: Step) -> str:
 
 
 WORDS: Mapping[str, Callable[[Step], str]] = {
+    "add": _add,
     "cast": _cast,
     "convert_files": _convert_files,
     "combine": _combine,

@@ -9,11 +9,11 @@ by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from .errors import FormatError, NotACheckpoint, SurgeryError, listed, nearest, series
 from .evaluation.read import content
@@ -40,6 +40,9 @@ from .step import Recipe
 
 if TYPE_CHECKING:
     import torch
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 # Weights of other formats, or of the same ones under another name: carried along, they would still be the old weights.
 OTHER_WEIGHTS = tuple(
@@ -119,6 +122,12 @@ class Checkpoint:
                 help=f"the nearest names are {', '.join(close)}" if close else None,
             )
         return self.tensors[name]
+
+    def pipe(
+        self, function: Callable[Concatenate[Checkpoint, _Given], _Result], *args: _Given.args, **kwargs: _Given.kwargs
+    ) -> _Result:
+        """`function(self, …)`: `checkpoint.pipe(split_qkv).pipe(merge, adapter)` reads in the order of what is done."""
+        return function(self, *args, **kwargs)
 
     def with_step(self, step: Mapping[str, Any], **changes: Any) -> Checkpoint:
         """The checkpoint with `changes`, and `step` added to its history."""

@@ -29,6 +29,14 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     return getattr(torch, TORCH_NAMES[dtype.name])
 
 
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """A tensor's values, in row-major order."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
 _held = Lock()
 _before: list[tuple[int, str]] = []  # what was set before each `exact` that has not ended
 

@@ -21,10 +21,13 @@ from ..lazy.tensor import (
     File,
     Fresh,
     Made,
+    Mean,
+    Measured,
     Norms,
     Product,
     Random,
     Restored,
+    Rowwise,
     Stored,
     Sum,
     Tensor,
@@ -37,9 +40,12 @@ from .decoding import fill_decoded
 from .draw import draw
 from .fresh import fill_constant, fill_fresh
 from .made import fill_made
+from .means import fill_mean
+from .measured import fill_measured
 from .nearest import fill_encoded
 from .norms import fill_norms
 from .products import fill_product
+from .rowwise import fill_rowwise
 from .scratch import scratch_of, tiled_in
 from .strided import is_turned
 from .sums import fill_sum
@@ -55,8 +61,11 @@ IN_CACHE = 1 << 20  # bytes of tensors moved together that are written while the
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
+    Mean: fill_mean,
     Product: fill_product,
     Made: fill_made,
+    Rowwise: fill_rowwise,
+    Measured: fill_measured,
     Decoded: fill_decoded,
     Encoded: fill_encoded,
     Fresh: fill_fresh,

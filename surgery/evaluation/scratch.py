@@ -10,8 +10,11 @@ from ..lazy.tensor import (
     Encoded,
     Fresh,
     Made,
+    Mean,
+    Measured,
     Norms,
     Product,
+    Rowwise,
     Sum,
     Tensor,
     changes,
@@ -27,11 +30,13 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
     """A tensor inside `tensor` that must be computed as a whole, before it is used; None where there is none."""
     for piece in lower(tensor) if has_arithmetic(tensor) else []:
         leaf = piece.leaf
-        if isinstance(leaf, Norms | Product | Made):
+        if isinstance(leaf, Norms | Mean | Product | Made | Measured):
             return next((found for child in children(leaf) if (found := scratch_of(child))), leaf)
         if isinstance(leaf, Sum) and (found := _inside(leaf) or (None if _by_rows(piece) else leaf)):
             return found
-        if isinstance(leaf, Decoded | Encoded | Fresh) and (found := _of(leaf) or (None if _by_rows(piece) else leaf)):
+        if isinstance(leaf, Decoded | Encoded | Fresh | Rowwise) and (
+            found := _of(leaf) or (None if _by_rows(piece) else leaf)
+        ):
             return found
     return None
 
@@ -49,7 +54,7 @@ def _inside(total: Sum) -> Tensor | None:
     return next((found for factor in factors if (found := scratch_of_factor(factor))), None)
 
 
-def _of(coded: Decoded | Encoded | Fresh) -> Tensor | None:
+def _of(coded: Decoded | Encoded | Fresh | Rowwise) -> Tensor | None:
     """What must be there before codes can be read, or made: all that they are made of is read in rows."""
     return next((found for child in children(coded) if (found := scratch_of(child))), None)
 
@@ -67,9 +72,9 @@ def sums_in(tensor: Tensor) -> Iterator[Sum]:
     return (found for found in tiled_in(tensor) if isinstance(found, Sum))
 
 
-def tiled_in(tensor: Tensor) -> Iterator[Sum | Decoded | Encoded | Fresh]:
+def tiled_in(tensor: Tensor) -> Iterator[Sum | Decoded | Encoded | Fresh | Rowwise]:
     """What in it is best made in whole rows."""
-    if isinstance(tensor, Sum | Decoded | Encoded | Fresh):
+    if isinstance(tensor, Sum | Decoded | Encoded | Fresh | Rowwise):
         yield tensor
         return
     for child in children(tensor):

@@ -24,7 +24,7 @@ from ..evaluation.read import Reader
 from ..evaluation.tiles import ROWS
 from ..evaluation.workspace import Workspace
 from ..files.safetensors import read_header
-from ..lazy.tensor import Decoded, File, Restored, Sum, Tensor
+from ..lazy.tensor import Decoded, File, Restored, Rowwise, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
 from ..planning.together import Together, together
 from .proving import prove_record
@@ -334,7 +334,7 @@ def _elements(tensor: Tensor, *, blockwise: bool) -> int:
     unit = (
         block_of(tensor.shape)
         if blockwise
-        else 8 * (ROWS * tensor.shape[-1] if isinstance(tensor, Sum | Decoded) and tensor.shape else 1)
+        else 8 * (ROWS * tensor.shape[-1] if isinstance(tensor, Sum | Decoded | Rowwise) and tensor.shape else 1)
     )
     return max(1, FILL_CHUNK * 8 // tensor.dtype.bits // unit) * unit
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
@@ -30,6 +30,9 @@ from .spare import is_spare
 from .strict import parse_object
 from .training import for_training
 from .wrappers import ANY
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -84,6 +87,12 @@ class Adapter:
     def __repr__(self) -> str:
         kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())
         return f"<Adapter {kind}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
+
+    def pipe(
+        self, function: Callable[Concatenate[Adapter, _Given], _Result], *args: _Given.args, **kwargs: _Given.kwargs
+    ) -> _Result:
+        """`function(self, …)`: `adapter.pipe(resize_adapter, rank=8).pipe(write, "small")`."""
+        return function(self, *args, **kwargs)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from ..lazy.tensor import (
     Made,
     Product,
     Restored,
+    Rowwise,
     Shape,
     Stored,
     Sum,
@@ -57,7 +58,7 @@ def check_conserved(checkpoint: Checkpoint) -> None:
                     for child in children(leaf)[1:]:
                         if not set(stored(child)) <= own:
                             count(child)
-                case Restored() | Decoded() | Encoded() | Fresh() | Made() as leaf:
+                case Restored() | Decoded() | Encoded() | Fresh() | Made() | Rowwise() as leaf:
                     for child in children(leaf):
                         count(child)
 

@@ -41,6 +41,7 @@ from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .sharing import Shareable, aligned, is_made, parse_align, shareable
 from .steps import ShardPlan, Slot
+from .verbatim import with_true_headers
 from .whole_bytes import check_packed
 
 
@@ -163,6 +164,7 @@ def plan(
             raise PlanError("an adapter is one file", where=[checkpoint.path], help="leave --max-shard-size away")
         checkpoint = of_adapter(checkpoint)
     align = parse_align(align)
+    checkpoint = with_true_headers(checkpoint)
     _check(checkpoint, drop_metadata)
     scratch: list[Tensor] = []
     tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, NotSupported, PlanError, SurgeryError, listed, series
+from ..errors import NothingMatched, NotSupported, SurgeryError, listed, series
 from ..models.layer_config import with_layers
 from ..models.names_v5 import in_memory, renames_of
 from ..models.stacks import numbered
@@ -15,6 +15,7 @@ from ..opened import takes_opened
 from ..quantization.fused_names import lists_followed
 from ..quantization.kept_whole import held_in
 from ..quantization.quantised import quantised
+from .asked_class import class_of
 from .header_ties import along
 
 _RANGE = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*")
@@ -38,7 +39,8 @@ def layers(checkpoint: Checkpoint, *, keep: str = "", drop: str = "", order: str
     """
     stack, there = _layers_of(checkpoint, stack)
     chosen = _order(stack, there, keep=keep, drop=drop, order=order)
-    config = with_layers(checkpoint.config, _class_of(checkpoint), _in_memory(checkpoint, stack), there, chosen)
+    model_class = class_of(checkpoint, "what a layer is in another place")
+    config = with_layers(checkpoint.config, model_class, _in_memory(checkpoint, stack), there, chosen)
     made = along(checkpoint, lambda parted: moved(parted, stack, chosen)).with_config(config)
     made = _codes_checked(made, checkpoint, stack, chosen)
     note = f"{len(there)} layers of {stack} became {len(chosen)}: {_told(chosen)}"
@@ -105,18 +107,6 @@ def _told(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return series(listed([str(a) if a == b else f"{a}-{b}" for a, b in runs], 12))
-
-
-def _class_of(checkpoint: Checkpoint) -> str:
-    """The class that config.json names. Raises PlanError."""
-    named = checkpoint.config.get("architectures")
-    if isinstance(named, list) and named and isinstance(named[0], str):
-        return named[0]
-    raise PlanError(
-        "config.json names no architecture: what a layer is in another place cannot be asked",
-        where=[checkpoint.path],
-        help='add "architectures": ["LlamaForCausalLM"], with the class that the model is of',
-    )
 
 
 def _in_memory(checkpoint: Checkpoint, stack: str) -> str:

@@ -1,0 +1,32 @@
+"""Numbers that are of the whole of several tensors: measured in passes over blocks of constant size, in a constant
+order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy.tensor import Measured
+from .arithmetic import one_thread
+from .blending import METHODS
+from .row_blocks import Scan
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+
+def fill_measured(measured: Measured, start: int, stop: int, out: memoryview, work: Workspace) -> None:
+    """Fill `out` with numbers [start, stop)."""
+    import torch
+
+    found = work.last("measured", measured, lambda: _measured(measured, work))
+    torch.frombuffer(out, dtype=torch.float64).copy_(torch.tensor(found[start:stop], dtype=torch.float64))
+
+
+def _measured(measured: Measured, work: Workspace) -> list[float]:
+    one_thread()
+    method, numbers = METHODS[measured.rule], dict(measured.numbers)
+    assert method.measure
+    found = method.measure(Scan(measured.inputs, numbers, work, method.by_rows(numbers)))
+    assert len(found) == measured.size, f"`{measured.rule}` measured {len(found)} numbers, not {measured.size}"
+    return found
