@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint
 from ..errors import DestinationError, FormatError, NoSpace, listed, printable
-from ..evaluation.arithmetic import exact
+from ..evaluation.arithmetic import exact_at_last
 from ..evaluation.evaluate import workspace_of
+from ..evaluation.loading import load_soon
 from ..evaluation.losses import (
     Erased,
     Loss,
@@ -182,6 +183,8 @@ def execute(
     """
     begun = time.monotonic()
     check_mode(reflink)
+    if plan.arithmetic and executor == "local":
+        load_soon()
     check_executor(executor, address)
     remote = any(file.remote for file in _sources(plan))
     share = partial(share_of, plan, parse_size(memory), remote=remote)
@@ -310,8 +313,9 @@ def _made(
     (count, budget), inside, losses = share, run.stage.inside, dict[str, Loss]()
     space = partial(workspace_of, budget, _unfinished(run))
     inside.empty(PARTS)
-    with exact() if run.plan.arithmetic else nullcontext(), elsewhere as cluster:
+    with exact_at_last() if run.plan.arithmetic else nullcontext(_nothing) as ready, elsewhere as cluster:
         for one in run.plan.scratch.apart() if run.plan.scratch and todo else ():
+            ready()
             made = Crew([one], inside, space, run.emit, scratch=True).run(count)  # in order: it may be made of others
             losses |= _of_users(run.plan, one, made)
         check_finite(losses, run.plan.dtypes)
@@ -327,10 +331,15 @@ def _made(
                 delivery=run.delivery,
                 check_all=run.check_all,
                 sharing=run.sharing,
+                ready=ready,
             )
             losses |= crew.run(count)
         check_finite(losses, run.plan.dtypes)
     return losses
+
+
+def _nothing() -> None:
+    """What moves has nothing to wait for."""
 
 
 def _unfinished(run: _Run) -> dict[str, str]:
