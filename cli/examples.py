@@ -14,7 +14,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "quantize": ("surgery quantize base -o base-nf4 --scheme nf4",),
     "rename": (r"surgery rename base -o out --map '^transformer\.=model.'",),
     "drop": (r"surgery drop base -o out --pattern 'mtp\..*'",),
+    "keep": ("surgery keep base -o out --pattern 'model\\.vision_tower\\..*'",),
+    "add": ("surgery add base other -o out --prefix vision_tower.",),
+    "cast": ("surgery cast base -o out --dtype bfloat16",),
+    "tie": ("surgery tie base -o out",),
+    "untie": ("surgery untie base -o out",),
     "layers": ("surgery layers base -o out --keep 0-15,20-31", "surgery layers base -o out --order 0-11,4-15"),
+    "vocabulary": (
+        "surgery vocabulary base -o out --multiple-of 64",
+        "surgery vocabulary base -o out --tokenizer tuned --new mean",
+    ),
     "clean": ("surgery clean out",),
     "reindex": ("surgery reindex base",),
     "split": ("surgery split base -o split",),
@@ -39,4 +48,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "surgery convert-adapter lora -o mlx --to mlx",
     ),
     "push": ("surgery push merged org/name --private",),
+    "run": ("surgery run recipe.yaml", "surgery run recipe.yaml --set merge.scale=0.5", "surgery run out -o again"),
+    "schema": ("surgery schema > recipe.schema.json",),
 }

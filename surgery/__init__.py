@@ -59,6 +59,7 @@ from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
+from .surgeries.fused import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.injecting.inject import inject
 from .surgeries.layers import layers
 from .surgeries.map_rows import map_rows
@@ -66,7 +67,6 @@ from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
 from .surgeries.rename import drop, keep, rename
-from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.tie import tie, untie
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
 from .surgeries.vocabulary import vocabulary

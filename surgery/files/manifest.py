@@ -36,6 +36,7 @@ class Manifest:
     options: Mapping[str, Any]
     files: Mapping[str, int]
     digests: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None  # by which `surgery run` makes it again
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -48,6 +49,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "history": list(manifest.history),
         "inputs": list(manifest.inputs),
         "options": dict(manifest.options),
+        **({"recipe": manifest.recipe} if manifest.recipe else {}),
         "files": dict(manifest.files),
         **({"digests": dict(manifest.digests)} if manifest.digests else {}),
     }
@@ -76,6 +78,7 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
             dict(content["options"]),
             {str(k): int(v) for k, v in content["files"].items()},
             {str(k): str(v) for k, v in content.get("digests", {}).items()},
+            dict(content["recipe"]) if "recipe" in content else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"the manifest is not one that surgery writes: {error!r}", where=[path], help=MEND) from error

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, SurgeryError, listed, series
 from ..models.layer_config import with_layers
 from ..models.names_v5 import in_memory, renames_of
 from ..models.stacks import numbered
-from ..opened import takes_opened
 from ..quantization.fused_names import lists_followed
 from ..quantization.kept_whole import held_in
 from ..quantization.quantised import quantised
+from ..step import Option, step
 from .asked_class import class_of
 from .header_ties import along
 
@@ -22,9 +23,16 @@ _RANGE = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*")
 HOW = "numbers and ranges with both ends, such as 0-15,20-31"
 
 
-@takes_opened
-def layers(checkpoint: Checkpoint, *, keep: str = "", drop: str = "", order: str = "", stack: str = "") -> Checkpoint:
-    """The checkpoint with these of its layers, and a config.json by which its class builds them.
+@step
+def layers(
+    checkpoint: Checkpoint,
+    *,
+    keep: Annotated[str, Option("These layers alone, such as 0-15,20-31, in their order.", "RANGES")] = "",
+    drop: Annotated[str, Option("All layers but these.", "RANGES")] = "",
+    order: Annotated[str, Option("The layers as they are named here, repeated ones too.", "RANGES")] = "",
+    stack: Annotated[str, Option("Where they are, such as model.layers, if that is not clear.", "NAME")] = "",
+) -> Checkpoint:
+    """Keep, leave out, repeat or reorder layers; config.json follows, and the class is asked.
 
         layers(checkpoint, keep="0-15,20-31")       # in their order
         layers(checkpoint, drop="16-19")            # all but these
@@ -44,8 +52,8 @@ def layers(checkpoint: Checkpoint, *, keep: str = "", drop: str = "", order: str
     made = along(checkpoint, lambda parted: moved(parted, stack, chosen)).with_config(config)
     made = _codes_checked(made, checkpoint, stack, chosen)
     note = f"{len(there)} layers of {stack} became {len(chosen)}: {_told(chosen)}"
-    step = {"surgery": "layers", "stack": stack, "layers": chosen}
-    return made.with_step(step, notes=(*made.notes, note))
+    done = {"surgery": "layers", "stack": stack, "layers": chosen}
+    return made.with_step(done, notes=(*made.notes, note))
 
 
 def _layers_of(checkpoint: Checkpoint, stack: str) -> tuple[str, Sequence[int]]:
