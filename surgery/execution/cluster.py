@@ -25,7 +25,20 @@ from ..evaluation.spool import is_spooled
 from ..lazy.tensor import File
 from ..planning.steps import ShardPlan
 from .crew import FILL_CHUNK, Delivery, Step, compare, files_of
-from .node import DRIVER, STEPS, TOLD_EVERY, Fit, Job, Outcome, await_file, files_in, proof_of, seen, unfit
+from .node import (
+    DRIVER,
+    STEPS,
+    TOLD_EVERY,
+    Fit,
+    Job,
+    Outcome,
+    await_file,
+    files_in,
+    functions_in,
+    proof_of,
+    seen,
+    unfit,
+)
 from .ray import Node, at_node, connected, failed, nodes_of, pickled, tasks
 from .reflinks import Sharing
 from .stage import write_at
@@ -74,7 +87,7 @@ class Nodes:
         self.fit = Fit(
             inside.at(self.folder),
             self.token,
-            {file: seen(file) for file in _to_be_seen(files_in(shards))},
+            {file: seen(file) for file in to_be_seen(files_in(shards))},
             arithmetic_identity() if arithmetic else "",
         )
         self.proven = frozenset[str]()
@@ -83,7 +96,7 @@ class Nodes:
     def prove(self, nodes: Sequence[Node]) -> None:
         """Each of the nodes is fit for this run. Raises SurgeryError, naming what is not, and why."""
         self._write(DRIVER, self.token.encode())
-        asked = pickled(self.ray, self.fit)
+        asked = pickled(self.ray, self.fit, ())
         proofs = {
             self.task.options(**at_node(self.ray, node)).remote("prove", asked, self.versions): node for node in nodes
         }
@@ -141,7 +154,9 @@ class Nodes:
         threads, budget = self.share
         job = Job(number, shards, self.fit, self.proven, self.aliases, threads, budget, reflink, check_all)
         needs = {"num_cpus": threads, "memory": needed(self.share), "max_retries": RETRIES}
-        ref = self.task.options(**needs).remote("work", pickled(self.ray, job), self.versions)
+        ref = self.task.options(**needs).remote(
+            "work", pickled(self.ray, job, [f.call for f in functions_in(shards)]), self.versions
+        )
         self.running[ref] = shards
 
     def _outcome(self, ref: Any, shards: Sequence[ShardPlan]) -> Outcome:
@@ -283,7 +298,7 @@ def divided(shards: Sequence[ShardPlan], places: int) -> list[tuple[ShardPlan, .
     return sorted(map(tuple, groups), key=lambda group: -sum(shard.nbytes for shard in group))
 
 
-def _to_be_seen(files: Collection[File]) -> list[File]:
+def to_be_seen(files: Collection[File]) -> list[File]:
     """The files that a node must show that it sees: all that are local, and one of each repository on the Hub."""
     remote = {file.path.rpartition("/")[0]: file for file in sorted(files, key=lambda f: f.path) if file.remote}
     return [*(file for file in files if not file.remote and not is_spooled(file)), *remote.values()]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ..errors import SurgeryError
@@ -224,12 +226,27 @@ def failed(ray: Any, error: Exception, shards: Sequence[str], retries: int) -> S
     )
 
 
-def pickled(ray: Any, value: object) -> bytes:
-    """The value for another machine, functions of the user's script in it by their code. Raises SurgeryError."""
+def pickled(ray: Any, value: object, functions: Iterable[Any]) -> bytes:
+    """The value for another machine, with the code of these functions of the user's, and of their modules, whatever is
+    installed there under their names. Raises SurgeryError.
+    """
+    modules = {getattr(function, "__module__", None) for function in functions} - {None, "__main__"}
     try:
-        return ray.cloudpickle.dumps(value)
+        with _by_value(ray.cloudpickle, [sys.modules[name] for name in modules if name in sys.modules]):
+            return ray.cloudpickle.dumps(value)
     except Exception as error:  # whatever a value's own way of being pickled raises
         raise SurgeryError(
-            f"the plan cannot be sent to other machines: {_first_line(str(error))}",
-            help="run it on one, without --executor; or let functions hold nothing that cannot be pickled",
+            f"the plan cannot be sent to other machines: {type(error).__name__}: {_first_line(str(error))}",
+            help="without --executor it is carried out here; functions in it may close over what can be pickled alone",
         ) from error
+
+
+@contextmanager
+def _by_value(cloudpickle: Any, modules: Sequence[ModuleType]) -> Iterator[None]:
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
