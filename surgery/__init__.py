@@ -50,6 +50,7 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .recipes.run import from_recipe
 from .surgeries.add import add
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
@@ -125,6 +126,7 @@ __all__ = [
     "execute_push",
     "extract",
     "following_links",
+    "from_recipe",
     "fuse",
     "fuse_experts",
     "fuse_gate_up",

@@ -129,7 +129,7 @@ def test_the_kinds_of_adapters_are_those_of_the_table() -> None:
 
 TASKS = README[README.index("## What you can do") : README.index("## What is supported")]
 ELSEWHERE = ("### LoRA on q and v of SAM", "### On the Hub")  # run by a test of its own; not without the Hub
-BLOCK = re.compile(r"```(text|bash|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(text|bash|python|yaml)\n(.*?)```", re.DOTALL)
 
 
 def blocks(text: str = TASKS) -> list[tuple[str, str]]:
@@ -194,6 +194,9 @@ def test_the_tasks_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     for language, content in blocks():
         if language == "python":
             exec(compile(content, "README.md", "exec"), scope)
+            continue
+        if language == "yaml":
+            Path(content.partition("\n")[0].removeprefix("# ")).write_text(content)
             continue
         for command, shown in commands(content, language):
             said = run(command)

@@ -38,6 +38,29 @@ def read_recipe(path: str | os.PathLike[str], said: Sequence[str] = ()) -> Docum
     return document_of(overridden(content, said), path, lines)
 
 
+def from_recipe(
+    recipe: str | os.PathLike[str] | Mapping[str, Any],
+    said: Sequence[str] = (),
+    *,
+    workers: int | None = None,
+    memory: int | None = None,
+) -> Value:
+    """What a recipe makes, to be written: of a file, of an output of surgery, or of a mapping.
+
+        write(from_recipe("release.yaml", ["merge.scale=0.5"]), "out")
+        write(from_recipe({"source": "base", "steps": [{"drop": {"pattern": r".*\\.bias"}}]}), "out")
+
+    Each "step.option=value" that is `said` stands in the place of what the recipe says. `workers` and `memory` (bytes)
+    are for steps that compute at once, as `extract` does. Where the result goes is for `write`: `output` is read by the
+    command alone. Raises FormatError with the line of what is wrong, and what the steps raise.
+    """
+    if isinstance(recipe, Mapping):
+        document = document_of(overridden(recipe, said), "recipe", {})
+    else:
+        document = read_recipe(recipe, said)
+    return made_by(document, Running(workers, memory))
+
+
 def made_by(document: Document, running: Running = Running()) -> Value:  # noqa: B008
     """What the recipe makes, not yet written. Raises what its steps raise, with the line of the step."""
     check(document)
