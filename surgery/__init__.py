@@ -53,6 +53,8 @@ from .planning.plan import Plan, plan
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
+from .surgeries.blending.as_mergekit import as_mergekit
+from .surgeries.blending.blend import blend
 from .surgeries.cast import cast
 from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
@@ -109,6 +111,8 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "as_mergekit",
+    "blend",
     "cast",
     "clean",
     "combine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, PlanError, SurgeryError, listed, series
@@ -64,6 +65,17 @@ def _layers_of(checkpoint: Checkpoint, stack: str) -> tuple[str, Sequence[int]]:
             "there is more than one stack of layers", where=[checkpoint.path], help=f"say which with --stack: {known}"
         )
     return largest, sorted(found[largest])
+
+
+def stack_of(checkpoint: Checkpoint) -> tuple[str, list[int]]:
+    """The stack that is four times as large as any other, and the numbers of its layers. Raises what `layers` does."""
+    stack, there = _layers_of(checkpoint, "")
+    return stack, list(there)
+
+
+def config_for(checkpoint: Checkpoint, stack: str, there: Sequence[int], order: Sequence[int]) -> dict[str, Any]:
+    """The config of a model whose layers in a stack are those of these numbers. Raises what `layers` does."""
+    return with_layers(checkpoint.config, _class_of(checkpoint), _in_memory(checkpoint, stack), there, order)
 
 
 def _order(stack: str, there: Sequence[int], **said: str) -> list[int]:
