@@ -1,7 +1,6 @@
 """The command line as a whole: one file for each group of commands, put together here.
 
-A command opens, applies pure surgeries, and hands the result to `running.written`. The library is imported inside
-the commands: `--help` and completion need typer alone.
+A command opens, applies pure surgeries, and hands the result to `running.written`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, algebra, edit, fused, hub, look
+from . import edit, hub, look, recipes, surgeries
 from .helping import Commands, with_examples
 
 app = typer.Typer(
@@ -52,5 +51,5 @@ def _top(
     pass
 
 
-for _group in (look, edit, fused, adapters, algebra, hub):
+for _group in (look, edit, surgeries, recipes, hub):
     app.add_typer(with_examples(_group.app))

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .options import Component, Debug, FollowLinks, Json, Key, Merging, Model, Quiet, writing_options
-from .reading import Reading
+from .options import Component, Debug, FollowLinks, Json, Key, Model, Quiet, writing_options
 from .running import guarded
+from .saying import Merging, Reading, merging_arguments, reading_arguments
 
 app = typer.Typer()
 PANEL = "Look"
@@ -37,9 +37,9 @@ def inspect(
 
     def body() -> None:
         if not tensors:
-            output.show_inspection(surgery.inspect(model, **reading.reading()), json=json)
+            output.show_inspection(surgery.inspect(model, **reading_arguments(reading)), json=json)
         else:
-            told = reading.reading()
+            told = reading_arguments(reading)
             said = any(value is not None for value in told.values())
             found = surgery.open_adapter(model, **told) if said else surgery.open_any(model)
             weight_map = {} if isinstance(found, surgery.Adapter) else found.weight_map
@@ -77,7 +77,7 @@ def diff(
 
     def body() -> None:
         with looking(shown=not json and not quiet) as on_tensor:
-            found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor, **reading.reading())
+            found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor, **reading_arguments(reading))
         if json or not quiet:
             output.show_difference(found, json=json)
         if not found.equal:
@@ -140,10 +140,10 @@ def verify(
     from . import output
     from .progress import looking
 
-    told_more = bool(through) or (merging, reading) != (Merging(), Reading())
+    told_more = through or merging.said() or reading.said()
     if bool(base) != bool(adapters) or (not base and told_more):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
-    told = merging.told(len(adapters or ()))
+    told = merging_arguments(merging) | reading_arguments(reading)
 
     def body() -> None:
         with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:
@@ -156,8 +156,6 @@ def verify(
                 adapter=adapters or (),
                 through=through or None,
                 **told,
-                beside=merging.beside(),
-                **reading.reading(),
                 on_tensor=on_tensor,
             )
         if json:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -17,9 +17,7 @@ import typer
 if TYPE_CHECKING:
     import surgery
 
-WRITING, LAYOUT, RUNNING, FUSED = "Output", "Layout", "Running", "Fused modules, where config.json does not tell"
-MERGING = "How adapters are merged"
-CODES = "A quantised base"
+WRITING, LAYOUT, RUNNING = "Output", "Layout", "Running"
 COMMIT = "The commit on the Hub"
 
 Model = Annotated[
@@ -98,24 +96,6 @@ Component = Annotated[
         callback=_until_the_end(_component_alone),
         help="Of a pipeline, this one alone, such as transformer or unet.",
         rich_help_panel=RUNNING,
-    ),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        metavar="MODEL",
-        help="An adapter's model, fused or split; if not given, the one its config names.",
-        rich_help_panel=FUSED,
-    ),
-]
-As = Annotated[
-    str, typer.Option("--as", metavar="MODEL_TYPE", help="Write what this class of transformers loads, such as llama.")
-]
-Maps = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map", metavar="REGEX=REPLACEMENT", help="Rewrite names, wherever REGEX occurs; may be given often."
     ),
 ]
 
@@ -306,250 +286,6 @@ class Writing:
         return self.out
 
 
-@dataclass(frozen=True)
-class Fused:
-    """The options that say how fused modules lie, and what their parts are called."""
-
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--layout", metavar="STYLE", help="blocked, interleaved (head by head) or grouped.", rich_help_panel=FUSED
-        ),
-    ] = ""
-    groups: Annotated[
-        int | None,
-        typer.Option(
-            "--groups",
-            metavar="N",
-            min=1,
-            help="How many groups follow each other; not for blocked.",
-            rich_help_panel=FUSED,
-        ),
-    ] = None
-    slots: Annotated[
-        str,
-        typer.Option(
-            "--slots", metavar="N,N,…", help="Heads of each part in a group, as they lie: 8,1,1.", rich_help_panel=FUSED
-        ),
-    ] = ""
-    order: Annotated[
-        str,
-        typer.Option(
-            "--order", metavar="PART,…", help="The parts as they lie; q,k,v if not given.", rich_help_panel=FUSED
-        ),
-    ] = ""
-    axis: Annotated[
-        int | None,
-        typer.Option(
-            "--axis",
-            metavar="N",
-            help="The fused axis of the weight: 0 is rows, 1 a Conv1D's columns.",
-            rich_help_panel=FUSED,
-        ),
-    ] = None
-    pattern: Annotated[
-        str,
-        typer.Option(
-            "--pattern", metavar="REGEX", help="Only the fused modules whose whole name matches.", rich_help_panel=FUSED
-        ),
-    ] = ""
-    fused: Annotated[
-        str,
-        typer.Option(
-            "--fused",
-            metavar="NAME",
-            help="Last name of the fused modules; needed to fuse by hand.",
-            rich_help_panel=FUSED,
-        ),
-    ] = ""
-    names: Annotated[
-        str,
-        typer.Option(
-            "--names",
-            metavar="PART=NAME,…",
-            help="Last names of the parts: q=query,k=key,v=value.",
-            rich_help_panel=FUSED,
-        ),
-    ] = ""
-
-    def given(self) -> surgery.Given | None:
-        """What was said, for the library; None where nothing was."""
-        import surgery
-
-        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in ("", None)}
-        read: dict[str, Callable[[str], Any]] = {
-            "slots": lambda text: parse_numbers(text, "--slots"),
-            "order": lambda text: tuple(text.split(",")),
-            "names": _names,
-        }
-        values: dict[str, Any] = {name: read[name](value) if name in read else value for name, value in said.items()}
-        try:
-            return surgery.Given(**values) if values else None
-        except surgery.SurgeryError as error:
-            raise typer.BadParameter(
-                f"{error.what}: {error.help}", param_hint=" ".join(f"--{name}" for name in said)
-            ) from error
-
-
-@dataclass(frozen=True)
-class Merging:
-    """The options that say how adapters are merged, for the command that merges and for the one that proves it."""
-
-    weights: Annotated[
-        str,
-        typer.Option(
-            "--weights", metavar="W,W,…", help="One factor for each adapter, such as 0.7,0.3.", rich_help_panel=MERGING
-        ),
-    ] = ""
-    scale: Annotated[
-        float, typer.Option("--scale", metavar="X", help="A factor for all of them.", rich_help_panel=MERGING)
-    ] = 1.0
-    only: Annotated[
-        str,
-        typer.Option(
-            "--only",
-            metavar="REGEX",
-            help="Merge the modules whose whole name matches; drop the rest.",
-            rich_help_panel=MERGING,
-        ),
-    ] = ""
-    except_: Annotated[
-        str,
-        typer.Option(
-            "--except", metavar="REGEX", help="Drop the modules whose whole name matches.", rich_help_panel=MERGING
-        ),
-    ] = ""
-    tied: Annotated[
-        str,
-        typer.Option(
-            "--tied",
-            metavar="untie|error",
-            help="Where an adapter makes tied tensors differ: store both, or refuse.",
-            rich_help_panel=MERGING,
-        ),
-    ] = "untie"
-    maps: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="REGEX=REPLACEMENT",
-            help="Rewrite the adapters' names, wherever REGEX occurs; may be given often.",
-            rich_help_panel=MERGING,
-        ),
-    ] = None
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="DTYPE",
-            help="Of the result: bfloat16, float16, float32 or float64; bf16, fp16, fp32.",
-            rich_help_panel=MERGING,
-        ),
-    ] = ""
-
-    add: Annotated[
-        str,
-        typer.Option(
-            "--add",
-            metavar="REGEX",
-            help="Add what an adapter holds whole and the base has no place for, where the whole name matches.",
-            rich_help_panel=MERGING,
-        ),
-    ] = ""
-
-    architecture: Annotated[
-        str,
-        typer.Option(
-            "--architecture",
-            metavar="CLASS",
-            help=(
-                "The class of the result, where task type and head do not tell, such as BertForSequenceClassification."
-            ),
-            rich_help_panel=MERGING,
-        ),
-    ] = ""
-
-    base_as_trained: Annotated[
-        bool,
-        typer.Option(
-            "--base-as-trained",
-            help="BASE is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ changed, saved beside the adapter.",
-            rich_help_panel=MERGING,
-        ),
-    ] = False
-    with_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with",
-            metavar="FILE",
-            help=(
-                "Safetensors trained beside an adapter, merged along; may be given often; none leaves out what lies"
-                " there."
-            ),
-            rich_help_panel=MERGING,
-        ),
-    ] = None
-
-    dequantize: Annotated[
-        bool,
-        typer.Option("--dequantize", help="All of it in 16 bits, and not only what is touched.", rich_help_panel=CODES),
-    ] = False
-    requantize: Annotated[
-        bool,
-        typer.Option(
-            "--requantize",
-            help="What is touched is coded again, under the scales that are stored; the report says what survives.",
-            rich_help_panel=CODES,
-        ),
-    ] = False
-    lossy: Annotated[
-        bool,
-        typer.Option("--lossy", help="Even if less than half of the adapter survives that.", rich_help_panel=CODES),
-    ] = False
-
-    lying: Fused = Fused()
-
-    def beside(self) -> list[str] | None:
-        """Files that belong to the adapters; None where nothing was said of any."""
-        return [one for one in self.with_ if one != "none"] if self.with_ else None
-
-    def told(self, count: int) -> dict[str, Any]:
-        """What was said of `count` adapters, as arguments for the library."""
-        if self.tied not in ("untie", "error"):
-            raise typer.BadParameter("untie or error", param_hint="--tied")
-        return {
-            "weights": parse_weights(self.weights, count),
-            "names": [parse_map(text) for text in self.maps or []],
-            "scale": self.scale,
-            "only": self.only or None,
-            "except_": self.except_ or None,
-            "tied": self.tied,
-            "dtype": check_dtype(self.dtype) if self.dtype else None,
-            "add": self.add or None,
-            "architecture": self.architecture or None,
-            "base_as_trained": self.base_as_trained,
-            "given": self.lying.given(),
-            "dequantize": self.dequantize,
-            "requantize": self.requantize,
-            "lossy": self.lossy,
-        }
-
-
-def parse_weights(text: str, count: int) -> list[float] | None:
-    """W,W,… as a number for each of `count` adapters; None where nothing was said."""
-    try:
-        weights = [float(part) for part in text.split(",")] if text else None
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"`{text}` is not a list of numbers, such as 0.7,0.3", param_hint="--weights"
-        ) from error
-    if weights is not None and len(weights) != count:
-        raise typer.BadParameter(
-            f"{len(weights)} for {count} adapter{'s'[: count != 1]}: one for each", param_hint="--weights"
-        )
-    return weights
-
-
 def check_size(text: str, option: str) -> None:
     """Refuse, as wrong usage, what is given and is no size."""
     import surgery
@@ -585,34 +321,6 @@ def check_sharing(reflink: str, align: str) -> None:
             raise typer.BadParameter(f"{error.what}: {error.help}", param_hint=option) from error
 
 
-def check_dtype(text: str) -> str:
-    """The dtype's name, as the library writes it."""
-    from surgery.surgeries.cast import NAMES, SHORT
-
-    if SHORT.get(text, text) not in NAMES:
-        raise typer.BadParameter(
-            f"`{text}` is no dtype to write: one of {', '.join((*NAMES, *SHORT))}", param_hint="--dtype"
-        )
-    return SHORT.get(text, text)
-
-
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """N,N,… as whole numbers."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"`{text}` is not a list of whole numbers, such as 8,1,1", param_hint=option
-        ) from error
-
-
-def _names(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    if any(not key or not mark for key, mark, _ in pairs) or len({key for key, _, _ in pairs}) < len(pairs):
-        raise typer.BadParameter(f"`{text}` is not PART=NAME,…, such as q=query,k=key,v=value", param_hint="--names")
-    return {key: name for key, _, name in pairs}
-
-
 def writing_options(command: Callable[..., None], needs: str = "") -> Callable[..., None]:
     """A command whose parameters of a type made of options, such as `options: Writing`, appear as those on the
     command line.
@@ -627,8 +335,8 @@ def writing_options(command: Callable[..., None], needs: str = "") -> Callable[.
     own = {p.name: p for p in taken if p.name not in groups}
     shared: list[inspect.Parameter] = []
     for group in groups.values():
-        for field, hint in _options_of(group):
-            if field.name in own:
+        for field, hint in options_in(group):
+            if field.name in own or field.name in hints:
                 continue
             hints[field.name] = hint
             shared.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default))
@@ -636,7 +344,7 @@ def writing_options(command: Callable[..., None], needs: str = "") -> Callable[.
     @wraps(command)
     def wrapped(*args: Any, **values: Any) -> None:
         said = {name: values.pop(name) for name in own if name in values}
-        made = {name: _made(group, values) for name, group in groups.items()} | said
+        made = {name: made_of(group, values) for name, group in groups.items()} | said
         command(*args, **values, **made)
 
     if needs:
@@ -646,11 +354,6 @@ def writing_options(command: Callable[..., None], needs: str = "") -> Callable[.
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
-
-
-def needing(option: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """`writing_options` for a command that does nothing without one of its options."""
-    return partial(writing_options, needs=option)
 
 
 def _rank(name: str, hints: dict[str, Any], needs: str) -> int:
@@ -667,35 +370,23 @@ def _needed(hint: Any) -> Any:
 
 
 @cache
-def _options_of(group: Any) -> Sequence[tuple[Field[Any], Any]]:
+def options_in(group: Any) -> Sequence[tuple[Field[Any], Any]]:
     """The options of a group, with their types."""
     hints = get_type_hints(group, include_extras=True)
     found = list[tuple[Field[Any], Any]]()
     for field in fields(group):
         hint = hints[field.name]
         nested: bool = is_dataclass(hint)
-        found += _options_of(hint) if nested else [(field, hint)]
+        found += options_in(hint) if nested else [(field, hint)]
     return found
 
 
-def _made(group: Any, values: dict[str, Any]) -> Any:
+def made_of(group: Any, values: dict[str, Any]) -> Any:
     """The group with its options' values, which are taken out of `values`."""
     hints = get_type_hints(group, include_extras=True)
     return group(
         **{
-            f.name: _made(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name, f.default)
+            f.name: made_of(hint, values) if is_dataclass(hint := hints[f.name]) else values.pop(f.name, f.default)
             for f in fields(group)
         }
     )
-
-
-def parse_map(text: str) -> tuple[str, str]:
-    """REGEX=REPLACEMENT, cut at the last `=` outside a group such as (?=…)."""
-    cut = next(
-        (i for i in range(len(text) - 1, -1, -1) if text[i] == "=" and text[max(0, i - 2) : i] not in ("(?", "?<")), -1
-    )
-    if cut <= 0:
-        raise typer.BadParameter(
-            f"`{text}` is not REGEX=REPLACEMENT, such as '^transformer\\.=model.'", param_hint="--map"
-        )
-    return text[:cut], text[cut + 1 :]

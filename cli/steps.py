@@ -133,6 +133,10 @@ def _layers(step: Step) -> str:
     return _line(f"layers of {step['stack']}: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
 
 
+def _add(step: Step) -> str:
+    return _line(f"add {_count(step['tensors'], 'tensor')} of {step['other']}", *_given(step, "prefix", "pattern"))
+
+
 def _combine(step: Step) -> str:
     told = _some(f"{one['name']} (weight {one['weight']:g})" for one in step["adapters"])
     return _line(f"combine {told}", "A's and B's averaged apart" if step.get("average_factors") else "")
@@ -179,7 +183,25 @@ def _unmerge(step: Step) -> str:
     )
 
 
+def _blend(step: Step) -> str:
+    base = f" on {step['base']}" if step.get("base") else ""
+    return _line(
+        f"blend {_some(step['models'])}{base} by {step['method']}",
+        f"{_count(step['tensors'], 'tensor')}",
+        *([f"with {_some(step['parameters'])}"] if step.get("parameters") else []),
+        *_given(step, "seed"),
+    )
+
+
+def _map_rows(step: Step) -> str:
+    named = _some(f"{pattern}: {one['name']}" for pattern, one in step["functions"].items())
+    return _line(f"map rows of {_count(step['tensors'], 'tensor')} by {named}", *_given(step, "dtype", "columns"))
+
+
 WORDS: Mapping[str, Callable[[Step], str]] = {
+    "add": _add,
+    "blend": _blend,
+    "map-rows": _map_rows,
     "cast": _cast,
     "convert_files": _convert_files,
     "combine": _combine,

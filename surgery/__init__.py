@@ -50,6 +50,7 @@ from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
 from .planning.plan import Plan, plan
+from .surgeries.add import add
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
@@ -60,6 +61,7 @@ from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
 from .surgeries.dequantize import dequantize
 from .surgeries.forms.convert_adapter import convert_adapter
+from .surgeries.fused import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.injecting.inject import inject
 from .surgeries.layers import layers
 from .surgeries.map_rows import map_rows
@@ -67,9 +69,9 @@ from .surgeries.merging.merge import merge
 from .surgeries.merging.own_lora import inject_into, own_adapter
 from .surgeries.quantize import quantize
 from .surgeries.rename import drop, keep, rename
-from .surgeries.split import fuse, fuse_experts, fuse_gate_up, fuse_qkv, split, split_experts, split_gate_up, split_qkv
 from .surgeries.tie import tie, untie
 from .surgeries.unmerge import reversible, unmerge, unmerge_approximately
+from .surgeries.vocabulary import vocabulary
 from .version import __version__
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "__version__",
+    "add",
     "as_mergekit",
     "blend",
     "cast",
@@ -161,5 +164,6 @@ __all__ = [
     "unmerge_approximately",
     "untie",
     "verify",
+    "vocabulary",
     "write",
 ]

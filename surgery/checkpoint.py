@@ -8,7 +8,6 @@ by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -24,6 +23,8 @@ from .files.beside_adapter import is_litter
 from .files.folder import Folder, PathLike, folder_at, locate, opened_as
 from .files.formats import read_weights
 from .files.manifest import read_manifest
+from .files.model_config import Config
+from .files.model_config import encoded as encode_config_json
 from .files.opened import SHARD
 from .files.paths import without_git
 from .files.peft import CONFIG as ADAPTER_CONFIG
@@ -99,13 +100,8 @@ class Checkpoint:
         file = self.files.get("config.json")
         if file is None:
             return {}
-        where = [file.path if isinstance(file, File) else "config.json"]
-        found = parse_object(content(file), lambda what: FormatError(what, where=where, help=MEND))
-        if not isinstance(found.get("model_type", ""), str):
-            raise FormatError(
-                f"the model_type is {found['model_type']!r}, not a text", where=[f"{self.path}: config.json"], help=MEND
-            )
-        return found
+        where = file.path if isinstance(file, File) else "config.json"
+        return Config(parse_object(content(file), lambda what: FormatError(what, where=[where], help=MEND)), where)
 
     def load(self, name: str) -> torch.Tensor:
         """The value of one tensor, computed by the code that writes it. Loads torch."""
@@ -135,7 +131,7 @@ class Checkpoint:
 
     def with_config(self, config: Mapping[str, Any]) -> Checkpoint:
         """The checkpoint with this config.json, as transformers writes it."""
-        raw = f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode()
+        raw = f"{encode_config_json(config)}\n".encode()
         return replace(self, files={**self.files, "config.json": raw})
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -37,6 +37,7 @@ class Option:
 
     It is called as the parameter, `max_rank` is `--max-rank`, unless `flags` say otherwise. `metavar` stands for its
     value; of a sequence, one with a comma, `W,W,…`, is given at once, another one often. `path`: it names a place.
+    `least`: the smallest number that means anything. `among`: the words that can be said, where they are few.
     """
 
     help: str
@@ -44,6 +45,8 @@ class Option:
     flags: tuple[str, ...] = ()
     panel: str = ""
     path: bool = False
+    least: int | None = None
+    among: tuple[str, ...] = ()
 
     def key(self, name: str) -> str:
         """Its name in a recipe, and behind `--`, where it is the parameter `name`."""
@@ -90,6 +93,18 @@ def recipes_in(said: Any) -> Iterator[Recipe]:
             yield from recipes_in(one)
 
 
+def like(other: Callable[..., Any], without: Collection[str] = ()) -> Callable[[_Function], _Function]:
+    """The function, which hands what else is said to it, its `**told`, to the `other` surgery: all options of that,
+    `without` some.
+    """
+
+    def marked(function: _Function) -> _Function:
+        function.like, function.without = other, frozenset(without)  # type: ignore[attr-defined]
+        return function
+
+    return marked
+
+
 def step(function: _Function) -> _Function:
     """The surgery as a step: its values are checked as `takes_opened` does, and its result knows how it was made."""
     checked, signature = takes_opened(function), inspect.signature(function)
@@ -113,27 +128,39 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
 def _options(function: Callable[..., Any]) -> dict[str, Option]:
     hints = get_type_hints(function, include_extras=True)
     more = {name: get_args(hint)[1:] for name, hint in hints.items() if get_origin(hint) is Annotated}
-    return {name: one for name, said in more.items() for one in said if isinstance(one, Option)}
+    own = {name: one for name, said in more.items() for one in said if isinstance(one, Option)}
+    return {**(options_of(function.like) if hasattr(function, "like") else {}), **own}
 
 
 def _after(function: Callable[..., Any], signature: inspect.Signature, given: Mapping[str, Any]) -> Recipe:
     """The recipe of what the surgery makes, told by what it was given."""
     flowing = next(iter(signature.parameters))
     options, said = options_of(function), dict[str, Any]()
-    for name, value in given.items():
-        parameter = signature.parameters[name]
+    for name, value, usual in _given(signature, given):
         told = _told(value)
-        if name == flowing or value == parameter.default or (name not in options and not _opened(told)):
+        if name == flowing or value is usual or value == usual or (name not in options and not _opened(told)):
             continue
         if isinstance(told, _Fields):
             said |= told.fields
+        elif name in options:
+            said[options[name].key(name)] = Place(told) if options[name].path and isinstance(told, str) else told
         else:
-            said[options[name].key(name) if name in options else name.replace("_", "-")] = told
+            said[name.replace("_", "-")] = told
     before = _told(given[flowing])
     call = Call(function.__name__.replace("_", "-"), said)
     if isinstance(before, Recipe):
         return Recipe(before.source, (*before.steps, call))
     return Recipe(tuple(before), (call,))
+
+
+def _given(signature: inspect.Signature, given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each value by its parameter's name, and what it is where nothing is said."""
+    for name, value in given.items():
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            yield from ((one, inner, parameter.empty) for one, inner in value.items())
+        else:
+            yield name, value, parameter.default
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ SLOW = (
     "surgeries/test_convert_image_forms.py",
     "surgeries/test_layers.py",
     "surgeries/test_split_oracle.py",
+    "surgeries/test_vocabulary.py",
     "test_imports.py",
     "test_readme.py",
 )

@@ -221,6 +221,7 @@ ROOMS = (
     ("checkpoint",),
     ("quantization",),
     ("planning", "surgeries"),
+    ("recipes",),
     ("execution",),
     ("checks",),
     ("hub",),

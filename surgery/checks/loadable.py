@@ -16,6 +16,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import SurgeryError, listed, series
+from ..files.model_config import impossible
 from ..files.refs import has_scheme
 from ..files.safetensors import encode_header
 from ..lazy.tensor import has_arithmetic
@@ -43,6 +44,10 @@ def loadable(checkpoint: Checkpoint) -> Check:
         return Check("class", None, "config.json names no architecture")
     if find_spec("accelerate") is None:
         return Check("class", None, "transformers' meta device needs accelerate: pip install accelerate")
+    if what := impossible(checkpoint.config, len(checkpoint.tensors)):
+        return Check(
+            "class", False, f"{names[0]} is not asked: {what}, and there are {len(checkpoint.tensors)} tensors"
+        )
     import transformers
 
     kind: Any = getattr(transformers, str(names[0]), None)
@@ -54,13 +59,13 @@ def loadable(checkpoint: Checkpoint) -> Check:
     try:
         info = _asked(kind, checkpoint)
     except _REFUSALS as error:
-        seen, why = _in_16_bits(checkpoint), str(error).splitlines()[0]
+        seen, why = _in_16_bits(checkpoint), _first(error)
         if seen is checkpoint:
             return Check("class", False, f"{names[0]} cannot load it: {why}")
         try:
             info, said = _asked(kind, seen), ", of what its codes mean in 16 bits: codes cannot be asked about here"
         except _REFUSALS as again:
-            return Check("class", False, f"{names[0]} cannot load it: {str(again).splitlines()[0]}")
+            return Check("class", False, f"{names[0]} cannot load it: {_first(again)}")
     own = own_names(checkpoint)
     rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
@@ -80,7 +85,7 @@ def _all_of(found: Mapping[str, Check]) -> Check:
     return Check("class", ok, said, rows)
 
 
-_REFUSALS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+_REFUSALS = (Exception,)  # classes and their configs raise those of many libraries
 
 
 def _asked(kind: Any, checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -134,6 +139,11 @@ def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
         with open(os.path.join(folder, "config.json"), "wb") as stream:
             stream.write(json.dumps(checkpoint.config).encode())
         yield folder
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _told(found: Any) -> str:

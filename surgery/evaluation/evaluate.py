@@ -21,6 +21,7 @@ from ..lazy.tensor import (
     File,
     Fresh,
     Made,
+    Mean,
     Measured,
     Norms,
     Product,
@@ -39,6 +40,7 @@ from .decoding import fill_decoded
 from .draw import draw
 from .fresh import fill_constant, fill_fresh
 from .made import fill_made
+from .means import fill_mean
 from .measured import fill_measured
 from .nearest import fill_encoded
 from .norms import fill_norms
@@ -59,6 +61,7 @@ IN_CACHE = 1 << 20  # bytes of tensors moved together that are written while the
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
+    Mean: fill_mean,
     Product: fill_product,
     Made: fill_made,
     Rowwise: fill_rowwise,

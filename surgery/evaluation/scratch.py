@@ -10,6 +10,7 @@ from ..lazy.tensor import (
     Encoded,
     Fresh,
     Made,
+    Mean,
     Measured,
     Norms,
     Product,
@@ -29,7 +30,7 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
     """A tensor inside `tensor` that must be computed as a whole, before it is used; None where there is none."""
     for piece in lower(tensor) if has_arithmetic(tensor) else []:
         leaf = piece.leaf
-        if isinstance(leaf, Norms | Product | Made | Measured):
+        if isinstance(leaf, Norms | Mean | Product | Made | Measured):
             return next((found for child in children(leaf) if (found := scratch_of(child))), leaf)
         if isinstance(leaf, Sum) and (found := _inside(leaf) or (None if _by_rows(piece) else leaf)):
             return found

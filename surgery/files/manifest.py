@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import FormatError
 from .folder import Folder, LocalFolder
+from .history import check_history, check_inputs
 from .strict import parse_object
 
 MANIFEST = ".surgery/manifest.json"
@@ -35,6 +36,7 @@ class Manifest:
     options: Mapping[str, Any]
     files: Mapping[str, int]
     digests: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None  # by which `surgery run` makes it again
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -47,6 +49,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "history": list(manifest.history),
         "inputs": list(manifest.inputs),
         "options": dict(manifest.options),
+        **({"recipe": manifest.recipe} if manifest.recipe else {}),
         "files": dict(manifest.files),
         **({"digests": dict(manifest.digests)} if manifest.digests else {}),
     }
@@ -65,6 +68,8 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
             raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])
+        check_history(content["history"])
+        check_inputs(content["inputs"])
         return Manifest(
             str(content["version"]),
             str(content["identity"]),
@@ -73,6 +78,7 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
             dict(content["options"]),
             {str(k): int(v) for k, v in content["files"].items()},
             {str(k): str(v) for k, v in content.get("digests", {}).items()},
+            dict(content["recipe"]) if "recipe" in content else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"the manifest is not one that surgery writes: {error!r}", where=[path], help=MEND) from error

@@ -4,8 +4,9 @@ A closed sum type of frozen dataclasses, handled with `match`:
 
     leaves       Stored | Zeros | Random | Constant    bytes of a file; nothing at all; drawn from a key; said here
     movement     Reshape | Narrow | Permute | Concat   never looks at a value; `runs.py` lowers it to byte runs
-    arithmetic   Sum | Norms | Product | Made          base + deltas in float32, rounded once; row or column norms; a
-                                                       product with a thin matrix; what a rule makes of small tensors
+    arithmetic   Sum | Norms | Mean | Product | Made   base + deltas in float32, rounded once; row or column norms; the
+                                                       mean of rows; a product with a thin matrix; what a rule makes of
+                                                       small tensors
     of several   Rowwise | Measured                    each row made of the same rows of others, by a rule; numbers
                                                        that are of the whole of them
     coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
@@ -276,6 +277,24 @@ class Norms(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Mean(_Sized):
+    """`copies` rows, each the mean of all rows of a matrix: summed in float64, rounded once to its dtype. A plan
+    computes it before all else.
+    """
+
+    of: Tensor
+    copies: int
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.of.dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.copies, self.of.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
 class Product(_Sized):
     """The float32 product of a matrix, `of` (m, n), with a thin one: `of @ by` (m, r) for a `by` of (n, r), or, where
     `by` is on the left, `by @ of` (r, n) for one of (r, m). A plan computes it before all else.
@@ -405,6 +424,7 @@ Leaf = (
     | Encoded
     | Fresh
     | Norms
+    | Mean
     | Product
     | Made
     | Rowwise
@@ -413,7 +433,7 @@ Leaf = (
     | Restored
 )
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
-_COMPUTED = Sum | Norms | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
+_COMPUTED = Sum | Norms | Mean | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -539,6 +559,17 @@ def product(of: Tensor, by: Tensor, *, left: bool = False) -> Product:
     return Product(unrounded(of), by, left)
 
 
+def mean(of: Tensor, copies: int) -> Mean:
+    """`copies` rows that are the mean of the rows of a matrix. Raises LayoutError, NotSupported."""
+    if len(of.shape) != 2 or not of.shape[0]:
+        raise LayoutError(f"{of.shape} has no rows to take the mean of")
+    if of.dtype not in ARITHMETIC:
+        raise NotSupported(
+            f"cannot compute on {of.dtype} tensors", help="dequantise first; F16, BF16, F32 and F64 are computed"
+        )
+    return Mean(of, copies)
+
+
 def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
     """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
     if tensor.dtype == dtype:
@@ -589,7 +620,7 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (codes, *(part for _, part in parts))
         case Encoded(of, like):
             return (of, *children(like))
-        case Norms(of) | Fresh(of=of):
+        case Norms(of) | Mean(of) | Fresh(of=of):
             return (of,)
         case Product(of, by):
             return of, by
@@ -643,6 +674,8 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Before(dtype, inner(after), tuple(d.over(inner) for d in deltas), gain and gain.over(inner))
         case Norms(of, columns):
             return Norms(inner(of), columns)
+        case Mean(of, copies):
+            return Mean(inner(of), copies)
         case Product(of, by, left):
             return Product(inner(of), inner(by), left)
         case Made(inputs=inputs) | Measured(inputs=inputs):

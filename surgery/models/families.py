@@ -191,6 +191,8 @@ _OTHERWISE: Mapping[tuple[str, bool], Mapping[str, Ties | None]] = {
     },
     ("legacy", False): {"DebertaForMaskedLM": None, "DebertaV2ForMaskedLM": None},
 }
+# Classes whose config may not say that they tie: its class refuses that.
+NEVER = frozenset({"DbrxForCausalLM"})
 # Types whose class ties where config.json says so of the text model within, whatever it says of the whole.
 TIED_WITHIN = frozenset(
     """

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from ..errors import NotSupported, PlanError, listed, series
+from .config_sections import section_at, sections_in, with_fields
 from .skeleton import complete
 from .stacks import Layer, Stacks, stacks_of
 
@@ -35,7 +36,7 @@ def with_layers(
     wanted, why = _reordered(before, stack, order), dict[str, str]()
     whole = complete(config)
     for at, key in _counts(whole, len(before.layers[stack])):
-        for changed in _changed(config, _section(whole, at), at, key, order):
+        for changed in _changed(config, section_at(whole, at), at, key, order):
             try:
                 found = stacks_of(changed, model_class)
             except PlanError as error:
@@ -71,16 +72,9 @@ def _reordered(before: Stacks, stack: str, order: Sequence[int]) -> Stacks:
 def _counts(whole: Config, many: int) -> list[tuple[tuple[str, ...], str]]:
     """Where the config, defaults included, may say how many layers there are: what is usual comes first."""
     found = []
-    for at, section in _sections(whole):
+    for at, section in sections_in(whole):
         found += [(at, key) for key, value in section.items() if type(value) is int and value == many]
     return sorted(found, key=lambda one: (COUNTS.index(one[1]) if one[1] in COUNTS else len(COUNTS), one))
-
-
-def _sections(config: Config, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Config]]:
-    yield at, config
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key not in ("quantization_config", "rope_parameters", "rope_scaling"):
-            yield from _sections(value, (*at, key))
 
 
 def _changed(config: Config, whole: Config, at: tuple[str, ...], key: str, order: Sequence[int]) -> Iterator[Config]:
@@ -93,7 +87,7 @@ def _changed(config: Config, whole: Config, at: tuple[str, ...], key: str, order
     others = {k: [v[old] for old in order] for k, v in each.items() if "layer" not in k and k != "architectures"}
     numbers = {k: _moved(v, order) for k, v in whole.items() if k not in each and _numbers(v, many) and "layer" in k}
     for more in product([numbers, {}] if numbers else [{}], [{}, others] if others else [{}]):
-        yield _put(config, at, {key: len(order), **named, **more[0], **more[1]})
+        yield with_fields(config, at, {key: len(order), **named, **more[0], **more[1]})
 
 
 def _numbers(value: Any, many: int) -> bool:
@@ -104,20 +98,8 @@ def _moved(numbers: Sequence[int], order: Sequence[int]) -> list[int]:
     return [new for new, old in enumerate(order) if old in numbers]
 
 
-def _section(config: Config, at: tuple[str, ...]) -> Config:
-    for key in at:
-        config = config.get(key) or {}
-    return config
-
-
-def _put(config: Config, at: tuple[str, ...], fields: Config) -> dict[str, Any]:
-    if not at:
-        return {**config, **fields}
-    return {**config, at[0]: _put(config.get(at[0]) or {}, at[1:], fields)}
-
-
 def _check_numbers(config: Config, order: Sequence[int]) -> None:
-    said = [key for _, section in _sections(config) for key in BY_NUMBER if section.get(key)]
+    said = [key for _, section in sections_in(config) for key in BY_NUMBER if section.get(key)]
     if said and list(order) != list(range(len(order))):
         raise NotSupported(
             "each layer computes by its own number: in another place it would compute something else",

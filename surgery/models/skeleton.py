@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PlanError, listed, series
+from ..files.model_config import impossible
 from ..lazy.tensor import Shape, Tensor
 from ..names import natural
 
@@ -89,6 +90,10 @@ def built(config: Mapping[str, Any], model_class: str) -> Any:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    if what := impossible(config, 0):
+        raise PlanError(
+            f"no {model_class} is built of so much: {what}", help="mend config.json: it is not this model's"
+        )
     with _asked(model_class), torch.device("meta"):
         model: Any = getattr(transformers, model_class)(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)))
     return model

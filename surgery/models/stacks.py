@@ -54,11 +54,15 @@ def stacks_of(config: Mapping[str, Any], model_class: str) -> Stacks:
 def _values(module: Any, inside: str, index: int) -> set[Said]:
     """The type of a module, and the plain values that it holds; a number that is the layer's own says nothing."""
     found: set[Said] = {(inside, type(module).__name__)}
-    for key, value in vars(module).items():
-        if not key.startswith("_") and key != "training" and _plain(value):
-            own = type(value) is int and value == index and ("idx" in key or "index" in key or key.endswith("id"))
-            found.add((f"{inside}:{key}", "its own number" if own else repr(value)))
+    for key, value in plain_values(module).items():
+        own = type(value) is int and value == index and ("idx" in key or "index" in key or key.endswith("id"))
+        found.add((f"{inside}:{key}", "its own number" if own else repr(value)))
     return found
+
+
+def plain_values(module: Any) -> dict[str, Any]:
+    """What a module holds under its attributes' names: numbers, texts, and lists of them."""
+    return {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training" and _plain(v)}
 
 
 def _plain(value: Any) -> bool:

@@ -37,10 +37,12 @@ from .identity import described, identity_of
 from .metadata import check_metadata, joined_metadata
 from .outputs import check_paths
 from .pipelines import indices_of, prefix_of
+from .recipe import document_of
 from .record import Kept, Recipes, base_record
 from .sharding import assign
 from .sharing import Shareable, aligned, is_made, parse_align, shareable
 from .steps import ShardPlan, Slot
+from .verbatim import with_true_headers
 from .whole_bytes import check_packed
 
 
@@ -163,6 +165,7 @@ def plan(
             raise PlanError("an adapter is one file", where=[checkpoint.path], help="leave --max-shard-size away")
         checkpoint = of_adapter(checkpoint)
     align = parse_align(align)
+    checkpoint = with_true_headers(checkpoint)
     _check(checkpoint, drop_metadata)
     scratch: list[Tensor] = []
     tensors = {name: _settled(tensor, scratch) for name, tensor in checkpoint.tensors.items()}
@@ -231,9 +234,9 @@ def _manifest(
     sizes = {path: len(file) if isinstance(file, bytes) else file.size for path, file in files.items()}
     sizes |= {shard.name: shard.nbytes for shard in shards}
     inputs = tuple(described(source) for source in checkpoint.inputs)
-    made = Manifest(
-        __version__, identity, checkpoint.history, inputs, options, dict(sorted(sizes.items())), digests_of(files)
-    )
+    recipe = document_of(checkpoint.recipe, options)
+    files_of = dict(sorted(sizes.items()))
+    made = Manifest(__version__, identity, checkpoint.history, inputs, options, files_of, digests_of(files), recipe)
     return encode_manifest(made)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import FormatError, listed
 from ..evaluation.corrections import DIGEST, blocks_of
+from ..files.history import check_history
 from ..files.index import parse_index
 from ..files.paths import faults_in
 from ..lazy.dtypes import DTYPES
@@ -52,6 +53,10 @@ def check_facts(facts: Mapping[str, Any], fail: Fail) -> None:
     for key, (holds, must) in FACTS.items():
         if key not in facts or not holds(facts[key]):
             raise fail(f"`{key}` {must}")
+    try:
+        check_history(facts["history"])
+    except ValueError as error:
+        raise fail(str(error)) from error
 
 
 def check_places(

@@ -179,7 +179,7 @@ def parsed(dtype: str, names: Mapping[str, Dtype] = NAMES, short: Mapping[str, s
     name = short.get(dtype, dtype)
     if name not in names:
         raise SurgeryError(
-            f"`{dtype}` is no dtype to write weights in", help=f"one of {', '.join(names)}, or {', '.join(short)}"
+            f"`{dtype}` is no dtype to write weights in", help=f"one of {series(list(names))}, or {series(list(short))}"
         )
     return names[name]
 

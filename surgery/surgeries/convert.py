@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed, series
@@ -17,11 +17,11 @@ from ..models.skeleton import check_accepted, complete
 from ..models.targets import TARGETS, targets_for, targets_of, why_not
 from ..models.targets.target import Target
 from ..names import natural
-from ..opened import takes_opened
 from ..quantization.converted import check_convertible, with_codes
 from ..quantization.fused_names import lists_followed
 from ..quantization.quantised import NOTHING, Quantisation, quantised
 from ..quantization.settle import decoded
+from ..step import Option, step
 from .header_ties import along
 from .originals import converted
 from .rename import renamed
@@ -30,13 +30,16 @@ from .split import fused_in, split_at, split_in, without_note
 CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
 
 
-@takes_opened
-def convert(checkpoint: Checkpoint, to: str) -> Checkpoint:
-    """The checkpoint as model type `to`: fused modules split, tensors renamed and moved, config.json complete;
-    nothing computed.
+@step
+def convert(
+    checkpoint: Checkpoint,
+    to: Annotated[str, Option("Write what this class of transformers loads, such as llama.", "MODEL_TYPE", ("--as",))],
+) -> Checkpoint:
+    """Write the same weights as another class of transformers loads them, such as a Phi-3 as llama.
 
         convert(open_checkpoint("phi3"), "llama")
 
+    Fused modules are split, tensors renamed and moved, config.json is complete; nothing is computed.
     Quantised weights stay as they are: codes and scales under new names. Asks the class of transformers, on the meta
     device, whether it would load the result whole. Raises NothingMatched where no way is known, PlanError where the
     class would compute something else, or would not load every tensor, NotSupported where codes do not move as a whole.
@@ -182,7 +185,7 @@ def _written(config: Mapping[str, Any], target: Target, checkpoint: Checkpoint) 
     except KeyError as error:
         tip = "complete config.json from the model's configuration class: the result depends on it"
         raise PlanError(f"config.json has no {error.args[0]}", where=[checkpoint.path], help=tip) from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         tip = "mend it from the model's configuration class"
         raise PlanError(f"config.json makes no sense: {error}", where=[checkpoint.path], help=tip) from error
     return {"model_type": target.name, "architectures": [target.model_class], "dtype": config.get("dtype"), **fields}

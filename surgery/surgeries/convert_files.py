@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched
-from ..opened import takes_opened
+from ..step import step
 
 
-@takes_opened
+@step
 def convert_files(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as it is, on its way into safetensors: every command writes them, and this does nothing else.
+    """Write the weights of any files that are opened as safetensors, and nothing else: `.bin`, `.pt`, distributed
+    checkpoints. The report names what is left behind.
 
         write(convert_files(open_checkpoint("pytorch_model.bin")), "out")
 

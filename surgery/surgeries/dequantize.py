@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, listed, series
 from ..lazy.tensor import in_dtype
 from ..names import natural, select
-from ..opened import takes_opened
 from ..quantization.quantised import Quantisation, quantised, undeclared
 from ..quantization.scheme import module_of
 from ..quantization.widen import widened
+from ..step import Option, step
 from .cast import parsed
 
 
-@takes_opened
+@step
 def dequantize(
-    checkpoint: Checkpoint, *, only: str | None = None, except_: str | None = None, dtype: str | None = None
+    checkpoint: Checkpoint,
+    *,
+    only: Annotated[str | None, Option("The modules whose whole name matches; the rest stays as is.", "REGEX")] = None,
+    except_: Annotated[str | None, Option("Leave modules as they are whose whole name matches.", "REGEX")] = None,
+    dtype: Annotated[str | None, Option("bfloat16, float16 or float32; else what the scheme gives.", "DTYPE")] = None,
 ) -> Checkpoint:
-    """The checkpoint with its quantised weights in 16 bits: each is what its codes and scales mean, computed in
-    float32 and rounded once.
+    """Write quantised weights in 16 bits, bit for bit what they mean: FP8 to bfloat16, NF4, int4, MXFP4.
 
+    Each is what its codes and scales mean, computed in float32 and rounded once.
     `only` and `except_` are regular expressions over whole names of modules. What they leave quantised stays as it
     is, byte for byte, and config.json says that the others are not; without them it says nothing of quantisation
     afterwards. `dtype` ("bfloat16", ...) is what the weights become; without it, what the scheme decodes to.

@@ -5,26 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
-from ..errors import NothingMatched, NotSupported, PlanError, SurgeryError, listed, series
+from ..errors import NothingMatched, NotSupported, SurgeryError, listed, series
 from ..models.layer_config import with_layers
 from ..models.names_v5 import in_memory, renames_of
 from ..models.stacks import numbered
-from ..opened import takes_opened
 from ..quantization.fused_names import lists_followed
 from ..quantization.kept_whole import held_in
 from ..quantization.quantised import quantised
+from ..step import Option, step
+from .asked_class import class_of
 from .header_ties import along
 
 _RANGE = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*")
 HOW = "numbers and ranges with both ends, such as 0-15,20-31"
 
 
-@takes_opened
-def layers(checkpoint: Checkpoint, *, keep: str = "", drop: str = "", order: str = "", stack: str = "") -> Checkpoint:
-    """The checkpoint with these of its layers, and a config.json by which its class builds them.
+@step
+def layers(
+    checkpoint: Checkpoint,
+    *,
+    keep: Annotated[str, Option("These layers alone, such as 0-15,20-31, in their order.", "RANGES")] = "",
+    drop: Annotated[str, Option("All layers but these.", "RANGES")] = "",
+    order: Annotated[str, Option("The layers as they are named here, repeated ones too.", "RANGES")] = "",
+    stack: Annotated[str, Option("Where they are, such as model.layers, if that is not clear.", "NAME")] = "",
+) -> Checkpoint:
+    """Keep, leave out, repeat or reorder layers; config.json follows, and the class is asked.
 
         layers(checkpoint, keep="0-15,20-31")       # in their order
         layers(checkpoint, drop="16-19")            # all but these
@@ -39,12 +47,12 @@ def layers(checkpoint: Checkpoint, *, keep: str = "", drop: str = "", order: str
     """
     stack, there = _layers_of(checkpoint, stack)
     chosen = _order(stack, there, keep=keep, drop=drop, order=order)
-    config = with_layers(checkpoint.config, _class_of(checkpoint), _in_memory(checkpoint, stack), there, chosen)
+    config = config_for(checkpoint, stack, there, chosen)
     made = along(checkpoint, lambda parted: moved(parted, stack, chosen)).with_config(config)
     made = _codes_checked(made, checkpoint, stack, chosen)
     note = f"{len(there)} layers of {stack} became {len(chosen)}: {_told(chosen)}"
-    step = {"surgery": "layers", "stack": stack, "layers": chosen}
-    return made.with_step(step, notes=(*made.notes, note))
+    done = {"surgery": "layers", "stack": stack, "layers": chosen}
+    return made.with_step(done, notes=(*made.notes, note))
 
 
 def _layers_of(checkpoint: Checkpoint, stack: str) -> tuple[str, Sequence[int]]:
@@ -75,7 +83,8 @@ def stack_of(checkpoint: Checkpoint) -> tuple[str, list[int]]:
 
 def config_for(checkpoint: Checkpoint, stack: str, there: Sequence[int], order: Sequence[int]) -> dict[str, Any]:
     """The config of a model whose layers in a stack are those of these numbers. Raises what `layers` does."""
-    return with_layers(checkpoint.config, _class_of(checkpoint), _in_memory(checkpoint, stack), there, order)
+    model_class = class_of(checkpoint, "what a layer is in another place")
+    return with_layers(checkpoint.config, model_class, _in_memory(checkpoint, stack), there, order)
 
 
 def _order(stack: str, there: Sequence[int], **said: str) -> list[int]:
@@ -117,18 +126,6 @@ def _told(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return series(listed([str(a) if a == b else f"{a}-{b}" for a, b in runs], 12))
-
-
-def _class_of(checkpoint: Checkpoint) -> str:
-    """The class that config.json names. Raises PlanError."""
-    named = checkpoint.config.get("architectures")
-    if isinstance(named, list) and named and isinstance(named[0], str):
-        return named[0]
-    raise PlanError(
-        "config.json names no architecture: what a layer is in another place cannot be asked",
-        where=[checkpoint.path],
-        help='add "architectures": ["LlamaForCausalLM"], with the class that the model is of',
-    )
 
 
 def _in_memory(checkpoint: Checkpoint, stack: str) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, listed, series
@@ -13,9 +14,9 @@ from ..lazy.tensor import Tensor, permute
 from ..models.fused.layout import sections
 from ..models.tying import all_families
 from ..names import is_called, natural, select
-from ..opened import takes_opened
 from ..quantization.declared import places
 from ..quantization.fresh import Recipe, recipe_of
+from ..step import Option, step
 from .injecting.modules import Kind, Module, told
 
 # Linear modules that transformers keeps in float32 in these types, whatever else is quantised.
@@ -27,9 +28,17 @@ LAST = ("score",)  # heads that are the last of their class's parameters: transf
 WORKERS = 4  # that read weights for the means of their scales
 
 
-@takes_opened
-def quantize(checkpoint: Checkpoint, scheme: str, *, only: str | None = None, except_: str | None = None) -> Checkpoint:
-    """The checkpoint with the weights of its Linear modules as codes: `nf4` and `nf4-double` (double quantisation) as
+@step
+def quantize(
+    checkpoint: Checkpoint,
+    scheme: Annotated[str, Option("nf4, nf4-double or fp8; nf4:128 and such, in blocks of another size.", "SCHEME")],
+    *,
+    only: Annotated[str | None, Option("The modules whose whole name matches; the rest stays as is.", "REGEX")] = None,
+    except_: Annotated[str | None, Option("Leave modules as they are whose whole name matches.", "REGEX")] = None,
+) -> Checkpoint:
+    """Write linear weights as codes, bit for bit as bitsandbytes (NF4) and transformers (FP8 in blocks) do.
+
+    The weights of Linear modules become codes: `nf4` and `nf4-double` (double quantisation) as
     bitsandbytes makes and stores them on a CPU, `fp8` in blocks of 128 x 128 as transformers does; bit for bit.
 
     Heads, embeddings, tied and normalising weights stay as they are, as with transformers; so do what `only` and

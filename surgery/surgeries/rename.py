@@ -93,8 +93,9 @@ def drop(
     checkpoint: Checkpoint,
     pattern: Annotated[str, Option("Leave out tensors whose whole name matches.", "REGEX")],
 ) -> Checkpoint:
-    """Leave tensors out, by name. Raises NothingMatched where none matches `pattern` as a whole.
+    """Leave tensors out, by name.
 
+    Raises NothingMatched where no name matches `pattern` as a whole.
     What a header ties to one that is left out, and does not match, is stored. Raises PlanError where codes would be
     left without what they need, or the reverse.
     """

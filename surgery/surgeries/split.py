@@ -23,7 +23,6 @@ from ..models.fused.row import Site
 from ..models.fused.tables import TABLE
 from ..models.names_v5 import in_memory, renames_of
 from ..models.targets import targets_for
-from ..opened import takes_opened
 from ..quantization.fused_codes import Codes, codes_of, fuse_codes, split_codes
 from ..quantization.fused_names import check_found, followed
 from ..quantization.kept_whole import held_in
@@ -36,20 +35,10 @@ ATTENTION = ("qkv", "kv")
 _Target = TypeVar("_Target", Checkpoint, Adapter)
 
 
-@takes_opened
-def split(
+def split_parts(
     target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None
 ) -> _Target:
-    """Replace each fused module by its parts, byte for byte: weights, biases, and what else lies on the fused axis.
-
-        fused  (groups * slots * unit, hidden)  ->  part i (groups * slots[i] * unit, hidden)
-
-    `kinds` are qkv, kv, gate_up and experts. The layout follows from the model types in config.json, or from
-    `given`. An adapter follows its `base`, fused or split: LoRA on a fused module becomes LoRA on the parts that
-    computes the same. Quantised modules are split as codes and scales. Reads no data, but small companions of those.
-    Raises NothingMatched where nothing is fused, LayoutError where sizes do not fit or more than one layout would,
-    NotSupported where a cut falls within what shares a scale, or a word of codes.
-    """
+    """Each fused module of these kinds replaced by its parts: what `fused.split` promises."""
     if isinstance(target, Adapter):
         return split_adapter(target, _sites_of(target, base, kinds, given, fused=True))
     return along(target, lambda checkpoint: _split(checkpoint, kinds, given))
@@ -67,16 +56,10 @@ def _split(checkpoint: Checkpoint, kinds: Collection[str], given: Given | None) 
     return _noted(split_at(checkpoint, sites, held), sites, told)
 
 
-@takes_opened
-def fuse(
+def fuse_parts(
     target: _Target, kinds: Collection[str] = KINDS, *, given: Given | None = None, base: Checkpoint | None = None
 ) -> _Target:
-    """The inverse of `split`: the parts become the fused module that the model type has, byte for byte.
-
-    It takes the shard of its first part. An adapter follows its `base`: where the parts' A's differ, the ranks add.
-    Reads no data but an adapter's, and scales that must be equal. Raises NothingMatched where there is nothing to
-    fuse, LayoutError where a part is missing or does not fit, NotSupported for parts that are not quantised alike.
-    """
+    """The inverse of `split_parts`: what `fused.fuse` promises."""
     if isinstance(target, Adapter):
         return fuse_adapter(target, _sites_of(target, base, kinds, given, fused=False))
     return along(target, lambda checkpoint: _fuse(checkpoint, kinds, given))
@@ -175,9 +158,9 @@ def _recorded(checkpoint: Checkpoint, kinds: Collection[str]) -> _Recorded:
     """What surgery split before and did not fuse since: (fused, parts) -> the layouts."""
     recorded: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for step in checkpoint.history:
-        for row in step.get("modules", ()) if step["surgery"] in ("split", "fuse") else ():
+        for row in step.get("modules", ()) if step.get("surgery") in ("split", "fuse") else ():
             key = (row["fused"], tuple(row["parts"]))
-            if step["surgery"] == "fuse":
+            if step.get("surgery") == "fuse":
                 recorded.pop(key, None)
             elif row["kind"] in kinds:
                 recorded.setdefault(key, set()).add(row["layout"])
@@ -282,42 +265,6 @@ def _check_called(given: Given | None, sites: Sequence[Site]) -> None:
     keys = {key for site in sites for key in site.row.parts}
     if sites and given and (idle := sorted(given.names.keys() - keys)):
         raise SurgeryError(f"nothing here has a part {', '.join(idle)}", help=f"the parts are {series(sorted(keys))}")
-
-
-@takes_opened
-def split_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
-    """`split` of the attention's projections: fused q, k and v, and fused k and v."""
-    return split(target, ATTENTION, given=given, base=base)
-
-
-@takes_opened
-def fuse_qkv(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
-    """`fuse` of the attention's projections, the inverse of `split_qkv`."""
-    return fuse(target, ATTENTION, given=given, base=base)
-
-
-@takes_opened
-def split_gate_up(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
-    """`split` of gated MLPs: fused gate and up, 3-D ones of all experts too, which stay 3-D."""
-    return split(target, ("gate_up",), given=given, base=base)
-
-
-@takes_opened
-def fuse_gate_up(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
-    """`fuse` of gated MLPs, the inverse of `split_gate_up`."""
-    return fuse(target, ("gate_up",), given=given, base=base)
-
-
-@takes_opened
-def split_experts(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
-    """`split` of 3-D experts: to one module for each expert, with gate and up apart."""
-    return split(target, ("experts",), given=given, base=base)
-
-
-@takes_opened
-def fuse_experts(target: _Target, *, given: Given | None = None, base: Checkpoint | None = None) -> _Target:
-    """`fuse` of experts to the 3-D tensors that the class holds in memory, the inverse of `split_experts`."""
-    return fuse(target, ("experts",), given=given, base=base)
 
 
 _ALONE = "config.json still names a class that does not load these names; "

@@ -14,10 +14,10 @@ from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, PlanError, listed, series
 from ..evaluation.first_difference import Differs, first_difference
 from ..lazy.tensor import Tensor
-from ..models.families import TIES, Ties, tied, ties, untied
+from ..models.families import NEVER, TIES, Ties, tied, ties, untied
 from ..models.header_ties import header_families, header_ties
 from ..models.tying import holder_of, tied_families
-from ..quantization.kept_whole import held_in
+from ..quantization.plain import check_plain
 from ..step import step
 from .header_ties import retied
 
@@ -63,16 +63,11 @@ def untie(checkpoint: Checkpoint) -> Checkpoint:
     they can be trained apart. What a header ties is stored as well.
 
     Raises NotSupported for a class that ties them whatever config.json says, or to which the flag says more, and for
-    what is quantised; NothingMatched where nothing is tied.
+    a quantised model whose class would look for codes of the head; NothingMatched where nothing is tied.
     """
     families, config = _tied_here(checkpoint)
-    if held_in(checkpoint).weights:
-        raise NotSupported(
-            "the model is quantised: its class would look for codes of a head of its own",
-            where=[checkpoint.path],
-            help="write it in 16 bits first: surgery dequantize MODEL -o OUT",
-        )
     more = {name: holder for name, holder in _pairs(families, checkpoint.tensors) if name not in checkpoint.tensors}
+    check_plain(checkpoint, more)
     made = checkpoint.with_config(config) if config else checkpoint
     made = made.with_step(
         {"surgery": "untie", "stored": more},
@@ -108,9 +103,9 @@ def _known(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Ties:
             where=[checkpoint.path],
             help='put one beside it, with "architectures": ["LlamaForCausalLM"], the class that the model is of',
         )
-    if known and known.said and not known.always:
+    if known and known.said and not known.always and name not in NEVER:
         return known
-    if known is None:
+    if known is None or name in NEVER:
         what = f"{name} ties no head to an embedding, or what it ties is not known"
     elif known.always:
         what = f"{name} ties what is not stored, whatever config.json says"

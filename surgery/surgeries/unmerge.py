@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ..checkpoint import UNDO, Checkpoint
 from ..errors import AdapterError, NotSupported, VerificationFailed, listed
@@ -14,17 +14,20 @@ from ..files.peft import Adapter
 from ..files.safetensors import header_alone
 from ..lazy.dtypes import F32
 from ..lazy.tensor import File, Input, Sum, Tensor, Zeros, add, narrow
-from ..opened import takes_opened
 from ..planning.record import BaseRecord, read_base_record, read_shard_records
+from ..step import Option, like, step
 from .merging.merge import merge
 from .subtractable import check_adds, check_of_adapters_alone
 
+OF_MERGE_ALONE = ("again", "any_base", "tokenizer", "through", "trained_on", "reversible")
 SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an estimate
 
 
-@takes_opened
-def unmerge(checkpoint: Checkpoint) -> Checkpoint:
-    """The base that `merge(…, reversible=True)` made the checkpoint from: each file as it was, but for `.surgery/`.
+@step
+def unmerge(checkpoint: Annotated[Checkpoint, Option("A checkpoint that surgery merged.", "MERGED")]) -> Checkpoint:
+    """Restore the base of a merge that was made with `reversible`, byte for byte, each block checked.
+
+    Each file is as it was, but for `.surgery/`.
 
     Raises VerificationFailed where the folder holds no record, or not what was merged; FormatError for a damaged
     record. What is restored is compared with its digests while it is written, block by block.
@@ -112,17 +115,17 @@ def _left(checkpoint: Checkpoint, record: BaseRecord) -> list[str]:
     return [f"not the base's, and left out: {', '.join(more)}"] if more else []
 
 
-@takes_opened
+@step
+@like(merge, without=OF_MERGE_ALONE)
 def unmerge_approximately(
-    checkpoint: Checkpoint,
-    adapter: Adapter | Sequence[Adapter],
+    checkpoint: Annotated[Checkpoint, Option("A checkpoint into which adapters were merged.", "MERGED")],
+    adapter: Annotated[Adapter | Sequence[Adapter], Option("What was merged.", "ADAPTER", ("adapters",))],
     weights: Sequence[float] | None = None,
     *,
     scale: float = 1.0,
     **told: Any,
 ) -> Checkpoint:
-    """The checkpoint with the adapters' deltas subtracted: the base but for the weights that rounding changed for
-    good.
+    """Subtract adapters that were merged: the base, but for the weights that rounding changed for good.
 
     A note says how many that will be, estimated from rows of the tensors in question, which are read for it.
     `weights`, `scale` and what else was `told` to `merge` are those of the merge. Raises NotSupported where
@@ -192,10 +195,11 @@ def _share(undone: Tensor) -> float:
     return float((back != weights).float().mean())
 
 
-@takes_opened
-def reversible(merged: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """`merged`, with an undo record of `base` beside its shards when it is written, so that `unmerge` gives the base
-    back.
+@step
+def reversible(
+    merged: Checkpoint, base: Annotated[Checkpoint, Option("What it was made of, as it was opened.", "BASE")]
+) -> Checkpoint:
+    """Write an undo record of the base beside the merged shards, so that `unmerge` gives the base back.
 
     Raises PlanError, when it is planned, unless `base` is as it was opened.
     """

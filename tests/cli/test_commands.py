@@ -25,8 +25,8 @@ from typer.testing import CliRunner, Result
 
 import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
+from surgery.recipes.kinds import Pairs
 from surgery_cli.app import app
-from surgery_cli.options import parse_map
 from surgery_cli.output import size
 
 Saved = Callable[..., Path]
@@ -334,7 +334,7 @@ def test_shell_completion_knows_the_commands() -> None:
     ],
 )
 def test_map_is_cut_at_the_last_equals_sign_outside_a_group(text: str, rule: tuple[str, str]) -> None:
-    assert parse_map(text) == rule
+    assert Pairs(str, rules=True).read(text, "REGEX=REPLACEMENT") == [rule]
 
 
 SIZES = [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (4_900_000_000, "4.9 GB"), (13 * 10**11, "1.3 TB")]

@@ -4,10 +4,14 @@ whatever dies, and what is not fit for it is refused before any shard.
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import signal
 import socket
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
@@ -18,12 +22,18 @@ from typing import Any
 import pytest
 from conftest import hashes
 from handmade import write_adapter, write_phi3
+from typer.testing import CliRunner
 
 import surgery
 from surgery import Step
 from surgery.errors import SurgeryError
 from surgery.execution import cluster as driver
 from surgery.execution import ray as ours
+from surgery.execution.node import Fit, Job, Outcome, Told, faults, seen, work
+from surgery.execution.stage import stages
+from surgery.execution.writing_inside import Inside
+from surgery.lazy.tensor import File
+from surgery_cli.app import app
 
 ray = pytest.importorskip("ray")
 STORE = 80 << 20
@@ -152,6 +162,143 @@ def test_what_was_made_is_told_once(joined: Any, base: Path, adapter: Path, tmp_
     assert len(shards) == len(set(shards)) == report.shards
     told = sum(step.nbytes for step in steps if step.kind in ("begun", "filled"))
     assert told == sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
+
+
+def test_nodes_that_are_not_fit(
+    joined: Any, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another torch, another kind of CPU, sources and an output that are elsewhere there: said before any shard, with
+    the node's name; copies alone go to any CPU.
+    """
+    other = tmp_path / "elsewhere" / "torch-2.0.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
+    outputs = tmp_path / "outputs"
+    odd = joined.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"PYTHONPATH": str(other.parent)})
+    with pytest.raises(SurgeryError, match=rf"node {odd.node_id[:8]} on .*: torch is 2.0.0 there, and .* here"):
+        surgery.write(surgery.open_checkpoint(base), outputs / "out", executor="ray")
+    assert not os.listdir(outputs)
+    joined.remove_node(odd)
+    slow = joined.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"ATEN_CPU_CAPABILITY": "default"})
+    with pytest.raises(SurgeryError, match=rf"node {slow.node_id[:8]} on .*: it computes with `torch .* DEFAULT`, "):
+        surgery.write(merged(base, adapter), outputs / "out", executor="ray")
+    assert not os.listdir(outputs)
+    surgery.write(surgery.open_checkpoint(base), outputs / "out", executor="ray")
+    joined.remove_node(slow)
+
+
+def test_paths_that_nodes_do_not_see(joined: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/proc/self/cwd` is a folder of its own for each process, as /data may be for each machine."""
+    monkeypatch.chdir(base)
+    with pytest.raises(SurgeryError, match=r"it does not see /proc/self/cwd/model.* as this machine does"):
+        surgery.write(surgery.open_checkpoint("/proc/self/cwd"), tmp_path / "out", executor="ray")
+    assert not os.listdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SurgeryError, match=r"it cannot write the stage, /proc/self/cwd/.out"):
+        surgery.write(surgery.open_checkpoint(base), "/proc/self/cwd/out", executor="ray")
+    assert not os.listdir(tmp_path)
+
+
+def test_other_bytes_under_the_same_path(base: Path, tmp_path: Path) -> None:
+    """Of the same size and time, other in one weight far from its begin; and another folder where the stage is."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(bytes(1 << 21))
+    status = path.stat()
+    file = File(str(path), status.st_size, status.st_mtime_ns)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "driver").write_text("token")
+    fit = Fit(str(folder), "token", {file: seen(file)}, "")
+    assert faults(fit, "n") == []
+    assert (folder / "n.proof").read_text() == "token n"
+    path.write_bytes(bytes((1 << 21) - 1) + b"x")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (folder / "driver").write_text("another")
+    said = "\n".join(faults(fit, "n"))
+    assert "it holds other bytes there" in said and "is another folder there" in said
+    os.utime(path)
+    assert "an input changed after it was opened" in "\n".join(faults(fit, "n"))
+
+
+def test_a_worker_that_is_given_up_changes_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on after its run has ended, its shards made elsewhere: what it would write has no place any more."""
+    plan = surgery.plan(surgery.open_checkpoint(base))
+    stage = tmp_path / "stage"
+    (stage / "run").mkdir(parents=True)
+    (stage / "run" / "driver").write_text("token")
+    job = Job(0, plan.shards, Fit(str(stage / "run"), "token", {}, ""), frozenset("n"), {}, 1, 10**8, "auto", False)
+    began, over = threading.Event(), threading.Event()
+
+    def told(self: Told, step: Step) -> None:
+        began.set()
+        over.wait(20)
+
+    monkeypatch.setattr(Told, "__call__", told)
+    outcomes: list[Outcome] = []
+    worker = threading.Thread(target=lambda: outcomes.append(work(pickle.dumps(job), "n")))
+    worker.start()
+    assert began.wait(20)
+    inside = Inside(str(stage))
+    inside.empty("run")
+    inside.close()
+    (stage / "model.safetensors").write_bytes(b"published")
+    stage.rename(tmp_path / "out")
+    over.set()
+    worker.join(20)
+    assert outcomes[0].error and not outcomes[0].made
+    assert os.listdir(tmp_path / "out") == ["model.safetensors"]
+    assert os.listdir(tmp_path) == ["out"]
+    monkeypatch.undo()
+    assert work(pickle.dumps(job), "n").error  # and one that begins after it
+    assert os.listdir(tmp_path) == ["out"]
+
+
+DIES = """
+    import os, signal, sys, surgery
+    from surgery.execution import cluster
+    cluster.LEAST = 1
+    base, out, address, how = sys.argv[1:]
+
+    def on_step(step):
+        if step.kind == "finished":
+            os.kill(os.getpid(), getattr(signal, how))
+
+    surgery.write(surgery.open_checkpoint(base), out, executor="ray", address=address, on_step=on_step)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_a_driver_that_dies(how: str, joined: Any, base: Path, tmp_path: Path) -> None:
+    """What was finished is there for the next run, which begins at once; Ctrl-C leaves no half of anything."""
+    want = surgery.write(surgery.open_checkpoint(base), tmp_path / "want" / "out")
+    out = tmp_path / "outputs" / "out"
+    words = [sys.executable, "-c", textwrap.dedent(DIES), base, out, joined.address, how]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode and not out.exists(), done.stderr
+    [stage] = stages(str(out))
+    if how == "SIGINT":
+        assert "KeyboardInterrupt" in done.stderr and not os.path.exists(f"{stage}/.surgery/parts/nodes")
+    report = surgery.write(surgery.open_checkpoint(base), out, executor="ray")
+    assert report.resumed > 0 and report.shards == want.shards
+    assert hashes(out, without=()) == hashes(tmp_path / "want" / "out", without=())
+    assert os.listdir(tmp_path / "outputs") == ["out"]
+
+
+def test_the_command_finds_the_cluster_that_runs(joined: Any, base: Path, tmp_path: Path) -> None:
+    words = ["surgery", "split-qkv", base, "-o", tmp_path / "out", "--executor", "ray", "--json"]
+    done = subprocess.run([*words, "--address", joined.address], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tensors"] > 0
+    assert not done.stderr
+
+
+def test_wrong_usage(base: Path, tmp_path: Path) -> None:
+    for words, said in (
+        (["--executor", "dask"], "`dask` is no executor"),
+        (["--address", "10.0.0.1:6379"], "pass --executor ray with --address"),
+    ):
+        result = CliRunner().invoke(app, ["split-qkv", str(base), "-o", str(tmp_path / "out"), *words])
+        assert result.exit_code == 2 and said in " ".join(result.output.replace("│", "").split())
 
 
 def halfway(raylets: Container[int]) -> tuple[int, int]:

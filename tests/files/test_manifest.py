@@ -117,3 +117,39 @@ def test_a_broken_manifest_keeps_a_folder_from_being_opened(saved: Callable[...,
     placed(tmp_path / "out", b"{}")
     with pytest.raises(FormatError, match="the manifest is not one that surgery writes: KeyError"):
         surgery.open_checkpoint(tmp_path / "out")
+
+
+MERGED = {"surgery": "merge", "adapters": [{"digest": "d"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"history": [{"surgery": [1]}]}, "step 1 has another `surgery`"),
+        ({"history": [MERGED, MERGED | {"adapters": "after"}]}, "step 2 has another `adapters`"),
+        ({"history": [MERGED | {"adapters": [[]]}]}, "step 1 has another `adapters`"),
+        ({"history": [MERGED | {"adapters": [{"digest": []}]}]}, "step 1 has another `adapters`"),
+        ({"history": [MERGED | {"adapters": [{}]}]}, "step 1 has another `adapters`"),
+        ({"history": [MERGED | {"map": [["a"]]}]}, "step 1 has another `map`"),
+        ({"history": [MERGED | {"only": 5}]}, "step 1 has another `only`"),
+        ({"history": [{"surgery": "split", "modules": [{"fused": "a"}]}]}, "step 1 has another `modules`"),
+        ({"history": [{"surgery": "fuse", "modules": 5}]}, "step 1 has another `modules`"),
+        ({"history": [{"surgery": "cast", "dtype": {}}]}, "step 1 has another `dtype`"),
+        ({"history": 5}, "TypeError"),
+        ({"inputs": [{"role": []}]}, "input 1 has another `role`"),
+        ({"inputs": [{"files": "x"}]}, "input 1 has another `files`"),
+        ({"inputs": [{"files": {"a": 1}}]}, "input 1 has another `files`"),
+        ({"files": {"a": 1e400}}, "OverflowError"),
+    ],
+)
+def test_what_others_go_by_is_typed(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    raw = json.dumps(WHOLE | change).replace("Infinity", "1e400").encode()
+    with pytest.raises(FormatError, match="the manifest is not one that surgery writes: ") as caught:
+        read_manifest(placed(tmp_path, raw))
+    assert what in caught.value.what
+
+
+def test_what_nothing_goes_by_may_be_anything(tmp_path: Path) -> None:
+    odd = {"history": [{"surgery": "drop", "dropped": 5}, {"adapters": 7}, {"surgery": "unheard", "modules": {}}]}
+    found = read_manifest(placed(tmp_path, json.dumps(WHOLE | odd).encode()))
+    assert found and list(found.history) == odd["history"]

@@ -19,6 +19,7 @@ from tiny_models import _LLAMA, TEXT
 
 import surgery
 from surgery.errors import NothingMatched, NotSupported, PlanError
+from surgery.models.families import NEVER, TIES, tied, ties, untied
 
 _TEXT = {**_LLAMA, "num_hidden_layers": 1}
 
@@ -244,12 +245,76 @@ def test_in_shards_and_in_large_tensors_the_first_difference_is_found(tmp_path: 
     assert first_difference(tensors["a"], tensors["c"]) is None
 
 
-def test_a_quantised_model_is_not_untied(quantised: Callable[[str], Path], tmp_path: Path) -> None:
-    config = json.loads((quantised("nf4") / "config.json").read_text())
-    folder = tmp_path / "base"
-    folder.mkdir()
-    for path in quantised("nf4").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(NotSupported, match="the model is quantised"):
-        surgery.untie(surgery.open_checkpoint(folder))
+@pytest.mark.parametrize("scheme", ["nf4", "fp8"])
+def test_of_a_quantised_model_the_head_is_stored_where_its_class_takes_it_for_a_plain_one(
+    scheme: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1}
+    config = tf.LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=True)
+    tf.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "plain")
+    base = written(surgery.quantize(surgery.open_checkpoint(tmp_path / "plain"), scheme), tmp_path / "base")
+    out = written(surgery.untie(surgery.open_checkpoint(base)), tmp_path / "out")
+    got, model = loaded(out), loaded(base)
+    assert one(model)
+    assert not one(got)
+    assert got.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(logits(got), logits(model))
+    said = json.loads((base / "config.json").read_text())
+    key = {"nf4": "llm_int8_skip_modules", "fp8": "modules_to_not_convert"}[scheme]
+    said["quantization_config"][key] = ["model.norm"]
+    (base / "config.json").write_text(json.dumps(said))
+    with pytest.raises(NotSupported, match="look for codes of what would be stored"):
+        surgery.untie(surgery.open_checkpoint(base))
+
+
+SAMPLE = [n for n, known in sorted(TIES.items()) if known.said and not known.always and n not in NEVER]
+CLASSES = """
+    AfmoeForCausalLM AriaForConditionalGeneration BloomForCausalLM Cohere2VisionForConditionalGeneration
+    FalconForCausalLM Gemma3ForConditionalGeneration Glm4vForConditionalGeneration GPTNeoXForCausalLM
+    InternVLForConditionalGeneration LlavaForConditionalGeneration MambaForCausalLM MptForCausalLM OPTForCausalLM
+    Qwen2VLForConditionalGeneration Qwen3VLForConditionalGeneration Starcoder2ForCausalLM
+    WhisperForConditionalGeneration
+""".split()
+INVALID = ("Gemma4AssistantForCausalLM",)  # whose default config its own class refuses
+
+
+def test_config_classes_read_the_flag_as_it_is_written() -> None:
+    for name in (name for name in SAMPLE if name not in INVALID):
+        kind = getattr(tf, name).config_class
+        before = {**kind().to_diff_dict(), "model_type": kind.model_type, "architectures": [name]}
+        for flags, wanted in ((tied, True), (untied, False)):
+            config = {**before, **flags(before)}
+            assert bool(kind.from_dict(config).tie_word_embeddings) is wanted, name
+            assert (ties(config) is not None) is wanted, name
+
+
+def small(config: Any, *, tied: bool) -> Any:
+    """The config, and those in it, with two layers, and tied or not."""
+    for one in (config, *[value for value in vars(config).values() if isinstance(value, tf.PreTrainedConfig)]):
+        for key in ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"):
+            if isinstance(vars(one).get(key), int):
+                setattr(one, key, 2)
+        if vars(one).get("layer_types"):
+            one.layer_types = one.layer_types[:2]
+        one.tie_word_embeddings = tied
+    return config
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_tie_what_the_table_says_by_that_flag(name: str) -> None:
+    kind = getattr(tf, name)
+    for flag in (True, False):
+        with torch.device("meta"):
+            model = kind(small(kind.config_class(), tied=flag))
+        assert all((n in model.all_tied_weights_keys) is flag for n in TIES[name].others)
+
+
+def test_a_config_class_that_refuses_the_flag_is_not_given_it(tmp_path: Path) -> None:
+    save_file(
+        {"transformer.wte.weight": torch.ones(4, 4), "lm_head.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors"
+    )
+    config = {"architectures": ["DbrxForCausalLM"], "model_type": "dbrx", "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NotSupported, match="DbrxForCausalLM ties no head"):
+        surgery.tie(surgery.open_checkpoint(tmp_path))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 from ...errors import FormatError, LayoutError, NothingMatched, SurgeryError, listed, nearest, series
 from ...names import compiled, natural
+from ...step import FUSED, Option
 from .detect import KINDS, Tensors, axis_of, fused_sites, habit, looks_fused, sizes_of, split_sites
 from .layout import HEADS, KV_HEADS, Config, Layout, Place, divided, has, in_groups, number, sections
 from .row import IN_PROJ, LINEAR, PARAMETER, Row, Site, Suffixes
@@ -30,14 +31,20 @@ class Given:
     fuse; `names` says what the parts are called. Raises SurgeryError where they contradict each other.
     """
 
-    layout: str = ""
-    groups: int = 0
-    slots: tuple[int, ...] = ()
-    order: tuple[str, ...] = ()
-    axis: int | None = None
-    pattern: str = ""
-    fused: str = ""
-    names: Mapping[str, str] = field(default_factory=dict)
+    layout: Annotated[str, Option("blocked, interleaved (head by head) or grouped.", "STYLE", (), FUSED)] = ""
+    groups: Annotated[int, Option("How many groups follow each other; not for blocked.", "N", (), FUSED, least=1)] = 0
+    slots: Annotated[
+        tuple[int, ...], Option("Heads of each part in a group, as they lie: 8,1,1.", "N,N,…", (), FUSED)
+    ] = ()
+    order: Annotated[tuple[str, ...], Option("The parts as they lie; q,k,v if not given.", "PART,…", (), FUSED)] = ()
+    axis: Annotated[
+        int | None, Option("The fused axis of the weight: 0 is rows, 1 a Conv1D's columns.", "N", (), FUSED)
+    ] = None
+    pattern: Annotated[str, Option("Only the fused modules whose whole name matches.", "REGEX", (), FUSED)] = ""
+    fused: Annotated[str, Option("Last name of the fused modules; needed to fuse by hand.", "NAME", (), FUSED)] = ""
+    names: Annotated[
+        Mapping[str, str], Option("Last names of the parts: q=query,k=key,v=value.", "PART=NAME,…", (), FUSED)
+    ] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (
@@ -105,6 +112,10 @@ class Given:
             if wrong:
                 raise SurgeryError(what, help=tip)
         compiled(self.pattern)
+
+    def said(self) -> dict[str, Any]:
+        """What was said, as a recipe has it."""
+        return as_said(self)
 
     @property
     def says_layout(self) -> bool:

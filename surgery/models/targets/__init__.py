@@ -28,5 +28,5 @@ def why_not(target: Target, config: Config) -> list[str]:
     """Why the class would compute something else; empty where it computes the same."""
     try:
         return target.unfit(config)
-    except (TypeError, ValueError, AttributeError) as error:  # fields of other types than the model's code could read
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:  # no model's code reads that
         return [f"config.json makes no sense: {error}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ...adapters.fused import Rank
 from ...adapters.lora import BIAS
@@ -18,7 +18,7 @@ from ...files.peft import CONFIG, Adapter
 from ...lazy.dtypes import F32
 from ...lazy.tensor import File, Tensor, Zeros
 from ...names import natural
-from ...opened import takes_opened
+from ...step import Option, step
 from .resize import resize_adapter
 from .saying import as_adapter, config_of, whole_number
 from .whole import held_whole
@@ -31,17 +31,25 @@ AVERAGED = (
 )
 
 
-@takes_opened
+@step
 def combine(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float] | None = None,
+    adapters: Annotated[Sequence[Adapter], Option("LoRA adapters, here or on the Hub.", "ADAPTER")],
+    weights: Annotated[
+        Sequence[float] | None, Option("One factor for each adapter, such as 0.7,0.3; else 1.", "W,W,…")
+    ] = None,
     *,
-    rank: int | None = None,
-    average_factors: bool = False,
-    any_base: bool = False,
+    rank: Annotated[
+        int | None,
+        Option("The best approximation of that rank; if not given, ranks add up: exact.", "N", ("--rank", "-r")),
+    ] = None,
+    average_factors: Annotated[
+        bool, Option("Sum A's and B's apart, as AdapterHub does: not the sum of what adapters do.")
+    ] = False,
+    any_base: Annotated[bool, Option("Combine adapters that name different bases.")] = False,
 ) -> Adapter:
-    """One LoRA adapter that adds to each weight the sum of what the adapters add, each times its weight: 1, if none is
-    given.
+    """Make one LoRA adapter that does what the weighted sum of adapters does.
+
+    It adds to each weight the sum of what the adapters add, each times its weight: 1, if none is given.
 
         A (Σ r, in) = the A's, one below the other        B (out, Σ r) = the B's side by side, times weight and scale
 

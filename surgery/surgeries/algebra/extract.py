@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ...adapters.fused import Rank
 from ...adapters.lora import matrix_of
@@ -17,7 +17,7 @@ from ...files.called import called
 from ...files.peft import Adapter
 from ...lazy.tensor import Input, Shape, Tensor, narrow, reshape, unrounded
 from ...names import compiled, natural
-from ...opened import takes_opened
+from ...step import Option, step
 from ..injecting.modules import Kind
 from .facing import Facing, faced
 from .ranks import Choice, Kept, choice, kept, notes_on, told
@@ -34,24 +34,41 @@ MOST = 64  # the rank at which --energy ends, where none is given
 MEMORY = 96_000_000  # bytes of differences that all workers together hold
 
 
-@takes_opened
+@step
 def extract(
-    base: Checkpoint,
-    tuned: Checkpoint,
+    base: Annotated[Checkpoint, Option("The checkpoint that the adapter is for.", "BASE")],
+    tuned: Annotated[Checkpoint, Option("What was trained of it, of the same names.", "TUNED")],
     *,
-    rank: int | None = None,
-    energy: float | None = None,
-    max_rank: int | None = None,
-    rest: str = "error",
-    only: str | None = None,
-    except_: str | None = None,
-    embeddings: bool = False,
-    seed: int = 0,
+    rank: Annotated[
+        int | None, Option("The rank of each module, or what it has, if less.", "N", ("--rank", "-r"))
+    ] = None,
+    energy: Annotated[
+        float | None,
+        Option(
+            "In place of --rank: the least that keeps this share of the squares of the singular values, as 0.99.",
+            "SHARE",
+        ),
+    ] = None,
+    max_rank: Annotated[int | None, Option("With --energy: at most this rank; 64 if not given.", "N")] = None,
+    rest: Annotated[
+        str,
+        Option(
+            "What differs and gets no LoRA: refuse, hold it whole, or leave it as it is in BASE.",
+            "error|save|leave",
+            among=("error", "save", "leave"),
+        ),
+    ] = "error",
+    only: Annotated[str | None, Option("LoRA on the modules whose whole name matches alone.", "REGEX")] = None,
+    except_: Annotated[str | None, Option("No LoRA on the modules whose whole name matches.", "REGEX")] = None,
+    embeddings: Annotated[bool, Option("LoRA on embeddings, too, where they are not tied.")] = False,
+    seed: Annotated[int, Option("The method's random numbers follow from it.", "N")] = 0,
     workers: int | None = None,
     memory: int | None = None,
     on_tensor: OnTensor | None = None,
 ) -> Adapter:
-    """A LoRA adapter for `base` that makes of it what `tuned` is, as far as a low rank can.
+    """Make a LoRA adapter of the difference of two checkpoints, in bounded memory; the report says what it keeps.
+
+    It makes of `base` what `tuned` is, as far as a low rank can.
 
         W' - W  (out, in)  ->  B (out, rank), A (rank, in), of alpha = rank: B @ A is the best approximation
 

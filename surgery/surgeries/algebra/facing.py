@@ -9,6 +9,7 @@ from typing import Any
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, SurgeryError, listed, series
 from ...evaluation.read import same_content
+from ...files.tokenizer_files import OF_TOKENIZERS
 from ...lazy.dtypes import ARITHMETIC
 from ...lazy.tensor import File, Tensor
 from ...models.families import BUFFERS, CAUSAL_MASKS
@@ -18,7 +19,6 @@ from ...quantization.settle import decoded
 from ..injecting.modules import Module, tied, told
 from ..injecting.parameters import EXPERTS, Parameter, stacks
 from ..merging.quantised import read_quantised
-from ..merging.tokenizer import OF_TOKENIZERS
 from ..split import fuse_at, split_in
 
 # What config.json may say otherwise without another computation.

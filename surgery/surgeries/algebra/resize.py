@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from ...adapters.fused import Rank
 from ...adapters.low_rank import Factors, as_low_rank, factors_of, is_inside
 from ...errors import AdapterError, listed, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Input, Tensor, reshape, stored
-from ...opened import takes_opened
+from ...step import Option, step
 from .ranks import Choice, Kept, choice, kept, notes_on, told
 from .saying import as_adapter, config_of, whole_number
 
@@ -19,11 +19,25 @@ if TYPE_CHECKING:
     import torch
 
 
-@takes_opened
+@step
 def resize_adapter(
-    adapter: Adapter, *, rank: int | None = None, energy: float | None = None, max_rank: int | None = None
+    adapter: Annotated[Adapter, Option("A LoRA adapter, here or on the Hub.", "ADAPTER")],
+    *,
+    rank: Annotated[
+        int | None, Option("The rank of each module, or what it has, if less.", "N", ("--rank", "-r"))
+    ] = None,
+    energy: Annotated[
+        float | None,
+        Option(
+            "In place of --rank: the least that keeps this share of the squares of the singular values, as 0.99.",
+            "SHARE",
+        ),
+    ] = None,
+    max_rank: Annotated[int | None, Option("With --energy: at most this rank.", "N")] = None,
 ) -> Adapter:
-    """The adapter with, for each module, the best approximation of what it adds that has this rank, or the least rank
+    """Give a LoRA adapter another rank: for each module the best approximation; the report says what it keeps.
+
+    The adapter has, for each module, the best approximation of what it adds that has this rank, or the least rank
     that keeps `energy` of the squares of its singular values, at most `max_rank`.
 
     The scale of each module stays, in alpha; modules of that rank or less stay as they are. The factors are float32:

@@ -67,6 +67,14 @@ def read_mergekit(config: Mapping[str, Any], where: str = "") -> Read:
     )
 
 
+def recipe_of(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The configuration as a recipe of ours: the models, through one blend; where it goes is still to be said."""
+    read = read_mergekit(config, where)
+    keys = {"parameters": "parameter", "slices": "slice"}
+    said = {keys.get(name, name): value for name, value in read.said.items()}
+    return {"source": list(read.models), "steps": [{"blend": {**({"base": read.base} if read.base else {}), **said}}]}
+
+
 def _check_keys(found: Mapping[str, Any], known: Sequence[str], what: str, at: Sequence[str]) -> None:
     for key, value in found.items():
         if key in NOT_READ and value not in (None, "", {}, []):

@@ -91,7 +91,8 @@ def _rule(method: str, row: Method, key: str, value: Value, models: int, slices:
         if number is not None and not 1 <= number <= many:
             raise SurgeryError(f"there is no {what} {number}: they are {many}", where=where, help=HOW)
     pattern = compiled(found["pattern"]) if found["pattern"] is not None else None
-    return Rule(name, numbers_in(value, where), model, at, pattern, f"{key}={value}")
+    values = numbers_in(value, where)
+    return Rule(name, values, model, at, pattern, f"{key}={','.join(map(str, values))}")
 
 
 def numbers_in(value: Value, where: Sequence[str]) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotPlaced, NotSupported, SurgeryError
@@ -12,7 +12,7 @@ from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import Adapter
 from ...models.diffusion.naming import DIFFUSERS
-from ...opened import takes_opened
+from ...step import Option, step
 from ..merging.by_component import restricted
 from ..merging.held_weights import without_own_base
 from ..merging.spelled import in_base_names
@@ -28,16 +28,21 @@ from .peft import to_peft
 Form = Callable[[Adapter, Checkpoint | None], Adapter | Checkpoint]
 
 
-@takes_opened
+@step
 def convert_adapter(
-    adapter: Adapter,
-    to: str = "peft",
-    base: Checkpoint | None = None,
+    adapter: Annotated[Adapter, Option("An adapter of any tool, here or on the Hub.", "ADAPTER")],
+    to: Annotated[str, Option("The form that is written.", "peft|kohya|diffusers|mlx")] = "peft",
+    base: Annotated[
+        Checkpoint | None,
+        Option("The adapter's model, where its names or the order of its rows hang on it.", "MODEL", ("--base",)),
+    ] = None,
     *,
-    only: str | None = None,
-    except_: str | None = None,
+    only: Annotated[str | None, Option("The modules whose whole name in the file matches alone.", "REGEX")] = None,
+    except_: Annotated[str | None, Option("Without the modules whose whole name in the file matches.", "REGEX")] = None,
 ) -> Adapter | Checkpoint:
-    """The adapter as the tool `to` writes it: "peft", an adapter; "mlx", "kohya" and "diffusers", its files as a
+    """Write an adapter in another tool's form: what it does stays the same, and nothing is rounded.
+
+    The adapter is as the tool `to` writes it: "peft", an adapter; "mlx", "kohya" and "diffusers", its files as a
     checkpoint to be written.
 
     It does to a model what it did; nothing is rounded, but a product that is written out. `base` is asked for where the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ...adapters.fused import fuse_adapter
 from ...checkpoint import Checkpoint
@@ -15,8 +15,8 @@ from ...files.refs import has_scheme, parse_ref
 from ...lazy.tensor import Tensor
 from ...models.fused.row import Site
 from ...names import natural
-from ...opened import takes_opened
 from ...quantization.settle import decoded
+from ...step import Option, step
 from ..merging.quantised import read_quantised
 from ..split import in_memory_sites, sites_held, split_at
 from .factors import factors, on_parameter
@@ -28,30 +28,41 @@ from .target_names import aims_at, as_in_memory, defaults_here
 from .targets import asked_apart, check_biases, check_patterns, check_targets, chosen_of, without_copied
 
 
-@takes_opened
+@step
 def inject(
     base: Checkpoint,
-    target_modules: str | Sequence[str] = (),
+    target_modules: Annotated[
+        str | Sequence[str], Option("Last names, a regular expression, or all-linear; else PEFT's own.", "NAME,…")
+    ] = (),
     *,
-    target_parameters: Sequence[str] = (),
-    rank: int = 8,
-    alpha: float | None = None,
-    init: str = "uniform",
-    seed: int = 0,
-    use_rslora: bool = False,
-    use_dora: bool = False,
-    lora_bias: bool = False,
-    lora_dropout: float = 0.0,
-    modules_to_save: Sequence[str] = (),
-    exclude_modules: str | Sequence[str] | None = None,
-    layers_to_transform: Sequence[int] | None = None,
-    layers_pattern: Sequence[str] | None = None,
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
-    check_class: bool = False,
+    target_parameters: Annotated[
+        Sequence[str], Option("Parameters, such as experts.gate_up_proj: all experts at once.", "NAME,…")
+    ] = (),
+    rank: Annotated[int, Option("The inner dimension of B·A.", "N", ("--rank", "-r"))] = 8,
+    alpha: Annotated[float | None, Option("The scale is alpha / rank; 1 if not given.", "X")] = None,
+    init: Annotated[str, Option("How A is drawn: uniform (PEFT's own) or gaussian.", "KIND")] = "uniform",
+    seed: Annotated[int, Option("A follows from it and from its name, on every machine.", "N")] = 0,
+    use_rslora: Annotated[bool, Option("The scale is alpha / √rank.")] = False,
+    use_dora: Annotated[bool, Option("Magnitudes too, taken from the base in a stream.")] = False,
+    lora_bias: Annotated[bool, Option("A bias beside each B.")] = False,
+    lora_dropout: Annotated[float, Option("For training: from 0 to below 1.", "P")] = 0.0,
+    modules_to_save: Annotated[Sequence[str], Option("Copied whole, to be trained.", "NAME,…")] = (),
+    exclude_modules: Annotated[str | Sequence[str] | None, Option("As --target-modules, left out.", "NAME,…")] = None,
+    layers_to_transform: Annotated[Sequence[int] | None, Option("Only in these layers.", "N,…")] = None,
+    layers_pattern: Annotated[Sequence[str] | None, Option("What the layers' list is called.", "NAME,…")] = None,
+    rank_pattern: Annotated[
+        Mapping[str, int] | None, Option("Another rank where a name's end matches; often.", "REGEX=N")
+    ] = None,
+    alpha_pattern: Annotated[
+        Mapping[str, float] | None, Option("Another alpha where a name's end matches; often.", "REGEX=X")
+    ] = None,
+    check_class: Annotated[
+        bool, Option("Ask the class what each module is, through transformers, on the meta device.")
+    ] = False,
 ) -> Adapter:
-    """A PEFT LoRA adapter for the base: A (r, in) random, B (out, r) zero, so that it changes nothing until it is
-    trained.
+    """Make a zero-initialised LoRA adapter for a base, from headers alone: PEFT loads it, and nothing changes yet.
+
+    A (r, in) is random, B (out, r) zero:
 
         convolution  (out, in / groups, *kernel)  ->  A (r, in, *kernel), B (out, r / groups, 1, …)
         parameter    (experts, out, in)           ->  A (experts * r, in), B (out, r * experts)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from ...adapters.attention import on_attention
 from ...adapters.consistency import keeps_ties, strangers
@@ -28,8 +28,8 @@ from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
 from ...names import compiled, natural, select
-from ...opened import takes_opened
 from ...quantization.settle import decoded, settled
+from ...step import CODES, MERGING, Option, step
 from ..cast import with_dtype
 from ..header_ties import along
 from ..rename import Rule, renamed
@@ -48,7 +48,7 @@ from .in_original import in_original
 from .joined import apart_again, check_divisible, check_one_way, stored_apart
 from .lineage import as_trained, check_base, of_other_class, on_changed
 from .methods import notes_on_sums, place_method, sources_of
-from .own_lora import own_names
+from .own_lora import own_adapter, own_names
 from .prepared import prepared
 from .quantised import check_computed, check_quantised, check_way, read_quantised, way
 from .refusals import check_read, not_placed
@@ -66,33 +66,120 @@ from .unadapted import notes_on_unadapted
 from .vocabulary import with_vocabulary
 
 
-@takes_opened
+@step
 def merge(
-    checkpoint: Checkpoint,
-    adapter: Adapter | Sequence[Adapter],
-    weights: Sequence[float] | None = None,
+    checkpoint: Annotated[
+        Checkpoint, Option("The base checkpoint: a folder, one file, or org/name on the Hub.", "BASE")
+    ],
+    adapter: Annotated[
+        Adapter | Sequence[Adapter] | None,
+        Option(
+            "PEFT adapters, here or on the Hub, summed in one pass; without one, BASE's own LoRA.",
+            "ADAPTER",
+            ("adapters",),
+        ),
+    ] = None,
+    weights: Annotated[
+        Sequence[float] | None, Option("One factor for each adapter, such as 0.7,0.3.", "W,W,…", panel=MERGING)
+    ] = None,
     *,
-    names: Sequence[Rule] = (),
-    scale: float = 1.0,
-    only: str | None = None,
-    except_: str | None = None,
-    tied: str = "untie",
-    again: bool = False,
-    dtype: str | None = None,
-    add: str | None = None,
-    base_as_trained: bool = False,
-    tokenizer: str | None = None,
-    any_base: bool = False,
-    architecture: str | None = None,
+    names: Annotated[
+        Sequence[Rule],
+        Option(
+            "Rewrite the adapters' names, wherever REGEX occurs; may be given often.",
+            "REGEX=REPLACEMENT",
+            ("--map",),
+            MERGING,
+        ),
+    ] = (),
+    scale: Annotated[float, Option("A factor for all of them.", "X", panel=MERGING)] = 1.0,
+    only: Annotated[
+        str | None, Option("Merge the modules whose whole name matches; drop the rest.", "REGEX", panel=MERGING)
+    ] = None,
+    except_: Annotated[str | None, Option("Drop the modules whose whole name matches.", "REGEX", panel=MERGING)] = None,
+    tied: Annotated[
+        str,
+        Option(
+            "Where an adapter makes tied tensors differ: store both, or refuse.",
+            "untie|error",
+            panel=MERGING,
+            among=("untie", "error"),
+        ),
+    ] = "untie",
+    again: Annotated[bool, Option("Merge an adapter that is in the base already.")] = False,
+    dtype: Annotated[
+        str | None,
+        Option("Of the result: bfloat16, float16, float32 or float64; bf16, fp16, fp32.", "DTYPE", panel=MERGING),
+    ] = None,
+    add: Annotated[
+        str | None,
+        Option(
+            "Add what an adapter holds whole and the base has no place for, where the whole name matches.",
+            "REGEX",
+            panel=MERGING,
+        ),
+    ] = None,
+    base_as_trained: Annotated[
+        bool,
+        Option(
+            "BASE is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ changed, saved beside the adapter.",
+            panel=MERGING,
+        ),
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        Option(
+            "Whose tokenizer and chat template the result has; the adapter's, where it has them and nothing is said.",
+            "adapter|base|DIR",
+            path=True,
+        ),
+    ] = None,
+    any_base: Annotated[bool, Option("Merge an adapter that was trained on a model of another type.")] = False,
+    architecture: Annotated[
+        str | None,
+        Option(
+            "The class of the result, where task type and head do not tell, such as BertForSequenceClassification.",
+            "CLASS",
+            panel=MERGING,
+        ),
+    ] = None,
     given: Given | None = None,
-    dequantize: bool = False,
-    requantize: bool = False,
-    lossy: bool = False,
-    through: str | None = None,
-    trained_on: Checkpoint | None = None,
+    dequantize: Annotated[bool, Option("All of it in 16 bits, and not only what is touched.", panel=CODES)] = False,
+    requantize: Annotated[
+        bool,
+        Option(
+            "What is touched is coded again, under the scales that are stored; the report says what survives.",
+            panel=CODES,
+        ),
+    ] = False,
+    lossy: Annotated[bool, Option("Even if less than half of the adapter survives that.", panel=CODES)] = False,
+    through: Annotated[
+        str | None,
+        Option(
+            "BASE is in 16 bits, the adapter was trained on its NF4 (QLoRA): each linear weight, touched or not, is"
+            " what its codes mean.",
+            "nf4[:BLOCK][:double]",
+            panel=CODES,
+        ),
+    ] = None,
+    trained_on: Annotated[
+        Checkpoint | None,
+        Option(
+            "The adapter was trained on these codes, and BASE is another: the report says what that costs.",
+            "QUANTISED",
+            ("--trained-on",),
+            CODES,
+        ),
+    ] = None,
+    reversible: Annotated[
+        bool,
+        Option("Write an undo record along, from which unmerge restores BASE, of safetensors, byte for byte."),
+    ] = False,
 ) -> Checkpoint:
-    """The base with the adapters in its weights: W + Σ weight * scale * B @ A, in float32, rounded once to W's
-    dtype.
+    """Merge adapters, LoRA and other kinds, into the base's weights: in float32, rounded once to the base's dtype.
+
+    W + Σ weight * scale * B @ A. Without an adapter it is the base's own LoRA that is merged, which `inject_into` put
+    there. `reversible`: as the function of that name.
 
     Several adapters are summed before the one rounding, without cross-terms; `weights` defaults to 1 each. `names`
     are rules (regular expression, replacement) that turn the adapters' module names into the base's. Modules to
@@ -129,6 +216,10 @@ def merge(
     hold, `through` double quantisation, and where `trained_on` is given.
     """
     asked = {key: value for key, value in locals().items() if key not in ("checkpoint", "adapter", "weights")}
+    if asked.pop("reversible"):
+        return replace(merge(checkpoint, adapter, weights, **asked), before=checkpoint)
+    if adapter is None:
+        return merge(*own_adapter(checkpoint), weights, **asked)
     adapters = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     weights = _weights(adapters, weights, scale)
     if checkpoint.parts:
@@ -174,8 +265,8 @@ def merge(
         "through": through,
     }
     notes = [*lineage, *(note for one in fitted for note in one.notes), *copied, *_notes(base, adapters, plain)]
-    step = _step(made, base, adapters, weights, options)
-    made = replace(made, history=(*base.history, step), notes=(*made.notes, *notes))
+    done = _step(made, base, adapters, weights, options)
+    made = replace(made, history=(*base.history, done), notes=(*made.notes, *notes))
     made = with_costs(made, seen, trained_on)
     made = with_dtype(made, dtype) if dtype else made
     return replace(settled(made, seen, stored, held, how), survives=0.5 if requantize and not lossy else 0.0)

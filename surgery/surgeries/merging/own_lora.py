@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from ...adapters.unwrapped import check_unwrapped
 from ...checkpoint import Checkpoint
@@ -30,6 +30,7 @@ from ...lazy.tensor import File, Input, Shape, Stored, Tensor
 from ...models.names_v5 import in_memory, renames_of
 from ...names import natural
 from ...opened import takes_opened
+from ...step import Option, step
 from ..header_ties import along
 from ..split import names_of
 
@@ -55,10 +56,11 @@ def own_names(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-@takes_opened
-def inject_into(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The checkpoint with the adapter's tensors beside its own, and adapter_config.json; what it holds stays as it
-    is.
+@step
+def inject_into(
+    checkpoint: Checkpoint, adapter: Annotated[Adapter, Option("A PEFT adapter, here or on the Hub.", "ADAPTER")]
+) -> Checkpoint:
+    """Put an adapter's tensors beside the checkpoint's own, and adapter_config.json; what it holds stays as it is.
 
     LoRA lies under the base's own names, in a shard of its own; a module to save has `.modules_to_save` before its
     last name. Raises PlanError where the checkpoint has LoRA already, NotPlaced where the adapter is on what is not

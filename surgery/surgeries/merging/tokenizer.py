@@ -6,26 +6,16 @@ template.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotACheckpoint, listed, series
-from ...evaluation.read import content
-from ...files.folder import Folder, folder_at
+from ...files.folder import folder_at
 from ...files.peft import Adapter
+from ...files.tokenizer_files import SETTINGS, TEMPLATES, WORDS, alike, settings_in, tokenizer_in
 from ...lazy.tensor import File
 
-WORDS = frozenset(  # what a token is: of two vocabularies, the files of one say nothing of the other
-    "tokenizer.json added_tokens.json special_tokens_map.json vocab.json merges.txt vocab.txt spiece.model"
-    " tokenizer.model sentencepiece.bpe.model source.spm target.spm tekken.json".split()
-)
-SETTINGS = "tokenizer_config.json"
-TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
-PROCESSORS = frozenset("preprocessor_config.json processor_config.json video_preprocessor_config.json".split())
-OF_TOKENIZERS = WORDS | TEMPLATES | PROCESSORS | {SETTINGS}
 WHERE = "--tokenizer base keeps the base's, in Python tokenizer='base'"
 
 
@@ -39,7 +29,7 @@ def with_tokenizer(checkpoint: Checkpoint, adapters: Sequence[Adapter], choice: 
     if choice == "base":
         return checkpoint
     chosen = _chosen(adapters, choice)
-    new = {name: file for name, file in chosen.items() if not _alike(checkpoint.files.get(name), file)}
+    new = {name: file for name, file in chosen.items() if not alike(checkpoint.files.get(name), file)}
     gone = _contradicted(checkpoint.files, chosen, new)
     if not new and not gone:
         return checkpoint
@@ -53,53 +43,30 @@ def with_tokenizer(checkpoint: Checkpoint, adapters: Sequence[Adapter], choice: 
 def _chosen(adapters: Sequence[Adapter], choice: str | None) -> dict[str, File]:
     """The files of the one tokenizer that is meant; none where no adapter has one and none was asked for."""
     if choice not in (None, "adapter"):
-        if found := _tokenizer_in(folder_at(choice)):
+        if found := tokenizer_in(folder_at(choice)):
             return found
         raise NotACheckpoint(
             "no tokenizer is there",
             where=[choice],
             help="--tokenizer takes adapter, base, or a folder with a tokenizer",
         )
-    every = {one.path: files for one in adapters if one.inputs and (files := _tokenizer_in(folder_at(one.path)))}
+    every = {one.path: files for one in adapters if one.inputs and (files := tokenizer_in(folder_at(one.path)))}
     if not every and choice == "adapter":
         where = [one.path for one in adapters]
         raise AdapterError("the adapter has no tokenizer", where=where, help="--tokenizer base carries the base's")
     first, *others = [*every.values()] or [dict[str, File]()]
-    if any(other.keys() != first.keys() or not all(_alike(other[n], first[n]) for n in first) for other in others):
+    if any(other.keys() != first.keys() or not all(alike(other[n], first[n]) for n in first) for other in others):
         tip = f"name the folder with the right one: --tokenizer {next(iter(every))}; {WHERE}"
         raise AdapterError("the adapters bring different tokenizers", where=list(every), help=tip)
     return first
-
-
-def _tokenizer_in(folder: Folder | None) -> dict[str, File]:
-    """What a folder has of a tokenizer, by name."""
-    names = [name for name in folder.names() if name in OF_TOKENIZERS] if folder else []
-    more = [f"additional_chat_templates/{name}" for name in folder.names("additional_chat_templates")] if folder else []
-    return {name: folder.file(name) for name in (*names, *more)} if folder else {}
-
-
-def _alike(one: File | bytes | None, other: File | bytes) -> bool:
-    """Whether two files have the same content."""
-    if one is None:
-        return False
-    sizes = [len(file) if isinstance(file, bytes) else file.size for file in (one, other)]
-    return sizes[0] == sizes[1] and content(one) == content(other)
 
 
 def _contradicted(base: Mapping[str, File | bytes], chosen: Mapping[str, File], new: Mapping[str, File]) -> set[str]:
     """The base's files that loaders would read beside the chosen tokenizer, and that belong to another one."""
     words = WORDS & new.keys() & base.keys() and SETTINGS in chosen
     gone = {name for name in base if name in WORDS and name not in chosen} if words else set[str]()
-    told = SETTINGS in new and "chat_template" in _settings(chosen[SETTINGS])  # loaders prefer a file beside it
+    told = SETTINGS in new and "chat_template" in settings_in(chosen[SETTINGS])  # loaders prefer a file beside it
     return gone | ({name for name in base if name in TEMPLATES and name not in chosen} if told else set())
-
-
-def _settings(file: File) -> Mapping[str, Any]:
-    try:
-        found = json.loads(content(file))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _beyond(checkpoint: Checkpoint, chosen: Mapping[str, File]) -> list[str]:
@@ -107,7 +74,7 @@ def _beyond(checkpoint: Checkpoint, chosen: Mapping[str, File]) -> list[str]:
     resized.
     """
     size = checkpoint.config.get("vocab_size")
-    added = _settings(chosen["tokenizer.json"]).get("added_tokens") if "tokenizer.json" in chosen else None
+    added = settings_in(chosen["tokenizer.json"]).get("added_tokens") if "tokenizer.json" in chosen else None
     if not isinstance(size, int) or not isinstance(added, list):
         return []
     tokens = [token for token in added if isinstance(token, dict) and isinstance(token.get("id"), int)]
