@@ -13,7 +13,7 @@ from ...evaluation.blending import METHODS
 from ...evaluation.blending.method import Base, Method
 from ...lazy.dtypes import Dtype
 from ...lazy.rowwise import measured, rowwise
-from ...lazy.tensor import Tensor
+from ...lazy.tensor import Tensor, stored
 from ...step import Option, step
 from ..cast import NAMES, parsed
 from ..layers import config_for, stack_of
@@ -39,9 +39,9 @@ def blend(
     parameters: Annotated[
         Mapping[str, str],
         Option(
-            "Any parameter of the method: of all models or one, in a slice, of names in which REGEX occurs; may be"
-            " given often, and what comes first counts.",
-            "NAME[@MODEL][#SLICE][:REGEX]=VALUE",
+            "Any parameter of the method: NAME=VALUE, of one model NAME@2, in one slice NAME#1, where REGEX occurs in"
+            " a tensor's name NAME:REGEX; may be given often, and what comes first counts.",
+            "NAME=VALUE",
             ("--parameter",),
         ),
     ] = {},
@@ -249,10 +249,12 @@ def _result(
     """The checkpoint of these tensors, with the files of the first."""
     first, *others = told.who.all
     shards = {name: first.weight_map.get(name) or _beside(first, name) for name in tensors}
+    used = {leaf for tensor in tensors.values() for leaf in stored(tensor)}
     lost = {
         f"{one.path}: {name}": tensor
         for one in told.who.all
         for name, tensor in (*one.tensors.items(), *one.dropped.items())
+        if not used.issuperset(stored(tensor))
     }
     dtypes = {tensor.dtype for tensor in tensors.values()}
     made = replace(
@@ -261,7 +263,8 @@ def _result(
         weight_map=shards,
         metadata={shard: first.metadata.get(shard, {"format": "pt"}) for shard in shards.values()},
         inputs=tuple(source for one in (first, *others) for source in one.inputs),
-        dropped=lost if config is not None else {**first.dropped},
+        dropped=lost,
+        replaced={f"{one.path}: {name}": tensor for one in told.who.all for name, tensor in one.replaced.items()},
         headers={},
         before=None,
     )

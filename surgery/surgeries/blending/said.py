@@ -92,7 +92,7 @@ def _rule(method: str, row: Method, key: str, value: Value, models: int, slices:
             raise SurgeryError(f"there is no {what} {number}: they are {many}", where=where, help=HOW)
     pattern = compiled(found["pattern"]) if found["pattern"] is not None else None
     values = numbers_in(value, where)
-    return Rule(name, values, model, at, pattern, f"{key}={','.join(map(str, values))}")
+    return Rule(name, values, model, at, pattern, f"{key}={series(map(str, values), ',')}")
 
 
 def numbers_in(value: Value, where: Sequence[str]) -> tuple[float, ...]:
