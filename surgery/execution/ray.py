@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import SurgeryError
+from .node import name_of
 
 TIP = "pip install 'checkpoint-surgery[ray]'"
 CONNECT = 10.0  # seconds in which an address must answer
@@ -36,11 +37,6 @@ class Node:
     def name(self) -> str:
         """What it is called in messages."""
         return name_of(self.id, self.host)
-
-
-def name_of(node: str, host: str) -> str:
-    """What a machine is called in messages: there may be several nodes on one."""
-    return f"node {node[:8]} on {host}"
 
 
 @contextmanager
