@@ -86,14 +86,12 @@ def _connect(ray: Any, address: str) -> None:
             if address != "local":
                 ray.init(address=address, **quiet)
                 return
-        except ConnectionError as error:
+        except Exception as error:  # Ray has many, and raises some of gRPC
             if address != "auto" or "Could not find any running" not in str(error):
                 raise unreachable(address, str(error)) from error
-        except (RuntimeError, ValueError, OSError, ImportError) as error:
-            raise unreachable(address, str(error)) from error
         try:
             ray.init(**started, **quiet)
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
             raise SurgeryError(f"Ray cannot be started here: {_first_line(str(error))}", help=_HELP) from error
 
 
