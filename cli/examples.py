@@ -20,6 +20,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tie": ("surgery tie base -o out",),
     "untie": ("surgery untie base -o out",),
     "layers": ("surgery layers base -o out --keep 0-15,20-31", "surgery layers base -o out --order 0-11,4-15"),
+    "vocabulary": (
+        "surgery vocabulary base -o out --multiple-of 64",
+        "surgery vocabulary base -o out --tokenizer tuned --new mean",
+    ),
     "clean": ("surgery clean out",),
     "reindex": ("surgery reindex base",),
     "split": ("surgery split base -o split",),

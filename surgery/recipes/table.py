@@ -31,6 +31,7 @@ from ..surgeries.quantize import quantize
 from ..surgeries.rename import drop, keep, rename
 from ..surgeries.tie import tie, untie
 from ..surgeries.unmerge import OF_MERGE_ALONE, reversible, unmerge, unmerge_approximately
+from ..surgeries.vocabulary import vocabulary
 
 EDIT, MODULES, ADAPTERS = "Edit", "Fused modules", "Adapters"
 
@@ -94,6 +95,7 @@ STEPS: Mapping[str, Step] = {
     "tie": Step(tie, EDIT),
     "untie": Step(untie, EDIT),
     "layers": Step(layers, EDIT),
+    "vocabulary": Step(vocabulary, EDIT),
     "split": Step(fused.split, MODULES),
     "fuse": Step(fused.fuse, MODULES),
     "split-qkv": Step(fused.split_qkv, MODULES),
