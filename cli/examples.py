@@ -20,6 +20,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tie": ("surgery tie base -o out",),
     "untie": ("surgery untie base -o out",),
     "layers": ("surgery layers base -o out --keep 0-15,20-31", "surgery layers base -o out --order 0-11,4-15"),
+    "vocabulary": (
+        "surgery vocabulary base -o out --multiple-of 64",
+        "surgery vocabulary base -o out --tokenizer tuned --new mean",
+    ),
     "blend": (
         "surgery blend a b -o out --weights 0.7,0.3",
         "surgery blend a b -o out --base base --method ties --weights 1,0.5 --density 0.5",

@@ -234,7 +234,7 @@ class Writing:
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", help="Threads; the cores, at most 4, if not given.", rich_help_panel=RUNNING
+            "--workers", metavar="N", help="Threads; the cores that may be used, if not given.", rich_help_panel=RUNNING
         ),
     ] = None
     check_all: Annotated[

@@ -128,6 +128,11 @@ def _replicate(step: Step) -> str:
     return _line("replicate", f"{len(order)} layers: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
 
 
+def _vocabulary(step: Step) -> str:
+    sizes = f"vocabulary of {step['tokens']} tokens, {step['before']} before"
+    return _line(sizes, f"that of {step['tokenizer']}" if step.get("tokenizer") else "", f"new rows {step['new']}")
+
+
 def _layers(step: Step) -> str:
     order = step["layers"]
     return _line(f"layers of {step['stack']}: {', '.join(listed(list(map(str, order)), 2 * SHOWN))}")
@@ -224,4 +229,5 @@ WORDS: Mapping[str, Callable[[Step], str]] = {
     "tie": _tie,
     "unmerge": _unmerge,
     "untie": _untie,
+    "vocabulary": _vocabulary,
 }

@@ -4,12 +4,13 @@ their inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..lazy.dtypes import Dtype
+from .loading import version_and_capability
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,21 @@ def exact() -> Iterator[None]:
                 torch.set_float32_matmul_precision(precision)
 
 
+@contextmanager
+def exact_at_last() -> Iterator[Callable[[], None]]:
+    """The same from the first call on of what is given here, from any thread: until then torch need not be there."""
+    with ExitStack() as held:
+        lock, entered = Lock(), list[bool]()
+
+        def ready() -> None:
+            with lock:
+                if not entered:
+                    held.enter_context(exact())
+                    entered.append(True)
+
+        yield ready
+
+
 def one_thread() -> None:
     """A thread of ours takes over the one torch thread of `exact` only when it asks."""
     import torch
@@ -73,6 +89,5 @@ def one_thread() -> None:
 
 def arithmetic_identity() -> str:
     """What computed bytes depend on besides their inputs: torch's version and the CPU's capability."""
-    import torch
-
-    return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    version, capability = version_and_capability()
+    return f"torch {version} {capability}"

@@ -75,10 +75,12 @@ def correct(frame: bytes, data: memoryview, bits: int, where: str) -> None:
     import zstandard
 
     try:
+        if len(frame) > len(data) + 1:
+            raise ValueError("a frame is longer than its block")
         if frame[0] == RAW:
             data[:] = memoryview(frame)[1:]
             return
-        values, streams = _words(data, bits), _streams(frame, 16 * len(data))
+        values, streams = _words(data, bits), _streams(frame, 12 * len(data) + 16)
         if frame[0] == SPARSE:
             gaps, small, large = (
                 np.frombuffer(s, dtype) for s, dtype in zip(streams, (np.uint8, np.uint8, np.uint64), strict=True)
@@ -174,7 +176,7 @@ def _frame(mode: int, *streams: Words) -> bytes:
 
 
 def _streams(frame: bytes, most: int) -> list[bytes]:
-    """The streams of a frame, each of `most` bytes at most."""
+    """The streams of a frame, of `most` bytes together at most."""
     import zstandard
 
     found, at, reader = [], 1, zstandard.ZstdDecompressor()
@@ -184,5 +186,6 @@ def _streams(frame: bytes, most: int) -> list[bytes]:
         if not 0 <= zstandard.frame_content_size(packed) <= most:
             raise ValueError("a stream is longer than its block allows")
         found.append(reader.decompress(packed))
+        most -= len(found[-1])
         at += 4 + size
     return found

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotSupported
+from ..lazy.dtypes import BF16, F16, F32, F64
 from ..lazy.runs import to_bytes, window
 from ..lazy.tensor import (
     Before,
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 IN_CACHE = 1 << 20  # bytes of tensors moved together that are written while the cache still holds them
 
+EXPONENTS = {F16: 0x7C00, BF16: 0x7F80, F32: 0x7F80_0000, F64: 0x7FF0_0000_0000_0000}
+
 FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
@@ -101,6 +104,8 @@ def _step(tensor: Tensor, work: Workspace) -> int:
         whole = block_of(tensor.shape)
         step = max(whole, step // whole * whole)
     columns = next((columns_of(leaf) for leaf in tiled_in(tensor) if leaf.shape), 1)
+    if step < ROWS * columns <= work.widest * 8 // tensor.dtype.bits:  # a tile of fewer rows costs as much
+        step = ROWS * columns
     unit = next((n for n in (ROWS * columns, columns) if columns > 1 and step >= n), 1)
     return step // unit * unit
 
@@ -155,7 +160,21 @@ def blocks_together(
 
 
 def nonfinite(tensor: Tensor, work: Workspace) -> int:
-    """How many elements are NaN or infinite. The dtype is one of floats that torch has."""
+    """How many elements are NaN or infinite: those whose exponent is all ones, of floats that have such. Loads no
+    torch.
+    """
+    import numpy
+
+    if tensor.dtype not in EXPONENTS:
+        return _nonfinite_by_torch(tensor, work)
+    ones, count = EXPONENTS[tensor.dtype], 0
+    for _, data in blocks(tensor, 0, tensor.size, work):
+        words = numpy.frombuffer(data, dtype=f"<u{tensor.dtype.bits // 8}")
+        count += int(numpy.count_nonzero((words & words.dtype.type(ones)) == ones))
+    return count
+
+
+def _nonfinite_by_torch(tensor: Tensor, work: Workspace) -> int:
     import torch
 
     dtype, count = torch_dtype(tensor.dtype), 0

@@ -18,6 +18,7 @@ from threading import Event
 
 from ..errors import SourceChanged
 from ..files.opening import regular
+from ..files.small import check_small
 from ..lazy.runs import Piece
 from ..lazy.tensor import File, Stored, Zeros
 from .picks import Pick, by_widest, in_steps, neighbours, reach
@@ -235,6 +236,7 @@ def content(file: File | bytes) -> bytes:
     """The whole of a small file. Raises SourceChanged where it is not what it was when it was opened."""
     if isinstance(file, bytes):
         return file
+    check_small(file.path, file.size)
     if file.remote:
         from ..hub.remote import read_whole
 

@@ -12,7 +12,7 @@ from array import array
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from ..errors import VerificationFailed
+from ..errors import FormatError, VerificationFailed
 from ..lazy.dtypes import F32, F64
 from ..lazy.tensor import Before, Restored, Stored
 from .arithmetic import one_thread, torch_dtype
@@ -88,7 +88,10 @@ def fill_restored(restored: Restored, start: int, stop: int, out: memoryview, wo
 
 def _restore(restored: Restored, block: int, low: int, high: int, data: memoryview, work: Workspace) -> None:
     """One block: predicted, corrected, and compared with its digest."""
-    work.fill(restored.predicted, low, high, data)
+    try:
+        work.fill(restored.predicted, low, high, data)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _damaged(restored) from error  # what its record says of it cannot be computed
     frame, kept = _frame(restored, block, work)
     where = f"{restored.frames.file.path}: {restored.name}, elements {low} to {high}"
     if frame:
@@ -110,7 +113,15 @@ def _ends(restored: Restored, work: Workspace) -> list[int]:
     sizes = array("I", _bytes(restored.sizes, 0, restored.sizes.nbytes, work))
     if sys.byteorder == "big":
         sizes.byteswap()
+    most = block_of(restored.shape) * restored.dtype.bits // 8 + 1  # a frame is no longer than its block and its mode
+    if sum(sizes) != restored.frames.nbytes or max(sizes, default=0) > most:
+        raise _damaged(restored)
     return [0, *accumulate(sizes)]
+
+
+def _damaged(restored: Restored) -> FormatError:
+    where = [f"{restored.frames.file.path}: {restored.name}"]
+    return FormatError("the undo record is damaged", where=where, help="restore the record from a copy")
 
 
 def _bytes(tensor: Stored, at: int, nbytes: int, work: Workspace) -> bytes:

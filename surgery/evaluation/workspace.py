@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..lazy.runs import Piece, lower
 from ..lazy.tensor import Tensor
+from .cache import window_here
 from .losses import Loss
 from .read import Reader
 
@@ -33,11 +34,12 @@ class Workspace:
     def __init__(self, into: Fill, budget: int, aliases: dict[str, str] | None = None) -> None:
         self._into = into
         self.reader = Reader(aliases, budget // 8)
-        self.window = min(8 << 20, budget // 8)  # bytes of a value that are made at once
+        self.widest = min(8 << 20, budget // 8)  # bytes of a value that are made at once, at most
+        self.window = min(window_here(), self.widest)  # the same where the rows of a tile do not need more
         self.turned = min(12 << 20, budget // 4)  # the same of tensors that are moved together, out of their order
         self.depth = 0  # of sums within sums, each with a buffer of its own for its base
         self.loss = Loss()  # what rounding did to the sums that were made since the last `take_loss`
-        self._most = budget // 4  # bytes of tensors that are remembered for one use
+        self._most = budget // (4 if budget >= LEAST_BUDGET else 2)  # bytes of tensors remembered for one use
         self._buffers: dict[str, bytearray] = {}
         self._pages = memoryview(b"")
         self._tensors: dict[str, dict[int, tuple[object, list[torch.Tensor]]]] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,7 +26,20 @@ from ..evaluation.spool import is_spooled
 from ..lazy.tensor import File
 from ..planning.steps import ShardPlan
 from .crew import FILL_CHUNK, Delivery, Step, compare, files_of
-from .node import DRIVER, STEPS, TOLD_EVERY, Fit, Job, Outcome, await_file, files_in, proof_of, seen, unfit
+from .node import (
+    DRIVER,
+    STEPS,
+    TOLD_EVERY,
+    Fit,
+    Job,
+    Outcome,
+    await_file,
+    files_in,
+    functions_in,
+    proof_of,
+    seen,
+    unfit,
+)
 from .ray import Node, at_node, connected, failed, nodes_of, pickled, tasks
 from .reflinks import Sharing
 from .stage import write_at
@@ -34,6 +48,7 @@ from .writing_inside import PARTS, Inside, part_of
 PROCESS = 400 << 20  # bytes of a worker besides its buffers, torch among them
 THREADS = 4  # of a worker, where nothing was said, and each node has as many cores
 ANSWER = 120.0  # seconds within which a node must have proved itself
+LOOK, ALONE = 5.0, 60.0  # seconds between two looks for nodes, and after which a run without one ends
 TASKS_PER_PLACE = 4  # so many tasks as workers fit on the cluster keep all of them at work to the end
 LEAST = FILL_CHUNK  # bytes that are worth a task
 RETRIES = 3  # of a task whose worker died
@@ -74,16 +89,17 @@ class Nodes:
         self.fit = Fit(
             inside.at(self.folder),
             self.token,
-            {file: seen(file) for file in _to_be_seen(files_in(shards))},
+            {file: seen(file) for file in to_be_seen(files_in(shards))},
             arithmetic_identity() if arithmetic else "",
         )
         self.proven = frozenset[str]()
+        self.looked = self.able = time.monotonic()  # when nodes were looked for, and when one was there
         self.told, self.read = Counter[str](), Counter[str]()
 
     def prove(self, nodes: Sequence[Node]) -> None:
         """Each of the nodes is fit for this run. Raises SurgeryError, naming what is not, and why."""
         self._write(DRIVER, self.token.encode())
-        asked = pickled(self.ray, self.fit)
+        asked = pickled(self.ray, self.fit, ())
         proofs = {
             self.task.options(**at_node(self.ray, node)).remote("prove", asked, self.versions): node for node in nodes
         }
@@ -124,6 +140,7 @@ class Nodes:
             while waiting and sum(map(len, self.running.values())) + len(waiting[0][1]) <= room:
                 self._begin(*waiting.popleft(), sharing.mode, check_all=check_all)
             done, _ = self.ray.wait([*self.running], timeout=TOLD_EVERY)
+            self._check_there(done)
             self._tell(emit)
             for ref in done:
                 shards = self.running.pop(ref)
@@ -141,8 +158,23 @@ class Nodes:
         threads, budget = self.share
         job = Job(number, shards, self.fit, self.proven, self.aliases, threads, budget, reflink, check_all)
         needs = {"num_cpus": threads, "memory": needed(self.share), "max_retries": RETRIES}
-        ref = self.task.options(**needs).remote("work", pickled(self.ray, job), self.versions)
+        ref = self.task.options(**needs).remote(
+            "work", pickled(self.ray, job, [f.call for f in functions_in(shards)]), self.versions
+        )
         self.running[ref] = shards
+
+    def _check_there(self, done: Sequence[Any]) -> None:
+        """Raise SurgeryError where for long no node has been there that could do what is to be done: Ray waits for
+        one.
+        """
+        now = time.monotonic()
+        if done or now < self.looked + LOOK:
+            return
+        self.looked, there = now, nodes_of(self.ray)
+        if any(_places(node, self.share) for node in there):
+            self.able = now
+        elif now > self.able + ALONE:
+            raise _too_small(there, self.share)
 
     def _outcome(self, ref: Any, shards: Sequence[ShardPlan]) -> Outcome:
         names = listed([shard.name for shard in shards])
@@ -283,7 +315,7 @@ def divided(shards: Sequence[ShardPlan], places: int) -> list[tuple[ShardPlan, .
     return sorted(map(tuple, groups), key=lambda group: -sum(shard.nbytes for shard in group))
 
 
-def _to_be_seen(files: Collection[File]) -> list[File]:
+def to_be_seen(files: Collection[File]) -> list[File]:
     """The files that a node must show that it sees: all that are local, and one of each repository on the Hub."""
     remote = {file.path.rpartition("/")[0]: file for file in sorted(files, key=lambda f: f.path) if file.remote}
     return [*(file for file in files if not file.remote and not is_spooled(file)), *remote.values()]

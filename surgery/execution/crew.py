@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from ..errors import FormatError
 from ..evaluation.corrections import block_of
 from ..evaluation.evaluate import blocks, blocks_together
+from ..evaluation.loading import loaded
 from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
 from ..evaluation.tiles import ROWS
@@ -102,9 +103,21 @@ class _Shard:
         self.plan, self.inside, self.scratch = shard, inside, scratch
         self.part = part_of(shard.name, "scratch" if scratch else "made")
         self.sidecar: SidecarFile | None = None
-        self.parts = (part for step in together(shard.steps()) for part in _cut(step))
+        first, rest = ([], shard.steps()) if loaded() else (_copies(shard), _computed(shard))
+        self.copies = (part for step in first for part in _cut(step))
+        self.rest = (part for step in together(rest) for part in _cut(step))
+        self.copy = next(self.copies, None)  # the next one
         self.pending, self.issued, self.overflowed = 0, False, False
         self.fd = inside.reopen(self.part) if scratch else inside.create(self.part)
+
+    def take(self) -> Part | Together | None:
+        """The next part: copies come first, which need nothing that is being loaded. None: all are taken."""
+        if part := self.copy:
+            self.copy = next(self.copies, None)
+            return part
+        rest = next(self.rest, None)
+        self.issued = rest is None
+        return rest
 
     def begin(self) -> None:
         """Header and size: all else is zero. A scratch file keeps what is in it."""
@@ -141,7 +154,9 @@ class Crew:
         delivery: Delivery | None = None,
         check_all: bool = False,
         sharing: Sharing | None = None,
+        ready: Callable[[], object] = lambda: None,
     ) -> None:
+        self.ready = ready  # returns when what is computed can be
         self.check_all = check_all  # of a record, instead of a block of each tensor
         self.sharing = sharing or Sharing()
         self.inside, self.space, self.emit, self.scratch, self.delivery = inside, space, emit, scratch, delivery
@@ -226,6 +241,8 @@ class Crew:
             while item := self._take(shard):
                 shard, part = item
                 if part is not None:
+                    if not isinstance(part, Copy):
+                        self.ready()
                     for to, nbytes in _fill(shard, part, space, self.sharing):
                         name = _tensor_at(shard.plan, to)
                         self._count(shard, name, space.take_loss())
@@ -255,8 +272,7 @@ class Crew:
                 self.changed.wait()  # until a delivery makes room
             if shard is None:
                 return None
-            part = next(shard.parts, None)
-            shard.issued = part is None
+            part = shard.take()
             shard.pending += 1
             return shard, part
 
@@ -266,12 +282,13 @@ class Crew:
         """
         if self.stop.is_set():
             return None
-        if mine and not mine.issued:
+        if mine and not mine.issued and (mine.copy or loaded()):
             return mine
         if self.waiting and self.room:
             self.room -= 1
             return self._begin(self.waiting.popleft())
-        return next((shard for shard in self.opened if not shard.issued), None)
+        left = [shard for shard in self.opened if not shard.issued]
+        return next((shard for shard in left if shard.copy), left[0] if left else None)
 
     def _begin(self, plan: ShardPlan) -> _Shard:
         shard = _Shard(plan, self.inside, scratch=self.scratch)
@@ -303,6 +320,14 @@ class Crew:
 def files_of(shard: ShardPlan) -> list[str]:
     """The files that a finished shard is: its record, and itself."""
     return [*([shard.sidecar.name] if shard.sidecar else []), shard.name]
+
+
+def _copies(shard: ShardPlan) -> Iterator[Part]:
+    return (step for step in shard.steps() if isinstance(step, Copy))
+
+
+def _computed(shard: ShardPlan) -> Iterator[Part]:
+    return (step for step in shard.steps() if not isinstance(step, Copy))
 
 
 def _cut(step: Part | Together) -> Iterator[Part | Together]:

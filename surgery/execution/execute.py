@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint
-from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed, printable
-from ..evaluation.arithmetic import exact
+from ..errors import DestinationError, FormatError, NoSpace, listed, printable
+from ..evaluation.arithmetic import exact_at_last
 from ..evaluation.evaluate import workspace_of
+from ..evaluation.loading import load_soon
 from ..evaluation.losses import (
     Erased,
     Loss,
@@ -40,7 +41,7 @@ from ..evaluation.losses import (
 )
 from ..evaluation.read import PIECE, Reader
 from ..evaluation.scratch import SCRATCH
-from ..evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
+from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.folder import absolute
 from ..files.manifest import MANIFEST
 from ..files.opening import regular
@@ -56,6 +57,7 @@ from .cluster import Nodes, check_executor, nodes
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links
 from .reflinks import Sharing, check_mode, check_shareable, made_so, saved, sharing_of
+from .share import share_of
 from .stage import Stage, size_of, staged, write_at
 from .writing_inside import PARTS, durable, part_of
 
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
     from ..hub.content import PushReport
     from ..hub.stream import HubDestination
 
-CONNECTIONS = 8  # workers where inputs are on the Hub: they wait more than they work
 BULKY = 10_000_000  # bytes of a carried file that leaves the disk as a shard does, where shards do
 
 
@@ -182,8 +183,11 @@ def execute(
     """
     begun = time.monotonic()
     check_mode(reflink)
+    if plan.arithmetic and executor == "local":
+        load_soon()
     check_executor(executor, address)
-    share = partial(_share, plan, parse_size(memory))
+    remote = any(file.remote for file in _sources(plan))
+    share = partial(share_of, plan, parse_size(memory), remote=remote)
     own = share(workers)
     replacing = {"overwrite": overwrite, "discard_edits": discard_edits}
     place, delivery = _delivery(plan, dest, **replacing)
@@ -309,8 +313,9 @@ def _made(
     (count, budget), inside, losses = share, run.stage.inside, dict[str, Loss]()
     space = partial(workspace_of, budget, _unfinished(run))
     inside.empty(PARTS)
-    with exact() if run.plan.arithmetic else nullcontext(), elsewhere as cluster:
+    with exact_at_last() if run.plan.arithmetic else nullcontext(_nothing) as ready, elsewhere as cluster:
         for one in run.plan.scratch.apart() if run.plan.scratch and todo else ():
+            ready()
             made = Crew([one], inside, space, run.emit, scratch=True).run(count)  # in order: it may be made of others
             losses |= _of_users(run.plan, one, made)
         check_finite(losses, run.plan.dtypes)
@@ -326,10 +331,15 @@ def _made(
                 delivery=run.delivery,
                 check_all=run.check_all,
                 sharing=run.sharing,
+                ready=ready,
             )
             losses |= crew.run(count)
         check_finite(losses, run.plan.dtypes)
     return losses
+
+
+def _nothing() -> None:
+    """What moves has nothing to wait for."""
 
 
 def _unfinished(run: _Run) -> dict[str, str]:
@@ -366,21 +376,6 @@ def _serial(on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
                 on_step(step)
 
     return emit
-
-
-def _share(plan: Plan, memory: int, workers: int | None) -> tuple[int, int]:
-    """(workers, bytes of buffers for each): fewer workers where the memory does not do for all."""
-    least = LEAST_BUDGET if plan.arithmetic else 4 * PIECE
-    if memory < least:
-        raise SurgeryError(
-            f"{memory} bytes of memory are too few", help=f"this plan needs --memory {-(-least // 10**6)}MB or more"
-        )
-    remote = any(file.remote for file in _sources(plan))
-    wanted = workers if workers is not None else CONNECTIONS if remote else min(4, len(os.sched_getaffinity(0)))
-    if wanted < 1:
-        raise SurgeryError(f"{wanted} workers can do nothing", help="pass --workers 1 or more")
-    count = max(1, min(wanted, memory // least))
-    return count, memory // count
 
 
 def _local_inputs(plan: Plan) -> list[str]:

@@ -26,11 +26,11 @@ from ..evaluation.evaluate import workspace_of
 from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
 from ..evaluation.scratch import SCRATCH
-from ..lazy.tensor import File, Tensor, stored
+from ..lazy.function import Function
+from ..lazy.tensor import File, Rowwise, Stored, Tensor, children
 from ..planning.plan import written
 from ..planning.steps import ShardPlan
 from .crew import Crew, Step
-from .ray import name_of
 from .reflinks import Sharing, sharing_of
 from .stage import as_ours, write_at
 from .writing_inside import Inside, part_of
@@ -160,6 +160,11 @@ def prove(asked: bytes, node: str) -> list[str]:
     return faults(pickle.loads(asked), node)
 
 
+def name_of(node: str, host: str) -> str:
+    """What a machine is called in messages: there may be several nodes on one."""
+    return f"node {node[:8]} on {host}"
+
+
 def work(asked: bytes, node: str) -> Outcome:
     """Make the shards of the `Job` pickled in `asked`, in a folder of their own. What of earlier attempts at it is
     there goes.
@@ -215,11 +220,26 @@ def _made(job: Job) -> Outcome:
 
 def files_in(shards: Sequence[ShardPlan]) -> set[File]:
     """Every file that is read while the shards are made, but for those that the run makes."""
-    found = set[File]()
-    for tensor in _tensors(shards):
-        found |= {leaf.file for leaf in stored(tensor)}
     made = {SCRATCH, *(written(shard.name) for shard in shards)}
+    found = {tensor.file for tensor in parts_of(shards) if isinstance(tensor, Stored)}
     return {file for file in found if file.path not in made}
+
+
+def functions_in(shards: Sequence[ShardPlan]) -> list[Function]:
+    """The user's own functions by which the shards are made."""
+    rules = (tensor.rule for tensor in parts_of(shards) if isinstance(tensor, Rowwise))
+    return [rule for rule in rules if isinstance(rule, Function)]
+
+
+def parts_of(shards: Sequence[ShardPlan]) -> Iterator[Tensor]:
+    """All that the shards, and their records, are made of: each once."""
+    waiting, known = list(_tensors(shards)), dict[int, Tensor]()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor
+            waiting += children(tensor)
+            yield tensor
 
 
 def _tensors(shards: Sequence[ShardPlan]) -> Iterator[Tensor]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ..errors import SurgeryError
+from .node import name_of
 
 TIP = "pip install 'checkpoint-surgery[ray]'"
 CONNECT = 10.0  # seconds in which an address must answer
@@ -34,11 +37,6 @@ class Node:
     def name(self) -> str:
         """What it is called in messages."""
         return name_of(self.id, self.host)
-
-
-def name_of(node: str, host: str) -> str:
-    """What a machine is called in messages: there may be several nodes on one."""
-    return f"node {node[:8]} on {host}"
 
 
 @contextmanager
@@ -88,14 +86,12 @@ def _connect(ray: Any, address: str) -> None:
             if address != "local":
                 ray.init(address=address, **quiet)
                 return
-        except ConnectionError as error:
+        except Exception as error:  # Ray has many, and raises some of gRPC
             if address != "auto" or "Could not find any running" not in str(error):
                 raise unreachable(address, str(error)) from error
-        except (RuntimeError, ValueError, OSError, ImportError) as error:
-            raise unreachable(address, str(error)) from error
         try:
             ray.init(**started, **quiet)
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
             raise SurgeryError(f"Ray cannot be started here: {_first_line(str(error))}", help=_HELP) from error
 
 
@@ -224,12 +220,27 @@ def failed(ray: Any, error: Exception, shards: Sequence[str], retries: int) -> S
     )
 
 
-def pickled(ray: Any, value: object) -> bytes:
-    """The value for another machine, functions of the user's script in it by their code. Raises SurgeryError."""
+def pickled(ray: Any, value: object, functions: Iterable[Any]) -> bytes:
+    """The value for another machine, with the code of these functions of the user's, and of their modules, whatever is
+    installed there under their names. Raises SurgeryError.
+    """
+    modules = {getattr(function, "__module__", None) for function in functions} - {None, "__main__"}
     try:
-        return ray.cloudpickle.dumps(value)
+        with _by_value(ray.cloudpickle, [sys.modules[name] for name in modules if name in sys.modules]):
+            return ray.cloudpickle.dumps(value)
     except Exception as error:  # whatever a value's own way of being pickled raises
         raise SurgeryError(
-            f"the plan cannot be sent to other machines: {_first_line(str(error))}",
-            help="run it on one, without --executor; or let functions hold nothing that cannot be pickled",
+            f"the plan cannot be sent to other machines: {type(error).__name__}: {_first_line(str(error))}",
+            help="without --executor it is carried out here; functions in it may close over what can be pickled alone",
         ) from error
+
+
+@contextmanager
+def _by_value(cloudpickle: Any, modules: Sequence[ModuleType]) -> Iterator[None]:
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)

@@ -162,7 +162,6 @@ def sharing_of(mode: str, files: Iterable[File], inside: Inside) -> Sharing:
         if (device := _device(file)) is not None and (device not in largest or file.size > largest[device].size):
             largest[device] = file
     abilities = {device: _ability(file, inside) for device, file in largest.items()}
-    inside.remove(_PROBE)
     return Sharing(mode, abilities)
 
 
@@ -175,6 +174,16 @@ def _device(file: File) -> int | None:
     return None
 
 
+def _unnamed(inside: Inside) -> int:
+    """A new file that nothing names, or soon, where the file system has no such files."""
+    try:
+        return os.open(".", getattr(os, "O_TMPFILE", 0) | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=inside.fd)
+    except OSError:
+        fd = inside.create(_PROBE)
+        inside.remove(_PROBE)
+        return fd
+
+
 def _ability(file: File, inside: Inside) -> Ability:
     """Whether a block of the input can be one of a new file, too: the smallest that is tried."""
     here = os.fstatvfs(inside.fd).f_bsize or BLOCK
@@ -183,7 +192,7 @@ def _ability(file: File, inside: Inside) -> Ability:
         source = reader.fd(file)
         assert source is not None
         for block in sorted({BLOCK, max(BLOCK, here)}):
-            fd = inside.create(_PROBE)
+            fd = _unnamed(inside)
             try:
                 share_file(source, fd) if file.size < block else share_range(source, 0, fd, 0, block)
                 return Ability(block)

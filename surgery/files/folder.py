@@ -17,6 +17,7 @@ from ..step import Place, Recipe
 from .opening import regular, regular_status
 from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
+from .small import check_small
 from .symlinks import check_link, followed, leads_out
 from .walking import unreadable, walked
 
@@ -104,7 +105,8 @@ class LocalFolder:
         path = self._checked(name)
         try:
             with open(path, "rb", opener=regular) as stream:
-                return stream.read()
+                check_small(path, size := os.fstat(stream.fileno()).st_size)
+                return stream.read(size)
         except OSError as error:
             raise _no_file(error, path) from error
 

@@ -27,6 +27,7 @@ from ..errors import HubError, HubUnreachable, NotOnHub, SourceChanged, SurgeryE
 from ..files.opening import regular
 from ..files.refs import HubRef, parse_ref
 from ..files.safetensors import Header, header_length, parse_header
+from ..files.small import check_small
 from ..files.symlinks import check_link
 from ..lazy.tensor import File
 from ..version import __version__
@@ -87,6 +88,7 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
+        check_small(self.files[name].path, self.files[name].size)
         return read_whole(self.files[name])
 
     def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:

@@ -25,6 +25,7 @@ from ..lazy.gain import Gain
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Before, Concat, Narrow, Permute, Reshape, Tensor, concat, narrow, permute, reshape
 
+DEEPEST = 100  # objects and lists within each other in a tree; one of ours has some ten
 Encode = Callable[[Tensor], Any]
 Decode = Callable[[Any], Tensor]
 
@@ -70,9 +71,25 @@ def decoded(tree: Any, named: Callable[[str], Tensor]) -> Tensor:
         case {"concat": parts, "axis": axis}:
             return concat([inner(part) for part in parts], axis)
         case {"before": base, "dtype": dtype, "deltas": deltas, "gain": gain}:
-            made = tuple(delta_in(delta, inner) for delta in deltas)
-            return Before(DTYPES[dtype], inner(base), made, gain_in(gain, inner) if gain else None)
+            under, made = inner(base), tuple(delta_in(delta, inner) for delta in deltas)
+            factor = gain_in(gain, inner) if gain else None
+            for change in (*made, *([factor] if factor else [])):
+                change.check(under.shape)
+            return Before(DTYPES[dtype], under, made, factor)
     raise ValueError(f"not a tensor: {tree!r}")
+
+
+def check_depth(tree: Any) -> None:
+    """Raise ValueError for JSON that nests deeper than any tree of ours, before it is walked down."""
+    level, depth = [tree], 0
+    while level := [
+        inner
+        for one in level
+        if isinstance(one, dict | list)
+        for inner in (one.values() if isinstance(one, dict) else one)
+    ]:
+        if (depth := depth + 1) > DEEPEST:
+            raise ValueError(f"a tree of more than {DEEPEST} levels")
 
 
 def change_out(change: Change, inner: Encode) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 from ..checkpoint import UNDO, Checkpoint
 from ..errors import FormatError, LayoutError, PlanError, VerificationFailed, listed
 from ..evaluation.kinds import undoable
-from ..evaluation.read import Reader
+from ..evaluation.read import Reader, sha256
 from ..files.folder import Folder
 from ..files.manifest import read_manifest
 from ..files.safetensors import Header, encode_header, in_file_order, tensors_of
@@ -47,12 +47,13 @@ from ..lazy.tensor import (
     permute,
     reshape,
 )
-from .encoding import decoded, encoded
+from .encoding import check_depth, decoded, encoded
 from .recorded import check_facts, check_frames, check_places, recipes_in
 from .turned_back import turned_back
 
 FORMAT = 1
 SMALL = 1 << 20  # bytes up to which a carried file is kept as it was, changed or not: people edit cards and configs
+ROOM, RATIO = 1 << 16, 256  # bytes that a packed file may be unpacked to: at least, and for each byte that it has
 WITHOUT = "without it, most weights come back, not all: surgery unmerge --approximate MERGED ADAPTER -o OUT"
 MEND = f"take the record from a copy; {WITHOUT}"
 # What reading a tree may run into that no recipe of ours holds.
@@ -216,10 +217,10 @@ def base_record(base: Checkpoint, merged: Checkpoint, shards: list[str]) -> byte
         indices = {base.index_name: base.index, **{f"{at}/{p.index_name}": p.index for at, p in base.parts.items()}}
         carried = {**base.files, **{path: index for path, index in indices.items() if index}}
         for path, content in sorted(carried.items()):
-            raw = content if isinstance(content, bytes) else _read(reader, content, content.size)
-            files[path] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-            if len(raw) <= SMALL or merged.files.get(path) != content:
-                blobs[f"file/{path}"] = raw
+            size = len(content) if isinstance(content, bytes) else content.size
+            files[path] = {"size": size, "sha256": sha256(content)}
+            if size <= SMALL or merged.files.get(path) != content:
+                blobs[f"file/{path}"] = content if isinstance(content, bytes) else _read(reader, content, size)
     finally:
         reader.close()
     facts = {"format": FORMAT, "files": files, "shards": shards, "history": list(base.history), "stem": base.stem}
@@ -306,6 +307,7 @@ class ShardRecord:
                 predicted: Tensor = Zeros(dtype, shape)
             else:
                 assert isinstance(found, Stored)
+                check_depth(recipe["predicted"])
                 predicted = decoded(recipe["predicted"] or "after", {**self.stored, "after": found}.__getitem__)
             if (predicted.dtype, predicted.shape) != (dtype, shape):
                 raise ValueError("the prediction has another shape")
@@ -365,13 +367,18 @@ def _read(reader: Reader, file: File, nbytes: int, at: int = 0) -> bytes:
 def _packed(raw: bytes) -> bytes:
     import zstandard
 
-    return zstandard.ZstdCompressor(level=10).compress(raw)
+    packed: bytes = zstandard.ZstdCompressor(level=10).compress(raw)
+    return packed + bytes(max(0, -((ROOM - len(raw)) // RATIO) - len(packed)))
 
 
 def _unpacked(raw: bytes, where: str) -> bytes:
+    """What was packed; never more than `_packed` makes of a file so large, whatever it claims."""
     import zstandard
 
+    most = ROOM + RATIO * len(raw)
     try:
-        return zstandard.ZstdDecompressor().decompress(raw)
-    except zstandard.ZstdError as error:
+        if zstandard.frame_content_size(raw) > most:
+            raise ValueError("more than can be in it")
+        return bytes(zstandard.ZstdDecompressor().decompress(raw, max_output_size=most))
+    except (ValueError, zstandard.ZstdError) as error:
         raise FormatError("the undo record is damaged", where=[where], help=MEND) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NotSupported, listed
+from ..lazy.dropped import both
 from ..lazy.dtypes import Dtype
 from ..lazy.tensor import File, Tensor, stored
 from ..names import natural
@@ -27,19 +28,19 @@ def widened(checkpoint: Checkpoint, held: Quantisation, names: Collection[str]) 
     no loader honours that.
     """
     tensors, weight_map = dict(checkpoint.tensors), dict(checkpoint.weight_map)
-    dropped = dict(checkpoint.dropped)
+    gone = dict[str, Tensor]()
     for name in names:
         one = held.weights[name]
         shard = weight_map[one.codes]
         for part in (*one.parts, *one.left):
             tensors.pop(part, None)
             weight_map.pop(part, None)
-        dropped |= _unsaid(checkpoint, one)
+        gone |= _unsaid(checkpoint, one)
         tensors[name], weight_map[name] = one.weight, shard
     for name in held.left if len(names) == len(held.weights) else ():
-        dropped[name] = tensors.pop(name)
+        gone[name] = tensors.pop(name)
         del weight_map[name]
-    made = replace(checkpoint, tensors=tensors, weight_map=weight_map, dropped=dropped)
+    made = replace(checkpoint, tensors=tensors, weight_map=weight_map, dropped=both(checkpoint.dropped, gone))
     return _configured(made, held, names)
 
 

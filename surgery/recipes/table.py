@@ -32,6 +32,7 @@ from ..surgeries.quantize import quantize
 from ..surgeries.rename import drop, keep, rename
 from ..surgeries.tie import tie, untie
 from ..surgeries.unmerge import OF_MERGE_ALONE, reversible, unmerge, unmerge_approximately
+from ..surgeries.vocabulary import vocabulary
 
 EDIT, MODULES, ADAPTERS = "Edit", "Fused modules", "Adapters"
 
@@ -95,6 +96,7 @@ STEPS: Mapping[str, Step] = {
     "tie": Step(tie, EDIT),
     "untie": Step(untie, EDIT),
     "layers": Step(layers, EDIT),
+    "vocabulary": Step(vocabulary, EDIT),
     "blend": Step(blend, EDIT),
     "split": Step(fused.split, MODULES),
     "fuse": Step(fused.fuse, MODULES),

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from ..checkpoint import Checkpoint
 from ..errors import NotSupported, PlanError, listed, series
+from ..lazy.dropped import both
 from ..lazy.dtypes import Dtype, Kind
 from ..lazy.tensor import Input, Tensor
 from ..models.header_ties import header_ties
@@ -51,7 +52,7 @@ def add(
     return made.with_step(
         {"surgery": "add", "other": name, "tensors": len(added.tensors), **said},
         inputs=(*checkpoint.inputs, *(_input(source) for source in other.inputs)),
-        dropped={**checkpoint.dropped, **_dropped(checkpoint, taken, name)},
+        dropped=both(checkpoint.dropped, _dropped(checkpoint, taken, name)),
         notes=(*checkpoint.notes, *(f"{name}: {note}" for note in taken.notes), *notes),
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed, series
+from ..lazy.dropped import both
 from ..models.alike import alike
 from ..models.fused.given import Given
 from ..models.skeleton import check_accepted, complete
@@ -128,7 +129,7 @@ def _without_buffers(checkpoint: Checkpoint, target: Target) -> Checkpoint:
         checkpoint,
         tensors={n: t for n, t in checkpoint.tensors.items() if n not in gone},
         weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in gone},
-        dropped={**checkpoint.dropped, **gone},
+        dropped=both(checkpoint.dropped, gone),
     )
 
 

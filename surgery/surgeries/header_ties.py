@@ -73,6 +73,7 @@ def _joined(made: Checkpoint, ties: Mapping[str, str]) -> Checkpoint:
     own = {name: tensor for name, tensor in made.tensors.items() if name not in copies}
     held = one_each({**own, **copies})
     held = {name: holder for name, holder in held.items() if name in copies}
+    held = _within_shards(held, own, made.weight_map)
     tensors = {name: copies.get(name, tensor) for name, tensor in made.tensors.items() if name not in held}
     there = {name for tensor in made.tensors.values() for name in _marks(tensor)}
     alone = [name for name in copies if name in tensors]
@@ -97,6 +98,15 @@ def _joined(made: Checkpoint, ties: Mapping[str, str]) -> Checkpoint:
         notes=(*made.notes, *notes),
     )
     return retied(narrow, made, held)
+
+
+def _within_shards(held: Mapping[str, str], own: Mapping[str, Tensor], shards: Mapping[str, str]) -> dict[str, str]:
+    """`held`, where of several stored tensors that are one the holder is the one of the shard in which the name is."""
+    there = {(own[name], shards[name]): name for name in reversed([*own])} if held else {}
+    return {
+        name: there.get((own[holder], shards[name]), holder) if holder in own else holder
+        for name, holder in held.items()
+    }
 
 
 def _marked(tensor: Tensor, name: str) -> Tensor:

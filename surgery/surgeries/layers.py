@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, SurgeryError, listed, series
+from ..lazy.dropped import both
 from ..models.layer_config import with_layers
 from ..models.names_v5 import in_memory, renames_of
 from ..models.stacks import numbered
@@ -143,7 +144,7 @@ def moved(checkpoint: Checkpoint, stack: str, order: Sequence[int]) -> Checkpoin
         checkpoint,
         tensors={new: tensor for name, tensor in checkpoint.tensors.items() for new in places[name]},
         weight_map={new: shard for name, shard in checkpoint.weight_map.items() for new in places[name]},
-        dropped={**checkpoint.dropped, **{n: t for n, t in checkpoint.tensors.items() if not places[n]}},
+        dropped=both(checkpoint.dropped, {n: t for n, t in checkpoint.tensors.items() if not places[n]}),
     )
 
 

@@ -16,6 +16,7 @@ from ..errors import FormatError, NothingMatched, NotSupported, PlanError, liste
 from ..evaluation.read import content
 from ..files.shards import index_name_of
 from ..files.strict import MEND, parse_object
+from ..lazy.dropped import both
 from ..lazy.tensor import File, Tensor
 from ..models.originals import (
     LENGTH,
@@ -74,7 +75,7 @@ def from_original(checkpoint: Checkpoint, row: Original, params: Mapping[str, An
     kept = replace(
         checkpoint,
         tensors={name: tensor for name, tensor in checkpoint.tensors.items() if name not in gone},
-        dropped={**checkpoint.dropped, **gone},
+        dropped=both(checkpoint.dropped, gone),
         files={name: file for name, file in checkpoint.files.items() if name != PARAMS},
     )
     dtypes = {tensor.dtype.name for tensor in kept.tensors.values()}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError, listed
+from ..lazy.dropped import both
 from ..names import compiled, natural, select
 from ..quantization.kept_whole import check_dropped, renamed_whole
 from ..step import Option, step
@@ -136,5 +137,5 @@ def _without(checkpoint: Checkpoint, names: Sequence[str], done: Mapping[str, An
         done,
         tensors={n: t for n, t in checkpoint.tensors.items() if n not in dropped},
         weight_map={n: s for n, s in checkpoint.weight_map.items() if n not in dropped},
-        dropped={**checkpoint.dropped, **dropped},
+        dropped=both(checkpoint.dropped, dropped),
     )

@@ -13,6 +13,7 @@ from ..adapters.unwrapped import check_unwrapped
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError, NothingMatched, NotSupported, PlanError, SurgeryError, listed, series
 from ..files.peft import Adapter
+from ..lazy.dropped import both
 from ..lazy.tensor import Input, Tensor, Zeros, stored
 from ..models.alike import alike
 from ..models.fused.apply import Change, described, fuse_tensors, split_tensors
@@ -339,7 +340,7 @@ def _changed(checkpoint: Checkpoint, verb: str, sites: Sequence[Site], changes: 
         step,
         tensors=tensors,
         weight_map=weight_map,
-        dropped={**checkpoint.dropped, **gone},
+        dropped=both(checkpoint.dropped, gone),
         inputs=_partly(checkpoint, [name for change in changes for name in change.shared]),
     )
     edits = {key: values[verb == "split"] for site in sites for key, values in site.row.config.items()}

@@ -7,12 +7,15 @@ not known.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, PlanError, listed, series
 from ..evaluation.first_difference import Differs, first_difference
+from ..lazy.dropped import both
+from ..lazy.dtypes import BF16, F16, F32, F64, Dtype
 from ..lazy.tensor import Tensor
 from ..models.families import NEVER, TIES, Ties, tied, ties, untied
 from ..models.header_ties import header_families, header_ties
@@ -50,7 +53,7 @@ def tie(checkpoint: Checkpoint) -> Checkpoint:
         {"surgery": "tie", "tied": found},
         tensors={name: tensor for name, tensor in checkpoint.tensors.items() if name not in found},
         weight_map={name: shard for name, shard in checkpoint.weight_map.items() if name not in found},
-        dropped={**checkpoint.dropped, **{name: checkpoint.tensors[name] for name in found}},
+        dropped=both(checkpoint.dropped, {name: checkpoint.tensors[name] for name in found}),
         notes=(*checkpoint.notes, *_notes(families, found, checkpoint.tensors)),
     )
     held = header_ties(checkpoint.metadata, checkpoint.tensors)
@@ -135,13 +138,22 @@ def _check_equal(checkpoint: Checkpoint, name: str, holder: str) -> None:
         rows = [f"{n}: {t.dtype} {list(t.shape)}" for n, t in ((holder, other), (name, one))]
         raise PlanError("what would be tied is of two shapes or dtypes", where=[checkpoint.path, *rows], help=tip)
     if found := first_difference(other, one):
-        raise PlanError("what would be tied differs", where=[checkpoint.path, *_rows(found, holder, name)], help=tip)
+        raise PlanError(
+            "what would be tied differs", where=[checkpoint.path, *_rows(found, holder, name, one.dtype)], help=tip
+        )
 
 
-def _rows(found: Differs, holder: str, name: str) -> list[str]:
+def _rows(found: Differs, holder: str, name: str, dtype: Dtype) -> list[str]:
     """Where they differ first, in both."""
     place = ", ".join(map(str, found.place))
-    return [f"{n}[{place}] has the bytes {data.hex()}" for n, data in ((holder, found.first), (name, found.second))]
+    both = ((holder, found.first), (name, found.second))
+    return [f"{n}[{place}] is {_number(data, dtype)}, in bytes {data.hex()}" for n, data in both]
+
+
+def _number(data: bytes, dtype: Dtype) -> str:
+    """The number that these bytes are, where they are a floating one."""
+    form = {F16: "<e", BF16: "<f", F32: "<f", F64: "<d"}.get(dtype)
+    return f"{struct.unpack(form, data.rjust(struct.calcsize(form), bytes(1)))[0]:.9g}" if form else f"{dtype}"
 
 
 def _notes(families: Families, found: Mapping[str, str], stored: Mapping[str, Tensor]) -> list[str]:

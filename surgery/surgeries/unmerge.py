@@ -12,6 +12,7 @@ from ..evaluation.read import sha256
 from ..files.folder import folder_at
 from ..files.peft import Adapter
 from ..files.safetensors import header_alone
+from ..lazy.dropped import both
 from ..lazy.dtypes import F32
 from ..lazy.tensor import File, Input, Sum, Tensor, Zeros, add, narrow
 from ..planning.record import BaseRecord, read_base_record, read_shard_records
@@ -55,7 +56,7 @@ def unmerge(checkpoint: Annotated[Checkpoint, Option("A checkpoint that surgery 
         inputs=(*checkpoint.inputs, Input("record", folder.at(UNDO), tuple(sources), {})),
         stem=record.facts["stem"],
         index_name=record.facts["index_name"],
-        dropped={**checkpoint.dropped, **unused},
+        dropped=both(checkpoint.dropped, unused),
         history=(*record.facts["history"], step),
         notes=(
             *record.facts["notes"],

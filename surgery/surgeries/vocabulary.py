@@ -29,7 +29,7 @@ from .asked_class import class_of
 from .header_ties import along
 from .merging.vocabulary import is_vocabulary
 from .token_ids_followed import Followed, Mover, config_followed, followed, following, ids_beyond, staying
-from .token_rows import Fresh, Run, check_how, kept, rows_of, runs_of, with_rows
+from .token_rows import NEW, Fresh, Run, check_how, kept, rows_of, runs_of, with_rows
 
 MOST = 1 << 24  # tokens; the largest vocabularies have a 64th of that
 GENERATION = "generation_config.json"
@@ -47,7 +47,7 @@ def vocabulary(
         Option("The tokens of the tokenizer there, each with the row that it had.", "DIR", path=True),
     ] = None,
     multiple_of: Annotated[int | None, Option("Up to the next multiple of N tokens.", "N")] = None,
-    new: Annotated[str, Option("What new rows are: zero, mean (of all rows) or drawn.", "HOW")] = "mean",
+    new: Annotated[str, Option("What new rows are: the mean of all rows, zero, or drawn.", "HOW", among=NEW)] = "mean",
     seed: Annotated[int, Option("The seed of what is drawn.", "N")] = 0,
 ) -> Checkpoint:
     """Grow or shrink the vocabulary, or give it another tokenizer's tokens; config.json follows.

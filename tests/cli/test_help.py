@@ -25,6 +25,8 @@ NEEDED = {
     "quantize": "--scheme",
     "rename": "--map",
     "drop": "--pattern",
+    "keep": "--pattern",
+    "cast": "--dtype",
 }
 
 
@@ -92,7 +94,7 @@ def test_the_list_of_commands() -> None:
     """All of them, under what they are for, each with what it does, in plain words."""
     shown = helped()
     assert re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE) == [
-        "Options", "Look", "Edit", "Fused modules", "Adapters", "Hub",
+        "Options", "Look", "Edit", "Fused modules", "Adapters", "Recipes", "Hub",
     ]  # fmt: skip
     assert re.findall(r"^  ([a-z][a-z-]*)  ", shown, re.MULTILINE) == list(COMMANDS)
     assert "[bold]" not in shown and "[/" not in shown and "$" not in shown

@@ -23,6 +23,7 @@ from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, lis
 from ...files.adapters.format import TOLD
 from ...files.called import called
 from ...files.peft import CONFIG, Adapter
+from ...lazy.dropped import both
 from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
@@ -55,7 +56,7 @@ from .refusals import check_read, not_placed
 from .replicate import replicated
 from .saved_modules import check_known, place_whole, share_deltas
 from .spelled import in_base_names
-from .superseded import both, replacements
+from .superseded import replacements
 from .task_heads import Selection, as_its_class
 from .through import through_codes
 from .tied import Group, groups_of, narrowed, widened

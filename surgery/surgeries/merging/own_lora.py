@@ -25,6 +25,7 @@ from ...files.adapter_config import check_config
 from ...files.peft import CONFIG, PREFIX, TOKENS, WEIGHTS, Adapter, encode_config, parse_adapter
 from ...files.safetensors import encode_header, in_file_order
 from ...files.strict import MEND, parse_object
+from ...lazy.dropped import both
 from ...lazy.dtypes import Dtype
 from ...lazy.tensor import File, Input, Shape, Stored, Tensor
 from ...models.names_v5 import in_memory, renames_of
@@ -91,7 +92,7 @@ def inject_into(
         metadata={**checkpoint.metadata, WEIGHTS: adapter.metadata},
         files={**checkpoint.files, CONFIG: encode_config(config)},
         inputs=(*checkpoint.inputs, *adapter.inputs),
-        dropped={**checkpoint.dropped, **adapter.dropped},
+        dropped=both(checkpoint.dropped, adapter.dropped),
         history=(*checkpoint.history, *adapter.history, {"surgery": "inject_into", "tensors": len(tensors)}),
         notes=(*checkpoint.notes, *adapter.notes, *notes),
     )

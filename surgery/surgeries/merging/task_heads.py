@@ -20,6 +20,7 @@ from typing import Any
 from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NotSupported, PlanError, listed
 from ...files.peft import Adapter
+from ...lazy.dropped import both
 from ...lazy.tensor import Tensor
 from ...models.heads import heads_of
 from ...models.tasks import BODY, TaskClass, prefix_of
@@ -105,7 +106,7 @@ def as_its_class(
         checkpoint,
         tensors=made.tensors,
         weight_map=made.weight_map,
-        dropped={**checkpoint.dropped, **made.dropped},
+        dropped=both(checkpoint.dropped, made.dropped),
         replaced={**checkpoint.replaced, **made.replaced},
         notes=(*checkpoint.notes, *_notes(checkpoint, kind, heads, made)),
     ).with_config(config)
