@@ -95,6 +95,7 @@ def show_plan(
         show_json(
             {
                 "identity": plan.identity,
+                "history": plan.history,
                 "shards": [{"name": s.name, "tensors": len(s.slots), "nbytes": s.nbytes} for s in plan.shards],
                 "tensors": plan.tensors,
                 "computed": plan.computed,
@@ -113,7 +114,8 @@ def show_plan(
         )
         return
     copied = plan.tensors - len(plan.computed)
-    rows = [
+    rows = [("step", steps.told(step)) for step in plan.history]
+    rows += [
         (
             "shards",
             f"{len(plan.shards)}, {size(plan.nbytes)}: {_some([f'{s.name} ({size(s.nbytes)})' for s in plan.shards])}",

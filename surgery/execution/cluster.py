@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -47,6 +48,7 @@ from .writing_inside import PARTS, Inside, part_of
 PROCESS = 400 << 20  # bytes of a worker besides its buffers, torch among them
 THREADS = 4  # of a worker, where nothing was said, and each node has as many cores
 ANSWER = 120.0  # seconds within which a node must have proved itself
+LOOK, ALONE = 5.0, 60.0  # seconds between two looks for nodes, and after which a run without one ends
 TASKS_PER_PLACE = 4  # so many tasks as workers fit on the cluster keep all of them at work to the end
 LEAST = FILL_CHUNK  # bytes that are worth a task
 RETRIES = 3  # of a task whose worker died
@@ -91,6 +93,7 @@ class Nodes:
             arithmetic_identity() if arithmetic else "",
         )
         self.proven = frozenset[str]()
+        self.looked = self.able = time.monotonic()  # when nodes were looked for, and when one was there
         self.told, self.read = Counter[str](), Counter[str]()
 
     def prove(self, nodes: Sequence[Node]) -> None:
@@ -137,6 +140,7 @@ class Nodes:
             while waiting and sum(map(len, self.running.values())) + len(waiting[0][1]) <= room:
                 self._begin(*waiting.popleft(), sharing.mode, check_all=check_all)
             done, _ = self.ray.wait([*self.running], timeout=TOLD_EVERY)
+            self._check_there(done)
             self._tell(emit)
             for ref in done:
                 shards = self.running.pop(ref)
@@ -158,6 +162,19 @@ class Nodes:
             "work", pickled(self.ray, job, [f.call for f in functions_in(shards)]), self.versions
         )
         self.running[ref] = shards
+
+    def _check_there(self, done: Sequence[Any]) -> None:
+        """Raise SurgeryError where for long no node has been there that could do what is to be done: Ray waits for
+        one.
+        """
+        now = time.monotonic()
+        if done or now < self.looked + LOOK:
+            return
+        self.looked, there = now, nodes_of(self.ray)
+        if any(_places(node, self.share) for node in there):
+            self.able = now
+        elif now > self.able + ALONE:
+            raise _too_small(there, self.share)
 
     def _outcome(self, ref: Any, shards: Sequence[ShardPlan]) -> Outcome:
         names = listed([shard.name for shard in shards])

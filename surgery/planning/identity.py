@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.arithmetic import arithmetic_identity
-from ..evaluation.spool import is_spooled
+from ..evaluation.spool import is_spooled, without_places
 from ..files.refs import SCHEME, has_scheme
 from ..lazy.tensor import File, Input, Stored, Tensor, has_arithmetic
 from ..version import __version__
@@ -69,4 +69,4 @@ def _recipe(tensor: Tensor, names: dict[int, str]) -> str:
         path = "" if is_spooled(tensor.file) else tensor.file.path
         file = names.setdefault(id(tensor.file), f"{path} {tensor.file.digest}")
         return f"{tensor.dtype}{tensor.shape}@{tensor.offset} {file}\n"
-    return repr(tensor)
+    return without_places(repr(tensor))
