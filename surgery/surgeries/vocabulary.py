@@ -327,7 +327,8 @@ def _named_beside(checkpoint: Checkpoint) -> Mapping[int, str]:
 
 
 def _told(turned: _Turned, checkpoint: Checkpoint) -> str:
-    lost = [text for text, number in turned.old.ids.items() if number not in {*turned.found.values()}]
+    there = {*turned.found.values()}
+    lost = [text for text, number in turned.old.ids.items() if number not in there]
     more = [text for text, number in turned.new.ids.items() if number not in turned.found]
     parts = [f"{len(turned.found)} of its {len(turned.new.ids)} tokens were there"]
     parts += [f"new are {series(listed(more, 3))}"] if more else []

@@ -20,6 +20,7 @@ from vocabularies import MODELS, edited, logits, made, words
 
 import surgery
 from surgery.errors import NotACheckpoint, NothingMatched, NotSupported, PlanError, SurgeryError
+from surgery.surgeries import token_rows
 
 IDS = [3, 9, 27, 81, 5, 3, 60, 44]
 Saved = Callable[[str], tuple[Path, Any]]
@@ -408,3 +409,47 @@ def test_tokenizers_that_are_not_there_or_say_no_ids(models: Saved, tmp_path: Pa
 def test_rows_that_are_codes(quantised: Callable[[str], Path], tmp_path: Path) -> None:
     base = surgery.open_checkpoint(quantised("nf4"))
     assert surgery.vocabulary(base, size=base.config["vocab_size"] + 7).config["quantization_config"]
+
+
+def test_rows_that_are_codes_are_refused_by_name(models: Saved, tmp_path: Path) -> None:
+    path, _ = models("llama")
+    fp8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": []}
+    base = shutil.copytree(path, tmp_path / "base")
+    held = load_file(base / "model.safetensors")
+    held["lm_head.weight"] = held["lm_head.weight"].to(torch.float8_e4m3fn)
+    held["lm_head.weight_scale_inv"] = torch.ones(7, 3)
+    save_file(held, base / "model.safetensors", {"format": "pt"})
+    checkpoint = surgery.open_checkpoint(edited(base, quantization_config=fp8))
+    with pytest.raises(NotSupported, match=r"rows of the vocabulary are quantised[\s\S]*--only 'lm_head'"):
+        surgery.vocabulary(checkpoint, size=99)
+    plain = surgery.dequantize(checkpoint, only="lm_head", dtype="float32")
+    assert surgery.vocabulary(plain, size=99).tensors["lm_head.weight"].shape == (99, 48)
+
+
+@pytest.mark.parametrize("new", ["zero", "mean", "drawn"])
+def test_rows_that_are_scattered_are_the_same_in_pieces(
+    new: str, models: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large vocabulary's rows are picked one by one, a small one's joined."""
+    base, _ = with_tokenizer(models, "gptj", tmp_path / "base")
+    other = [PLAIN[n * 7 % 80] if n % 5 else f"new{n}" for n in range(70)]
+    said = {"tokenizer": str(words(tmp_path / "new", ["<unk>", *other], eos_token="</s>")), "new": new, "size": 90}
+    joined = load_file(changed(base, tmp_path / "joined", **said) / "model.safetensors")
+    monkeypatch.setattr(token_rows, "SCATTERED", 1)
+    made = surgery.vocabulary(surgery.open_checkpoint(base), **said)
+    surgery.write(made, tmp_path / "picked", memory=20_000_000, workers=2)
+    got = load_file(tmp_path / "picked" / "model.safetensors")
+    assert got.keys() == joined.keys() and all(torch.equal(got[n], joined[n]) for n in got)
+    assert all(torch.equal(made.load(n), joined[n]) for n in ("lm_head.bias", "lm_head.weight"))
+    assert type(made.tensors["lm_head.weight"]).__name__ == "Picked"
+
+
+def test_a_recipe_of_it_in_one_pass(models: Saved, tmp_path: Path) -> None:
+    """After other surgeries, twice in a row, and as a command."""
+    path, _ = models("llama")
+    base = surgery.open_checkpoint(path)
+    twice = surgery.vocabulary(surgery.vocabulary(surgery.cast(base, "bfloat16"), size=105), size=120, new="zero")
+    surgery.write(twice, tmp_path / "once")
+    steps = surgery.write(surgery.cast(base, "bfloat16"), tmp_path / "1") and tmp_path / "1"
+    changed(changed(steps, tmp_path / "2", size=105), tmp_path / "3", size=120, new="zero")
+    assert (tmp_path / "once" / "model.safetensors").read_bytes() == (tmp_path / "3" / "model.safetensors").read_bytes()
