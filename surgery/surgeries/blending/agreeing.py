@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...checkpoint import Checkpoint
-from ...errors import FormatError, NotSupported, PlanError, listed
+from ...errors import NotSupported, PlanError, listed
 from ...evaluation.evaluate import load
 from ...evaluation.read import content
+from ...files.tokens import FAST, LISTS, UNREAD, tokens_in
 from ...lazy.dtypes import ARITHMETIC, BF16, F16, F32, F64, Dtype, Kind
 from ...lazy.tensor import Tensor
 from ...names import natural
@@ -121,9 +121,9 @@ def check_shapes(name: str, held: Sequence[tuple[Checkpoint, Tensor]]) -> None:
 
 def check_vocabularies(models: Sequence[Checkpoint]) -> None:
     """Raise PlanError where two models give one number to two tokens."""
-    first, known = models[0], dict(_tokens(models[0]))
+    first, known = models[0], _tokens(models[0])
     for other in models[1:]:
-        theirs = dict(_tokens(other))
+        theirs = _tokens(other)
         if not known or not theirs or known == theirs:
             continue
         both = known.keys() | theirs.keys()
@@ -139,33 +139,15 @@ def check_vocabularies(models: Sequence[Checkpoint]) -> None:
         )
 
 
-def _tokens(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+def _tokens(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The number of each token; the content of a file where it is of a format that does not tell. Nothing where there
     is no tokenizer.
     """
-    if "tokenizer.json" in checkpoint.files:
-        found = _json(checkpoint, "tokenizer.json")
-        vocabulary = found.get("model", {}).get("vocab", {})
-        if isinstance(vocabulary, list):
-            vocabulary = {entry[0] if isinstance(entry, list) else entry: i for i, entry in enumerate(vocabulary)}
-        yield from vocabulary.items()
-        yield from ((one["content"], one["id"]) for one in found.get("added_tokens", []))
-    elif "vocab.json" in checkpoint.files:
-        yield from _json(checkpoint, "vocab.json").items()
-        if "added_tokens.json" in checkpoint.files:
-            yield from _json(checkpoint, "added_tokens.json").items()
-    else:
-        for name in ("tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"):
-            if name in checkpoint.files:
-                yield name, content(checkpoint.files[name])
-
-
-def _json(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    try:
-        found = json.loads(content(checkpoint.files[name]))
-    except ValueError as error:
-        raise FormatError(f"no JSON: {error}", where=[f"{checkpoint.path}: {name}"]) from error
-    return found if isinstance(found, Mapping) else {}
+    files = checkpoint.files
+    if any(name in files for name in (FAST, *LISTS)):
+        found = tokens_in(files, checkpoint.path)
+        return found.ids if found else {}
+    return {name: content(files[name]) for name in UNREAD if name in files}
 
 
 def floats_of(name: str, held: Sequence[tuple[Checkpoint, Tensor]]) -> Dtype | None:
