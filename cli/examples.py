@@ -24,6 +24,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "surgery vocabulary base -o out --multiple-of 64",
         "surgery vocabulary base -o out --tokenizer tuned --new mean",
     ),
+    "blend": (
+        "surgery blend a b -o out --weights 0.7,0.3",
+        "surgery blend a b -o out --base base --method ties --weights 1,0.5 --density 0.5",
+        "surgery blend a b -o out --method passthrough --slice 1:0-15 --slice 2:8-31",
+    ),
     "clean": ("surgery clean out",),
     "reindex": ("surgery reindex base",),
     "split": ("surgery split base -o split",),

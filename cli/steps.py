@@ -188,8 +188,25 @@ def _unmerge(step: Step) -> str:
     )
 
 
+def _blend(step: Step) -> str:
+    base = f" on {step['base']}" if step.get("base") else ""
+    return _line(
+        f"blend {_some(step['models'])}{base} by {step['method']}",
+        f"{_count(step['tensors'], 'tensor')}",
+        *([f"with {_some(step['parameters'])}"] if step.get("parameters") else []),
+        *_given(step, "seed"),
+    )
+
+
+def _map_rows(step: Step) -> str:
+    named = _some(f"{pattern}: {one['name']}" for pattern, one in step["functions"].items())
+    return _line(f"map rows of {_count(step['tensors'], 'tensor')} by {named}", *_given(step, "dtype", "columns"))
+
+
 WORDS: Mapping[str, Callable[[Step], str]] = {
     "add": _add,
+    "blend": _blend,
+    "map-rows": _map_rows,
     "cast": _cast,
     "convert_files": _convert_files,
     "combine": _combine,

@@ -55,6 +55,8 @@ from .surgeries.add import add
 from .surgeries.algebra.combine import combine
 from .surgeries.algebra.extract import extract
 from .surgeries.algebra.resize import resize_adapter
+from .surgeries.blending.as_mergekit import as_mergekit
+from .surgeries.blending.blend import blend
 from .surgeries.cast import cast
 from .surgeries.convert import convert
 from .surgeries.convert_files import convert_files
@@ -113,6 +115,8 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "add",
+    "as_mergekit",
+    "blend",
     "cast",
     "clean",
     "combine",

@@ -14,6 +14,8 @@ OTHERWISE = {
     "--map": "names=",
     "--as": "surgery.convert(…, to=)",
     "--with": "surgery.open_adapter(…, beside=[…])",
+    "--parameter": "parameters=",
+    "--slice": "slices=",
     "--reversible": "surgery.reversible(merged, base)",
     "--approximate": "surgery.unmerge_approximately(merged, adapter)",
     "--follow-links": "with surgery.following_links():",

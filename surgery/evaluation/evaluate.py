@@ -25,6 +25,7 @@ from ..lazy.tensor import (
     Mean,
     Measured,
     Norms,
+    Picked,
     Product,
     Random,
     Restored,
@@ -45,6 +46,7 @@ from .means import fill_mean
 from .measured import fill_measured
 from .nearest import fill_encoded
 from .norms import fill_norms
+from .picked import fill_picked
 from .products import fill_product
 from .rowwise import fill_rowwise
 from .scratch import scratch_of, tiled_in
@@ -65,6 +67,7 @@ FILLED: dict[type, Callable[[Any, int, int, memoryview, Workspace], None]] = {
     Sum: fill_sum,
     Norms: fill_norms,
     Mean: fill_mean,
+    Picked: fill_picked,
     Product: fill_product,
     Made: fill_made,
     Rowwise: fill_rowwise,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import SurgeryError
 from ..lazy.tensor import Measured
 from .arithmetic import one_thread
 from .blending import METHODS
@@ -27,6 +28,9 @@ def _measured(measured: Measured, work: Workspace) -> list[float]:
     one_thread()
     method, numbers = METHODS[measured.rule], dict(measured.numbers)
     assert method.measure
-    found = method.measure(Scan(measured.inputs, numbers, work, method.by_rows(numbers)))
+    try:
+        found = method.measure(Scan(measured.inputs, numbers, work, method.by_rows(numbers)))
+    except ValueError as error:
+        raise SurgeryError(f"{measured.rule}: {error}", help="try other weights") from error
     assert len(found) == measured.size, f"`{measured.rule}` measured {len(found)} numbers, not {measured.size}"
     return found

@@ -13,6 +13,7 @@ from ..lazy.tensor import (
     Mean,
     Measured,
     Norms,
+    Picked,
     Product,
     Rowwise,
     Sum,
@@ -34,7 +35,7 @@ def scratch_of(tensor: Tensor) -> Tensor | None:
             return next((found for child in children(leaf) if (found := scratch_of(child))), leaf)
         if isinstance(leaf, Sum) and (found := _inside(leaf) or (None if _by_rows(piece) else leaf)):
             return found
-        if isinstance(leaf, Decoded | Encoded | Fresh | Rowwise) and (
+        if isinstance(leaf, Decoded | Encoded | Fresh | Rowwise | Picked) and (
             found := _of(leaf) or (None if _by_rows(piece) else leaf)
         ):
             return found
@@ -54,7 +55,7 @@ def _inside(total: Sum) -> Tensor | None:
     return next((found for factor in factors if (found := scratch_of_factor(factor))), None)
 
 
-def _of(coded: Decoded | Encoded | Fresh | Rowwise) -> Tensor | None:
+def _of(coded: Decoded | Encoded | Fresh | Rowwise | Picked) -> Tensor | None:
     """What must be there before codes can be read, or made: all that they are made of is read in rows."""
     return next((found for child in children(coded) if (found := scratch_of(child))), None)
 

@@ -31,7 +31,6 @@ from ..lazy.tensor import File, Rowwise, Stored, Tensor, children
 from ..planning.plan import written
 from ..planning.steps import ShardPlan
 from .crew import Crew, Step
-from .ray import name_of
 from .reflinks import Sharing, sharing_of
 from .stage import as_ours, write_at
 from .writing_inside import Inside, part_of
@@ -159,6 +158,11 @@ def await_file(path: str) -> str:
 def prove(asked: bytes, node: str) -> list[str]:
     """The faults of this machine for a run whose `Fit` is pickled in `asked`."""
     return faults(pickle.loads(asked), node)
+
+
+def name_of(node: str, host: str) -> str:
+    """What a machine is called in messages: there may be several nodes on one."""
+    return f"node {node[:8]} on {host}"
 
 
 def work(asked: bytes, node: str) -> Outcome:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import SurgeryError
+from .node import name_of
 
 TIP = "pip install 'checkpoint-surgery[ray]'"
 CONNECT = 10.0  # seconds in which an address must answer
@@ -36,11 +37,6 @@ class Node:
     def name(self) -> str:
         """What it is called in messages."""
         return name_of(self.id, self.host)
-
-
-def name_of(node: str, host: str) -> str:
-    """What a machine is called in messages: there may be several nodes on one."""
-    return f"node {node[:8]} on {host}"
 
 
 @contextmanager
@@ -90,14 +86,12 @@ def _connect(ray: Any, address: str) -> None:
             if address != "local":
                 ray.init(address=address, **quiet)
                 return
-        except ConnectionError as error:
+        except Exception as error:  # Ray has many, and raises some of gRPC
             if address != "auto" or "Could not find any running" not in str(error):
                 raise unreachable(address, str(error)) from error
-        except (RuntimeError, ValueError, OSError, ImportError) as error:
-            raise unreachable(address, str(error)) from error
         try:
             ray.init(**started, **quiet)
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
             raise SurgeryError(f"Ray cannot be started here: {_first_line(str(error))}", help=_HELP) from error
 
 

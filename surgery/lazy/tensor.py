@@ -7,8 +7,8 @@ A closed sum type of frozen dataclasses, handled with `match`:
     arithmetic   Sum | Norms | Mean | Product | Made   base + deltas in float32, rounded once; row or column norms; the
                                                        mean of rows; a product with a thin matrix; what a rule makes of
                                                        small tensors
-    of several   Rowwise | Measured                    each row made of the same rows of others, by a rule; numbers
-                                                       that are of the whole of them
+    of several   Rowwise | Measured | Picked           each row made of the same rows of others, by a rule; numbers
+                                                       that are of the whole of them; rows in any order
     coding       Decoded | Encoded | Fresh             the numbers that codes mean; the codes nearest to numbers, under
                                                        scales that are there, or under new ones, and these
     undoing      Before | Restored                     what a Sum's base most likely was; that, corrected by a record
@@ -22,6 +22,7 @@ so that a row block of a sliced sum is the same row block of the sum. Elements a
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -295,6 +296,24 @@ class Mean(_Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Picked(_Sized):
+    """Rows of a matrix in any order: row i is row `index[i]`, a number of 32 bits, little-endian. What a `Concat` of
+    as many pieces would be.
+    """
+
+    of: Tensor
+    index: bytes
+
+    @property
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        return self.of.dtype
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return len(self.index) // 4, self.of.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
 class Product(_Sized):
     """The float32 product of a matrix, `of` (m, n), with a thin one: `of @ by` (m, r) for a `by` of (n, r), or, where
     `by` is on the left, `by @ of` (r, n) for one of (r, m). A plan computes it before all else.
@@ -425,6 +444,7 @@ Leaf = (
     | Fresh
     | Norms
     | Mean
+    | Picked
     | Product
     | Made
     | Rowwise
@@ -433,7 +453,7 @@ Leaf = (
     | Restored
 )
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
-_COMPUTED = Sum | Norms | Mean | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
+_COMPUTED = Sum | Norms | Mean | Picked | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -570,6 +590,13 @@ def mean(of: Tensor, copies: int) -> Mean:
     return Mean(of, copies)
 
 
+def picked(of: Tensor, rows: Sequence[int]) -> Picked:
+    """These rows of a matrix. Raises LayoutError for those that it has not."""
+    if len(of.shape) != 2 or (rows and not 0 <= min(rows) <= max(rows) < of.shape[0]) or of.dtype.bits < 8:
+        raise LayoutError(f"cannot take {len(rows)} rows of {of.dtype} {of.shape}")
+    return Picked(of, struct.pack(f"<{len(rows)}I", *rows))
+
+
 def in_dtype(tensor: Tensor, dtype: Dtype) -> Tensor:
     """The tensor in another dtype: movement stays above what is cast, and a sum is rounded once."""
     if tensor.dtype == dtype:
@@ -620,7 +647,7 @@ def children(tensor: Tensor) -> tuple[Tensor, ...]:
             return (codes, *(part for _, part in parts))
         case Encoded(of, like):
             return (of, *children(like))
-        case Norms(of) | Mean(of) | Fresh(of=of):
+        case Norms(of) | Mean(of) | Picked(of) | Fresh(of=of):
             return (of,)
         case Product(of, by):
             return of, by
@@ -676,6 +703,8 @@ def substitute(tensor: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return Norms(inner(of), columns)
         case Mean(of, copies):
             return Mean(inner(of), copies)
+        case Picked(of, index):
+            return Picked(inner(of), index)
         case Product(of, by, left):
             return Product(inner(of), inner(by), left)
         case Made(inputs=inputs) | Measured(inputs=inputs):

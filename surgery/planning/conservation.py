@@ -13,6 +13,7 @@ from ..lazy.tensor import (
     Encoded,
     Fresh,
     Made,
+    Picked,
     Product,
     Restored,
     Rowwise,
@@ -58,7 +59,7 @@ def check_conserved(checkpoint: Checkpoint) -> None:
                     for child in children(leaf)[1:]:
                         if not set(stored(child)) <= own:
                             count(child)
-                case Restored() | Decoded() | Encoded() | Fresh() | Made() | Rowwise() as leaf:
+                case Restored() | Decoded() | Encoded() | Fresh() | Made() | Rowwise() | Picked() as leaf:
                     for child in children(leaf):
                         count(child)
 

@@ -146,6 +146,8 @@ class Pairs:
         keys = [key for key, _ in pairs]
         if not self.rules and (twice := [key for key in keys if keys.count(key) > 1]):
             raise WrongValue(f"{twice[0]} is said twice", help=f"once each: {metavar}")
+        if self.of is str and not self.rules:
+            pairs = [(key, _as_text(value)) for key, value in pairs]
         read = [(self._text(key, metavar), Scalar(self.of).read(value, metavar)) for key, value in pairs]
         return read if self.rules else dict(read)
 
@@ -230,6 +232,13 @@ def kind_of(hint: Any, metavar: str) -> Kind | None:
     if len(types) == 1 and inspect.isclass(types[0]) and hasattr(types[0], "said"):
         return None
     raise TypeError(f"no kind of values is for {hint}")
+
+
+def _as_text(value: Any) -> Any:
+    """A number, a flag, or several, as the command line has them: what has a text for its value may be any of these."""
+    if isinstance(value, list | tuple):
+        return ",".join(str(_as_text(one)) for one in value)
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, float) else value
 
 
 def choice(said: str, among: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from ..files.folder import absolute
 from ..files.manifest import MANIFEST
 from ..files.refs import has_scheme
 from ..planning.identity import described
+from ..surgeries.blending.mergekit import is_mergekit, recipe_of
 from .document import Document, document_of, overridden, read_file, unknown_key
 from .kinds import Opened, WrongValue
 from .parameters import Signature, signature_of
@@ -32,6 +33,8 @@ def read_recipe(path: str | os.PathLike[str], said: Sequence[str] = ()) -> Docum
     """
     path = os.path.join(path, MANIFEST) if os.path.isdir(path) else os.fspath(path)
     content, lines = read_file(path)
+    if is_mergekit(content):
+        content, lines = recipe_of(content, path), {}
     if isinstance(content, Mapping) and content.get("tool") == "surgery":
         made = {**{key: content.get(key) for key in ("inputs", "history", "version")}, "changed": bool(said)}
         return replace(document_of(overridden(_recipe_in(content, path), said), path, {}), made=made)

@@ -18,6 +18,7 @@ from ..surgeries.add import add
 from ..surgeries.algebra.combine import combine
 from ..surgeries.algebra.extract import extract
 from ..surgeries.algebra.resize import resize_adapter
+from ..surgeries.blending.blend import blend
 from ..surgeries.cast import cast
 from ..surgeries.convert import convert
 from ..surgeries.convert_files import convert_files
@@ -96,6 +97,7 @@ STEPS: Mapping[str, Step] = {
     "untie": Step(untie, EDIT),
     "layers": Step(layers, EDIT),
     "vocabulary": Step(vocabulary, EDIT),
+    "blend": Step(blend, EDIT),
     "split": Step(fused.split, MODULES),
     "fuse": Step(fused.fuse, MODULES),
     "split-qkv": Step(fused.split_qkv, MODULES),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, NotSupported, SurgeryError, listed, series
@@ -48,8 +48,7 @@ def layers(
     """
     stack, there = _layers_of(checkpoint, stack)
     chosen = _order(stack, there, keep=keep, drop=drop, order=order)
-    model_class = class_of(checkpoint, "what a layer is in another place")
-    config = with_layers(checkpoint.config, model_class, _in_memory(checkpoint, stack), there, chosen)
+    config = config_for(checkpoint, stack, there, chosen)
     made = along(checkpoint, lambda parted: moved(parted, stack, chosen)).with_config(config)
     made = _codes_checked(made, checkpoint, stack, chosen)
     note = f"{len(there)} layers of {stack} became {len(chosen)}: {_told(chosen)}"
@@ -75,6 +74,18 @@ def _layers_of(checkpoint: Checkpoint, stack: str) -> tuple[str, Sequence[int]]:
             "there is more than one stack of layers", where=[checkpoint.path], help=f"say which with --stack: {known}"
         )
     return largest, sorted(found[largest])
+
+
+def stack_of(checkpoint: Checkpoint) -> tuple[str, list[int]]:
+    """The stack that is four times as large as any other, and the numbers of its layers. Raises what `layers` does."""
+    stack, there = _layers_of(checkpoint, "")
+    return stack, list(there)
+
+
+def config_for(checkpoint: Checkpoint, stack: str, there: Sequence[int], order: Sequence[int]) -> dict[str, Any]:
+    """The config of a model whose layers in a stack are those of these numbers. Raises what `layers` does."""
+    model_class = class_of(checkpoint, "what a layer is in another place")
+    return with_layers(checkpoint.config, model_class, _in_memory(checkpoint, stack), there, order)
 
 
 def _order(stack: str, there: Sequence[int], **said: str) -> list[int]:

@@ -9,9 +9,10 @@ from itertools import groupby
 from ..errors import NotSupported, SurgeryError
 from ..files.tokens import Tokens
 from ..lazy.dtypes import ARITHMETIC
-from ..lazy.tensor import Random, Tensor, Zeros, concat, in_dtype, mean, narrow, permute, reshape
+from ..lazy.tensor import Random, Tensor, Zeros, concat, in_dtype, mean, narrow, permute, picked, reshape
 
 NEW = ("zero", "mean", "drawn")
+SCATTERED = 256  # runs of rows that are as many pieces
 COPIES = 256  # rows of a mean that are held at once
 Source = int | None
 
@@ -77,9 +78,30 @@ def with_rows(tensor: Tensor, axis: int, runs: Sequence[Run], fresh: Fresh, key:
     order = (axis, *(one for one in range(len(tensor.shape)) if one != axis))
     turned = permute(tensor, order)
     table = reshape(turned, (turned.shape[0], turned.size // max(1, turned.shape[0])))
-    joined = concat([*_parts(table, runs, fresh, key, flat=len(tensor.shape) == 1)], 0)
+    flat = len(tensor.shape) == 1
+    joined = (_scattered if len(runs) > SCATTERED else _joined)(table, runs, fresh, key, flat=flat)
     back = reshape(joined, (joined.shape[0], *turned.shape[1:]))
     return permute(back, [order.index(one) for one in range(len(order))])
+
+
+def _joined(table: Tensor, runs: Sequence[Run], fresh: Fresh, key: str, *, flat: bool) -> Tensor:
+    return concat([*_parts(table, runs, fresh, key, flat=flat)], 0)
+
+
+def _scattered(table: Tensor, runs: Sequence[Run], fresh: Fresh, key: str, *, flat: bool) -> Tensor:
+    """The same of so many runs that each row is picked by itself."""
+    made = [run for run in runs if run.first is None]
+    new = _new(table, made, fresh, key, flat=flat) if made else None
+    new = narrow(new, 0, 0, 1) if new is not None and fresh.how == "mean" else new
+    height, rows = table.shape[0], list[int]()
+    for run in runs:
+        if run.first is not None:
+            rows += range(run.first, run.first + run.length)
+        elif fresh.how == "mean":
+            rows += [height] * run.length
+        else:
+            rows += range(height + run.at, height + run.at + run.length)
+    return picked(table if new is None else concat([table, new], 0), rows)
 
 
 def _parts(table: Tensor, runs: Sequence[Run], fresh: Fresh, key: str, *, flat: bool) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import signal
 import socket
 import subprocess
@@ -169,31 +170,6 @@ def test_what_was_made_is_told_once(joined: Any, base: Path, adapter: Path, tmp_
     assert told == sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
 
 
-def test_from_the_hub_and_to_it_on_a_cluster_that_is_started(
-    hub: Hub, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each node reads the commit by itself; what it made is sent from here, with few shards on the disk."""
-    ray.shutdown()
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(driver, "LEAST", 1)
-    surgery.push(base, "org/base")
-    made = surgery.split_qkv(surgery.open_checkpoint("org/base"))
-    surgery.write(made, surgery.HubDestination("hf://org/here", stage=str(tmp_path / "stage")))
-    dest = surgery.HubDestination("hf://org/there", stage=str(tmp_path / "stage"), stage_shards=2)
-    counts: list[int] = []
-
-    def on_step(step: Step) -> None:
-        if step.kind in ("finished", "sent"):
-            counts.append(len(list((tmp_path / "stage").rglob("*.safetensors"))))
-
-    report = surgery.write(made, dest, executor="ray", address="local", on_step=on_step)
-    here, there = hub.hashes("org/here"), hub.hashes("org/there")
-    for named in ("README.md", ".surgery/manifest.json"):  # by the card, in which the repository's name is
-        assert here.pop(named) and there.pop(named)
-    assert report.commit and report.shards > 3 and here == there
-    assert 0 < max(counts) <= 2 and not ray.is_initialized()
-
-
 def negated(rows: torch.Tensor) -> torch.Tensor:
     return -rows
 
@@ -217,6 +193,36 @@ def test_functions_of_the_users(joined: Any, base: Path, tmp_path: Path) -> None
     with pytest.raises(SurgeryError, match="the plan cannot be sent to other machines"):
         surgery.write(surgery.map_rows(opened, {r".*o_proj\.weight": locked}), tmp_path / "no" / "out", executor="ray")
     assert not os.listdir(tmp_path / "no")
+
+
+def chain(seed: int, folder: Path) -> list[tuple[Callable[[surgery.Checkpoint], surgery.Checkpoint], str | None]]:
+    """Some surgeries in a random order, each with the size of shards in which its result is written."""
+    draw = random.Random(seed)
+    modules = {f"model.layers.{i}.self_attn.o_proj": (64, 64) for i in range(draw.randint(1, 6))}
+    loras = [write_adapter(folder / f"lora-{seed}-{i}", modules, seed=10 * seed + i) for i in range(2)]
+    steps: list[Callable[[surgery.Checkpoint], surgery.Checkpoint]] = [
+        surgery.split_qkv,
+        lambda c: surgery.merge(c, surgery.open_adapter(loras[0])),
+        lambda c: surgery.merge(c, surgery.open_adapter(loras[1]), weights=[0.3]),
+        lambda c: surgery.cast(c, "float32", only=r".*mlp.*"),
+        lambda c: surgery.map_rows(c, {r".*input_layernorm.*": negated}),
+        lambda c: surgery.drop(c, rf"model\.layers\.{seed % 6}\.mlp.*"),
+    ]
+    return [(step, draw.choice([None, "20KB", "90KB"])) for step in draw.sample(steps, draw.randint(2, 5))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chain_in_one_pass_is_one_by_one_is_on_ray(seed: int, joined: Any, base: Path, tmp_path: Path) -> None:
+    one = made = surgery.open_checkpoint(base)
+    for i, (step, size) in enumerate(chain(seed, tmp_path)):
+        made, one = step(made), step(one)
+        surgery.write(one, tmp_path / f"one-{i}", size)
+        one = surgery.open_checkpoint(tmp_path / f"one-{i}")
+    for executor in ("local", "ray"):
+        surgery.write(made, tmp_path / executor, "40KB", executor=executor)
+    surgery.write(one, tmp_path / "one", "40KB")
+    assert hashes(tmp_path / "ray", without=()) == hashes(tmp_path / "local", without=())
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "one") != hashes(base)
 
 
 def test_what_was_computed_before_the_plan(joined: Any, adapter: Path, tmp_path: Path) -> None:
@@ -244,9 +250,7 @@ def test_what_rounding_does_is_told_as_here(joined: Any, base: Path, tmp_path: P
 def test_nodes_that_are_not_fit(
     joined: Any, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another torch, another kind of CPU, sources and an output that are elsewhere there: said before any shard, with
-    the node's name; copies alone go to any CPU.
-    """
+    """Another torch, another kind of CPU, sources and X"""
     other = tmp_path / "elsewhere" / "torch-2.0.0.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
@@ -260,8 +264,15 @@ def test_nodes_that_are_not_fit(
     with pytest.raises(SurgeryError, match=rf"node {slow.node_id[:8]} on .*: it computes with `torch .* DEFAULT`, "):
         surgery.write(merged(base, adapter), outputs / "out", executor="ray")
     assert not os.listdir(outputs)
-    surgery.write(surgery.open_checkpoint(base), outputs / "out", executor="ray")
     joined.remove_node(slow)
+
+
+def test_a_cluster_without_a_node_of_that_size(joined: Any, base: Path, tmp_path: Path) -> None:
+    """Ray would wait for one."""
+    for options, has in (({"workers": 4}, "4 cores"), ({"memory": "1TB"}, "1000419 MB")):
+        with pytest.raises(SurgeryError, match=f"no node of the Ray cluster has .*{has}"):
+            surgery.write(surgery.open_checkpoint(base), tmp_path / "out", executor="ray", **options)
+    assert not os.listdir(tmp_path)
 
 
 def test_paths_that_nodes_do_not_see(joined: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,3 +429,28 @@ def test_a_node_that_dies(joined: Any, tmp_path: Path) -> None:
     assert pids and report.shards > 3
     assert hashes(tmp_path / "outputs" / "out", without=()) == hashes(tmp_path / "here", without=())
     assert os.listdir(tmp_path / "outputs") == ["out"]
+
+
+def test_from_the_hub_and_to_it_on_a_cluster_that_is_started(
+    hub: Hub, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node reads the commit by itself; what it made is sent from here, with few shards on the disk."""
+    ray.shutdown()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(driver, "LEAST", 1)
+    surgery.push(base, "org/base")
+    made = surgery.split_qkv(surgery.open_checkpoint("org/base"))
+    surgery.write(made, surgery.HubDestination("hf://org/here", stage=str(tmp_path / "stage")))
+    dest = surgery.HubDestination("hf://org/there", stage=str(tmp_path / "stage"), stage_shards=2)
+    counts: list[int] = []
+
+    def on_step(step: Step) -> None:
+        if step.kind in ("finished", "sent"):
+            counts.append(len(list((tmp_path / "stage").rglob("*.safetensors"))))
+
+    report = surgery.write(made, dest, executor="ray", address="local", on_step=on_step)
+    here, there = hub.hashes("org/here"), hub.hashes("org/there")
+    for named in ("README.md", ".surgery/manifest.json"):  # by the card, in which the repository's name is
+        assert here.pop(named) and there.pop(named)
+    assert report.commit and report.shards > 3 and here == there
+    assert 0 < max(counts) <= 2 and not ray.is_initialized()

@@ -20,6 +20,7 @@ from vocabularies import MODELS, edited, logits, made, words
 
 import surgery
 from surgery.errors import NotACheckpoint, NothingMatched, NotSupported, PlanError, SurgeryError
+from surgery.surgeries import token_rows
 
 IDS = [3, 9, 27, 81, 5, 3, 60, 44]
 Saved = Callable[[str], tuple[Path, Any]]
@@ -408,3 +409,100 @@ def test_tokenizers_that_are_not_there_or_say_no_ids(models: Saved, tmp_path: Pa
 def test_rows_that_are_codes(quantised: Callable[[str], Path], tmp_path: Path) -> None:
     base = surgery.open_checkpoint(quantised("nf4"))
     assert surgery.vocabulary(base, size=base.config["vocab_size"] + 7).config["quantization_config"]
+
+
+def test_rows_that_are_codes_are_refused_by_name(models: Saved, tmp_path: Path) -> None:
+    path, _ = models("llama")
+    fp8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": []}
+    base = shutil.copytree(path, tmp_path / "base")
+    held = load_file(base / "model.safetensors")
+    held["lm_head.weight"] = held["lm_head.weight"].to(torch.float8_e4m3fn)
+    held["lm_head.weight_scale_inv"] = torch.ones(7, 3)
+    save_file(held, base / "model.safetensors", {"format": "pt"})
+    checkpoint = surgery.open_checkpoint(edited(base, quantization_config=fp8))
+    with pytest.raises(NotSupported, match=r"rows of the vocabulary are quantised[\s\S]*--only 'lm_head'"):
+        surgery.vocabulary(checkpoint, size=99)
+    plain = surgery.dequantize(checkpoint, only="lm_head", dtype="float32")
+    assert surgery.vocabulary(plain, size=99).tensors["lm_head.weight"].shape == (99, 48)
+
+
+@pytest.mark.parametrize("new", ["zero", "mean", "drawn"])
+def test_rows_that_are_scattered_are_the_same_in_pieces(
+    new: str, models: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large vocabulary's rows are picked one by one, a small one's joined."""
+    base, _ = with_tokenizer(models, "gptj", tmp_path / "base")
+    other = [PLAIN[n * 7 % 80] if n % 5 else f"new{n}" for n in range(70)]
+    said = {"tokenizer": str(words(tmp_path / "new", ["<unk>", *other], eos_token="</s>")), "new": new, "size": 90}
+    joined = load_file(changed(base, tmp_path / "joined", **said) / "model.safetensors")
+    monkeypatch.setattr(token_rows, "SCATTERED", 1)
+    made = surgery.vocabulary(surgery.open_checkpoint(base), **said)
+    surgery.write(made, tmp_path / "picked", memory=20_000_000, workers=2)
+    got = load_file(tmp_path / "picked" / "model.safetensors")
+    assert got.keys() == joined.keys() and all(torch.equal(got[n], joined[n]) for n in got)
+    assert all(torch.equal(made.load(n), joined[n]) for n in ("lm_head.bias", "lm_head.weight"))
+    assert type(made.tensors["lm_head.weight"]).__name__ == "Picked"
+
+
+def test_a_recipe_of_it_in_one_pass(models: Saved, tmp_path: Path) -> None:
+    """After other surgeries, twice in a row, and as a command."""
+    path, _ = models("llama")
+    base = surgery.open_checkpoint(path)
+    twice = surgery.vocabulary(surgery.vocabulary(surgery.cast(base, "bfloat16"), size=105), size=120, new="zero")
+    surgery.write(twice, tmp_path / "once")
+    steps = surgery.write(surgery.cast(base, "bfloat16"), tmp_path / "1") and tmp_path / "1"
+    changed(changed(steps, tmp_path / "2", size=105), tmp_path / "3", size=120, new="zero")
+    assert (tmp_path / "once" / "model.safetensors").read_bytes() == (tmp_path / "3" / "model.safetensors").read_bytes()
+
+
+def clip(path: Path, eos: int) -> Path:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = tf.CLIPTextConfig(**sizes, vocab_size=97, eos_token_id=eos, bos_token_id=1, pad_token_id=0)
+    tf.CLIPTextModel(config).save_pretrained(path)
+    return path
+
+
+def test_ids_whose_order_means_something(tmp_path: Path) -> None:
+    """CLIP takes the largest id of a text for its end where eos_token_id is 2, as in its first files."""
+    ends = [*(token for token in PLAIN if token != "</s>"), "</s>"]
+    new = words(tmp_path / "new", [ends[-1], *ends[:-1]], bos_token="<s>", eos_token="</s>")
+    old = words(clip(tmp_path / "old", 2), ends, bos_token="<s>", eos_token="</s>")
+    checkpoint = surgery.open_checkpoint(old)
+    with pytest.raises(NotSupported, match="CLIPTextModel takes the largest id of a text for its end"):
+        surgery.vocabulary(checkpoint, tokenizer=str(new))
+    assert "no token can stand behind that one" in " ".join(surgery.vocabulary(checkpoint, size=99).notes)
+    named = words(clip(tmp_path / "named", 79), ends, bos_token="<s>", eos_token="</s>")
+    out = changed(named, tmp_path / "out", tokenizer=str(new))
+    said = [tf.AutoTokenizer.from_pretrained(p)("w7 w9 </s>", return_tensors="pt").input_ids for p in (named, out)]
+    with torch.no_grad():
+        before, after = (
+            tf.CLIPTextModel.from_pretrained(p).eval()(input_ids=ids).pooler_output
+            for p, ids in zip((named, out), said, strict=True)
+        )
+    assert torch.allclose(before, after, atol=1e-6) and not torch.equal(*said)
+
+
+def test_the_tokenizer_of_a_component_lies_beside_it(tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline"
+    clip(pipeline / "text_encoder", 79)
+    (pipeline / "model_index.json").write_text(json.dumps({"text_encoder": ["transformers", "CLIPTextModel"]}))
+    words(pipeline / "tokenizer", PLAIN)
+    with pytest.raises(PlanError, match=r"a pipeline is of several classes[\s\S]*--component text_encoder"):
+        surgery.vocabulary(surgery.open_checkpoint(pipeline), size=99)
+    part = surgery.open_checkpoint(pipeline, component="text_encoder")
+    assert surgery.vocabulary(part, size=80).config["vocab_size"] == 80
+    with pytest.raises(NotSupported, match="1 tokens of the tokenizer would have no row any more"):
+        surgery.vocabulary(part, size=79)
+
+
+def test_numbers_that_json_has_not(tmp_path: Path) -> None:
+    config = tf.Mamba2Config(
+        vocab_size=97, hidden_size=24, num_heads=4, head_dim=12, n_groups=1, state_size=4, num_hidden_layers=1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = tf.Mamba2ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    assert "Infinity" in (tmp_path / "base" / "config.json").read_text()
+    got = loaded(model, changed(tmp_path / "base", tmp_path / "out", size=110))
+    assert list(got.config.time_step_limit) == list(model.config.time_step_limit)
+    assert torch.equal(logits(got, IDS)[..., :97], logits(model, IDS))

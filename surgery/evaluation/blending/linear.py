@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..row_blocks import Block
 from .method import Base, Method
-from .sums import weighted
+from .sums import wide
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 def rows(block: Block) -> torch.Tensor:
     """sum(weight * model) / sum(weight)."""
-    weights = block.each("weight", len(block.values))
-    total = weighted(block.values, weights)
+    weights, first = block.each("weight", len(block.values)), block.values[0]
+    total = first.new_zeros(first.shape, dtype=wide(first))
+    for model, weight in zip(block.values, weights, strict=True):
+        total.add_(model, alpha=weight)
     return total.div_(sum(weights)) if block.numbers["normalize"] else total
 
 
-METHODS = {"linear": Method("the mean by weights", rows, Base.NONE, each={"weight": None}, shared={"normalize": 1.0})}
+METHODS = {"linear": Method("the mean by weights", rows, Base.NONE, each={"weight": 1.0}, shared={"normalize": 1.0})}

@@ -56,7 +56,7 @@ METHODS = {
         "the mean of several models on the sphere",
         rows,
         Base.ALLOWED,
-        each={"weight": None},
+        each={"weight": 1.0},
         shared={"normalize_weights": 1.0, "eps": 1e-8},
         measure=measure,
         facts=lambda numbers, columns: int(numbers["many"]),

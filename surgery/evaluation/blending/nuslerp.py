@@ -92,7 +92,7 @@ METHODS = {
         Base.ALLOWED,
         least=2,
         most=2,
-        each={"weight": None},
+        each={"weight": 1.0},
         shared={"nuslerp_row_wise": 0.0, "nuslerp_flatten": 1.0},
         by_rows=_by_rows,
         measure=measure,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Sparse = Callable[[Block, Sequence["torch.Tensor"]], Sequence["torch.Tensor"]]
-EACH = {"weight": None}
+EACH = {"weight": 1.0}
 SHARED = {"lambda": 1.0, "normalize": 0.0}
 
 
