@@ -46,7 +46,6 @@ from .stage import write_at
 from .writing_inside import PARTS, Inside, part_of
 
 PROCESS = 400 << 20  # bytes of a worker besides its buffers, torch among them
-THREADS = 4  # of a worker, where nothing was said, and each node has as many cores
 ANSWER = 120.0  # seconds within which a node must have proved itself
 LOOK, ALONE = 5.0, 60.0  # seconds between two looks for nodes, and after which a run without one ends
 TASKS_PER_PLACE = 4  # so many tasks as workers fit on the cluster keep all of them at work to the end
@@ -134,11 +133,13 @@ class Nodes:
         self._share_spooled()
         room = delivery.room if delivery else len(self.shards)
         groups = [(one,) for one in self.shards] if delivery else divided(self.shards, self.places)
-        waiting = deque(enumerate(groups))
+        # all at once, so that what cannot be sent is refused before work
+        asked = [self._job(number, group, sharing.mode, check_all=check_all) for number, group in enumerate(groups)]
+        waiting = deque(zip(groups, asked, strict=True))
         losses = dict[str, Loss]()
         while waiting or self.running:
-            while waiting and sum(map(len, self.running.values())) + len(waiting[0][1]) <= room:
-                self._begin(*waiting.popleft(), sharing.mode, check_all=check_all)
+            while waiting and sum(map(len, self.running.values())) + len(waiting[0][0]) <= room:
+                self._begin(*waiting.popleft())
             done, _ = self.ray.wait([*self.running], timeout=TOLD_EVERY)
             self._check_there(done)
             self._tell(emit)
@@ -154,14 +155,14 @@ class Nodes:
                         emit(Step("sent", shard.name, shard.nbytes))
         return losses
 
-    def _begin(self, number: int, shards: tuple[ShardPlan, ...], reflink: str, *, check_all: bool) -> None:
+    def _job(self, number: int, shards: tuple[ShardPlan, ...], reflink: str, *, check_all: bool) -> bytes:
         threads, budget = self.share
         job = Job(number, shards, self.fit, self.proven, self.aliases, threads, budget, reflink, check_all)
-        needs = {"num_cpus": threads, "memory": needed(self.share), "max_retries": RETRIES}
-        ref = self.task.options(**needs).remote(
-            "work", pickled(self.ray, job, [f.call for f in functions_in(shards)]), self.versions
-        )
-        self.running[ref] = shards
+        return pickled(self.ray, job, [function.call for function in functions_in(shards)])
+
+    def _begin(self, shards: tuple[ShardPlan, ...], asked: bytes) -> None:
+        needs = {"num_cpus": self.share[0], "memory": needed(self.share), "max_retries": RETRIES}
+        self.running[self.task.options(**needs).remote("work", asked, self.versions)] = shards
 
     def _check_there(self, done: Sequence[Any]) -> None:
         """Raise SurgeryError where for long no node has been there that could do what is to be done: Ray waits for
@@ -260,7 +261,7 @@ def nodes(
     try:
         with connected(address) as ray:
             there = nodes_of(ray)
-            each = share(workers or max(1, min(THREADS, *(int(node.cpus) for node in there), THREADS)))
+            each = share(workers or max(1, int(min((node.cpus for node in there), default=1))))
             able = [node for node in there if _places(node, each)]
             if not able:
                 raise _too_small(there, each)

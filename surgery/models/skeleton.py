@@ -36,7 +36,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
     kind = str(config.get("model_type"))
     with _asked(f"the config class of model type `{kind}`"):
-        known: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(dict(config)).to_dict()
+        known: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(_with_floats(config)).to_dict()
     return {name: value for name, value in known.items() if name != "_name_or_path"}
 
 
@@ -95,8 +95,18 @@ def built(config: Mapping[str, Any], model_class: str) -> Any:
             f"no {model_class} is built of so much: {what}", help="mend config.json: it is not this model's"
         )
     with _asked(model_class), torch.device("meta"):
-        model: Any = getattr(transformers, model_class)(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)))
+        known = CONFIG_MAPPING[config["model_type"]].from_dict(_with_floats(config))
+        model: Any = getattr(transformers, model_class)(known)
     return model
+
+
+def _with_floats(value: Any) -> Any:
+    """The config with the numbers that JSON has not, which transformers writes as `{"__float__": "Infinity"}`."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _with_floats(one) for key, one in value.items()}
+    return [_with_floats(one) for one in value] if isinstance(value, list) else value
 
 
 def check_accepted(config: Mapping[str, Any], model_class: str, tensors: Mapping[str, Tensor]) -> None:

@@ -28,6 +28,9 @@ BEYOND: Mapping[str, str] = {
     "prompt_types": "the embedding has rows for prompts behind those of the vocabulary",
 }
 PROBE = 64
+# Types that take the largest id of a text for its end: those that always do, and those that do where eos_token_id is 2.
+LARGEST = frozenset("owlvit_text_model owlv2_text_model sam3_lite_text_text_model".split())
+LARGEST_WHERE_2 = frozenset("clip_text_model clipseg_text_model groupvit_text_model xclip_text_model".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,13 @@ def resized(
             help="what it computes follows from the size of its vocabulary, or from which token is padding",
         )
     return made
+
+
+def ends_with_largest(config: Config, found: Vocabulary) -> bool:
+    """Whether the class takes the largest id of a text for its end, so that ids mean something by their order."""
+    section = section_at(complete(config), found.at)
+    kind = section.get("model_type")
+    return kind in LARGEST or (kind in LARGEST_WHERE_2 and section.get("eos_token_id") == 2)
 
 
 def words_of(config: Config, model_class: str) -> Words:

@@ -20,7 +20,7 @@ from ..models.config_sections import section_at
 from ..models.header_ties import header_ties
 from ..models.names_v5 import in_memory, renames_of
 from ..models.skeleton import complete
-from ..models.vocabulary_config import Vocabulary, resized, vocabulary_of
+from ..models.vocabulary_config import Vocabulary, ends_with_largest, resized, vocabulary_of
 from ..names import natural
 from ..quantization.quantised import quantised
 from ..quantization.quantised import undeclared as codes_undeclared
@@ -78,6 +78,7 @@ def vocabulary(
     rows = _size(size, turned, found.size, multiple_of)
     told, fresh = Followed(), Fresh(new, seed, _spread(checkpoint.config, found))
     runs, move = _moves(checkpoint, turned, found, rows)
+    notes = _order_checked(checkpoint, turned, found, rows, model_class)
     config = config_followed(checkpoint.config, complete(checkpoint.config), found.at, move, told)
     generation = _generation(checkpoint, move, told)
     told.check()
@@ -87,7 +88,7 @@ def vocabulary(
     files = {**made.files, **generation}
     if turned:
         files = {**{name: file for name, file in files.items() if not _of_tokenizer(name)}, **turned.files}
-    notes = [*made.notes, *_notes(checkpoint, turned, found, rows, runs, new), *told.notes]
+    notes = [*made.notes, *notes, *_notes(checkpoint, turned, found, rows, runs, new), *told.notes]
     done = {"surgery": "vocabulary", "tokens": rows, "before": found.size, "new": new, "tensors": sorted(stored)}
     return made.with_step(done | ({"tokenizer": turned.name} if turned else {}), files=files, notes=tuple(notes))
 
@@ -162,6 +163,22 @@ def _moves(
     runs = runs_of(rows_of(size, turned.new, turned.old, turned.found, found.size))
     move = following(size, found.size, turned.new, turned.old, turned.found)
     return (None if runs == kept(size, found.size) else runs), move
+
+
+def _order_checked(
+    checkpoint: Checkpoint, turned: _Turned | None, found: Vocabulary, size: int, model_class: str
+) -> list[str]:
+    """A note for classes that take the largest id of a text for its end. Raises NotSupported where tokens get ids."""
+    if not ends_with_largest(checkpoint.config, found):
+        return []
+    if turned and any(turned.found.get(number) != number for number in turned.new.texts):
+        raise NotSupported(
+            f"{model_class} takes the largest id of a text for its end, and tokens get other ids",
+            where=[f"{checkpoint.path}: config.json: eos_token_id", turned.name],
+            help="a CLIP whose config.json names the id of its end as eos_token_id, and not 2, looks for that",
+        )
+    more = f"{model_class} takes the largest id of a text for its end: no token can stand behind that one"
+    return [more] if size > found.size else []
 
 
 def _check_used(checkpoint: Checkpoint, before: int, size: int) -> None:

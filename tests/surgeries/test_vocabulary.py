@@ -453,3 +453,56 @@ def test_a_recipe_of_it_in_one_pass(models: Saved, tmp_path: Path) -> None:
     steps = surgery.write(surgery.cast(base, "bfloat16"), tmp_path / "1") and tmp_path / "1"
     changed(changed(steps, tmp_path / "2", size=105), tmp_path / "3", size=120, new="zero")
     assert (tmp_path / "once" / "model.safetensors").read_bytes() == (tmp_path / "3" / "model.safetensors").read_bytes()
+
+
+def clip(path: Path, eos: int) -> Path:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = tf.CLIPTextConfig(**sizes, vocab_size=97, eos_token_id=eos, bos_token_id=1, pad_token_id=0)
+    tf.CLIPTextModel(config).save_pretrained(path)
+    return path
+
+
+def test_ids_whose_order_means_something(tmp_path: Path) -> None:
+    """CLIP takes the largest id of a text for its end where eos_token_id is 2, as in its first files."""
+    ends = [*(token for token in PLAIN if token != "</s>"), "</s>"]
+    new = words(tmp_path / "new", [ends[-1], *ends[:-1]], bos_token="<s>", eos_token="</s>")
+    old = words(clip(tmp_path / "old", 2), ends, bos_token="<s>", eos_token="</s>")
+    checkpoint = surgery.open_checkpoint(old)
+    with pytest.raises(NotSupported, match="CLIPTextModel takes the largest id of a text for its end"):
+        surgery.vocabulary(checkpoint, tokenizer=str(new))
+    assert "no token can stand behind that one" in " ".join(surgery.vocabulary(checkpoint, size=99).notes)
+    named = words(clip(tmp_path / "named", 79), ends, bos_token="<s>", eos_token="</s>")
+    out = changed(named, tmp_path / "out", tokenizer=str(new))
+    said = [tf.AutoTokenizer.from_pretrained(p)("w7 w9 </s>", return_tensors="pt").input_ids for p in (named, out)]
+    with torch.no_grad():
+        before, after = (
+            tf.CLIPTextModel.from_pretrained(p).eval()(input_ids=ids).pooler_output
+            for p, ids in zip((named, out), said, strict=True)
+        )
+    assert torch.allclose(before, after, atol=1e-6) and not torch.equal(*said)
+
+
+def test_the_tokenizer_of_a_component_lies_beside_it(tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline"
+    clip(pipeline / "text_encoder", 79)
+    (pipeline / "model_index.json").write_text(json.dumps({"text_encoder": ["transformers", "CLIPTextModel"]}))
+    words(pipeline / "tokenizer", PLAIN)
+    with pytest.raises(PlanError, match=r"a pipeline is of several classes[\s\S]*--component text_encoder"):
+        surgery.vocabulary(surgery.open_checkpoint(pipeline), size=99)
+    part = surgery.open_checkpoint(pipeline, component="text_encoder")
+    assert surgery.vocabulary(part, size=80).config["vocab_size"] == 80
+    with pytest.raises(NotSupported, match="1 tokens of the tokenizer would have no row any more"):
+        surgery.vocabulary(part, size=79)
+
+
+def test_numbers_that_json_has_not(tmp_path: Path) -> None:
+    config = tf.Mamba2Config(
+        vocab_size=97, hidden_size=24, num_heads=4, head_dim=12, n_groups=1, state_size=4, num_hidden_layers=1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = tf.Mamba2ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    assert "Infinity" in (tmp_path / "base" / "config.json").read_text()
+    got = loaded(model, changed(tmp_path / "base", tmp_path / "out", size=110))
+    assert list(got.config.time_step_limit) == list(model.config.time_step_limit)
+    assert torch.equal(logits(got, IDS)[..., :97], logits(model, IDS))
