@@ -286,7 +286,8 @@ def _check_belonging(
     """Notes on what the adapters say of their base. Raises PlanError, AdapterError for those that are not this one's,
     are in it, or lost their head.
     """
-    for one in (checkpoint, *adapters):
+    check_parts(checkpoint.tensors, checkpoint.path)
+    for one in adapters:
         check_parts(one.tensors, one.path)
     check_read(checkpoint, adapters)
     if not again:
