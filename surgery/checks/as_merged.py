@@ -96,8 +96,8 @@ def _way(step: Step) -> Merging:
 
 
 def _dtype(steps: Sequence[Step]) -> str | None:
-    """What the result was cast to."""
-    casts = {step.get("dtype") for step in steps if step.get("surgery") == "cast"}
+    """What the result was cast to while it was merged: what is cast afterwards was rounded before, too."""
+    casts = {step.get("dtype") for step in steps if step.get("surgery") == "cast" and "kept" in step}
     return next((name for name, dtype in NAMES.items() if str(dtype) in casts), None)
 
 

@@ -159,3 +159,17 @@ def test_a_file_of_torch_is_added_as_any_other(saved: Saved, tmp_path: Path) -> 
     torch.save({"proj.weight": torch.ones(3, 2)}, tmp_path / "proj.bin")
     surgery.write(surgery.add(opened(saved("llama")), opened(tmp_path / "proj.bin"), prefix="mm."), tmp_path / "out")
     assert torch.equal(all_of(tmp_path / "out")["mm.proj.weight"], torch.ones(3, 2))
+
+
+def test_what_is_added_twice_keeps_its_own_ties(tmp_path: Path) -> None:
+    """Through what reads the headers, too: each name stays with the tensor beside it, though both are one."""
+    value = torch.arange(6.0).view(2, 3)
+    save_file({"embed": value}, tmp_path / "a.safetensors", metadata={"format": "pt", "head": "embed"})
+    save_file({"w": value + 1}, tmp_path / "b.safetensors", metadata={"format": "pt"})
+    made, other = opened(tmp_path / "b.safetensors"), opened(tmp_path / "a.safetensors")
+    for prefix in ("x.", "y."):
+        made = surgery.add(made, other, prefix=prefix)
+    surgery.write(surgery.rename(made, [("^w$", "v")]), tmp_path / "out")
+    for number, prefix in ((2, "x."), (3, "y.")):
+        with safe_open(tmp_path / "out" / f"b-0000{number}-of-00003.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt", f"{prefix}head": f"{prefix}embed"}

@@ -148,6 +148,7 @@ def test_what_is_merged_is_rounded_before_it_is_cast(saved: Callable[..., Path],
     lora = surgery.inject(base, rank=2, target_modules=["q_proj"], init="gaussian", seed=3)
     surgery.write(lora, tmp_path / "lora")
     factors = load_file(tmp_path / "lora/adapter_model.safetensors")
+    torch.manual_seed(0)
     save_file({n: t if ".lora_A." in n else torch.randn_like(t) for n, t in factors.items()},
               tmp_path / "lora/adapter_model.safetensors")  # fmt: skip
     merged = surgery.merge(base, surgery.open_adapter(tmp_path / "lora"))
@@ -155,6 +156,22 @@ def test_what_is_merged_is_rounded_before_it_is_cast(saved: Callable[..., Path],
     surgery.write(surgery.cast(merged, "float32"), tmp_path / "once")
     cast(tmp_path / "merged", tmp_path / "twice", "float32")
     assert hashes(tmp_path / "once")["model.safetensors"] == hashes(tmp_path / "twice")["model.safetensors"]
+
+
+def test_what_is_cast_after_a_merge_is_verified_against_it(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """By what the merge wrote, which was rounded to its own dtype before."""
+    from tiny_models import save
+
+    base = save("llama", tmp_path / "base", dtype=torch.bfloat16)
+    surgery.write(surgery.inject(surgery.open_checkpoint(base), rank=2, target_modules=["q_proj"]), tmp_path / "lora")
+    factors = load_file(tmp_path / "lora/adapter_model.safetensors")
+    torch.manual_seed(0)
+    save_file({n: torch.randn_like(t) for n, t in factors.items()}, tmp_path / "lora/adapter_model.safetensors")
+    adapter = surgery.open_adapter(tmp_path / "lora")
+    merged = surgery.merge(surgery.open_checkpoint(base), adapter)
+    surgery.write(surgery.cast(merged, "float32"), tmp_path / "out")
+    found = surgery.verify(tmp_path / "out", base=base, adapter=tmp_path / "lora")
+    assert found.ok, found.checks
 
 
 def test_a_merge_into_what_was_cast_is_one_into_what_was_written(saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -83,3 +83,13 @@ def test_of_a_pipeline_one_component_may_be_all_that_is_left(tmp_path: Path) -> 
     surgery.write(surgery.keep(base, "unet/.*"), tmp_path / "out")
     assert set(load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")) == {"unet.0", "unet.1"}
     assert not list((tmp_path / "out" / "vae").glob("*.safetensors*"))
+
+
+def test_a_name_that_is_left_out_twice_is_two_tensors(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Layer 2 is left out, then layer 1, which is called layer 2 by then: both are dropped by name."""
+    base = surgery.open_checkpoint(saved("llama"))
+    made = surgery.rename(surgery.drop(base, r"model\.layers\.2\..*"), [(r"layers\.1\.", "layers.2.")])
+    left = surgery.plan(surgery.drop(made, r"model\.layers\.2\..*"))
+    each = sum(name.startswith("model.layers.2.") for name in base.tensors)
+    assert len(left.dropped) == 2 * each
+    assert sum(name.endswith(": model.layers.2.mlp.up_proj.weight") for name in left.dropped) == 1

@@ -29,7 +29,7 @@ _CACHED = re.compile(r".*/models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P
 _PARENT = re.compile(r"transformers\.models\.(?P<type>\w+)\..+")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 # Steps after which the weights are still those of the model that was opened.
-_SAME = frozenset({"split", "fuse", "rename", "convert", "drop", "cast", "reshard", "unmerge"})
+_SAME = frozenset("add cast convert drop fuse keep rename reshard split tie unmerge untie".split())
 _SAID_DIGEST = "sha256 of the whole file"
 
 
