@@ -350,9 +350,9 @@ def _unfinished(run: _Run) -> dict[str, str]:
 
 
 def _of_users(plan: Plan, scratch: ShardPlan, made: Mapping[str, Loss]) -> dict[str, Loss]:
-    """The losses in a scratch tensor, by the tensors into which it goes."""
-    lost = [loss for loss in made.values() if loss.erased or loss.overflowed or loss.broken or loss.codes]
-    return {name: loss for loss in lost for name in plan.users(scratch.slots[0])}
+    """The losses in scratch tensors, by the tensors into which they go."""
+    lost = {name: loss for name, loss in made.items() if loss.erased or loss.overflowed or loss.broken or loss.codes}
+    return {name: lost[slot.name] for slot in scratch.slots if slot.name in lost for name in plan.users(slot)}
 
 
 def _delivery(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..evaluation.scratch import SCRATCH
 from ..lazy.runs import lower, to_bytes
-from ..lazy.tensor import File, Restored, Stored, Tensor, Zeros, is_computed, stored
+from ..lazy.tensor import File, Measured, Restored, Stored, Tensor, Zeros, is_computed, stored
 from .record import Kept, Sidecar
 
 COPY_RUN = 16 << 10  # bytes from which a run is copied by the kernel instead of gathered through a buffer
@@ -96,8 +97,20 @@ class ShardPlan:
             yield last
 
     def apart(self) -> list[ShardPlan]:
-        """The same file slot by slot."""
-        return [replace(self, slots=(slot,)) for slot in self.slots]
+        """The same file in parts, of which each may read those before it: slot by slot, but what is measured of files
+        alone, one after another, is one part, which several workers share.
+        """
+        parts: list[list[Slot]] = []
+        for slot in self.slots:
+            if parts and _is_measured(slot) and _is_measured(parts[-1][0]):
+                parts[-1].append(slot)
+            else:
+                parts.append([slot])
+        return [replace(self, slots=tuple(part)) for part in parts]
+
+
+def _is_measured(slot: Slot) -> bool:
+    return isinstance(slot.tensor, Measured) and not any(leaf.file.path == SCRATCH for leaf in stored(slot.tensor))
 
 
 def steps(tensor: Tensor, to: int, kept: Kept | None = None) -> Iterator[Copy | Fill]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from .subtractable import check_adds, check_of_adapters_alone
 
 OF_MERGE_ALONE = ("again", "any_base", "tokenizer", "through", "trained_on", "reversible")
 SAMPLED, ROWS = 32, 64  # tensors, about, and rows of each that are read for an estimate
+SEEN = 1 << 18  # elements of each, at most
 
 
 @step
@@ -174,13 +176,25 @@ def _estimate(undone: Checkpoint) -> str:
     """How many weights will not be the base's, from merging and subtracting once more on some rows of some tensors."""
     sums = {name: tensor for name, tensor in undone.tensors.items() if isinstance(tensor, Sum) and tensor.deltas}
     chosen = list(sums.values())[:: max(1, len(sums) // SAMPLED)]
-    shares = [_share(narrow(tensor, 0, 0, min(ROWS, tensor.shape[0]))) for tensor in chosen]
+    shares = [_share(sampled(tensor)) for tensor in chosen]
     total = sum(tensor.size for tensor in sums.values())
     share = sum(shares) / len(shares) if shares else 0.0
     return (
         f"approximate: about {share:.2%} of the {total} weights in {len(sums)} tensors will not be the base's, mostly"
         " by the last bit"
     )
+
+
+def sampled(tensor: Sum) -> Sum:
+    """A corner of a sum, of at most `ROWS` rows and, where columns can be taken of it, `SEEN` elements."""
+    wanted = [min(ROWS, tensor.shape[0]), *tensor.shape[1:]]
+    for axis in range(len(wanted)):
+        wanted[axis] = max(1, min(wanted[axis], SEEN * wanted[axis] // max(1, math.prod(wanted))))
+    found = tensor
+    for axis, length in enumerate(wanted):
+        less = narrow(found, axis, 0, length)
+        found = less if isinstance(less, Sum) else found
+    return found
 
 
 def _share(undone: Tensor) -> float:

@@ -225,6 +225,27 @@ def test_a_chain_in_one_pass_is_one_by_one_is_on_ray(seed: int, joined: Any, bas
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "one") != hashes(base)
 
 
+def test_a_worker_that_dies_wherever_it_is_made(
+    joined: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not made for ever; what a function raises on a node is said, too; the stage stays, without halves in it."""
+    monkeypatch.setattr(driver, "RETRIES", 0)
+    here, ends = os.getpid(), {"dies": lambda: os._exit(1), "raises": lambda: 1 // 0}
+    for how, said in (("dies", "workers that made these shards died"), ("raises", "ZeroDivisionError")):
+
+        def there(rows: torch.Tensor, how: str = how) -> torch.Tensor:
+            if os.getpid() != here:
+                ends[how]()
+            return rows
+
+        made = surgery.map_rows(surgery.open_checkpoint(base), {r"model\.layers\.3\.mlp.*": there})
+        with pytest.raises(SurgeryError, match=said):
+            surgery.write(made, tmp_path / how / "out", executor="ray")
+        assert not (tmp_path / how / "out").exists()
+        [stage] = stages(str(tmp_path / how / "out"))
+        assert not os.path.exists(f"{stage}/.surgery/parts/nodes")
+
+
 def test_what_was_computed_before_the_plan(joined: Any, adapter: Path, tmp_path: Path) -> None:
     """It lies in a folder of this process, which nodes may not see: they read it in the stage."""
     made = surgery.resize_adapter(surgery.open_adapter(adapter), rank=2)

@@ -5,6 +5,7 @@ refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -32,9 +33,11 @@ from surgery.evaluation.arithmetic import exact
 from surgery.evaluation.evaluate import into, workspace_of
 from surgery.evaluation.workspace import DEFAULT_MEMORY, LEAST_BUDGET
 from surgery.lazy.dense import Dense
+from surgery.lazy.dtypes import DTYPES
 from surgery.lazy.gain import Gain
 from surgery.lazy.low_rank import LowRank
-from surgery.lazy.tensor import Before
+from surgery.lazy.tensor import Before, Sum, Zeros, add
+from surgery.surgeries.unmerge import SEEN, sampled
 
 ALL = "all-linear"
 EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
@@ -420,3 +423,16 @@ def test_what_was_never_merged_is_said_to_be_so(saved: Callable[..., Path], tmp_
         with pytest.raises(VerificationFailed) as caught:
             surgery.unmerge(surgery.open_checkpoint(tmp_path / name))
         assert said in str(caught.value) and "made with --reversible" not in str(caught.value), name
+
+
+@pytest.mark.parametrize("shape", [(1, 1 << 30), (64, 1 << 24, 8), (1 << 30, 1), (3, 5), (1, 1, 1 << 30), (128, 9, 9)])
+def test_an_estimate_reads_a_corner(shape: tuple[int, ...]) -> None:
+    """However wide a tensor is, and it is asked of a sum still: with all of its rank, of a part of its rows."""
+    base = Zeros(DTYPES["BF16"], shape)
+    delta = LowRank(Zeros(DTYPES["F32"], (*shape[:-1], 4)), Zeros(DTYPES["F32"], (4, shape[-1])), 0.5)
+    tensor = add(base, [delta])
+    assert isinstance(tensor, Sum)
+    found = sampled(tensor)
+    assert found.size <= SEEN and found.shape[0] <= 64 and len(found.shape) == len(shape)
+    assert found.size in (min(tensor.size, SEEN), math.prod((64, *shape[1:])))
+    assert found.deltas[0].factors[0].shape[-1] == 4
