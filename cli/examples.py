@@ -54,5 +54,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "push": ("surgery push merged org/name --private",),
     "run": ("surgery run recipe.yaml", "surgery run recipe.yaml --set merge.scale=0.5", "surgery run out -o again"),
-    "schema": ("surgery schema > recipe.schema.json",),
+    "schema": ("surgery schema",),
 }

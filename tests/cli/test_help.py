@@ -56,7 +56,7 @@ def test_examples_are_shown_and_are_right(
     words = shlex.split(line)
     assert words[:2] == ["surgery", name]
     parsed(words)
-    if name == "demo":
+    if name in ("demo", "schema"):  # they need nothing that is there
         return
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, words[1:])
