@@ -11,12 +11,23 @@ from collections.abc import Iterable
 
 from .errors import NothingMatched, SurgeryError, nearest
 
+PARTS = 1000  # dots in a name
 _DIGITS = re.compile(r"(\d+)")
 
 
 def natural(name: str) -> str:
     """A sort key under which layer 2 comes before layer 10: each number stands behind its length."""
     return _DIGITS.sub(lambda found: chr(48 + len(n := found[0].lstrip("0"))) + n, name)
+
+
+def check_parts(names: Iterable[str], where: str) -> None:
+    """Raise SurgeryError for a name of more parts than modules nest: each beginning of it would be looked up."""
+    if deep := next((name for name in names if name.count(".") > PARTS), ""):
+        raise SurgeryError(
+            f"a tensor's name has {deep.count('.') + 1} parts, and {PARTS + 1} are the most that is merged",
+            where=[f"{where}: {deep[:60]}…"],
+            help="no module lies so deep: rename it, with surgery rename",
+        )
 
 
 def is_called(name: str, ends: Iterable[str]) -> bool:

@@ -33,7 +33,8 @@ def lines(folder: Path) -> list[str]:
 
 
 def test_every_step_that_is_recorded_has_words() -> None:
-    recorded = {name for path in SOURCE.rglob("*.py") for name in re.findall(r'"surgery": "(\w+)"', path.read_text())}
+    step = re.compile(r'"surgery": "([\w-]+)"')
+    recorded = {name for path in SOURCE.rglob("*.py") for name in step.findall(path.read_text())}
     assert recorded == set(WORDS) and len(recorded) > 10
 
 

@@ -28,7 +28,7 @@ from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
 from ...lazy.tensor import add as summed
 from ...models.fused.given import Given, as_said
 from ...models.fused.row import Site
-from ...names import compiled, natural, select
+from ...names import check_parts, compiled, natural, select
 from ...quantization.settle import decoded, settled
 from ...step import CODES, MERGING, Option, step
 from ..cast import with_dtype
@@ -286,6 +286,9 @@ def _check_belonging(
     """Notes on what the adapters say of their base. Raises PlanError, AdapterError for those that are not this one's,
     are in it, or lost their head.
     """
+    check_parts(checkpoint.tensors, checkpoint.path)
+    for one in adapters:
+        check_parts(one.tensors, one.path)
     check_read(checkpoint, adapters)
     if not again:
         _check_new(checkpoint, adapters)
