@@ -7,6 +7,7 @@ gives the same bytes anywhere.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from ..errors import FormatError
 from .folder import Folder, LocalFolder
 from .history import check_history, check_inputs
-from .strict import parse_object
+from .strict import LONE, parse_object
 
 MANIFEST = ".surgery/manifest.json"
 FORMAT = 1
@@ -53,7 +54,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "files": dict(manifest.files),
         **({"digests": dict(manifest.digests)} if manifest.digests else {}),
     }
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return LONE.sub(_shown, text).encode("utf-8")
+
+
+def _shown(found: re.Match[str]) -> str:
+    """A byte of a path that is no text, in JSON, as it is shown: a folder may be called anything."""
+    code = ord(found[0])
+    return f"\\\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\\\u{code:04x}"
 
 
 def read_manifest(folder: str | Folder) -> Manifest | None:

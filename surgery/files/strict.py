@@ -14,7 +14,7 @@ MEND = "mend the file, or fetch it again"
 # What stands in a clone for a file that was never fetched: three lines of text, of which this begins the first.
 POINTER = b"version https://git-lfs"
 PULL = "git lfs pull fetches it, in the clone that the file came from"
-_LONE = re.compile("[\ud800-\udfff]")
+LONE = re.compile("[\ud800-\udfff]")
 
 
 def parse_object(raw: bytes, fail: Callable[[str], FormatError], *, nan: bool = False) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def parse_object(raw: bytes, fail: Callable[[str], FormatError], *, nan: bool = 
         raise fail(f"not JSON that can be read: {error}") from error
     if not isinstance(content, dict):
         raise fail("not a JSON object")
-    if b"\\u" in raw and _LONE.search(json.dumps(content, ensure_ascii=False)):
+    if b"\\u" in raw and LONE.search(json.dumps(content, ensure_ascii=False)):
         raise fail("half of a surrogate pair is not text")
     return content
 
