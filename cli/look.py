@@ -143,7 +143,7 @@ def verify(
     told_more = through or merging.said() or reading.said()
     if bool(base) != bool(adapters) or (not base and told_more):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
-    told = merging_arguments(merging) | reading_arguments(reading)
+    told = merging_arguments(merging, adapters or ()) | reading_arguments(reading)
 
     def body() -> None:
         with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:

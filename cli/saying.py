@@ -12,7 +12,7 @@ import typer
 
 from surgery.recipes.kinds import Scalar, WrongValue
 from surgery.recipes.parameters import Parameter, opening_of, signature_of
-from surgery.recipes.saying import Opening, arguments, as_opened, read
+from surgery.recipes.saying import Opening, arguments, as_opened, check_said, read
 from surgery.surgeries.merging.merge import merge
 
 
@@ -98,9 +98,10 @@ else:
     Reading = group_of("Reading", opening_of())
 
 
-def merging_arguments(merging: Said) -> dict[str, Any]:
-    """What was said of merging, as arguments for a function of the library."""
+def merging_arguments(merging: Said, adapters: Sequence[str]) -> dict[str, Any]:
+    """What was said of merging these adapters, as arguments for a function of the library."""
     try:
+        check_said(signature_of(merge), {"adapters": list(adapters), **merging.said()})
         return arguments(signature_of(merge), merging.said(), Opening())
     except WrongValue as error:
         raise wrong(error) from error

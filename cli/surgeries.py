@@ -42,7 +42,7 @@ def _command(name: str, function: Callable[..., Any], signature: Signature) -> C
         flowing = told.pop(signature.flowing.key)
         _check_needed(name, signature, told)
         try:
-            check_said(signature, told)
+            check_said(signature, told, flowing)
         except WrongValue as error:
             raise wrong(error) from error
         written(lambda: _made(function, signature, flowing, told, options), options)

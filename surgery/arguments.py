@@ -22,6 +22,7 @@ OTHERWISE = {
     "--class": "check_class=",
     "--no-class": "check_class=False",
     "--dry-run": "surgery.plan(…)",
+    "--set": "surgery.from_recipe(…, said=[…])",
     "--stage": "surgery.HubDestination(…, stage=)",
     "--stage-shards": "surgery.HubDestination(…, stage_shards=)",
     "--tensors": "names in checkpoint.tensors",

@@ -38,6 +38,7 @@ class Option:
     It is called as the parameter, `max_rank` is `--max-rank`, unless `flags` say otherwise. `metavar` stands for its
     value; of a sequence, one with a comma, `W,W,…`, is given at once, another one often. `path`: it names a place.
     `least`: the smallest number that means anything. `among`: the words that can be said, where they are few.
+    `each`: of which other parameter, by key, it has a value for each.
     """
 
     help: str
@@ -47,6 +48,7 @@ class Option:
     path: bool = False
     least: int | None = None
     among: tuple[str, ...] = ()
+    each: str = ""
 
     def key(self, name: str) -> str:
         """Its name in a recipe, and behind `--`, where it is the parameter `name`."""

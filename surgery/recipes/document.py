@@ -159,7 +159,9 @@ def _text(path: str) -> str:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
         tip = "surgery run takes a recipe in YAML, TOML or JSON, or the manifest of an output"
-        raise FormatError(f"the recipe cannot be read: {(error.strerror or str(error)).lower()}", where=[path], help=tip) from error
+        raise FormatError(
+            f"the recipe cannot be read: {(error.strerror or str(error)).lower()}", where=[path], help=tip
+        ) from error
     if len(data) > MOST_BYTES:
         raise FormatError(f"a recipe of more than {MOST_BYTES} bytes", where=[path], help="is it a recipe?")
     try:

@@ -92,7 +92,7 @@ def check(document: Document) -> None:
                 tip = f"{one.key}: {one.option.metavar}"
                 raise FormatError(f"{document.called(i)} needs {one.key}", where=[where], help=tip)
         with _told_where(document, i):
-            check_said(signature, said)
+            check_said(signature, said, None if i else document.source)
 
 
 def _run(document: Document, how: Opening) -> Value:

@@ -39,10 +39,25 @@ def apply(function: Callable[..., Any], flowing: Any, said: Mapping[str, Any], h
     return function(flowing, **arguments(signature_of(function), said, how))
 
 
-def check_said(signature: Signature, said: Mapping[str, Any]) -> None:
-    """Raise WrongValue for what cannot be read, before anything is opened."""
+def check_said(signature: Signature, said: Mapping[str, Any], flowing: Any = None) -> None:
+    """Raise WrongValue for what cannot be read, before anything is opened; `flowing` is what flows, where that is
+    known.
+    """
     read(signature.opening, said)
-    _groups(signature, read(signature.parameters, said))
+    found = read(signature.parameters, said)
+    _groups(signature, found)
+    for one in signature.parameters:
+        if one.option.each and one.key in found:
+            several = flowing if one.option.each == signature.flowing.key else found.get(one.option.each) or [None]
+            if several is not None:
+                _check_each(one, found[one.key], len(several) if isinstance(several, list | tuple) else 1)
+
+
+def _check_each(parameter: Parameter, values: Sequence[Any], count: int) -> None:
+    """Raise WrongValue where there is not a value for each."""
+    if len(values) != count:
+        what = f"{len(values)} for {count} {parameter.option.each.removesuffix('s')}{'s'[: count != 1]}"
+        raise WrongValue(what, where=[parameter.key], help="one for each")
 
 
 def arguments(signature: Signature, said: Mapping[str, Any], how: Opening) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..step import Option, step
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+DTYPES = (*NAMES, *SHORT)
 FLOAT8 = {"float8_e4m3fn": E4M3, "float8_e5m2": E5M2}
 SHORT8 = {"float8": "float8_e4m3fn", "fp8": "float8_e4m3fn"}
 SAYS = ("dtype", "torch_dtype")  # what a config calls it
@@ -28,7 +29,14 @@ _LOSSY = Option("Take what torch makes of values beyond the range of the dtype, 
 @step
 def cast(
     checkpoint: Checkpoint,
-    dtype: Annotated[str, Option("float32, float16, bfloat16, float64, float8_e4m3fn or float8_e5m2.", "DTYPE")],
+    dtype: Annotated[
+        str,
+        Option(
+            "float32, float16, bfloat16, float64, float8_e4m3fn or float8_e5m2.",
+            "DTYPE",
+            among=(*DTYPES, *FLOAT8, *SHORT8),
+        ),
+    ],
     *,
     only: Annotated[str | None, _ONLY] = None,
     except_: Annotated[str | None, _EXCEPT] = None,

@@ -15,7 +15,7 @@ from ..quantization.quantised import Quantisation, quantised, undeclared
 from ..quantization.scheme import module_of
 from ..quantization.widen import widened
 from ..step import Option, step
-from .cast import parsed
+from .cast import DTYPES, parsed
 
 
 @step
@@ -24,7 +24,10 @@ def dequantize(
     *,
     only: Annotated[str | None, Option("The modules whose whole name matches; the rest stays as is.", "REGEX")] = None,
     except_: Annotated[str | None, Option("Leave modules as they are whose whole name matches.", "REGEX")] = None,
-    dtype: Annotated[str | None, Option("bfloat16, float16 or float32; else what the scheme gives.", "DTYPE")] = None,
+    dtype: Annotated[
+        str | None,
+        Option("bfloat16, float16 or float32; else what the scheme gives.", "DTYPE", among=DTYPES),
+    ] = None,
 ) -> Checkpoint:
     """Write quantised weights in 16 bits, bit for bit what they mean: FP8 to bfloat16, NF4, int4, MXFP4.
 

@@ -35,7 +35,8 @@ AVERAGED = (
 def combine(
     adapters: Annotated[Sequence[Adapter], Option("LoRA adapters, here or on the Hub.", "ADAPTER")],
     weights: Annotated[
-        Sequence[float] | None, Option("One factor for each adapter, such as 0.7,0.3; else 1.", "W,W,…")
+        Sequence[float] | None,
+        Option("One factor for each adapter, such as 0.7,0.3; else 1.", "W,W,…", each="adapters"),
     ] = None,
     *,
     rank: Annotated[

@@ -33,7 +33,9 @@ def blend(
         Checkpoint | None, Option("What the models were trained from, or one of them; most methods need it.", "PATH")
     ] = None,
     method: Annotated[str, Option("How: " + ", ".join(METHODS) + ".", "NAME")] = "linear",
-    weights: Annotated[Sequence[float], Option("The weight of each model, 1 where none is given.", "W,W,…")] = (),
+    weights: Annotated[
+        Sequence[float], Option("The weight of each model, 1 where none is given.", "W,W,…", each="models")
+    ] = (),
     density: Annotated[Sequence[float], Option("The share of each model's changes that is kept.", "D,D,…")] = (),
     t: Annotated[Sequence[float], Option("How far from the base; several: from first to last layer.", "T,T,…")] = (),
     parameters: Annotated[

@@ -31,7 +31,7 @@ from ...models.fused.row import Site
 from ...names import check_parts, compiled, natural, select
 from ...quantization.settle import decoded, settled
 from ...step import CODES, MERGING, Option, step
-from ..cast import with_dtype
+from ..cast import DTYPES, with_dtype
 from ..header_ties import along
 from ..rename import Rule, renamed
 from ..split import fuse_at, names_of, sites_held, split_at
@@ -81,7 +81,8 @@ def merge(
         ),
     ] = None,
     weights: Annotated[
-        Sequence[float] | None, Option("One factor for each adapter, such as 0.7,0.3.", "W,W,…", panel=MERGING)
+        Sequence[float] | None,
+        Option("One factor for each adapter, such as 0.7,0.3.", "W,W,…", panel=MERGING, each="adapters"),
     ] = None,
     *,
     names: Annotated[
@@ -110,7 +111,12 @@ def merge(
     again: Annotated[bool, Option("Merge an adapter that is in the base already.")] = False,
     dtype: Annotated[
         str | None,
-        Option("Of the result: bfloat16, float16, float32 or float64; bf16, fp16, fp32.", "DTYPE", panel=MERGING),
+        Option(
+            "Of the result: bfloat16, float16, float32 or float64; bf16, fp16, fp32.",
+            "DTYPE",
+            panel=MERGING,
+            among=DTYPES,
+        ),
     ] = None,
     add: Annotated[
         str | None,
