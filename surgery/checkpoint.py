@@ -34,7 +34,7 @@ from .files.pipeline import component_meant, components_of, meant_at, modules_of
 from .files.shards import CONSOLIDATED, index_name_of
 from .files.strict import MEND, parse_object
 from .files.torchfile.model import key_meant, under_key
-from .lazy.tensor import File, Input, Tensor
+from .lazy.tensor import File, Input, Tensor, as_written
 from .models.originals import PARAMS
 from .opened import takes_opened
 from .step import Recipe
@@ -102,6 +102,13 @@ class Checkpoint:
             return {}
         where = file.path if isinstance(file, File) else "config.json"
         return Config(parse_object(content(file), lambda what: FormatError(what, where=[where], help=MEND)), where)
+
+    def as_written(self) -> Checkpoint:
+        """The same, as if what steps made had been written and opened again: what is decoded is rounded."""
+        if not self.recipe.steps:
+            return self
+        made = {name: as_written(tensor) for name, tensor in self.tensors.items()}
+        return self if all(made[name] is self.tensors[name] for name in made) else replace(self, tensors=made)
 
     def load(self, name: str) -> torch.Tensor:
         """The value of one tensor, computed by the code that writes it. Loads torch."""

@@ -113,12 +113,20 @@ def step(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def recorded(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _as_written(args), {name: _as_written(value) for name, value in kwargs.items()}
         result = checked(*args, **kwargs)
         said = signature.bind(*args, **kwargs).arguments
         return replace(result, recipe=_after(function, signature, said))
 
     recorded.step = function.__name__.replace("_", "-")  # type: ignore[attr-defined]
     return cast(_Function, recorded)
+
+
+def _as_written(value: Any) -> Any:
+    """A checkpoint that steps made, as if it had been written in between: a chain is its steps, one after another."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_written, value)) if type(value) in (list, tuple) else value
+    return value.as_written() if hasattr(value, "as_written") else value
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:

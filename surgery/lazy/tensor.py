@@ -629,6 +629,17 @@ def unrounded(tensor: Tensor) -> Tensor:
     return replace(tensor, dtype=F32) if isinstance(tensor, Decoded) else moved_alike(tensor, unrounded)
 
 
+def as_written(tensor: Tensor) -> Tensor:
+    """The tensor in which what is decoded is rounded to its dtype before anything is computed on it."""
+    match tensor:
+        case Decoded():
+            return Sum(tensor.dtype, tensor) if tensor.dtype in ARITHMETIC else tensor
+        case Reshape() | Narrow() | Permute() | Concat():
+            made = moved_alike(tensor, as_written)
+            return tensor if made == tensor else made
+    return tensor
+
+
 def changes(deltas: Sequence[Delta], gain: Change | None) -> tuple[Change, ...]:
     """All that a sum does to its base, in its order."""
     return (*deltas, gain) if gain else tuple(deltas)

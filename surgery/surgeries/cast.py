@@ -151,9 +151,9 @@ def _called(dtype: Dtype) -> str:
     return next(name for name, one in {**NAMES, **FLOAT8}.items() if one == dtype)
 
 
-def with_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+def with_dtype(checkpoint: Checkpoint, dtype: str, before: Mapping[str, Tensor]) -> Checkpoint:
     """The checkpoint in `dtype` ("bfloat16", ...), and config.json says so. What is computed anyway is still rounded
-    once.
+    once, but for what was computed `before` by another step: that is as if it had been written.
 
     That is: each tensor of the dtype that most weights have, and each of which `dtype` holds every value. Others,
     such as the float32 router of a bfloat16 model, keep theirs, and a note names them: transformers would keep them
@@ -163,8 +163,12 @@ def with_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     floats = {n: t for n, t in checkpoint.tensors.items() if t.dtype.kind is Kind.FLOAT}
     main = _main(floats, new)
     kept = {n for n, t in floats.items() if t.dtype not in (main, new) and new not in WIDER.get(t.dtype, ())}
-    tensors = {n: in_dtype(t, new) if n in floats and n not in kept else t for n, t in checkpoint.tensors.items()}
-    made = replace(checkpoint, tensors=tensors)
+
+    def turned(name: str, tensor: Tensor) -> Tensor:
+        return rounded(tensor, new) if before.get(name) is tensor else in_dtype(tensor, new)
+
+    chosen = {n: turned(n, t) for n, t in floats.items() if n not in kept}
+    made = replace(checkpoint, tensors={**checkpoint.tensors, **chosen})
     if "config.json" in checkpoint.files:
         made = made.with_config(_with_dtype(checkpoint.config, dtype))
     named = ", ".join(listed([f"{n} ({floats[n].dtype})" for n in sorted(kept, key=natural)]))

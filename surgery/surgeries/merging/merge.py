@@ -275,7 +275,7 @@ def merge(
     done = _step(made, base, adapters, weights, options)
     made = replace(made, history=(*base.history, done), notes=(*made.notes, *notes))
     made = with_costs(made, seen, trained_on)
-    made = with_dtype(made, dtype) if dtype else made
+    made = with_dtype(made, dtype, stored.tensors) if dtype else made
     return replace(settled(made, seen, stored, held, how), survives=0.5 if requantize and not lossy else 0.0)
 
 
