@@ -21,7 +21,7 @@ from torch_files import read_so_far
 STEPS: list[tuple[str, dict[str, object]]] = [
     ("split-qkv", {}),
     ("merge", {"adapters": "adapter"}),
-    ("keep", {"pattern": "(?!model.layers.1.).*"}),  # `layers` asks the class, whose import takes 430 MB
+    ("keep", {"pattern": r"(?!model\.layers\.1\.).*"}),  # `layers` asks the class, whose import takes 430 MB
     ("cast", {"dtype": "float16", "allow-overflow": True}),
     ("rename", {"map": ["^lm_head=output"]}),
     ("drop", {"pattern": "model.norm.*"}),

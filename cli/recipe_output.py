@@ -8,7 +8,10 @@ from typing import Any, get_args
 from surgery.errors import FormatError, listed, nearest, series
 from surgery.recipes.document import Document
 from surgery.recipes.kinds import Kind, Scalar, Several, WrongValue
+from surgery.recipes.parameters import Parameter
+from surgery.step import Option
 
+from .helping import plain
 from .options import Writing, made_of, options_in
 
 # What is said of a run, and not of what is written.
@@ -27,11 +30,14 @@ def _flag(hint: Any) -> str:
     return next(one for one in spelled if one.startswith("--")).removeprefix("--")
 
 
-# By key: the option's name, its kind, its metavar and its help.
-OUTPUT: Mapping[str, tuple[str, Kind, str, str]] = {
-    _flag(hint): (one.name, _kind(hint), hint.__metadata__[0].metavar or "", hint.__metadata__[0].help or "")
-    for one, hint in options_in(Writing)
-    if one.name not in _OF_A_RUN
+def _parameter(name: str, hint: Any) -> Parameter:
+    said = hint.__metadata__[0]
+    option = Option(plain(said.help or ""), said.metavar or "")
+    return Parameter(_flag(hint), name, option, _kind(hint), None)
+
+
+OUTPUT: Mapping[str, Parameter] = {
+    one.key: one for one in (_parameter(f.name, hint) for f, hint in options_in(Writing) if f.name not in _OF_A_RUN)
 }
 
 
@@ -43,9 +49,9 @@ def with_output(document: Document, options: Writing) -> Writing:
         if key not in OUTPUT:
             close = nearest(str(key), list(OUTPUT)) or listed(sorted(OUTPUT), 12)
             raise FormatError(f"output has no option {key!r}", where=where, help=f"nearest are {series(close)}")
-        name, kind, metavar, _ = OUTPUT[key]
+        option = OUTPUT[key]
         try:
-            said[name] = kind.read(value, metavar)
+            said[option.name] = option.kind.read(value, option.option.metavar)
         except WrongValue as error:
             raise FormatError(f"output: {key}: {error.what}", where=where, help=error.help) from error
     given = _values(options)

@@ -6,21 +6,18 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from .kinds import Kind
 from .parameters import Parameter, opening_of, signature_of
 from .table import STEPS
 
-Output = Mapping[str, tuple[str, Kind, str, str]]
 
-
-def schema_of(output: Output) -> dict[str, Any]:
-    """The schema, with the options of an `output` by key: name, kind, metavar, help."""
+def schema_of(output: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The schema, with the options of an `output` by key."""
     named = {name: _step(name) for name in STEPS}
     bare = {"enum": [name for name, schema in named.items() if not schema["required"]]}
     one = {"type": "object", "properties": named, "additionalProperties": False, "minProperties": 1, "maxProperties": 1}
     source = {"anyOf": [{"$ref": "#/$defs/place"}, {"type": "array", "items": {"$ref": "#/$defs/place"}}]}
     steps = {"type": "array", "items": {"anyOf": [bare, one]}}
-    options = {key: {**kind.schema(), "description": help} for key, (_, kind, _, help) in output.items()}
+    options = {key: _option(one) for key, one in output.items()}
     written = {"type": "object", "properties": options, "additionalProperties": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
