@@ -67,7 +67,7 @@ def _hint(parameter: Parameter) -> Any:
     numbers = {"min": option.least} if option.least is not None else {}
     shown = typer.Option(
         *parameter.flags,
-        metavar=None if base is bool else option.metavar.replace("[", r"\[") or None,
+        metavar=None if base is bool else option.metavar or None,
         help=marked(option.help),
         rich_help_panel=option.panel or None,
         **numbers,  # type: ignore[arg-type]

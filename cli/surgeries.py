@@ -81,7 +81,8 @@ def _check_needed(name: str, signature: Signature, told: dict[str, Any]) -> None
     """Raise, as wrong usage, where what must be given is not."""
     for one in signature.parameters:
         if one.needed and one.key not in told:
-            raise typer.BadParameter(f"{name} needs it: {one.option.metavar}", param_hint=one.flags[0])
+            text = one.option.help.rstrip(".")
+            raise typer.BadParameter(f"{name} needs it ({one.option.metavar}): {text}", param_hint=one.flags[0])
 
 
 for _name, _step in STEPS.items():

@@ -71,8 +71,12 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
     folder = LocalFolder(folder) if isinstance(folder, str) else folder
     if not folder.has(MANIFEST):
         return None
-    path = folder.at(MANIFEST)
-    content = parse_object(folder.read(MANIFEST), lambda what: FormatError(what, where=[path], help=MEND))
+    return parse_manifest(folder.read(MANIFEST), folder.at(MANIFEST))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """The manifest that a file at `path` holds. Raises FormatError where it is none."""
+    content = parse_object(raw, lambda what: FormatError(what, where=[path], help=MEND))
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
             raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])

@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import FormatError, listed, nearest, series
+from ..files.manifest import Manifest
 from ..files.opening import regular
-from .kinds import WrongValue
+from ..files.strict import parse_object
+from .kinds import Real, Whole, WrongValue
 
 MOST_BYTES, MOST_NODES, DEEPEST = 4 << 20, 100_000, 40
 KEYS = ("source", "steps", "output")
-_PLAIN = ("str", "int", "float", "bool", "null")
+_TEXTS = ("str", "int", "float", "timestamp", "merge", "value")
+_INT = re.compile(r"[-+]?(?:0|[1-9]\d{0,17})")
+_FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?")
 Key = tuple[str | int, ...]
 
 
@@ -27,7 +31,8 @@ class Document:
     steps: tuple[tuple[str, Mapping[str, Any]], ...]
     output: Mapping[str, Any] = field(default_factory=dict)
     lines: Mapping[Key, int] = field(default_factory=dict)
-    made: Mapping[str, Any] = field(default_factory=dict)  # of a manifest: what it says of what this recipe made
+    made: Manifest | None = None  # in which the recipe stands, with what it says of what was made
+    changed: bool = False  # by what was set: then it makes something else
 
     def where(self, *key: str | int) -> str:
         """The place of what is said under `key`, or around it."""
@@ -41,8 +46,10 @@ class Document:
 
 def read_file(path: str) -> tuple[Any, dict[Key, int]]:
     """What a file says, and on which line. Raises FormatError for one that is not plain data."""
-    text = _text(path)
-    return _toml(text, path) if path.endswith(".toml") else _yaml(text, path)
+    text = text_of(path)
+    if path.endswith(".toml"):
+        return _toml(text, path)
+    return _json(text, path) if path.endswith(".json") else _yaml(text, path)
 
 
 def document_of(content: Any, path: str, lines: Mapping[Key, int]) -> Document:
@@ -87,8 +94,11 @@ def _known(key: Any, keys: Sequence[str], where: str, what: str) -> None:
         raise FormatError(f"{what} has no key {key!r}", where=[where], help=_nearest(key, keys))
 
 
-def unknown_key(key: Any, keys: Sequence[str], where: str, step: str) -> FormatError:
+def unknown_key(key: Any, keys: Sequence[str], where: str, step: str, flowing: str) -> FormatError:
     """What is said to a step that has no such option."""
+    if key == flowing:
+        tip = f"{key} is what flows into the step: of the first step, the recipe's source, such as source: [A, B]"
+        return FormatError(f"{step} has no option {key!r}", where=[where], help=tip)
     return FormatError(f"{step} has no option {key!r}", where=[where], help=_nearest(key, keys))
 
 
@@ -153,7 +163,8 @@ def _named(step: Any) -> str:
 # ---------------------------------------------------------------- files
 
 
-def _text(path: str) -> str:
+def text_of(path: str) -> str:
+    """The text in a small file. Raises FormatError."""
     try:
         with open(path, "rb", opener=regular) as file:
             data = file.read(MOST_BYTES + 1)
@@ -199,6 +210,15 @@ def _lines_of_toml(text: str, content: Mapping[str, Any]) -> dict[Key, int]:
     return found
 
 
+def _json(text: str, path: str) -> tuple[Any, dict[Key, int]]:
+    """JSON by its own rules; its lines as YAML sees them, where it does."""
+    content = parse_object(text.encode(), lambda what: FormatError(what, where=[path]))
+    try:
+        return content, _yaml(text, path)[1]
+    except FormatError:
+        return content, {}
+
+
 def _yaml(text: str, path: str) -> tuple[Any, dict[Key, int]]:
     import yaml
 
@@ -211,6 +231,13 @@ def _yaml(text: str, path: str) -> tuple[Any, dict[Key, int]]:
         where = f"{path}:{mark.line + 1}" if mark else path
         what = getattr(error, "problem", None) or "it cannot be read"
         raise FormatError("this is no YAML", where=[where], help=str(what)) from error
+
+
+def _value_of(text: str) -> Any:
+    """A number where the text is one to everyone, or the text: `010`, `1_0` and `1:0` are numbers to YAML alone."""
+    if _INT.fullmatch(text):
+        return Whole(text)
+    return Real(text) if _FLOAT.fullmatch(text) else text
 
 
 class _Reader:
@@ -228,18 +255,15 @@ class _Reader:
         if self.count > MOST_NODES or len(key) > DEEPEST:
             raise FormatError("the recipe is too large", where=[where], help="write it without references")
         self.lines.setdefault(key, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
             return [self.read(one, (*key, i)) for i, one in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key, where)
-        kind = node.tag.rpartition(":")[2]
-        if kind == "merge" or kind not in _PLAIN:
-            return self._scalar_text(node, where, kind)
-        return yaml.SafeLoader("").construct_object(node)
-
-    def _scalar_text(self, node: Any, where: str, kind: str) -> str:
-        if node.tag.startswith("tag:yaml.org,2002:") and kind in ("timestamp", "merge", "value"):
-            return str(node.value)
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.ScalarNode) and kind in _TEXTS:
+            return _value_of(node.value) if node.style is None else node.value
+        if isinstance(node, yaml.ScalarNode) and kind in ("bool", "null"):
+            return yaml.SafeLoader("").construct_object(node)
         raise FormatError(f"the tag {node.tag} is no plain data", where=[where], help="write the value without it")
 
     def _mapping(self, node: Any, key: Key, where: str) -> dict[str, Any]:

@@ -24,6 +24,28 @@ class WrongValue(SurgeryError):
     """What was said is no value of the option's kind."""
 
 
+class Whole(int):
+    """A whole number, with the text that it was written as: where a text is wanted, that counts."""
+
+    def __new__(cls, text: str) -> Whole:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
+class Real(float):
+    """The same for a number that is not whole."""
+
+    def __new__(cls, text: str) -> Real:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
 class Kind(Protocol):
     """A kind of values."""
 
@@ -54,17 +76,25 @@ class Scalar:
         return self.of
 
     def read(self, said: Any, metavar: str) -> Any:
-        if self.of is str and isinstance(said, int) and not isinstance(said, bool):
-            return str(said)
+        if isinstance(said, int | float) and not isinstance(said, bool):
+            said = self._of_number(said)
         fits = isinstance(said, self.of) and (self.of is bool or not isinstance(said, bool))
-        if self.of is float and isinstance(said, int) and not isinstance(said, bool):
-            return said
-        if not fits or (self.of is float and not math.isfinite(said)):
-            raise WrongValue(f"{said!r} is not {_WORDS[self.of]}", help=f"wanted is {metavar}" if metavar[1:] else None)
+        if not fits and not (self.of is float and type(said) is int):
+            quoted = "it is written without quotes" if self.of is not str else None
+            tip = f"wanted is {metavar}" if metavar[1:] else quoted
+            raise WrongValue(f"{said!r} is not {_WORDS[self.of]}", help=tip)
+        if isinstance(said, float) and not math.isfinite(said):
+            raise WrongValue(f"{said!r} is not {_WORDS[self.of]}", help="a finite one")
         return said
 
+    def _of_number(self, said: float) -> Any:
+        """A number as a text, where that is wanted, as it was written; else as Python has it."""
+        if self.of is str:
+            return getattr(said, "text", str(said))
+        return int(said) if isinstance(said, int) else float(said)
+
     def schema(self) -> dict[str, Any]:
-        return {"type": _JSON[self.of]}
+        return {"type": ["string", "number"] if self.of is str else _JSON[self.of]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +125,7 @@ class Several:
 
     def schema(self) -> dict[str, Any]:
         one = {"type": _JSON[self.of]}
-        return {"anyOf": [{"type": "array", "items": one}, {"type": ["string", one["type"]]}]}
+        return {"anyOf": [{"type": "array", "items": one}, {"type": sorted({"string", _JSON[self.of]})}]}
 
 
 @dataclass(frozen=True, slots=True)

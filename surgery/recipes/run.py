@@ -12,17 +12,18 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import FormatError, SurgeryError, listed, nearest, series
 from ..files.folder import absolute
-from ..files.manifest import MANIFEST
-from ..files.refs import has_scheme
+from ..files.manifest import MANIFEST, Manifest, parse_manifest
+from ..files.refs import has_scheme, is_ref
+from ..planning.digests import digests_of
 from ..planning.identity import described
 from ..surgeries.blending.mergekit import is_mergekit, recipe_of
-from .document import Document, document_of, overridden, read_file, unknown_key
+from .document import Document, document_of, overridden, read_file, text_of, unknown_key
 from .kinds import Opened, WrongValue
 from .parameters import Signature, signature_of
 from .saying import Opening, Running, Value, apply, check_said, opened
 from .table import STEPS
 
-_Where = Callable[..., str]
+_NAMES = ("base", "name", "tuned", "adapter", "other")  # by which a history calls inputs
 
 
 def read_recipe(path: str | os.PathLike[str], said: Sequence[str] = ()) -> Document:
@@ -36,8 +37,9 @@ def read_recipe(path: str | os.PathLike[str], said: Sequence[str] = ()) -> Docum
     if is_mergekit(content):
         content, lines = recipe_of(content, path), {}
     if isinstance(content, Mapping) and content.get("tool") == "surgery":
-        made = {**{key: content.get(key) for key in ("inputs", "history", "version")}, "changed": bool(said)}
-        return replace(document_of(overridden(_recipe_in(content, path), said), path, {}), made=made)
+        made = parse_manifest(text_of(path).encode(), path)
+        changed = any(not one.startswith(("source=", "output")) for one in said)
+        return replace(document_of(overridden(_recipe_in(made, path), said), path, {}), made=made, changed=changed)
     return document_of(overridden(content, said), path, lines)
 
 
@@ -69,9 +71,7 @@ def made_by(document: Document, running: Running = Running()) -> Value:  # noqa:
     check(document)
     how = Opening(_place_of(document), running, lambda inner: _nested(inner, document, running))
     value = _run(document, how)
-    if document.made:
-        value = _as_it_was_made(document, value)
-    return value
+    return value if document.made is None else _as_it_was_made(document.made, document, value)
 
 
 def check(document: Document) -> None:
@@ -86,7 +86,8 @@ def check(document: Document) -> None:
         keys = [one.key for one in signature.said]
         for key in said:
             if key not in keys:
-                raise unknown_key(key, keys, document.where("steps", i, name, key), f"step {i + 1}, {name},")
+                place, step = document.where("steps", i, name, key), f"step {i + 1}, {name},"
+                raise unknown_key(key, keys, place, step, signature.flowing.key)
         for one in signature.parameters:
             if one.needed and one.key not in said:
                 tip = f"{one.key}: {one.option.metavar}"
@@ -141,7 +142,7 @@ def _first(document: Document) -> Signature | None:
 
 def _nested(said: Mapping[str, Any], document: Document, running: Running) -> Value:
     """What a recipe in the place of a path makes."""
-    inner = replace(document_of(said, document.path, {}), made={})
+    inner = replace(document_of(said, document.path, {}), made=None)
     if inner.output:
         raise FormatError("a recipe within a recipe has no output", where=[document.path], help="leave it away")
     check(inner)
@@ -152,10 +153,9 @@ def _nested(said: Mapping[str, Any], document: Document, running: Running) -> Va
 # ---------------------------------------------------------------- manifests
 
 
-def _recipe_in(manifest: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    recipe = manifest.get("recipe")
-    if isinstance(recipe, Mapping):
-        return recipe
+def _recipe_in(manifest: Manifest, path: str) -> Mapping[str, Any]:
+    if manifest.recipe:
+        return manifest.recipe
     tip = "outputs of this version have one, but for those that Python made of functions of its own"
     raise FormatError("the manifest holds no recipe", where=[path], help=tip)
 
@@ -164,36 +164,60 @@ def _place_of(document: Document) -> Callable[[str], str]:
     """Where a path leads: as a command would take it; of a manifest, which holds names alone, also beside the
     output.
     """
-    if not document.made:
+    if document.made is None:
         return str
     beside = os.path.dirname(os.path.dirname(os.path.dirname(absolute(document.path))))
 
     def place(path: str) -> str:
         there = os.path.join(beside, path)
-        return path if has_scheme(path) or os.path.exists(path) or not os.path.exists(there) else there
+        if has_scheme(path) or os.path.exists(path) or is_ref(path):
+            return path
+        if not os.path.exists(there):
+            tip = "say where it is: --set source=PATH, --set 'source=[PATH, PATH]' or --set step.option=PATH"
+            what = "an input of the recipe is neither here nor beside the output"
+            raise FormatError(what, where=[path, there], help=tip)
+        return there
 
     return place
 
 
-def _as_it_was_made(document: Document, value: Value) -> Value:
+def _as_it_was_made(made: Manifest, document: Document, value: Value) -> Value:
     """The value, made of the same inputs by the same surgeries as the manifest's output. Raises FormatError."""
-    named, there = _described(document.made["inputs"]), _described([described(one) for one in value.inputs])
-    if strange := [f"{role} {name}: {file}" for role, name, file in sorted(named) if (role, name, file) not in there]:
+    named, there = _described(made.inputs), _described([described(one) for one in value.inputs])
+    if strange := [
+        f"{place[0]} {place[1]}: it was {was}, and is {there.get(place, 'not here')}"
+        for place, was in named.items()
+        if there.get(place) != was
+    ]:
         tip = "its recipe holds names, and no folders: say where they are with --set source=PATH, or step.option=PATH"
         raise FormatError("these are not the inputs that the manifest names", where=listed(strange), help=tip)
-    done = json.loads(json.dumps(list(value.history)))
-    if isinstance(value, Checkpoint) and done != document.made["history"] and not document.made["changed"]:
-        tip = f"it was made by version {document.made['version']}; or by Python functions that are no steps"
+    if document.changed or not isinstance(value, Checkpoint):
+        return value
+    if _unnamed(json.loads(json.dumps(list(value.history)))) != _unnamed(list(made.history)):
+        tip = f"it was made by version {made.version}; or by Python functions that are no steps"
         raise FormatError("the recipe does not make what the history says", where=[document.path], help=tip)
-    return value
+    now = digests_of(value.files)
+    if changed := [path for path, digest in made.digests.items() if now.get(path, digest) != digest]:
+        tip = "a file of the source was edited since: take the one that it was made of"
+        raise FormatError("other files would lie beside the weights than before", where=listed(changed), help=tip)
+    headers = [str(one.get("name")) for one in made.inputs if one.get("digest") == "sha256 of the header"]
+    note = f"known by the headers of its files, values not compared: {series(listed(headers))}"
+    return replace(value, notes=(*value.notes, note)) if headers else value
 
 
-def _described(inputs: Any) -> set[tuple[str, str, str]]:
-    """Each file of the inputs by role, name, and what tells its content."""
-    found = set[tuple[str, str, str]]()
-    for one in inputs if isinstance(inputs, list | tuple) else ():
-        files = one.get("files") if isinstance(one, Mapping) else None
-        for name, facts in files.items() if isinstance(files, Mapping) else ():
+def _unnamed(history: Any) -> Any:
+    """A history without what inputs are called: they may be called otherwise here."""
+    if isinstance(history, Mapping):
+        rest = {key: value for key, value in history.items() if key not in _NAMES or not isinstance(value, str)}
+        return {key: _unnamed(value) for key, value in rest.items()}
+    return [_unnamed(one) for one in history] if isinstance(history, list | tuple) else history
+
+
+def _described(inputs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """What tells the content of each file of the inputs, by role and name."""
+    found = dict[tuple[str, str], str]()
+    for number, one in enumerate(inputs):
+        for name, facts in one.get("files", {}).items():
             told = facts if isinstance(facts, Mapping) else {}
-            found.add((str(one.get("role")), name, str(told.get("sha256") or told.get("git"))))
+            found[f"{number + 1}, {one.get('role')}", name] = str(told.get("sha256") or told.get("git"))
     return found

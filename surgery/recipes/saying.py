@@ -46,11 +46,19 @@ def check_said(signature: Signature, said: Mapping[str, Any], flowing: Any = Non
     read(signature.opening, said)
     found = read(signature.parameters, said)
     _groups(signature, found)
+    if (keys := [one.key for one in signature.opening if one.key in said]) and not _opens_adapters(signature, found):
+        raise WrongValue("no adapter is named of which that could be said", where=keys, help="leave it away")
     for one in signature.parameters:
         if one.option.each and one.key in found:
             several = flowing if one.option.each == signature.flowing.key else found.get(one.option.each) or [None]
             if several is not None:
                 _check_each(one, found[one.key], len(several) if isinstance(several, list | tuple) else 1)
+
+
+def _opens_adapters(signature: Signature, found: Mapping[str, Any]) -> bool:
+    """Whether an adapter is opened, or may be."""
+    opened = (signature.flowing, *(one for one in signature.parameters if found.get(one.key)))
+    return any(isinstance(one.kind, Opened) and "Adapter" in one.kind.openers for one in opened)
 
 
 def _check_each(parameter: Parameter, values: Sequence[Any], count: int) -> None:
@@ -124,7 +132,8 @@ def _read(parameter: Parameter, said: Any) -> Any:
     try:
         value = parameter.kind.read(said, parameter.option.metavar)
         for one in (value if isinstance(value, list) else [value]) if parameter.option.among else ():
-            choice(one.replace("_", "-"), parameter.option.among)
+            words = parameter.option.among
+            choice(one if one in words else one.replace("_", "-"), words)
         return value
     except WrongValue as error:
         raise WrongValue(error.what, where=[parameter.key], help=error.help) from error

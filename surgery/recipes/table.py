@@ -74,7 +74,7 @@ def unmerged(
     ] = False,
     **said: Any,
 ) -> Checkpoint:
-    """Restore the base of a merge that was made with [bold]--reversible[/bold], byte for byte, each block checked."""
+    """Restore the base of a merge that was made with `--reversible`, byte for byte, each block checked."""
     if approximate and adapter:
         return unmerge_approximately(merged, adapter, **said)
     if approximate or adapter or said:

@@ -72,7 +72,9 @@ def fuse(target: _Target, kinds: Kinds = (), *, given: Given | None = None, base
 @step
 def split_qkv(target: _Target, *, to: To = None, given: Given | None = None, base: Base = None) -> _Target:
     """Replace each fused qkv projection by q, k and v, byte for byte."""
-    return split(target, ("qkv",), to=to, given=given, base=base)
+    if to is not None:
+        return _converted(target, (), to, given, base)
+    return split(target, ("qkv",), given=given, base=base)
 
 
 @step
@@ -115,7 +117,7 @@ def _converted(
     if given or base:
         tip = "leave --as away, or the layout and --base"
         raise SurgeryError("the target says how the parts lie and what they are called", help=tip)
-    if kinds and set(_kinds(kinds)) != set(CALLED["qkv"]):
+    if kinds:
         raise SurgeryError("the target says what is split", help="leave --kinds away; or use surgery convert --as")
     return convert(target, to)
 

@@ -131,7 +131,8 @@ def unmerge_approximately(
     """Subtract adapters that were merged: the base, but for the weights that rounding changed for good.
 
     A note says how many that will be, estimated from rows of the tensors in question, which are read for it.
-    `weights`, `scale` and what else was `told` to `merge` are those of the merge. Raises NotSupported where
+    `weights`, `scale` and what else was `told` to `merge` are those of the merge; weights that are not given are those
+    of the history. Raises NotSupported where
     subtraction cannot bring the base back: DoRA scales its weights; modules to save, trained biases and trained
     tokens took the place of the base's own.
     """
@@ -145,11 +146,18 @@ def unmerge_approximately(
             )
     check_adds(adapters)
     trust = _check_merged(checkpoint, adapters)
-    factors = [-scale * weight for weight in weights or [1.0] * len(adapters)]
+    factors = [-scale * weight for weight in weights or _as_merged(checkpoint, adapters)]
     undone = merge(checkpoint, adapters, factors, **told, again=True)
     check_of_adapters_alone(undone, checkpoint, adapters)
     step = {"surgery": "unmerge", "approximate": True, "adapters": [one.digest for one in adapters]}
     return replace(undone, history=(*checkpoint.history, step), notes=(*undone.notes, *trust, _estimate(undone)))
+
+
+def _as_merged(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[float]:
+    """The weight with which each was merged, by the history; 1 where that does not say."""
+    merges = (step for step in checkpoint.history if step.get("surgery") == "merge")
+    said = {one.get("digest"): one.get("weight", 1.0) for step in merges for one in step.get("adapters", ())}
+    return [said.get(one.digest, 1.0) for one in adapters]
 
 
 def _check_merged(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:

@@ -115,6 +115,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "a step that matches nothing": ("'.*norm.*'|no_such.*", "step 3, drop:", "8"),
     "an adapter that is not there": ("[one]|[none]", "step 2, merge:", "5"),
     "two steps in one": ("  - split-qkv|  - split-qkv: {}\n    fuse-qkv: {}", "a step is a name", "4"),
+    "a tag on a list": ("[one]|!!python/tuple [one]", "is no plain data", "6"),
+    "what flows": ("scale: 0.5|checkpoint: base", "is what flows into the step", "7"),
     "two outputs": ("output: out|output: [out, other]", "output says one place", "10"),
 }
 
@@ -177,3 +179,107 @@ def test_the_schema_has_every_step_and_every_option(here: Path) -> None:
     assert one["drop"]["required"] == ["pattern"] and not one["drop"]["additionalProperties"]
     assert set(schema["properties"]["output"]["anyOf"][1]["properties"]) == set(OUTPUT)
     assert "split-qkv" in schema["properties"]["steps"]["items"]["anyOf"][0]["enum"]
+
+
+def test_numbers_are_texts_where_texts_are_wanted(here: Path) -> None:
+    """As they are written, and as on the command line: YAML 1.1 has 010 for 8, 1_0 for 10 and 1:0 for 60."""
+    for text in ("010", "1_0", "1:0", "0x1", "1"):
+        words = ["drop", "base", "--pattern", text, "--dry-run"]
+        said = surge("run", recipe(f"source: base\nsteps:\n  - drop: {{pattern: {text}}}\n"), "--dry-run")
+        assert f"`{text}`" in surge(*words).stderr and f"`{text}`" in said.stderr, said.stderr
+    for text in ("010", "1_0", "1:0", "'1'"):
+        done = surge("run", recipe(GOOD.replace("scale: 0.5", f"scale: {text}")), "--dry-run")
+        assert done.exit_code == 1 and "is not a number" in done.stderr
+    assert surge("run", recipe(GOOD.replace("scale: 0.5", "scale: 5e-1")), "--dry-run").exit_code == 0
+
+
+def test_json_is_read_as_json(here: Path) -> None:
+    """With tabs, and characters that are two surrogates; numbers of thousands of digits are an error in words."""
+    text = json.dumps({"source": "base", "steps": [{"rename": {"map": {"^model": "\U0001f600"}}}], "output": "o"})
+    assert surge("run", recipe(text.replace("{", "{\n\t", 1), "tabs.json"), "-q").exit_code == 0
+    assert any("\U0001f600".encode() in data for data in shards("o").values())
+    for wrong in (f'{{"source": {"1" * 5000}}}', '{"source": "\\ud83d"}', '{"source": "base"'):
+        done = surge("run", recipe(wrong, "wrong.json"), "--json")
+        assert done.exit_code == 1 and json.loads(done.stdout)["error"], done.output
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(here: Path) -> None:
+    """Its inputs, history and files are held against what the recipe makes."""
+    assert surge("run", recipe(GOOD), "-q").exit_code == 0
+    path = here / "out/.surgery/manifest.json"
+    whole = json.loads(path.read_text())
+    assert surge("run", "out", "-o", "fine", "-q").exit_code == 0
+    step = {**whole["history"][-1], "pattern": "x"}
+    wrong: list[dict[str, Any]] = [
+        {"inputs": "x"},
+        {"inputs": [5]},
+        {"format": 99},
+        {"history": [*whole["history"][:-1], step]},
+        {"digests": {**whole["digests"], "config.json": "0" * 64}},
+        {"recipe": {**whole["recipe"], "steps": whole["recipe"]["steps"][:-1]}},
+        {"recipe": [5]},
+    ]
+    for number, change in enumerate(wrong):
+        path.write_text(json.dumps(whole | change))
+        done = surge("run", "out", "-o", f"wrong-{number}")
+        assert done.exit_code == 1 and "Traceback" not in done.output, change
+        assert not Path(f"wrong-{number}").exists()
+    path.write_text(json.dumps(whole))
+    config = here / "base/config.json"
+    config.write_text(config.read_text().replace("}", ', "rms_norm_eps": 0.5}', 1))
+    assert "other files would lie beside" in surge("run", "out", "-o", "edited").stderr
+
+
+def test_an_input_that_is_not_found_is_asked_for(here: Path) -> None:
+    assert surge("run", recipe(GOOD), "-q").exit_code == 0
+    Path("base").rename("elsewhere")
+    done = surge("run", "out", "-o", "again")
+    assert done.exit_code == 1 and "--set source=PATH" in done.stderr
+    assert surge("run", "out", "-o", "again", "-q", "--set", "source=elsewhere").exit_code == 0
+    assert shards("again") == shards("out")
+
+
+def test_the_schema_is_one(here: Path) -> None:
+    """Types are named once in a list, as the metaschema asks."""
+
+    def types(node: Any) -> list[list[str]]:
+        inner = (
+            [one for value in (node.values() if isinstance(node, dict) else node) for one in types(value)]
+            if (isinstance(node, dict | list))
+            else []
+        )
+        own = node.get("type") if isinstance(node, dict) else None
+        return [*inner, own] if isinstance(own, list) else inner
+
+    found = types(json.loads(surge("schema").stdout))
+    assert found and all(len(set(one)) == len(one) for one in found)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "merge base --with nothing.safetensors -o x",
+        "merge base --alpha 4 -o x",
+        "unmerge base --alpha 4 -o x",
+        "unmerge base --format mlx -o x",
+    ],
+)
+def test_what_is_said_of_adapters_is_not_passed_over(words: str, here: Path) -> None:
+    done = surge(*words.split())
+    assert done.exit_code == 2 and "no adapter is named" in done.output
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "fp8", "bf16"])
+def test_every_dtype_can_be_said(dtype: str, here: Path) -> None:
+    assert surge("cast", "base", "--dtype", dtype, "--allow-overflow", "-o", "cast", "-q").exit_code == 0
+
+
+def test_a_class_says_what_is_split(here: Path) -> None:
+    for kinds in ("qkv", "gate-up"):
+        done = surge("split", "base", "--as", "llama", "--kinds", kinds, "-o", "x")
+        assert done.exit_code == 1 and "the target says what is split" in done.stderr
+
+
+def test_alpha_is_written_as_peft_does(here: Path) -> None:
+    assert surge("inject", "base", "--target-modules", "o_proj", "--alpha", "4", "-o", "lora", "-q").exit_code == 0
+    assert '"lora_alpha": 4,' in Path("lora/adapter_config.json").read_text()

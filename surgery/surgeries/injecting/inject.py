@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from ...adapters.fused import fuse_adapter
 from ...checkpoint import Checkpoint
-from ...errors import series
+from ...errors import SurgeryError, series
 from ...files.peft import PREFIX, Adapter
 from ...files.refs import has_scheme, parse_ref
 from ...lazy.tensor import Tensor
@@ -81,6 +81,9 @@ def inject(
 
     Raises NothingMatched for a target that is not in the base, NotSupported for one that LoRA cannot be put on.
     """
+    for said, value in {"rank": rank, "seed": seed, **dict(rank_pattern or {})}.items():
+        if not isinstance(value, int):
+            raise SurgeryError(f"{said} is {value!r}, and no whole number", help="give one, such as 8")
     base = decoded(base, read_quantised(base))
     named = target_modules if isinstance(target_modules, str) else list(target_modules)
     wanted = named or ([] if target_parameters else defaults_here(base))
@@ -91,14 +94,14 @@ def inject(
         "task_type": task,
         "modules_to_save": ends or None,
         "r": rank,
-        "lora_alpha": rank if alpha is None else alpha,
+        "lora_alpha": rank if alpha is None else _number(alpha),
         "target_modules": wanted,
         "target_parameters": list(target_parameters) or None,
         "exclude_modules": exclude_modules,
         "layers_to_transform": None if layers_to_transform is None else list(layers_to_transform),
         "layers_pattern": None if layers_pattern is None else list(layers_pattern),
         "rank_pattern": dict(rank_pattern or {}),
-        "alpha_pattern": dict(alpha_pattern or {}),
+        "alpha_pattern": {name: _number(value) for name, value in (alpha_pattern or {}).items()},
         "init_lora_weights": True if init == "uniform" else init,
         "use_rslora": use_rslora,
         "use_dora": use_dora,
@@ -109,6 +112,11 @@ def inject(
     step = {"surgery": "inject", "rank": rank, "init": init, "seed": seed}
     adapter = _adapter(base, config, saved, step, check_class=check_class, parts=bool(named))
     return adapter if named or not wanted else replace(adapter, notes=(_defaulted(base, wanted), *adapter.notes))
+
+
+def _number(value: float) -> float:
+    """A whole number without a point, as PEFT writes it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _defaulted(base: Checkpoint, targets: str | Sequence[str]) -> str:
