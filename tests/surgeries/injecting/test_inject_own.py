@@ -336,7 +336,7 @@ def test_experts_and_the_class_by_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--as", "shards"], "adapter or checkpoint"),
+        (["--as", "shards"], "none of adapter, checkpoint"),
         (["--rank-pattern", "q_proj"], "`q_proj` is not REGEX=N"),
         (["--rank-pattern", "q_proj=1.5"], "`q_proj=1.5` is not REGEX=N"),
         (["--alpha-pattern", "=2"], "`=2` is not REGEX=X"),
