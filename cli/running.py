@@ -28,6 +28,8 @@ def guarded(command: Callable[[], Any], *, json: bool, debug: bool, interrupted:
     except surgery.SurgeryError as error:
         if debug:
             raise
+        if isinstance(error, surgery.WrongUsage):
+            raise typer.BadParameter(f"{error.what}: {error.help}" if error.help else error.what) from error
         output.show_error(error, json=json)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:

@@ -35,6 +35,7 @@ from .errors import (
     SourceChanged,
     SurgeryError,
     VerificationFailed,
+    WrongUsage,
 )
 from .execution.crew import Step
 from .execution.execute import Report, execute, write
@@ -113,6 +114,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "VerificationFailed",
+    "WrongUsage",
     "__version__",
     "add",
     "as_mergekit",

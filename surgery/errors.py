@@ -1,6 +1,7 @@
 """The error tree. Each error says what is wrong, where, and how to mend it.
 
     SurgeryError
+    ├── WrongUsage            what was said contradicts itself, whatever it is said of
     ├── FormatError           bytes that are not what their format demands (safetensors, index, config)
     ├── NotACheckpoint        a path that holds nothing we can open
     ├── NothingMatched        a pattern or a surgery that found no tensor
@@ -61,6 +62,10 @@ class SurgeryError(Exception):
 
 def _rebuild(kind: type[SurgeryError], what: str, where: tuple[str, ...], help: str | None) -> SurgeryError:
     return kind(what, where=where, help=help)
+
+
+class WrongUsage(SurgeryError):
+    """What was said contradicts itself, whatever it is said of: the command line ends with status 2."""
 
 
 class FormatError(SurgeryError):

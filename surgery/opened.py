@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from .errors import SurgeryError
 
@@ -55,6 +55,8 @@ def types_of(annotation: object, known: Mapping[str, Any]) -> frozenset[str]:
     found = set[str]()
     for word in re.findall(r"\w+", _TEXT.sub("", str(annotation))):
         meant = known.get(word)
+        if get_origin(meant) is Annotated:
+            found |= types_of(get_args(meant)[0], known)
         parts = (
             meant.__constraints__
             if isinstance(meant, TypeVar)

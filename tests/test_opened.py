@@ -111,7 +111,6 @@ def test_one_for_the_other_is_refused(values: dict[str, Any]) -> None:
     for wrong in (
         lambda: surgery.merge(adapter, base),
         lambda: surgery.merge(base, [adapter, "other"]),
-        lambda: surgery.merge(base, None),
         lambda: surgery.fuse_qkv(adapter, base=adapter),
         lambda: surgery.execute(base, "out"),
         lambda: surgery.drop([base], ".*"),

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Protocol, TypeVar, Union, get_args, get_origin
 
-from ..errors import SurgeryError, nearest, series
+from ..errors import WrongUsage, nearest, series
 
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _JSON = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
-class WrongValue(SurgeryError):
+class WrongValue(WrongUsage):
     """What was said is no value of the option's kind."""
 
 

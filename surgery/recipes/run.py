@@ -11,9 +11,10 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import FormatError, SurgeryError, listed, nearest, series
-from ..files.folder import absolute
+from ..files.folder import PathLike, absolute
 from ..files.manifest import MANIFEST, Manifest, parse_manifest
 from ..files.refs import has_scheme, is_ref
+from ..opened import takes_opened
 from ..planning.digests import digests_of
 from ..planning.identity import described
 from ..surgeries.blending.mergekit import is_mergekit, recipe_of
@@ -43,8 +44,9 @@ def read_recipe(path: str | os.PathLike[str], said: Sequence[str] = ()) -> Docum
     return document_of(overridden(content, said), path, lines)
 
 
+@takes_opened
 def from_recipe(
-    recipe: str | os.PathLike[str] | Mapping[str, Any],
+    recipe: PathLike | Mapping[str, Any],
     said: Sequence[str] = (),
     *,
     workers: int | None = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ..checkpoint import Checkpoint
-from ..errors import SurgeryError
+from ..errors import WrongUsage
 from ..files.peft import Adapter
 from ..step import Option, like
 from ..surgeries import fused
@@ -79,7 +79,7 @@ def unmerged(
         return unmerge_approximately(merged, adapter, **said)
     if approximate or adapter or said:
         tip = "pass ADAPTER and --approximate, or neither"
-        raise SurgeryError("adapters, and how they were merged, go with --approximate, and only with it", help=tip)
+        raise WrongUsage("adapters, and how they were merged, go with --approximate, and only with it", help=tip)
     return unmerge(merged)
 
 

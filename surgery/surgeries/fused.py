@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import HubError, SurgeryError, series
+from ..errors import HubError, WrongUsage, series
 from ..files.peft import Adapter
 from ..files.refs import HubRef, is_ref
 from ..models.fused.detect import KINDS
@@ -110,34 +110,34 @@ def fuse_experts(target: _Target, *, given: Given | None = None, base: Base = No
 def _converted(
     target: _Target, kinds: Collection[str], to: str, given: Given | None, base: Checkpoint | None
 ) -> _Target:
-    """What the class `to` loads: it says what is split, and how. Raises SurgeryError."""
+    """What the class `to` loads: it says what is split, and how. Raises WrongUsage."""
     if isinstance(target, Adapter):
         tip = "split it with its --base, and convert the base"
-        raise SurgeryError("an adapter is no model that a class loads", where=[target.path], help=tip)
+        raise WrongUsage("an adapter is no model that a class loads", where=[target.path], help=tip)
     if given or base:
         tip = "leave --as away, or the layout and --base"
-        raise SurgeryError("the target says how the parts lie and what they are called", help=tip)
+        raise WrongUsage("the target says how the parts lie and what they are called", help=tip)
     if kinds:
-        raise SurgeryError("the target says what is split", help="leave --kinds away; or use surgery convert --as")
+        raise WrongUsage("the target says what is split", help="leave --kinds away; or use surgery convert --as")
     return convert(target, to)
 
 
 def _kinds(called: Collection[str]) -> tuple[str, ...]:
-    """What the library calls the kinds that are asked for; all of them where none are. Raises SurgeryError."""
+    """What the library calls the kinds that are asked for; all of them where none are. Raises WrongUsage."""
     asked = [name.replace("_", "-") for name in called]
     if unknown := [name for name in asked if name not in CALLED and name not in KINDS]:
-        raise SurgeryError(f"there is no kind {series(unknown)}", help=f"there are {', '.join(CALLED)}")
+        raise WrongUsage(f"there is no kind {series(unknown)}", help=f"there are {', '.join(CALLED)}")
     return tuple(dict.fromkeys(kind for name in asked or CALLED for kind in CALLED.get(name, (name,))))
 
 
 def _base_of(target: Checkpoint | Adapter, base: Checkpoint | None) -> tuple[Checkpoint | None, str]:
     """The base that was given, or that an adapter names, where that is here or on the Hub; a note, where it is that.
 
-    Raises SurgeryError for a base of what is no adapter.
+    Raises WrongUsage for a base of what is no adapter.
     """
     if isinstance(target, Checkpoint):
         if base:
-            raise SurgeryError("a model is its own base", where=[target.path], help="leave --base away")
+            raise WrongUsage("a model is its own base", where=[target.path], help="leave --base away")
         return None, ""
     named = target.config.get("base_model_name_or_path")
     if base or not isinstance(named, str) or not (Path(named).is_dir() or is_ref(named)):

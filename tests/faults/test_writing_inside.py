@@ -92,8 +92,13 @@ def watched(action: Callable[[], object], dest: Path, log: Path) -> list[str]:
                 place = place_of(args[0], getattr(told, "folder", None))
                 follows = not args[2] & (os.O_NOFOLLOW | os.O_EXCL)
                 check(event, os.path.realpath(place) if follows else place)
+                nameless = args[2] & os.O_TMPFILE == os.O_TMPFILE  # a file without a name in the folder
                 with suppress(OSError):
-                    if not args[2] & os.O_EXCL and os.stat(place, follow_symlinks=follows).st_nlink > 1:
+                    if (
+                        not args[2] & os.O_EXCL
+                        and not nameless
+                        and os.stat(place, follow_symlinks=follows).st_nlink > 1
+                    ):
                         os.write(to, f"open of a file with two names {place}\n".encode())
             for path, folder in PATHS.get(event, ()):
                 fd = args[folder] if folder is not None and folder < len(args) else None

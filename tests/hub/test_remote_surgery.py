@@ -451,7 +451,7 @@ def test_commands(hub: Hub, base: Path, tmp_path: Path) -> None:
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
     split = run("split", "org/adapter", "-o", tmp_path / "split")
     assert split.exit_code == 0, split.output
-    assert "base: hf://org/base, as adapter_config.json names it" in split.stderr
+    assert "base: hf://org/base, as adapter_config.json names it" in split.stdout
     dry = run("split-qkv", "org/base", "--dry-run", "--json")
     assert json.loads(dry.stdout)["tensors"] == 18
     listed = run("inspect", "org/base/", "--tensors", ".*layers.0.*qkv.*")
