@@ -277,7 +277,7 @@ def test_every_dtype_can_be_said(dtype: str, here: Path) -> None:
 def test_a_class_says_what_is_split(here: Path) -> None:
     for kinds in ("qkv", "gate-up"):
         done = surge("split", "base", "--as", "llama", "--kinds", kinds, "-o", "x")
-        assert done.exit_code == 1 and "the target says what is split" in done.stderr
+        assert done.exit_code == 2 and "the target says what is split" in done.output
 
 
 def test_alpha_is_written_as_peft_does(here: Path) -> None:
