@@ -1,5 +1,5 @@
-"""Options that commands share. `writing_options` gives a command those of `Writing`, which every writing command
-takes, of `Fused` and of `Merging`, where it has a parameter of that type.
+"""Options that commands share. `writing_options` gives a command those of each class of options that is the type of
+one of its parameters: of `Writing`, which every writing command takes, and of what can be said to a step (`saying.py`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import Debug, Writing, writing_options
-from .running import guarded, written
+from .running import guarded, written, wrong_usage
 
 app = typer.Typer()
 PANEL = "Recipes"
@@ -43,8 +43,7 @@ def run(
             check(document)
             return document
         except WrongValue as error:
-            text = f"{error.what}: {error.help}" if error.help else error.what
-            raise typer.BadParameter(text, param_hint="--set") from error
+            raise wrong_usage(error, "--set") from error
 
     document = guarded(read, json=options.json, debug=options.debug)
     chosen = guarded(partial(with_output, document, options), json=options.json, debug=options.debug)

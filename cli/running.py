@@ -29,12 +29,17 @@ def guarded(command: Callable[[], Any], *, json: bool, debug: bool, interrupted:
         if debug:
             raise
         if isinstance(error, surgery.WrongUsage):
-            raise typer.BadParameter(f"{error.what}: {error.help}" if error.help else error.what) from error
+            raise wrong_usage(error) from error
         output.show_error(error, json=json)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         output.show_interrupt(*(interrupted or output.STAGED), json=json)
         raise typer.Exit(130) from error
+
+
+def wrong_usage(error: surgery.SurgeryError, option: str = "") -> typer.BadParameter:
+    """The error as wrong usage of an option, or of the command."""
+    return typer.BadParameter(f"{error.what}: {error.help}" if error.help else error.what, param_hint=option or None)
 
 
 def written(surgeries: Callable[[], surgery.Checkpoint | surgery.Adapter], options: Writing) -> None:

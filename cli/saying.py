@@ -15,6 +15,8 @@ from surgery.recipes.parameters import Parameter, opening_of, signature_of
 from surgery.recipes.saying import Opening, arguments, as_opened, check_said, read
 from surgery.surgeries.merging.merge import merge
 
+from .running import wrong_usage
+
 
 @dataclass(frozen=True)
 class Said:
@@ -47,9 +49,8 @@ def argument_of(parameter: Parameter) -> Any:
 
 
 def wrong(error: WrongValue) -> typer.BadParameter:
-    """The error as wrong usage."""
-    text = f"{error.what}: {error.help}" if error.help else error.what
-    return typer.BadParameter(text, param_hint=" ".join(f"--{key}" for key in error.where) or None)
+    """The error as wrong usage of the options that it names."""
+    return wrong_usage(error, " ".join(f"--{key}" for key in error.where))
 
 
 def marked(text: str) -> str:

@@ -118,7 +118,6 @@ def step(function: _Function) -> _Function:
         said = signature.bind(*args, **kwargs).arguments
         return replace(result, recipe=_after(function, signature, said))
 
-    recorded.step = function.__name__.replace("_", "-")  # type: ignore[attr-defined]
     return cast(_Function, recorded)
 
 

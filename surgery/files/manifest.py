@@ -71,12 +71,13 @@ def read_manifest(folder: str | Folder) -> Manifest | None:
     folder = LocalFolder(folder) if isinstance(folder, str) else folder
     if not folder.has(MANIFEST):
         return None
-    return parse_manifest(folder.read(MANIFEST), folder.at(MANIFEST))
+    path = folder.at(MANIFEST)
+    content = parse_object(folder.read(MANIFEST), lambda what: FormatError(what, where=[path], help=MEND))
+    return manifest_of(content, path)
 
 
-def parse_manifest(raw: bytes, path: str) -> Manifest:
-    """The manifest that a file at `path` holds. Raises FormatError where it is none."""
-    content = parse_object(raw, lambda what: FormatError(what, where=[path], help=MEND))
+def manifest_of(content: Mapping[str, Any], path: str) -> Manifest:
+    """The manifest that the content of a file at `path` is. Raises FormatError where it is none."""
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
             raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])

@@ -46,7 +46,7 @@ class Document:
 
 def read_file(path: str) -> tuple[Any, dict[Key, int]]:
     """What a file says, and on which line. Raises FormatError for one that is not plain data."""
-    text = text_of(path)
+    text = _text(path)
     if path.endswith(".toml"):
         return _toml(text, path)
     return _json(text, path) if path.endswith(".json") else _yaml(text, path)
@@ -163,7 +163,7 @@ def _named(step: Any) -> str:
 # ---------------------------------------------------------------- files
 
 
-def text_of(path: str) -> str:
+def _text(path: str) -> str:
     """The text in a small file. Raises FormatError."""
     try:
         with open(path, "rb", opener=regular) as file:
@@ -186,10 +186,10 @@ def _toml(text: str, path: str) -> tuple[Any, dict[Key, int]]:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise FormatError("this is no TOML", where=[path], help=str(error)) from error
-    return content, _lines_of_toml(text, content)
+    return content, _lines_of_toml(text)
 
 
-def _lines_of_toml(text: str, content: Mapping[str, Any]) -> dict[Key, int]:
+def _lines_of_toml(text: str) -> dict[Key, int]:
     """The lines of what stands on top, of the steps, and of their options."""
     lines, step, found = text.splitlines(), -1, dict[Key, int]()
     inside: Key = ()

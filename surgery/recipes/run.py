@@ -12,13 +12,13 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import FormatError, SurgeryError, listed, nearest, series
 from ..files.folder import PathLike, absolute
-from ..files.manifest import MANIFEST, Manifest, parse_manifest
+from ..files.manifest import MANIFEST, Manifest, manifest_of
 from ..files.refs import has_scheme, is_ref
 from ..opened import takes_opened
 from ..planning.digests import digests_of
 from ..planning.identity import described
 from ..surgeries.blending.mergekit import is_mergekit, recipe_of
-from .document import Document, document_of, overridden, read_file, text_of, unknown_key
+from .document import Document, document_of, overridden, read_file, unknown_key
 from .kinds import Opened, WrongValue
 from .parameters import Signature, signature_of
 from .saying import Opening, Running, Value, apply, check_said, opened
@@ -38,7 +38,7 @@ def read_recipe(path: str | os.PathLike[str], said: Sequence[str] = ()) -> Docum
     if is_mergekit(content):
         content, lines = recipe_of(content, path), {}
     if isinstance(content, Mapping) and content.get("tool") == "surgery":
-        made = parse_manifest(text_of(path).encode(), path)
+        made = manifest_of(content, path)
         changed = any(not one.startswith(("source=", "output")) for one in said)
         return replace(document_of(overridden(_recipe_in(made, path), said), path, {}), made=made, changed=changed)
     return document_of(overridden(content, said), path, lines)
@@ -144,7 +144,7 @@ def _first(document: Document) -> Signature | None:
 
 def _nested(said: Mapping[str, Any], document: Document, running: Running) -> Value:
     """What a recipe in the place of a path makes."""
-    inner = replace(document_of(said, document.path, {}), made=None)
+    inner = document_of(said, document.path, {})
     if inner.output:
         raise FormatError("a recipe within a recipe has no output", where=[document.path], help="leave it away")
     check(inner)

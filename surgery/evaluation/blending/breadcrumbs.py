@@ -6,15 +6,15 @@ the start as leaves int(density * size).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
 from . import task
 from .magnitude import magnitudes
-from .method import Method
+from .method import Method, facts_of
 from .order import at_ranks, place_of_equal
-from .rescaled import factors
+from .rescaled import factors, sparse_by
 
 if TYPE_CHECKING:
     import torch
@@ -64,26 +64,14 @@ def kept(block: Block, which: int, delta: torch.Tensor) -> torch.Tensor:
     return above & ((sizes < high) | ((sizes == high) & (places < end)))
 
 
-def sparse(block: Block, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The deltas with zero where they are not kept, rescaled."""
-    made = [delta * kept(block, i, delta) for i, delta in enumerate(deltas)]
-    by = block.facts[FACTS - 1 :: FACTS]
-    return [one if by[i] == 1 else one.mul_(by[i]) for i, one in enumerate(made)]
-
-
-def facts(numbers: Any, columns: int) -> int:
-    """How many they are."""
-    return FACTS * int(numbers["many"])
-
-
 def _method(what: str, *, by_signs: bool) -> Method:
     return Method(
         what,
-        task.rows_of(sparse, by_signs=by_signs),
+        task.rows_of(sparse_by(kept, FACTS), by_signs=by_signs),
         each={**task.EACH, "density": 1.0, "gamma": 0.01},
         shared={**task.SHARED, "rescale": 0.0},
         measure=measure,
-        facts=facts,
+        facts=facts_of(FACTS),
     )
 
 

@@ -6,14 +6,13 @@ Which are kept follows from the seed, the tensor's name and the model's number: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
 from . import task
 from .drawn import uniform
-from .method import Method
-from .rescaled import factors
+from .method import Method, facts_of
+from .rescaled import factors, sparse_by
 
 if TYPE_CHECKING:
     import torch
@@ -35,25 +34,14 @@ def key_of(block: Block, which: int) -> str:
     return f"{block.numbers['seed']:.0f}\0{which}\0{block.numbers['name']}"
 
 
-def sparse(block: Block, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The deltas with zero where they are not kept, rescaled."""
-    made = [delta * kept(block, i, delta) for i, delta in enumerate(deltas)]
-    return [one if block.facts[i] == 1 else one.mul_(block.facts[i]) for i, one in enumerate(made)]
-
-
-def facts(numbers: Any, columns: int) -> int:
-    """How many they are."""
-    return int(numbers["many"])
-
-
 def _method(what: str, *, by_signs: bool) -> Method:
     return Method(
         what,
-        task.rows_of(sparse, by_signs=by_signs),
+        task.rows_of(sparse_by(kept), by_signs=by_signs),
         each={**task.EACH, "density": 1.0},
         shared={**task.SHARED, "rescale": 1.0},
         measure=measure,
-        facts=facts,
+        facts=facts_of(),
         drawn=True,
     )
 

@@ -6,15 +6,14 @@ density + epsilon, and those between evenly by their rank. What is left is made 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
 from . import task
 from .dare import key_of
 from .drawn import uniform
-from .method import Method, always
-from .rescaled import factors
+from .method import Method, always, facts_of
+from .rescaled import factors, sparse_by
 
 if TYPE_CHECKING:
     import torch
@@ -38,26 +37,15 @@ def kept(block: Block, which: int, delta: torch.Tensor) -> torch.Tensor:
     return drawn < density - epsilon + 2 * epsilon * even
 
 
-def sparse(block: Block, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The deltas with zero where they are not kept, rescaled."""
-    made = [delta * kept(block, i, delta) for i, delta in enumerate(deltas)]
-    return [one if block.facts[i] == 1 else one.mul_(block.facts[i]) for i, one in enumerate(made)]
-
-
-def facts(numbers: Any, columns: int) -> int:
-    """How many they are."""
-    return int(numbers["many"])
-
-
 def _method(what: str, *, by_signs: bool) -> Method:
     return Method(
         what,
-        task.rows_of(sparse, by_signs=by_signs),
+        task.rows_of(sparse_by(kept), by_signs=by_signs),
         each={**task.EACH, "density": 1.0, "epsilon": 0.15},
         shared={**task.SHARED, "normalize": float(by_signs), "rescale": 1.0},
         by_rows=always,
         measure=measure,
-        facts=facts,
+        facts=facts_of(),
         drawn=True,
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
 from .gram import Gram, gram, product
-from .method import Base, Method
+from .method import Base, Method, facts_of
 from .sums import weighted
 
 if TYPE_CHECKING:
@@ -68,6 +68,6 @@ METHODS = {
         Base.NONE,
         shared={"max_iter": 10.0, "tol": 1e-5},
         measure=measure,
-        facts=lambda numbers, columns: int(numbers["many"]),
+        facts=facts_of(),
     )
 }

@@ -5,14 +5,14 @@ Of a share `density` of the elements, int(density * size) and at least one are k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
 from . import task
-from .method import Method
+from .method import Method, facts_of
 from .order import at_ranks, place_of_equal
-from .rescaled import factors
+from .rescaled import factors, sparse_by
 
 if TYPE_CHECKING:
     import torch
@@ -63,24 +63,13 @@ def kept(block: Block, which: int, delta: torch.Tensor) -> torch.Tensor:
     return torch.cat([flat[:early] | equal[:early], flat[early:]]).view(delta.shape)
 
 
-def sparse(block: Block, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The deltas with zero where they are not kept, rescaled."""
-    made = [delta * kept(block, i, delta) for i, delta in enumerate(deltas)]
-    return [one if (by := block.facts[FACTS * i + 2]) == 1 else one.mul_(by) for i, one in enumerate(made)]
-
-
-def facts(numbers: Any, columns: int) -> int:
-    """How many they are."""
-    return FACTS * int(numbers["many"])
-
-
 METHODS = {
     "ties": Method(
         "the largest deltas, of each element those of the sign that most of them have",
-        task.rows_of(sparse, by_signs=True),
+        task.rows_of(sparse_by(kept, FACTS), by_signs=True),
         each={**task.EACH, "density": 1.0},
         shared={**task.SHARED, "normalize": 1.0, "rescale": 0.0},
         measure=measure,
-        facts=facts,
+        facts=facts_of(FACTS),
     )
 }

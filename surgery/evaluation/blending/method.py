@@ -34,6 +34,11 @@ def always(numbers: Mapping[str, Any]) -> bool:
     return True
 
 
+def facts_of(each: int = 1) -> Callable[[Mapping[str, Any], int], int]:
+    """How many facts there are, `each` a model."""
+    return lambda numbers, columns: each * int(numbers["many"])
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table. `rows` makes a block of the result of blocks of the inputs, the base first where there is

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
 from .gram import gram, models, onto_base, product
-from .method import Base, Method
+from .method import Base, Method, facts_of
 from .sums import weighted
 
 if TYPE_CHECKING:
@@ -59,6 +59,6 @@ METHODS = {
         each={"weight": 1.0},
         shared={"normalize_weights": 1.0, "eps": 1e-8},
         measure=measure,
-        facts=lambda numbers, columns: int(numbers["many"]),
+        facts=facts_of(),
     )
 }

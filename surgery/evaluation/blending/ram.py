@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..row_blocks import Block, Scan
-from .method import Method
+from .method import Method, facts_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,6 @@ METHODS = {
         rows,
         shared={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
         measure=measure,
-        facts=lambda numbers, columns: int(numbers["many"]),
+        facts=facts_of(),
     ),
 }

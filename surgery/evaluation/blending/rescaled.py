@@ -14,6 +14,16 @@ LEAST = 1e-7
 Kept = Callable[[Block, int, "torch.Tensor"], "torch.Tensor"]  # where a delta is kept, of the model of that number
 
 
+def sparse_by(kept: Kept, each: int = 1) -> Callable[[Block, Sequence[torch.Tensor]], list[torch.Tensor]]:
+    """Deltas with zero where they are not kept, multiplied by the last of the facts of their model, `each` a model."""
+
+    def sparse(block: Block, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        made = [delta * kept(block, i, delta) for i, delta in enumerate(deltas)]
+        return [one if by == 1 else one.mul_(by) for one, by in zip(made, block.facts[each - 1 :: each], strict=True)]
+
+    return sparse
+
+
 def factors(scan: Scan, kept: Kept, facts: Sequence[float]) -> list[float]:
     """By what each delta is multiplied after it was made sparse: 1 where nothing is rescaled."""
     many = scan.numbers["many"]

@@ -20,7 +20,7 @@ from ...names import compiled, natural
 from ...step import Option, step
 from ..injecting.modules import Kind
 from .facing import Facing, faced
-from .ranks import Choice, Kept, choice, kept, notes_on, told
+from .ranks import Choice, EnergyOf, Kept, RankOf, choice, kept, notes_on, told
 from .rest import REST, Rest, bias_of, rest_of
 from .saying import as_adapter, config_of_new
 
@@ -39,16 +39,8 @@ def extract(
     base: Annotated[Checkpoint, Option("The checkpoint that the adapter is for.", "BASE")],
     tuned: Annotated[Checkpoint, Option("What was trained of it, of the same names.", "TUNED")],
     *,
-    rank: Annotated[
-        int | None, Option("The rank of each module, or what it has, if less.", "N", ("--rank", "-r"))
-    ] = None,
-    energy: Annotated[
-        float | None,
-        Option(
-            "In place of --rank: the least that keeps this share of the squares of the singular values, as 0.99.",
-            "SHARE",
-        ),
-    ] = None,
+    rank: RankOf = None,
+    energy: EnergyOf = None,
     max_rank: Annotated[int | None, Option("With --energy: at most this rank; 64 if not given.", "N")] = None,
     rest: Annotated[
         str,

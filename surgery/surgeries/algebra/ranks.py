@@ -6,9 +6,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from ...errors import SurgeryError
 from ...names import natural
+from ...step import Option
+
+RankOf = Annotated[int | None, Option("The rank of each module, or what it has, if less.", "N", ("--rank", "-r"))]
+EnergyOf = Annotated[
+    float | None,
+    Option(
+        "In place of --rank: the least that keeps this share of the squares of the singular values, as 0.99.", "SHARE"
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

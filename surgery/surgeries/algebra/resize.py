@@ -12,7 +12,7 @@ from ...errors import AdapterError, listed, series
 from ...files.peft import Adapter
 from ...lazy.tensor import Input, Tensor, reshape, stored
 from ...step import Option, step
-from .ranks import Choice, Kept, choice, kept, notes_on, told
+from .ranks import Choice, EnergyOf, Kept, RankOf, choice, kept, notes_on, told
 from .saying import as_adapter, config_of, whole_number
 
 if TYPE_CHECKING:
@@ -23,16 +23,8 @@ if TYPE_CHECKING:
 def resize_adapter(
     adapter: Annotated[Adapter, Option("A LoRA adapter, here or on the Hub.", "ADAPTER")],
     *,
-    rank: Annotated[
-        int | None, Option("The rank of each module, or what it has, if less.", "N", ("--rank", "-r"))
-    ] = None,
-    energy: Annotated[
-        float | None,
-        Option(
-            "In place of --rank: the least that keeps this share of the squares of the singular values, as 0.99.",
-            "SHARE",
-        ),
-    ] = None,
+    rank: RankOf = None,
+    energy: EnergyOf = None,
     max_rank: Annotated[int | None, Option("With --energy: at most this rank.", "N")] = None,
 ) -> Adapter:
     """Give a LoRA adapter another rank: for each module the best approximation; the report says what it keeps.
