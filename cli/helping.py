@@ -58,10 +58,26 @@ def _summary(command: Any) -> str:
 class Command(TyperCommand):
     """A command whose usage line shows what must be given."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Where `--map` names what is renamed, without a rule behind it it asks for a map."""
+        renames = any("--map" in param.opts and "--heat-map" not in param.opts for param in self.params)
+        draws = any("--heat-map" in param.opts for param in self.params)
+        return super().parse_args(ctx, with_heat_map(args) if renames and draws else args)
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Arguments without braces, and `-o DIR` where there is an output."""
         pieces = [re.sub(r"\{(.+)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
         return [*pieces, "-o DIR"] if any(param.name == "out" for param in self.params) else pieces
+
+
+def with_heat_map(args: list[str]) -> list[str]:
+    """The arguments with `--heat-map` for each `--map` that no REGEX=REPLACEMENT follows."""
+    after = [*args[1:], ""]
+    ends = args.index("--") if "--" in args else len(args)
+    return [
+        "--heat-map" if one == "--map" and "=" not in rule and at < ends else one
+        for at, (one, rule) in enumerate(zip(args, after, strict=True))
+    ]
 
 
 def with_examples(app: typer.Typer) -> typer.Typer:

@@ -14,6 +14,30 @@ from .saying import Merging, Reading, merging_arguments, reading_arguments
 app = typer.Typer()
 PANEL = "Look"
 
+PICTURE = "As a picture"
+Map = Annotated[
+    bool,
+    typer.Option("--map", "--heat-map", help="Draw what changed by layer and module, here.", rich_help_panel=PICTURE),
+]
+HeatMap = Annotated[  # of commands whose --map names what is renamed: `helping.Command` tells the two apart
+    bool,
+    typer.Option(
+        "--heat-map",
+        help="Draw what changed by layer and module, here; [bold]--map[/bold] without a rule is the same.",
+        rich_help_panel=PICTURE,
+    ),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="relative|changed|erased|rank",
+        help="What is drawn: the size of the change, the share of weights changed, of these what rounding erased,"
+        " the effective rank.",
+        rich_help_panel=PICTURE,
+    ),
+]
+
 
 @app.command(rich_help_panel=PANEL)
 @writing_options
@@ -22,6 +46,9 @@ def inspect(
     tensors: Annotated[
         str, typer.Option("--tensors", metavar="REGEX", help="List the tensors whose whole name matches.")
     ] = "",
+    map_: Annotated[
+        bool, typer.Option("--map", help="Draw the shards by kind of tensor.", rich_help_panel=PICTURE)
+    ] = False,
     follow_links: FollowLinks = False,
     key: Key = "",
     component: Component = "",
@@ -33,11 +60,13 @@ def inspect(
     """Say what a checkpoint or an adapter is: family, sizes, dtypes, shards, fused tensors, ties, oddities."""
     import surgery
 
-    from . import output
+    from . import drawing, output
 
     def body() -> None:
         if not tensors:
             output.show_inspection(surgery.inspect(model, **reading_arguments(reading)), json=json)
+            if map_ and not json:
+                drawing.show_shards(model, reading_arguments(reading))
         else:
             told = reading_arguments(reading)
             said = any(value is not None for value in told.values())
@@ -56,6 +85,8 @@ def diff(
     tensors: Annotated[
         str, typer.Option("--tensors", metavar="REGEX", help="Only tensors whose whole name matches; no files.")
     ] = "",
+    map_: Map = False,
+    by: By = "",
     follow_links: FollowLinks = False,
     key: Key = "",
     component: Component = "",
@@ -72,14 +103,18 @@ def diff(
     """
     import surgery
 
-    from . import output
+    from . import drawing, output
     from .progress import looking
+
+    drawn = drawing.chosen(map_, by, knows_erased=False)
 
     def body() -> None:
         with looking(shown=not json and not quiet) as on_tensor:
             found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor, **reading_arguments(reading))
         if json or not quiet:
             output.show_difference(found, json=json)
+        if drawn and not json and not quiet:
+            drawing.show_difference(found, drawn)
         if not found.equal:
             raise typer.Exit(1)
 
@@ -117,6 +152,8 @@ def verify(
             rich_help_panel=PROOF,
         ),
     ] = "",
+    heat_map: HeatMap = False,
+    by: By = "",
     follow_links: FollowLinks = False,
     key: Key = "",
     component: Component = "",
@@ -137,9 +174,12 @@ def verify(
     """
     import surgery
 
-    from . import output
+    from . import drawing, output
     from .progress import looking
 
+    drawn = drawing.chosen(heat_map, by, knows_erased=True)
+    if drawn and not base:
+        raise typer.BadParameter("what changed is drawn of a merge", param_hint="--map --base --adapter")
     told_more = through or merging.said() or reading.said()
     if bool(base) != bool(adapters) or (not base and told_more):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
@@ -166,6 +206,10 @@ def verify(
             return
         if not quiet:
             output.show_verification(found)
+            if drawn and base and found.proof is not None:
+                drawing.show_proof(
+                    found.proof, drawn, base, model, adapters or (), {**told, "through": through or None}
+                )
         if not found.ok and not quiet and output.one_place():
             raise typer.Exit(1)
         found.require()

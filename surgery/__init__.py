@@ -10,10 +10,12 @@ touches data, in one pass. Importing this package imports neither torch, transfo
 """
 
 from .checkpoint import Checkpoint, open_any, open_checkpoint
+from .checks.change_map import Cell, ChangeMap, Moved
 from .checks.check import Check, Verification
 from .checks.diff import Change, Difference, diff
 from .checks.inspection import Inspection, inspect
 from .checks.judgement import Judgement, Verdict
+from .checks.map_changes import map_changes
 from .checks.proof import Proof
 from .checks.verify import verify
 from .errors import (
@@ -79,7 +81,9 @@ from .version import __version__
 __all__ = [
     "Adapter",
     "AdapterError",
+    "Cell",
     "Change",
+    "ChangeMap",
     "Check",
     "Checkpoint",
     "DestinationError",
@@ -94,6 +98,7 @@ __all__ = [
     "Inspection",
     "Judgement",
     "LayoutError",
+    "Moved",
     "NoSpace",
     "NotACheckpoint",
     "NotAllowed",
@@ -143,6 +148,7 @@ __all__ = [
     "is_adapter",
     "keep",
     "layers",
+    "map_changes",
     "map_rows",
     "merge",
     "open_adapter",

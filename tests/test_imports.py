@@ -224,6 +224,7 @@ ROOMS = (
     ("recipes",),
     ("execution",),
     ("checks",),
+    ("pictures",),
     ("hub",),
     ("",),
 )

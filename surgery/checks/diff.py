@@ -131,7 +131,7 @@ def diff(a: Side, b: Side, *, tensors: str = "", on_tensor: OnTensor | None = No
     called after each tensor. What is `said` of adapters of other tools is as for `open_adapter`. Holds a few windows
     of 4 MB for each core, never a whole tensor.
     """
-    one, other = _opened(a, said), _opened(b, said)
+    one, other = opened_side(a, said), opened_side(b, said)
     if (ADAPTER_CONFIG in one.files) != (ADAPTER_CONFIG in other.files):
         raise SurgeryError(
             "a checkpoint and an adapter have no tensor in common",
@@ -201,7 +201,7 @@ def _changes(
             yield name, change
 
 
-def _opened(side: Side, said: Mapping[str, Any]) -> Checkpoint:
+def opened_side(side: Side, said: Mapping[str, Any]) -> Checkpoint:
     """What is compared; what is said is of adapters that do not say it themselves, as PEFT's do."""
     if isinstance(side, str | os.PathLike):
         given = any(value is not None for value in said.values()) and not is_adapter(side)
