@@ -20,6 +20,7 @@ from surgery.evaluation.measure import Measure
 from surgery.lazy.tensor import Tensor
 from surgery.names import select
 from surgery.planning.sharding import parse_size
+from surgery.units import size
 
 from . import steps
 
@@ -406,14 +407,6 @@ def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
         print(f"removed {printable(path)} ({size(nbytes)})")
     if not removed:
         print("nothing to clean")
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people, in powers of ten: 4.9 GB."""
-    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{nbytes} B" if units[0] == "B" else f"{value:.3g} {units[0]}"
 
 
 def _some(items: Sequence[str], shown: int = 4) -> str:
