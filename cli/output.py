@@ -409,6 +409,18 @@ def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
         print("nothing to clean")
 
 
+def show_environment(found: Mapping[str, Any], *, json: bool) -> None:
+    """Versions and surroundings: a line each, as a bug report takes them."""
+    if json:
+        show_json(found)
+        return
+    flat = {name: value for name, value in found.items() if not isinstance(value, Mapping)}
+    flat |= {name: value for group in found.values() if isinstance(group, Mapping) for name, value in group.items()}
+    width = max(map(len, flat))
+    for name, value in flat.items():
+        print(f"{name:{width}}  {printable(str(value)) if value is not None else '-'}")
+
+
 def _some(items: Sequence[str], shown: int = 4) -> str:
     return ", ".join(listed(items, shown))
 
