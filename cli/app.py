@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Edit checkpoints offline: safetensors shards and index files, without loading the model.",
     epilog=(
         "Sizes: 5GB is 5·10⁹ bytes, 5GiB is 5·2³⁰. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 130"
-        " interrupted."
+        " interrupted, 143 and 129 ended by SIGTERM and SIGHUP."
     ),
 )
 

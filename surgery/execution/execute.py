@@ -417,13 +417,10 @@ def _check_sources(plan: Plan) -> None:
     """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises
     SourceChanged.
     """
-    reader = Reader()
-    try:
+    with closing(Reader()) as reader:
         for file in _sources(plan):
             if not file.remote:
-                reader.fd(file)
-    finally:
-        reader.close()
+                reader.check(file)
 
 
 def _resume(run: _Run) -> tuple[list[ShardPlan], int]:
