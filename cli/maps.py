@@ -16,8 +16,7 @@ from surgery.checks.change_map import Cell, ChangeMap, Place
 from surgery.checks.shard_map import ALL, Piece
 from surgery.errors import listed, printable
 from surgery.pictures.measures import DARK, VIRIDIS, Measured, Scale
-
-from .output import size
+from surgery.units import size
 
 SHADES, PLAIN = " ·░▒▓█", " .:=*#"  # the latter where the output is not written in UTF-8
 WIDE, NARROW = 13, 7  # columns of a cell
