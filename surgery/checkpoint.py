@@ -37,6 +37,7 @@ from .files.strict import MEND, parse_object
 from .files.torchfile.model import key_meant, under_key
 from .lazy.tensor import File, Input, Tensor, as_written
 from .models.originals import PARAMS
+from .notebook import shown, tensor_table, told_of
 from .opened import takes_opened
 from .step import Recipe
 
@@ -94,6 +95,14 @@ class Checkpoint:
         kind = self.__dict__.get("config", {}).get("model_type")  # nothing is read for it
         size = sum(tensor.nbytes for tensor in self.tensors.values())
         return f"<Checkpoint{f' {kind}' if kind else ''}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
+
+    def _repr_html_(self) -> str:
+        shards = len(set(self.weight_map.values()))
+        return shown(
+            repr(self)[1:].split(":")[0],
+            {"path": self.path, "shards": shards, **told_of(self)},
+            tensor_table(self.tensors),
+        )
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
