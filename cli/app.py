@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import edit, hub, look, recipes, surgeries
+from . import edit, hub, look, other, recipes, surgeries
 from .helping import Commands, with_examples
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Edit checkpoints offline: safetensors shards and index files, without loading the model.",
     epilog=(
         "Sizes: 5GB is 5·10⁹ bytes, 5GiB is 5·2³⁰. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 130"
-        " interrupted."
+        " interrupted, 143 and 129 ended by SIGTERM and SIGHUP."
     ),
 )
 
@@ -51,5 +51,5 @@ def _top(
     pass
 
 
-for _group in (look, edit, surgeries, recipes, hub):
+for _group in (look, edit, surgeries, recipes, hub, other):
     app.add_typer(with_examples(_group.app))

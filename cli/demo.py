@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import surgery
-
-from .output import size
+from surgery.units import size
 
 SIZES: dict[str, Any] = {
     "hidden_size": 512,

@@ -1,4 +1,4 @@
-"""The commands on outputs: reshard, which is writing and nothing else, clean and reindex."""
+"""The commands on files alone: reshard, which is writing and nothing else, and reindex."""
 
 from __future__ import annotations
 
@@ -25,30 +25,6 @@ def reshard(model: Model, *, options: Writing) -> None:
 
     sized = replace(options, max_shard_size=options.max_shard_size or DEFAULT)
     written(lambda: surgery.open_checkpoint(model), sized)
-
-
-@app.command(rich_help_panel=PANEL)
-def clean(
-    folder: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIR",
-            help="An output, here or hf://org/name, or the folder that holds outputs.",
-            show_default=False,
-        ),
-    ],
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Remove what broken runs left beside DIR, or beside the outputs inside it."""
-    import surgery
-
-    from . import output
-
-    def body() -> None:
-        output.show_cleaned(surgery.clean(folder), json=json)
-
-    guarded(body, json=json, debug=debug)
 
 
 @app.command(rich_help_panel=PANEL)

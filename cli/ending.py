@@ -1,5 +1,6 @@
 """How the command line begins and ends, whatever it was started in: streams that are closed, full or no longer read,
-Ctrl-C at any moment, a folder that is gone. Light: nothing of it is imported before Ctrl-C is awaited.
+Ctrl-C or a signal to end at any moment, a folder that is gone. Light: nothing of it is imported before Ctrl-C is
+awaited.
 """
 
 from __future__ import annotations
@@ -7,12 +8,26 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 FAILED, INTERRUPTED, UNHEARD = 1, 130, 141  # exit statuses; the last as of who dies of a closed pipe
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end, which it does as at Ctrl-C; `status` is what it ends with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+    """The exit status of a process that Ctrl-C ends, or a signal."""
+    return error.status if isinstance(error, Stopped) else INTERRUPTED
 
 
 class Unshown(Exception):
@@ -48,12 +63,13 @@ def ended(command: Callable[[], None]) -> None:
     """Run a command: whatever its surroundings do ends it with a clear word and an exit status, without a traceback."""
     try:
         _hold_streams()
+        _hold_signals()
         try:
             command()
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        _leave(INTERRUPTED, "interrupted", "")
+    except KeyboardInterrupt as error:
+        _leave(status_of(error), "interrupted", "")
     except Unshown as error:
         _discard(1)
         if error.errno == errno.EPIPE:
@@ -83,7 +99,7 @@ def _has_place() -> bool:
 
 def _leave(status: int, what: str, tip: str) -> None:
     """Exit; nothing is said where nobody listens."""
-    lines = [what if status == INTERRUPTED else f"error: {what}"] if what else []
+    lines = [what if status > 128 else f"error: {what}"] if what else []
     try:
         print(
             *lines, *([f"help: {tip}"] if tip else []), sep="\n", end="\n" if what else "", file=sys.stderr, flush=True
@@ -91,6 +107,22 @@ def _leave(status: int, what: str, tip: str) -> None:
     except (OSError, ValueError):
         _discard(2)
     sys.exit(status)
+
+
+def _hold_signals() -> None:
+    """SIGTERM, as a batch system sends it, and SIGHUP end the command once, as Ctrl-C does: nothing is left but the
+    stage. What is ignored, as under nohup, stays so.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(number, _stop)
+
+
+def _stop(number: int, _: object) -> None:
+    for again in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(again, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def _hold_streams() -> None:

@@ -6,7 +6,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": ("surgery inspect base", "surgery inspect base --tensors '.*q_proj.*'"),
     "diff": ("surgery diff base merged",),
     "verify": ("surgery verify merged --base base --adapter adapter",),
-    "demo": ("surgery demo play",),
     "reshard": ("surgery reshard base -o out --max-shard-size 5GB",),
     "convert-files": ("surgery convert-files checkpoint.pt -o out", "surgery convert-files dcp -o out"),
     "convert": ("surgery convert base -o llama --as llama",),
@@ -29,7 +28,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "surgery blend a b -o out --base base --method ties --weights 1,0.5 --density 0.5",
         "surgery blend a b -o out --method passthrough --slice 1:0-15 --slice 2:8-31",
     ),
-    "clean": ("surgery clean out",),
     "reindex": ("surgery reindex base",),
     "split": ("surgery split base -o split",),
     "fuse": ("surgery fuse split -o fused",),
@@ -55,4 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "push": ("surgery push merged org/name --private",),
     "run": ("surgery run recipe.yaml", "surgery run recipe.yaml --set merge.scale=0.5", "surgery run out -o again"),
     "schema": ("surgery schema",),
+    "clean": ("surgery clean out",),
+    "demo": ("surgery demo play",),
+    "env": ("surgery env",),
 }

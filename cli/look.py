@@ -1,8 +1,7 @@
-"""The commands that look and write nothing: inspect, verify, diff; and the demo."""
+"""The commands that look and write nothing: inspect, verify, diff."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -171,18 +170,3 @@ def verify(
         found.require()
 
     guarded(body, json=json, debug=debug, interrupted=output.LOOKED)
-
-
-@app.command(rich_help_panel=PANEL)
-def demo(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Where to work; a temporary folder if not given.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Make a small Phi-3 and an adapter; split, merge, reshard and verify it; show that it computes the same."""
-    from . import output
-    from .demo import run
-
-    left = output.SHOWN if folder is None else (output.SHOWN_IN[0].format(folder=folder), output.SHOWN_IN[1])
-    guarded(lambda: run(folder), json=False, debug=debug, interrupted=left)

@@ -20,6 +20,7 @@ from surgery.evaluation.measure import Measure
 from surgery.lazy.tensor import Tensor
 from surgery.names import select
 from surgery.planning.sharding import parse_size
+from surgery.units import size
 
 from . import steps
 
@@ -408,12 +409,16 @@ def show_cleaned(removed: Sequence[tuple[str, int]], *, json: bool) -> None:
         print("nothing to clean")
 
 
-def size(nbytes: int) -> str:
-    """Bytes for people, in powers of ten: 4.9 GB."""
-    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{nbytes} B" if units[0] == "B" else f"{value:.3g} {units[0]}"
+def show_environment(found: Mapping[str, Any], *, json: bool) -> None:
+    """Versions and surroundings: a line each, as a bug report takes them."""
+    if json:
+        show_json(found)
+        return
+    flat = {name: value for name, value in found.items() if not isinstance(value, Mapping)}
+    flat |= {name: value for group in found.values() if isinstance(group, Mapping) for name, value in group.items()}
+    width = max(map(len, flat))
+    for name, value in flat.items():
+        print(f"{name:{width}}  {printable(str(value)) if value is not None else '-'}")
 
 
 def _some(items: Sequence[str], shown: int = 4) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .ending import status_of
 from .options import Writing
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def guarded(command: Callable[[], Any], *, json: bool, debug: bool, interrupted:
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         output.show_interrupt(*(interrupted or output.STAGED), json=json)
-        raise typer.Exit(130) from error
+        raise typer.Exit(status_of(error)) from error
 
 
 def wrong_usage(error: surgery.SurgeryError, option: str = "") -> typer.BadParameter:

@@ -213,8 +213,9 @@ def test_the_targets_load_nothing(base: Path) -> None:
 
 
 ROOMS = (
-    ("arguments", "errors", "names", "opened", "step", "version"),
+    ("arguments", "errors", "names", "opened", "step", "units", "version"),
     ("lazy",),
+    ("notebook",),
     ("files", "evaluation"),
     ("models",),
     ("adapters",),

@@ -17,6 +17,7 @@ from ..lazy.tensor import Tensor
 from ..models.originals import row_of, told
 from ..names import natural
 from ..surgeries.originals import params_in
+from ..units import size
 
 # What the tensors of a file with several models in it begin with (CompVis and what followed), and what that is.
 PARTS = (
@@ -136,14 +137,9 @@ def _foreign(checkpoint: Checkpoint) -> list[str]:
 
 
 def _counted(tensors: Mapping[str, Tensor]) -> str:
-    size = sum(tensor.nbytes for tensor in tensors.values())
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
     dtypes = sorted({tensor.dtype.name for tensor in tensors.values()})
-    return f"{len(tensors)} tensors, {_size(size)}, {series(listed(dtypes, 3))}"
-
-
-def _size(count: int) -> str:
-    power = min((len(str(count)) - 1) // 3, 3)
-    return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}"
+    return f"{len(tensors)} tensors, {size(nbytes)}, {series(listed(dtypes, 3))}"
 
 
 def _json(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:

@@ -68,12 +68,22 @@ class Reader:
         status = os.fstat(fd)
         if alias is None and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
             os.close(fd)
-            raise SourceChanged(
-                "an input changed after it was opened",
-                where=[file.path, f"{file.size} bytes then, {status.st_size} now"],
-                help="let nothing write to the inputs, and run again",
-            )
+            raise _changed(file, f"{file.size} bytes then, {status.st_size} now")
         return fd
+
+    def check(self, file: File) -> None:
+        """A local file is what it was when it was opened: size and time, and, of a shard, the header. Raises
+        SourceChanged.
+        """
+        self.fd(file)
+        if file.whole or not file.digest or not file.path.endswith(".safetensors"):
+            return
+        begin = bytearray(min(8, file.size))
+        self.read(file, 0, memoryview(begin))
+        header = bytearray(max(0, min(int.from_bytes(begin, "little"), file.size - 8)))
+        self.read(file, 8, memoryview(header))
+        if hashlib.sha256(header).hexdigest() != file.digest:
+            raise _changed(file, "its header is another one now, though its size and time are the same")
 
     def read(self, file: File, at: int, out: memoryview, until: int = 0) -> None:
         """Fill `out` with the bytes from `at` on. More up to `until` may be fetched from the Hub, for the reads that
@@ -277,6 +287,14 @@ def _hashed(file: File | bytes, digest: hashlib._Hash) -> str:
         for part in [file] if isinstance(file, bytes) else reader.stream(file, 0, file.size):
             digest.update(part)
     return digest.hexdigest()
+
+
+def _changed(file: File, how: str) -> SourceChanged:
+    return SourceChanged(
+        "an input changed after it was opened",
+        where=[file.path, how],
+        help="let nothing write to the inputs, and run again",
+    )
 
 
 def _unreadable(error: OSError, where: str) -> SourceChanged:

@@ -192,10 +192,9 @@ class Crew:
             named.wait()
         finally:
             self._halt()
-            for ended in running:
-                ended.wait()
+            _await(running)
             self.filled.put(None)
-            named.wait()
+            _await([named])
             for shard in self.opened:
                 shard.close()
         if self.errors:
@@ -315,6 +314,19 @@ class Crew:
         with self.changed:
             self.room += 1
             self.changed.notify_all()
+
+
+def _await(events: Sequence[threading.Event]) -> None:
+    """All have come. Ctrl-C meanwhile, as by whoever presses it twice, is raised then: nobody is left at work."""
+    pressed: KeyboardInterrupt | None = None
+    for event in events:
+        while not event.is_set():
+            try:
+                event.wait()
+            except KeyboardInterrupt as error:
+                pressed = error
+    if pressed:
+        raise pressed
 
 
 def files_of(shard: ShardPlan) -> list[str]:

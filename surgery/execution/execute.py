@@ -48,11 +48,13 @@ from ..files.opening import regular
 from ..files.peft import Adapter
 from ..files.refs import has_scheme
 from ..lazy.tensor import File, is_computed, stored
+from ..notebook import shown, told_of
 from ..opened import takes_opened
 from ..planning.outputs import check_distinct, outputs_of
 from ..planning.plan import Plan, plan, written
 from ..planning.sharding import parse_size
 from ..planning.steps import Copy, ShardPlan
+from ..units import size
 from .cluster import Nodes, check_executor, nodes
 from .crew import Crew, Delivery, Step, compare, copy_range, files_of
 from .links import Links
@@ -97,6 +99,21 @@ class Report:
     def __repr__(self) -> str:
         done = f"{self.tensors} tensors in {self.shards} shards, {self.computed} computed, {self.nbytes:,} bytes"
         return f"<Report of {printable(self.output)}: {done} in {self.seconds:.1f} s>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "tensors": f"{self.tensors:,} in {self.shards:,} shards",
+            "copied": self.copied,
+            "computed": self.computed,
+            "dropped": self.dropped,
+            "replaced": self.replaced,
+            "added": self.added,
+            "files": self.files,
+            "size": size(self.nbytes),
+            "seconds": f"{self.seconds:.1f}",
+            "mostly erased by rounding": len(self.erased),
+        }
+        return shown(f"Report of {self.output}", {**facts, **told_of(self)})
 
 
 @takes_opened
@@ -400,13 +417,10 @@ def _check_sources(plan: Plan) -> None:
     """Nothing was written to the inputs while we read them; those on the Hub are of one commit. Raises
     SourceChanged.
     """
-    reader = Reader()
-    try:
+    with closing(Reader()) as reader:
         for file in _sources(plan):
             if not file.remote:
-                reader.fd(file)
-    finally:
-        reader.close()
+                reader.check(file)
 
 
 def _resume(run: _Run) -> tuple[list[ShardPlan], int]:

@@ -1,6 +1,6 @@
 """The stage: a folder beside the destination that becomes it by one rename.
 
-Invariants. Beside a destination `out` there is at most one writer (`.out.surgery.lock`, an flock). A run writes to
+Invariants. Beside a destination `out` there is at most one writer (`.out.surgery.lock`: `lock.py`). A run writes to
 `.out.surgery-<identity>/`, named by its plan; the next run of the same plan finds its finished shards there. The
 destination is absent or whole at every moment; with `overwrite` it is the old one or the new one. A stage that holds a
 manifest of another identity, or the destination's own, is an old output on its way out, never something to resume; it
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from ..files.entries import entries
 from ..files.folder import LocalFolder, absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
+from .lock import locked
 from .writing_inside import Inside, durable
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -72,10 +72,9 @@ def staged(
     """
     dest = os.path.abspath(dest)
     _check_destination(dest, inputs)
-    parent, name = os.path.split(dest)
     try:
-        os.makedirs(parent, exist_ok=True)
-        with _locked(os.path.join(parent, f".{name}.surgery.lock"), dest):
+        _made_durable(os.path.dirname(dest))
+        with locked(_lock_path(dest), dest):
             _recover(dest)
             discarded = _check_replaceable(dest, overwrite, discard_edits)
             path = stage_at(dest, identity, link=link)
@@ -129,11 +128,11 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
         if not (stages(dest) or os.path.exists(lock) or os.path.exists(_aside(dest))):
             continue
         try:
-            with _locked(lock, dest):
+            with locked(lock, dest):
                 removed += [(path, size_of(path)) for path in stages(dest)]
                 _recover(dest)
                 for path in stages(dest):
-                    _erased(path)
+                    _erased(path if path in _gone(dest) else _renamed(path, dest))
         except OSError as error:
             tip = "mend the permissions of what lies there, and run again"
             what, where = f"cannot clean up: {error.strerror}", [error.filename or dest]
@@ -157,6 +156,17 @@ def size_of(folder: str) -> int:
     """Bytes that the files of a folder take on disk."""
     files = (entry for entry in entries(folder) if not entry.is_dir(follow_symlinks=False))
     return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in files)
+
+
+def _made_durable(folder: str) -> None:
+    """The folder is there; what had to be made of it, and above it, survives a loss of power."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for path in reversed(missing):
+        os.makedirs(path, exist_ok=True)  # which another run may make meanwhile
+        sync(os.path.dirname(path))
 
 
 def sync(path: str) -> None:
@@ -311,35 +321,6 @@ def _identity_of(path: str) -> str | None:
     return manifest.identity if manifest else None
 
 
-@contextmanager
-def _locked(path: str, dest: str) -> Iterator[None]:
-    """Hold the lock beside a destination. The file is removed at the end, so a locked file may have become
-    another's.
-    """
-    while True:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise DestinationError(
-                "another run is writing there", where=[dest], help="wait for it, or choose another output"
-            ) from error
-        try:
-            if os.stat(path).st_ino == os.fstat(fd).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-    try:
-        yield
-    finally:
-        os.unlink(path)
-        os.close(fd)
-
-
 def _recover(dest: str) -> None:
     """Finish or undo an overwrite that was interrupted between its two renames, and finish what was being removed."""
     aside = _aside(dest)
@@ -356,10 +337,18 @@ def _discard(path: str, dest: str) -> None:
     """Nothing is at `path`. What cannot be removed stays beside the destination, where no run takes it for its own:
     nobody's output hangs on it, and `clean` says why.
     """
+    _tried(_renamed(path, dest))
+
+
+def _renamed(path: str, dest: str) -> str:
+    """The name under which what was at `path` is to be removed, for good: half of it under its own could pass for a
+    stage after a loss of power.
+    """
     gone, kept = f"{_stage_prefix(dest)}gone", _gone(dest)
     free = next(name for i in count(1) if (name := f"{gone}{i if i > 1 else ''}") not in kept)
     os.rename(path, free)
-    _tried(free)
+    sync(os.path.dirname(dest))
+    return free
 
 
 def _tried(path: str) -> None:

@@ -18,6 +18,7 @@ from ..errors import AdapterError, FormatError, NotACheckpoint, listed, series
 from ..evaluation.read import sha256
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import File, Input, Tensor
+from ..notebook import shown, tensor_table, told_of
 from ..opened import takes_opened
 from ..step import Recipe
 from .adapter_config import check_config
@@ -87,6 +88,11 @@ class Adapter:
     def __repr__(self) -> str:
         kind, size = self.config.get("peft_type", "of no type"), sum(t.nbytes for t in self.tensors.values())
         return f"<Adapter {kind}: {len(self.tensors)} tensors, {size} bytes, {self.path}>"
+
+    def _repr_html_(self) -> str:
+        said = {"modules": len(self.lora), **{key: self.config.get(key) for key in ("r", "lora_alpha", "use_dora")}}
+        title = f"Adapter {self.config.get('peft_type', 'of no type')}"
+        return shown(title, {"path": self.path, **said, **told_of(self)}, tensor_table(self.tensors))
 
     def pipe(
         self, function: Callable[Concatenate[Adapter, _Given], _Result], *args: _Given.args, **kwargs: _Given.kwargs

@@ -28,7 +28,9 @@ from ..files.safetensors import encode_header, header_alone, in_file_order
 from ..lazy.dtypes import Dtype
 from ..lazy.tensor import File, Input, Shape, Stored, Tensor, has_arithmetic, is_computed, stored, substitute
 from ..names import natural
+from ..notebook import shown, table, told_of
 from ..opened import takes_opened
+from ..units import size
 from ..version import __version__
 from .conservation import check_conserved
 from .digests import digests_of
@@ -67,6 +69,20 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan {self.identity[:16]}: {self.tensors} tensors in {len(self.shards)} shards, {self.nbytes} bytes>"
+
+    def _repr_html_(self) -> str:
+        copied = self.nbytes - self.computed_bytes
+        facts = {
+            "tensors": f"{self.tensors:,}, {len(self.computed):,} of them computed",
+            "bytes": f"{size(copied)} copied, {size(self.computed_bytes)} computed",
+            "dropped": len(self.dropped),
+            "replaced": len(self.replaced),
+            "added": len(self.added),
+            "disk needed": size(self.needed),
+        }
+        rows = ((shard.name, len(shard.slots), size(shard.nbytes)) for shard in self.shards)
+        shards = table(f"{len(self.shards):,} shards", ("shard", "tensors", "size"), rows, len(self.shards))
+        return shown(f"Plan {self.identity[:16]}", {**facts, **told_of(self)}, shards)
 
     @cached_property
     def computed(self) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ from typer.testing import CliRunner, Result
 import surgery
 from surgery.evaluation.workspace import DEFAULT_MEMORY
 from surgery.recipes.kinds import Pairs
+from surgery.units import size
 from surgery_cli.app import app
-from surgery_cli.output import size
 
 Saved = Callable[..., Path]
 

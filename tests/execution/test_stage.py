@@ -489,7 +489,7 @@ def test_two_runs_at_once(source: Path, dest: Path, tmp_path: Path) -> None:
                 "another run is writing there",
                 "wait for it, or choose another output",
             )
-            assert error.where == (str(dest),)
+            assert error.where[0] == str(dest)
         assert (dest.parent / ".out.surgery.lock").exists()
         surgery.write(second(source), dest.parent / "out2")
     assert whole(dest) == expected(first(source), tmp_path)
