@@ -31,6 +31,7 @@ from .files.peft import CONFIG as ADAPTER_CONFIG
 from .files.peft import WEIGHTS as ADAPTER_WEIGHTS
 from .files.peft import Adapter, encode_config, is_adapter, open_peft
 from .files.pipeline import component_meant, components_of, meant_at, modules_of, only_component
+from .files.safetensors import reading_once
 from .files.shards import CONSOLIDATED, index_name_of
 from .files.strict import MEND, parse_object
 from .files.torchfile.model import key_meant, under_key
@@ -175,10 +176,12 @@ def open_checkpoint(path: PathLike | Folder, *, key: str = "", component: str = 
 def open_any(path: PathLike | Folder) -> Checkpoint | Adapter:
     """The checkpoint or the adapter at `path`, whichever it is. Raises what `open_checkpoint` and `open_adapter` do."""
     folder, name = meant_at(path)
-    adapter = of_other_tool(folder, name, LOOKED_AT)
-    if adapter is None and not name and is_adapter(folder):
-        adapter = told(open_peft(folder))
-    return replace(adapter or _opened(folder, name), recipe=opened_as(folder, name, key=key_meant()))
+    with reading_once():
+        adapter = of_other_tool(folder, name, LOOKED_AT)
+        if adapter is None and not name and is_adapter(folder):
+            adapter = told(open_peft(folder))
+        found = adapter or _opened(folder, name)
+    return replace(found, recipe=opened_as(folder, name, key=key_meant()))
 
 
 def _opened(folder: Folder, name: str = "") -> Checkpoint:

@@ -44,8 +44,8 @@ _before: list[tuple[int, str]] = []  # what was set before each `exact` that has
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """One torch thread, full float32 precision: part of the block law. Restored when the last of several at once
-    ends.
+    """One torch thread, full float32 precision, denormal numbers as they are: part of the block law. Restored when the
+    last of several at once ends.
     """
     import torch
 
@@ -53,6 +53,7 @@ def exact() -> Iterator[None]:
         _before.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
+    flushed = _flushes()
     one_thread()
     try:
         yield
@@ -63,6 +64,8 @@ def exact() -> Iterator[None]:
             if not _before:
                 torch.set_num_threads(threads)
                 torch.set_float32_matmul_precision(precision)
+        if flushed:
+            torch.set_flush_denormal(True)
 
 
 @contextmanager
@@ -81,10 +84,20 @@ def exact_at_last() -> Iterator[Callable[[], None]]:
 
 
 def one_thread() -> None:
-    """A thread of ours takes over the one torch thread of `exact` only when it asks."""
+    """A thread of ours takes over the one torch thread of `exact` only when it asks. That denormal numbers are made
+    zero is said to each thread, and handed on to those that it starts: here they are not.
+    """
     import torch
 
     torch.get_num_threads()
+    torch.set_flush_denormal(False)
+
+
+def _flushes() -> bool:
+    """Whether this thread makes denormal numbers zero."""
+    import torch
+
+    return not bool(torch.tensor([1e-40]).mul(1).count_nonzero())
 
 
 def arithmetic_identity() -> str:

@@ -25,6 +25,7 @@ from ..errors import AdapterError
 from ..lazy.dtypes import F64
 from ..lazy.tensor import Tensor, stored
 from .arithmetic import exact, one_thread, torch_dtype
+from .compare import identical
 from .evaluate import settle, workspace_of
 from .shortening import Choose, cut
 from .tiles import ROWS, matrix
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MORE = 8  # columns of the sketch beyond the ranks that are looked for
 BLOCK = 1 << 19  # elements of a block, or 64 rows
+SMALL = 1e-20  # below that sum, squares in float32 may have become zero
 NOISE = 1e-6  # singular values below that part of the largest are float32's own
 
 
@@ -74,11 +76,22 @@ def all_extracted(
 
 def extracted(pair: Pair, most: int, choose: Choose, place: Place) -> Extracted | None:
     """The best approximation of the difference, of the rank that is chosen of up to `most`; None where the two are
-    equal. Raises AdapterError for NaN and infinity in either.
+    equal. Raises AdapterError for NaN and infinity in either, unless they are the same bits in both.
     """
+    try:
+        return _extracted(pair, most, choose, place)
+    except AdapterError:
+        if identical(pair.base, pair.tuned, place.work):
+            return None
+        raise
+
+
+def _extracted(pair: Pair, most: int, choose: Choose, place: Place) -> Extracted | None:
     import torch
 
     one_thread()
+    if not pair.base.size:
+        return None
     with _blocks(pair, place) as blocks:
         rows, columns = shape_of(pair.base)
         width = min(most + MORE, rows, columns)
@@ -162,10 +175,24 @@ class Places:
 
 
 def differ(pair: Pair) -> bool:
-    """Whether two tensors of one shape differ as numbers. Raises AdapterError for NaN and infinity in either."""
+    """Whether two tensors of one shape differ as numbers. Raises AdapterError for NaN and infinity in either, unless
+    they are the same bits in both.
+    """
     place = Place(0)
-    with exact(), closing(place.work), _blocks(pair, place) as blocks:
-        return bool(sum(_square(block, pair.name) for _, block in blocks()))
+    with exact(), closing(place.work):
+        try:
+            return bool(_length(pair, place))
+        except AdapterError:
+            if identical(pair.base, pair.tuned, place.work):
+                return False
+            raise
+
+
+def _length(pair: Pair, place: Place) -> float:
+    if not pair.base.size:
+        return 0.0
+    with _blocks(pair, place) as blocks:
+        return sum(_square(block, pair.name) for _, block in blocks())
 
 
 Blocks = Callable[[], Iterator[tuple[int, "torch.Tensor"]]]
@@ -183,6 +210,8 @@ def _square(block: torch.Tensor, name: str) -> float:
     import torch
 
     found = float(torch.linalg.vector_norm(block, dim=1).double().square_().sum())  # in float64 it would be copied
+    if not SMALL < found < float("inf"):
+        found = float(torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square_().sum())
     if not found < float("inf"):
         tip = "surgery verify --values says where; an adapter of such a difference would spoil the base"
         raise AdapterError("the difference of two weights is not finite", where=[name], help=tip)

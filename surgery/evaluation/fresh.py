@@ -15,6 +15,7 @@ from ..lazy.fresh import Rule
 from ..lazy.tables import NF4
 from ..lazy.tensor import Constant, Fresh
 from .arithmetic import one_thread, torch_dtype
+from .losses import watched
 from .tiles import areas, columns_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def _fill_blocks(fresh: Fresh, start: int, stop: int, result: torch.Tensor, work
             values = _read(fresh, row * tall * columns, (row + 1) * tall * columns, work).view(tall, columns)
             for column, part in _parts(values, wide):
                 made = _float8(part, tall, wide, scales=fresh.scales)
+                if not fresh.scales and not work.depth:
+                    work.loss.overflowed += _lost(part, made)
                 _place(target, made, area.row, area.column, row * (1 if fresh.scales else tall), column, fresh)
 
 
@@ -99,7 +102,10 @@ def _read(fresh: Fresh, start: int, stop: int, work: Workspace) -> torch.Tensor:
 
     raw = work.buffer(f"fresh {work.depth}", (stop - start) * fresh.of.dtype.bits // 8)
     work.fill_under(fresh.of, start, stop, raw)
-    return torch.frombuffer(raw, dtype=torch_dtype(fresh.of.dtype))
+    values = torch.frombuffer(raw, dtype=torch_dtype(fresh.of.dtype))
+    if not work.depth:
+        watched(values, work.loss)
+    return values
 
 
 def _blocks(values: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +158,7 @@ def _dynamic(values: torch.Tensor, rule: Rule) -> torch.Tensor:
         if not numbers.numel():
             continue
         most = numbers.abs().amax(1, keepdim=True)
-        shares = (numbers * (1.0 / most.where(most > 0, 1))).clamp_(-1, 1)
+        shares = (numbers * (1.0 / most.where(most > 0, 1))).nan_to_num_(0, 1, -1).clamp_(-1, 1)
         places = (((shares + 1) * 0.5).double() * PLACES + 0.5).float().to(torch.int32)  # rounded once
         found.append(_places()[places].where(most > 0, 0).view(-1))
     return torch.cat(found)
@@ -192,6 +198,14 @@ def _float8(values: torch.Tensor, tall: int, wide: int, *, scales: bool) -> torc
     if scales:
         return (1.0 / factors)[None]
     return (blocks * factors[:, None]).clamp_(-448, 448).to(torch.float8_e4m3fn).reshape(tall, -1)
+
+
+def _lost(values: torch.Tensor, codes: torch.Tensor) -> int:
+    """How many numbers have the code of NaN: zeros of a block of which 448 divided by the largest is infinite."""
+    import torch
+
+    bad = (codes.view(torch.uint8) & 0x7F) == 0x7F
+    return int((bad & values.isfinite()).sum()) if bool(bad.any()) else 0
 
 
 CODED: dict[str, Callable[[torch.Tensor, Rule], torch.Tensor]] = {"nf4": _nf4, "dynamic": _dynamic}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 GROUPS, SAMPLED = 4, 4  # of so many rows each, in which what is rounded away is counted
-HUGE = 1e38  # a sum of weights that large holds one that the range of float32 or bfloat16, which is the same, does not
+HUGE = 1e38  # no magnitude up to here leaves the range of float32 or bfloat16
 ERASED = 0.5  # share of the changed weights from which it is said that rounding leaves them as they were
 
 
@@ -114,6 +114,16 @@ def requantised(before: torch.Tensor, values: torch.Tensor, after: torch.Tensor)
     )
 
 
+def usual(values: torch.Tensor) -> bool:
+    """Whether no magnitude is near the end of float32's range, and none is NaN. Of a sum, large ones may cancel."""
+    import torch
+
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)
+    return float(low) > -HUGE and float(high) < HUGE  # false for NaN
+
+
 def broken(before: torch.Tensor) -> int:
     """How many elements are infinite or NaN."""
     import torch
@@ -121,11 +131,19 @@ def broken(before: torch.Tensor) -> int:
     return int((~torch.isfinite(before)).sum())
 
 
+def watched(values: torch.Tensor, loss: Loss) -> int:
+    """How many elements of what many results are made of are infinite or NaN; counted as lost, since it spreads."""
+    found = 0 if usual(values) else broken(values)
+    loss.broken += found
+    loss.overflowed += found
+    return found
+
+
 def overflow(before: torch.Tensor, after: torch.Tensor) -> int:
-    """How many elements are infinite or NaN after a step, and were not before it."""
+    """How many elements are infinite or NaN after a step, and were not before it; NaN of infinity is one, too."""
     import torch
 
-    return int((~torch.isfinite(after) & torch.isfinite(before)).sum())
+    return int((~torch.isfinite(after) & (torch.isfinite(before) | (after.isnan() & ~before.isnan()))).sum())
 
 
 def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> None:
@@ -134,7 +152,9 @@ def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> Non
     """
     lost = {name: loss.overflowed for name, loss in losses.items() if loss.overflowed}
     if lost:
-        far = any(dtypes[name] == E4M3 for name in lost)  # which torch makes the largest value of that dtype
+        far = any(
+            dtypes[name] == E4M3 and losses[name].cast for name in lost
+        )  # which torch makes the largest value of that dtype
         became = "are beyond the range of their dtype" if far else "became infinite or NaN"
         raise VerificationFailed(
             f"{sum(lost.values())} weights of {len(lost)} tensors {became}",
@@ -144,7 +164,7 @@ def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> Non
 
 
 def _before(loss: Loss) -> str:
-    return f", and {loss.broken} were so in the base" if loss.broken else ""
+    return f", and {loss.broken} were so before" if loss.broken else ""
 
 
 def _how_finite(losses: Sequence[Loss], dtypes: Collection[Dtype]) -> str:
@@ -155,20 +175,26 @@ def _how_finite(losses: Sequence[Loss], dtypes: Collection[Dtype]) -> str:
             " --except, and takes what torch makes of such values with --allow-overflow"
         )
     if any(loss.broken for loss in losses):
-        return "the adapter mixes weights with others of which the base holds NaN or infinity: mend the base"
-    wider = "write a wider dtype, merge with --dtype bfloat16 or float32; or " if F16 in dtypes else ""
-    return f"{wider}weaken the adapter with --scale, where its kind can be; are its alpha and its config right?"
+        return (
+            "each result is made of several weights, and NaN or infinity that was among what is read spreads: mend"
+            " that; surgery verify --values says where it is"
+        )
+    if E4M3 in dtypes:
+        return "numbers of a block are too small for its scale: leave their modules as they are, with --except"
+    wider = "write a wider dtype, with --dtype bfloat16 or float32; or " if F16 in dtypes else ""
+    return (
+        f"{wider}weaken what is added: an adapter with --scale, where its kind can be, models with --weights; are alpha"
+        " and the config right?"
+    )
 
 
 def note_on_broken(losses: Mapping[str, Loss]) -> list[str]:
-    """What the report says of NaN and infinity that were in the base, where adapters change it."""
+    """What the report says of NaN and infinity that were in what is changed, or blended."""
     found = {name: loss.broken for name, loss in losses.items() if loss.broken}
     if not found:
         return []
     rows = series(listed([f"{name} ({count})" for name, count in found.items()], 3))
-    return [
-        f"the base holds NaN or infinity in {len(found)} of the tensors that adapters change, and so does this: {rows}"
-    ]
+    return [f"NaN or infinity was in {len(found)} of the tensors that are changed, and is in the result: {rows}"]
 
 
 def erased_in(losses: Mapping[str, Loss]) -> tuple[Erased, ...]:

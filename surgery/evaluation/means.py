@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy.dtypes import BF16, F16
 from ..lazy.tensor import Mean
 from .arithmetic import one_thread, torch_dtype
+from .losses import watched
 from .tiles import ROWS
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def fill_mean(mean: Mean, start: int, stop: int, out: memoryview, work: Workspac
         count = min(stop - at, len(row) - first)
         result[at - start : at - start + count].copy_(row[first : first + count])
         at += count
+    if not work.depth:
+        watched(result, work.loss)
 
 
 def _mean(mean: Mean, work: Workspace) -> torch.Tensor:

@@ -28,9 +28,15 @@ def _measured(measured: Measured, work: Workspace) -> list[float]:
     one_thread()
     method, numbers = METHODS[measured.rule], dict(measured.numbers)
     assert method.measure
+    scan = Scan(measured.inputs, numbers, work, method.by_rows(numbers))
     try:
-        found = method.measure(Scan(measured.inputs, numbers, work, method.by_rows(numbers)))
-    except ValueError as error:
-        raise SurgeryError(f"{measured.rule}: {error}", help="try other weights") from error
+        found = method.measure(scan)
+    except (ValueError, ArithmeticError) as error:
+        if not scan.broken:
+            raise SurgeryError(f"{measured.rule}: {error}", help="try other weights") from error
+        found = [0.0] * measured.size
+    bad = sum(scan.broken.values())
+    work.loss.broken += bad
+    work.loss.overflowed += bad  # lengths, angles and thresholds of such a tensor mean nothing
     assert len(found) == measured.size, f"`{measured.rule}` measured {len(found)} numbers, not {measured.size}"
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..lazy.dtypes import F64
 from ..lazy.tensor import Tensor
 from .arithmetic import torch_dtype
+from .losses import broken, usual
 from .tiles import columns_of
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Scan:
     numbers: dict[str, Any]
     work: Workspace
     by_rows: bool
+    broken: dict[tuple[int, int], int] = field(default_factory=dict)  # NaN and infinity, by input and place of a block
 
     @property
     def size(self) -> int:
@@ -119,4 +121,8 @@ class Scan:
         """All elements of the inputs, or of those that are named, in order."""
         inputs = self.inputs if which is None else tuple(self.inputs[i] for i in which)
         numbers = {**self.numbers, "compute": str(self.kind).removeprefix("torch.")}
-        return blocks_of(inputs, numbers, 0, self.size, self.work, by_rows=self.by_rows)
+        for block in blocks_of(inputs, numbers, 0, self.size, self.work, by_rows=self.by_rows):
+            for i, values in zip(which or range(len(inputs)), block.values, strict=True):
+                if not usual(values) and (bad := broken(values)):
+                    self.broken[i, block.at] = bad
+            yield block

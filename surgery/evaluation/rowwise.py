@@ -15,7 +15,7 @@ from ..lazy.function import Function
 from ..lazy.tensor import Rowwise
 from .arithmetic import one_thread, torch_dtype
 from .blending import METHODS
-from .losses import HUGE
+from .losses import usual
 from .row_blocks import Block, blocks_of, tall_of
 from .tiles import columns_of
 
@@ -64,16 +64,20 @@ def _put(values: torch.Tensor, at: int, start: int, stop: int, result: torch.Ten
 
 
 def _count(made: Rowwise, block: Block, values: torch.Tensor, work: Workspace) -> None:
-    """Count what is infinite or NaN, and was in an input, or was not."""
+    """Count what is infinite or NaN, and was in an input, or was not. What infinities make NaN was not."""
     import torch
 
-    if made.dtype != F16 and abs(float(values.sum())) < HUGE:
+    if made.dtype != F16 and usual(values):
         return
-    bad = ~torch.isfinite(values.to(torch_dtype(made.dtype)))
+    rounded = values.to(torch_dtype(made.dtype))
+    bad = ~torch.isfinite(rounded)
     if bool(bad.any()):
-        before = sum((~torch.isfinite(one) for one in block.values), torch.zeros_like(bad)).to(torch.bool)
+        none = torch.zeros_like(bad)
+        before = sum((~torch.isfinite(one) for one in block.values), none).to(torch.bool)
+        unset = sum((one.isnan() for one in block.values), none).to(torch.bool)
+        lost = bad & (~before | (rounded.isnan() & ~unset))
         work.loss.broken += int((bad & before).sum())
-        work.loss.overflowed += int((bad & ~before).sum())
+        work.loss.overflowed += int(lost.sum())
 
 
 def _on_grid(made: Rowwise, start: int, stop: int) -> Iterator[tuple[int, int]]:

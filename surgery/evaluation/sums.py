@@ -18,7 +18,7 @@ from ..lazy.tensor import Sum
 from .arithmetic import one_thread, torch_dtype
 from .casts import fill_cast
 from .kinds import added, applied
-from .losses import HUGE, broken, overflow, rounded_away, samples
+from .losses import broken, overflow, rounded_away, samples, usual
 from .tiles import BAND, COLUMNS, ROWS, TILES, Area, areas, columns_of, padded
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def _round(
     watched = bool(total.deltas or total.gain) and not work.depth
     looked = samples(area.row, area.tall, total.size // columns_of(total)) if watched else []
     before = [base[few].to(made.dtype, copy=True) for few in looked]
-    usual = abs(float(made.sum())) < HUGE  # false for NaN too
-    if not usual:
+    near = usual(made)
+    if not near:
         work.loss.overflowed += overflow(base, made.to(result.dtype))
         work.loss.broken += broken(base) if watched else 0
     result.copy_(made)
-    if usual and total.dtype == F16 and not math.isfinite(float(result.sum())):
+    if near and total.dtype == F16 and not math.isfinite(float(result.sum())):
         work.loss.overflowed += overflow(made, result)
     for few, old in zip(looked, before, strict=True):
         work.loss += rounded_away(old, made[few], result[few])

@@ -18,31 +18,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from json.encoder import encode_basestring
-from operator import mul
 from typing import Any
 
 from ..errors import FormatError
 from ..lazy.dtypes import DTYPES, Dtype
 from ..lazy.tensor import File, Shape, Stored
 from .opening import regular
+from .plain_header import METADATA, Entry, in_order, plain, sized
 from .strict import POINTER, parse_object, pointed
 
 MAX_HEADER = 100_000_000
-METADATA = "__metadata__"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor in a file: `start` and `stop` are bytes from the begin of the data, as the header has them."""
-
-    dtype: Dtype
-    shape: Shape
-    start: int
-    stop: int
+_PARSED: ContextVar[dict[tuple[str, tuple[int, ...]], tuple[File, Header]] | None] = ContextVar("parsed", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +51,10 @@ class Header:
         return self.data + max((e.stop for e in self.entries.values()), default=0)
 
 
-def parse_header(raw: bytes, file_size: int, where: str) -> Header:
-    """The header in `raw`, the JSON bytes after the length of a file of `file_size` bytes called `where`."""
+def parse_header(raw: bytes, file_size: int | None, where: str) -> Header:
+    """The header in `raw`, the JSON bytes after the length of a file of `file_size` bytes called `where`; None where
+    the file is not at hand, and is what its header says.
+    """
 
     def bad(what: str, name: str | None = None) -> FormatError:
         place = where if name is None else f"{where}: {name}"
@@ -70,17 +64,8 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
 
     if raw[:1] != b"{":
         raise bad("the header does not begin with `{`")
-    content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"))
-    metadata = content.pop(METADATA, None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    ):
-        raise bad("`__metadata__` may only map strings to strings")
-
-    entries = {}
-    for name, value in content.items():
-        entries[name] = _parse_entry(value, lambda what, name=name: bad(what, name))
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    metadata, entries = plain(raw) or _from_json(raw, bad)
+    ordered = in_order(entries)
     end = 0
     for name, entry in ordered.items():
         if entry.start != end:
@@ -88,31 +73,39 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
             raise bad(f"offsets {kind}: the tensor begins at byte {entry.start}, the one before ends at {end}", name)
         end = entry.stop
     data = 8 + len(raw)
-    if data + end != file_size:
+    if file_size is not None and data + end != file_size:
         kind = "is cut off" if file_size < data + end else "has bytes that no tensor owns"
         raise bad(f"the file {kind}: {file_size} bytes, but the header accounts for {data + end}")
     return Header(ordered, metadata, data)
 
 
-def _parse_entry(value: Any, bad: Any) -> Entry:
+def _from_json(raw: bytes, bad: Callable[..., FormatError]) -> tuple[dict[str, str] | None, dict[str, Entry]]:
+    """The metadata and the entries of a header that may be written in any way that JSON allows."""
+    content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"))
+    metadata = content.pop(METADATA, None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise bad("`__metadata__` may only map strings to strings")
+    return metadata, {name: _parse_entry(value, partial(bad, name=name)) for name, value in content.items()}
+
+
+def _parse_entry(value: Any, bad: Callable[[str], FormatError]) -> Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise bad("a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else")
     name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    dtype = DTYPES.get(name) if isinstance(name, str) else None
-    if dtype is None:
+    if not (isinstance(name, str) and name in DTYPES):
         raise bad(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
         raise bad(f"the shape {shape!r} is not a list of non-negative integers")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
         raise bad(f"the offsets {offsets!r} are not two non-negative integers")
-    bits = math.prod(shape) * dtype.bits
-    # safetensors multiplies from left to right, so that (2**40, 2**40, 0) overflows on the way to 0
-    if bits >= 2**64 or (not bits and max(*shape, *accumulate(shape, mul), 0) >= 2**64):
-        raise bad(f"the shape {shape} overflows 64 bits")
-    if bits % 8:
-        raise bad(f"{dtype} {shape} does not fill whole bytes")
-    if offsets[1] - offsets[0] != bits // 8:
-        raise bad(f"{dtype} {shape} takes {bits // 8} bytes, but the offsets {offsets} span {offsets[1] - offsets[0]}")
+    try:
+        dtype, nbytes = sized(name, tuple(shape))
+    except ValueError as error:
+        raise bad(str(error)) from error
+    if offsets[1] - offsets[0] != nbytes:
+        raise bad(f"{dtype} {shape} takes {nbytes} bytes, but the offsets {offsets} span {offsets[1] - offsets[0]}")
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
@@ -159,31 +152,47 @@ def in_file_order(tensors: Mapping[str, tuple[Dtype, Shape]]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name][0].rank, name))
 
 
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, the header of a file that stays as it is is parsed once, however often it is asked for."""
+    token = _PARSED.set({})
+    try:
+        yield
+    finally:
+        _PARSED.reset(token)
+
+
 def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
     """The checked header of the file at `path`; reads nothing else. The file's digest is that of its header."""
     where = where or path
     try:
         with open(path, "rb", opener=regular) as stream:
             status = os.fstat(stream.fileno())
+            parsed, key = _PARSED.get(), (os.path.abspath(path), identity(status))
+            if parsed is not None and key in parsed:
+                return parsed[key]
             length = header_length(stream.read(len(POINTER)), status.st_size, where)
             stream.seek(8)
             raw = stream.read(length)
     except OSError as error:
         raise FormatError(f"cannot read the file: {error.strerror}", where=[where]) from error
-    header = parse_header(raw, status.st_size, where)
-    return File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest()), header
+    file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest())
+    found = file, parse_header(raw, status.st_size, where)
+    if parsed is not None:
+        parsed[key] = found
+    return found
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with a file, or with what is in it."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def header_alone(raw: bytes, where: str) -> Header:
     """The header in `raw`, length and all, without the file that it is of: what it says is what it must be."""
-    content = parse_object(raw[8:], lambda what: FormatError(f"the header is wrong: {what}", where=[where]))
-    try:
-        end = max((int(e["data_offsets"][1]) for name, e in content.items() if name != METADATA), default=0)
-    except (LookupError, TypeError, ValueError):
-        end = 0  # then an entry is wrong, which is said below
     if int.from_bytes(raw[:8], "little") != len(raw) - 8:
         raise FormatError("the header's length is not what it says", where=[where])
-    return parse_header(raw[8:], len(raw) + end, where)
+    return parse_header(raw[8:], None, where)
 
 
 def header_length(begin: bytes, file_size: int, where: str) -> int:
@@ -203,6 +212,26 @@ def header_length(begin: bytes, file_size: int, where: str) -> int:
 def tensors_of(file: File, header: Header) -> dict[str, Stored]:
     """The lazy tensors of a file."""
     return {n: Stored(e.dtype, e.shape, file, header.data + e.start) for n, e in header.entries.items()}
+
+
+class Tensors(Mapping[str, Stored]):
+    """The lazy tensors of a file, each made when it is asked for: their names cost nothing."""
+
+    def __init__(self, file: File, header: Header) -> None:
+        self._file, self._header = file, header
+
+    def __getitem__(self, name: str) -> Stored:
+        entry = self._header.entries[name]
+        return Stored(entry.dtype, entry.shape, self._file, self._header.data + entry.start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header.entries)
+
+    def __len__(self) -> int:
+        return len(self._header.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header.entries
 
 
 def _dumps(value: Any) -> str:

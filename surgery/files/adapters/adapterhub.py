@@ -263,6 +263,7 @@ FORMAT = Format(
     TOOL,
     recognise,
     read,
+    marks=("loras.", "shared_parameters.", *(f"{room}." for room in NONLINEAR)),
     files=(
         "adapter.safetensors",
         "pytorch_adapter.bin",

@@ -9,8 +9,9 @@ asked for (`Said`), never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ...errors import AdapterError, FormatError, listed
@@ -61,6 +62,7 @@ class Format:
     recognise: Callable[[Found], str]
     read: Callable[[Found, Said], Adapter]
     reads: Callable[[Found], bool] | None = None
+    marks: tuple[str, ...] = ()  # one of which is in a name of each such file, unless its config tells; (): any file
     files: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
@@ -68,9 +70,22 @@ class Format:
     shared: Callable[[str], bool] = lambda name: False
     fit: Callable[[Adapter, Mapping[str, Any], Collection[str]], Adapter] | None = None
 
+    def tells(self, found: Found, marks: Set[str]) -> str:
+        """What tells it in the file, in whose names these marks are."""
+        asked = not self.marks or found.config or not marks.isdisjoint(self.marks)
+        return self.recognise(found) if asked else ""
+
     def can_be(self, found: Found) -> bool:
         """Whether the file can be read so where a user says it."""
         return self.reads(found) if self.reads else bool(self.recognise(found))
+
+
+def marks_in(names: Iterable[str], marks: Collection[str]) -> frozenset[str]:
+    """Which of the marks are in any of the names: many names at a time, since every checkpoint's are asked."""
+    ahead, here = iter(names), set[str]()
+    while some := "\n".join(islice(ahead, 10_000)):
+        here |= {mark for mark in marks if mark not in here and mark in some}
+    return frozenset(here)
 
 
 def grouped(found: Found, rule: re.Pattern[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:

@@ -120,6 +120,7 @@ PRODUCT = Format(
     lambda found: _recognise(found, True),
     lambda found, said: _read(found, said, True),
     _reads,
+    marks=("lora",),
     takes=frozenset({"alpha"}),
 )
 OUTPUT = Format(
@@ -128,5 +129,6 @@ OUTPUT = Format(
     lambda found: _recognise(found, False),
     lambda found, said: _read(found, said, False),
     _reads,
+    marks=("lora",),
     takes=frozenset({"alpha"}),
 )

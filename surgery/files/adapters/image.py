@@ -49,6 +49,12 @@ _OWN = (
     r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff|diff_b|w_norm|b_norm|on_input"
     r"|oft_(?:blocks|diag)|rescale|[ab][12]\.weight|[pq]_layer\.weight|lambda_layer|weight"
 )
+# The last part of each name that _OWN takes, but for `weight`.
+_LEAVES = frozenset(
+    "alpha dora_scale hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2 lokr_w1 lokr_w1_a lokr_w1_b lokr_w2"
+    " lokr_w2_a lokr_w2_b lokr_t2 diff diff_b w_norm b_norm on_input oft_blocks oft_diag rescale lambda_layer".split()
+)
+_HOLDERS = tuple(f".{leaf}.weight" for leaf in ("a1", "a2", "b1", "b2", "p_layer", "q_layer"))
 _FLAT = r"(?:(?:lora|lycoris)_(?:unet|te\d?|transformer|prior_unet)|lycoris)_[^.]+"
 _DOTTED = r"(?:unet|transformer|text_encoder(?:_\d)?|text_encoders|diffusion_model|prior)\..+"
 # Forms in which something stands between the module's name and the part: (tool, rule, module).
@@ -137,8 +143,16 @@ def _with_sides(path: str, modules: Mapping[str, dict[str, Tensor]], names: dict
         names[f"{module}.{part}"] = names[f"{module}.weight"]
 
 
+def _may_be(name: str) -> bool:
+    """Whether a name may be of such a file at all: cheap, since every checkpoint's names are asked."""
+    telling = "lora" in name or "lycoris" in name
+    return telling or name.rpartition(".")[2] in _LEAVES or name.endswith(_HOLDERS)
+
+
 def _parsed(name: str) -> tuple[str, str] | None:
     """The module and the part that a tensor's name says."""
+    if not _may_be(name):
+        return None
     for rule, module in _PROCESSORS:
         if found := re.fullmatch(rule, name):
             return found.expand(module), _WAYS[found["way"]]

@@ -97,4 +97,4 @@ def reads(found: Found) -> bool:
     return bool(bare_pairs(found))
 
 
-FORMAT = Format("loralib", TOOL, recognise, read, reads, takes=frozenset({"alpha", "enable_lora"}))
+FORMAT = Format("loralib", TOOL, recognise, read, reads, marks=("lora",), takes=frozenset({"alpha", "enable_lora"}))

@@ -140,6 +140,7 @@ FORMAT = Format(
     TOOL,
     recognise,
     read,
+    marks=(".adapter",),
     takes=frozenset({"alpha"}),
     shared=lambda name: bool(_SHARED.fullmatch(name)),
     fit=fit,

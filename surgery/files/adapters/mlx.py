@@ -167,4 +167,6 @@ def _whole(found: Found) -> Adapter:
     return lora_adapter(found, TOOL, {}, {name: name for name in whole}, {}, whole=whole)
 
 
-FORMAT = Format("mlx", TOOL, recognise, read, files=("adapters.safetensors",), takes=frozenset({"alpha"}))
+FORMAT = Format(
+    "mlx", TOOL, recognise, read, marks=("lora",), files=("adapters.safetensors",), takes=frozenset({"alpha"})
+)

@@ -15,7 +15,7 @@ from ..beside_adapter import is_litter
 from ..folder import Folder, PathLike, locate, opened_as
 from ..gguf.adapter import read_adapter
 from ..peft import CONFIG, PICKLED, WEIGHTS, Adapter, open_peft
-from ..safetensors import tensors_of
+from ..safetensors import Tensors, reading_once
 from ..strict import parse_object
 from ..torchfile.reader import read_torch
 from .archives import check_no_archive
@@ -64,7 +64,8 @@ def open_adapter(
     folder, name = locate(path)
     enabled = None if enable_lora is None else [int(one) for one in enable_lora]
     files = None if beside is None else list(map(str, beside))
-    made = _meant(folder, name, said, beside)
+    with reading_once():
+        made = _meant(folder, name, said, beside)
     how = {"format": format, "alpha": alpha, "enable-lora": enabled, "with": files}
     return replace(made, recipe=opened_as(folder, name, **how))
 
@@ -158,7 +159,7 @@ def _found(folder: Folder, name: str, config: Mapping[str, Any]) -> Found | None
     try:
         if name.endswith(".safetensors"):
             file, header = folder.headers([name])[name]
-            return Found(folder.at(name), tensors_of(file, header), header.metadata, config)
+            return Found(folder.at(name), Tensors(file, header), header.metadata, config)
         if is_gguf_here(folder, name):
             told = read_adapter(folder.file(name).path)
             return Found(folder.at(name), told[1], told[2], config) if told else None

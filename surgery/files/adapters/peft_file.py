@@ -73,4 +73,12 @@ def _rank(found: Found, module: str, parts: Mapping[str, Tensor]) -> int:
     return a.shape[0]
 
 
-FORMAT = Format("peft", TOOL, recognise, read, files=("adapter_model.safetensors",), takes=frozenset({"alpha"}))
+FORMAT = Format(
+    "peft",
+    TOOL,
+    recognise,
+    read,
+    marks=("lora", PREFIX),
+    files=("adapter_model.safetensors",),
+    takes=frozenset({"alpha"}),
+)

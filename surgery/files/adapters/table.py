@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ...errors import AdapterError, FormatError, nearest, series
 from ..peft import PREFIX
 from . import adapterhub, gguf, handwritten, image, loralib, megatron, mlx, peft_file, tinker, torchtune
-from .format import Format, Found, Said
+from .format import Format, Found, Said, marks_in
 
 IMAGE = Format(
     "image",
@@ -41,7 +41,8 @@ def format_of(found: Found, said: Said = Said()) -> tuple[Format, str] | None:  
     Raises FormatError for a file of two formats, AdapterError for a format that was said and that it cannot be, and
     for options that its format does not take.
     """
-    told = {row.key: why for row in FORMATS.values() if (why := row.recognise(found))}
+    marks = marks_in(found.tensors, {mark for row in FORMATS.values() for mark in row.marks})
+    told = {row.key: why for row in FORMATS.values() if (why := row.tells(found, marks))}
     if said.format is not None:
         row = _said(found, said.format, told)
         why = f"said, by --format {row.key}"

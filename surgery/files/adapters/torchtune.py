@@ -123,4 +123,4 @@ def _halves(tensor: Tensor, heads: int) -> Tensor:
     return reshape(permute(pairs, (0, 2, 1, *range(3, 3 + len(rest)))), tensor.shape)
 
 
-FORMAT = Format("torchtune", TOOL, recognise, read, takes=frozenset({"alpha"}), fit=fit)
+FORMAT = Format("torchtune", TOOL, recognise, read, marks=("lora",), takes=frozenset({"alpha"}), fit=fit)
