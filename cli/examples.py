@@ -5,6 +5,10 @@ from __future__ import annotations
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": ("surgery inspect base", "surgery inspect base --tensors '.*q_proj.*'"),
     "diff": ("surgery diff base merged",),
+    "report": (
+        "surgery report base -o report.html",
+        "surgery report merged --base base --adapter adapter -o report.html",
+    ),
     "verify": ("surgery verify merged --base base --adapter adapter",),
     "reshard": ("surgery reshard base -o out --max-shard-size 5GB",),
     "convert-files": ("surgery convert-files checkpoint.pt -o out", "surgery convert-files dcp -o out"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import surgery
 from surgery.arguments import of_command_line
+from surgery.checks import steps
 from surgery.checks.components_of_adapter import told
 from surgery.checks.counted import Target
 from surgery.checks.fused_modules import FusedModules
@@ -21,8 +22,6 @@ from surgery.lazy.tensor import Tensor
 from surgery.names import select
 from surgery.planning.sharding import parse_size
 from surgery.units import size
-
-from . import steps
 
 
 def show_json(value: Any) -> None:

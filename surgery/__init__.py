@@ -52,6 +52,7 @@ from .hub.send import execute_push
 from .hub.stream import HubDestination, preview
 from .lazy.tensor import Input
 from .models.fused.given import Given
+from .pictures.report import ReportPage, report
 from .planning.plan import Plan, plan
 from .recipes.run import from_recipe
 from .surgeries.add import add
@@ -113,6 +114,7 @@ __all__ = [
     "PushReport",
     "Reindexed",
     "Report",
+    "ReportPage",
     "SourceChanged",
     "Step",
     "SurgeryError",
@@ -163,6 +165,7 @@ __all__ = [
     "quantize",
     "reindex",
     "rename",
+    "report",
     "resize_adapter",
     "reversible",
     "split",

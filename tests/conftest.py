@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SLOW = (
     "checks/test_change_map.py::test_codes_are_compared_as_what_they_mean",
     "checks/test_collections.py",
+    "pictures",
     "checks/test_inspect_quantised.py",
     "checks/test_proof.py",
     "cli/test_commands.py::test_json_is_one_object_and_nothing_else[words4]",

@@ -14,7 +14,7 @@ VIRIDIS = (
     " #25848e #228c8d #1f948c #1e9c89 #20a386 #25ab82 #2eb37c #3aba76 #48c16e #58c765 #6ccd5a #7fd34e #93d741 #a8db34"
     " #c0df25 #d5e21a #eae51a #fde725"
 ).split()
-DARK = 18  # of these, so many are dark enough for white letters
+DARK = 14  # of these, so many are dark enough for white letters
 NOTHING = "·"  # nothing changed
 UNKNOWN = "–"
 

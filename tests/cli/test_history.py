@@ -13,9 +13,9 @@ from handmade import write_adapter
 from typer.testing import CliRunner
 
 import surgery
+from surgery.checks.steps import WORDS, told
 from surgery.files.called import called
 from surgery_cli.app import app
-from surgery_cli.steps import WORDS, told
 
 Saved = Callable[..., Path]
 SOURCE = Path(surgery.__file__).parent

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from surgery.errors import listed
+from ..errors import listed
 
 Step = Mapping[str, Any]
 SHOWN = 4
