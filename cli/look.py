@@ -18,6 +18,15 @@ Map = Annotated[
     bool,
     typer.Option("--map", "--heat-map", help="Draw what changed by layer and module, here.", rich_help_panel=PICTURE),
 ]
+Plot = Annotated[
+    str,
+    typer.Option(
+        "--plot", metavar="FILE.png|svg", help="Write the same as a figure, by matplotlib.", rich_help_panel=PICTURE
+    ),
+]
+OverwritePlot = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the figure that is there.", rich_help_panel=PICTURE)
+]
 HeatMap = Annotated[  # of commands whose --map names what is renamed: `helping.Command` tells the two apart
     bool,
     typer.Option(
@@ -48,6 +57,8 @@ def inspect(
     map_: Annotated[
         bool, typer.Option("--map", help="Draw the shards by kind of tensor.", rich_help_panel=PICTURE)
     ] = False,
+    plot: Plot = "",
+    overwrite: OverwritePlot = False,
     follow_links: FollowLinks = False,
     key: Key = "",
     component: Component = "",
@@ -61,11 +72,14 @@ def inspect(
 
     from . import drawing, output
 
+    figure = drawing.Figure(plot, overwrite)
+
     def body() -> None:
+        figure.check([model])
         if not tensors:
             output.show_inspection(surgery.inspect(model, **reading_arguments(reading)), json=json)
-            if map_ and not json:
-                drawing.show_shards(model, reading_arguments(reading))
+            if (map_ and not json) or plot:
+                drawing.show_shards(model, reading_arguments(reading), shown=map_ and not json, figure=figure)
         else:
             told = reading_arguments(reading)
             said = any(value is not None for value in told.values())
@@ -86,6 +100,8 @@ def diff(
     ] = "",
     map_: Map = False,
     by: By = "",
+    plot: Plot = "",
+    overwrite: OverwritePlot = False,
     follow_links: FollowLinks = False,
     key: Key = "",
     component: Component = "",
@@ -105,15 +121,17 @@ def diff(
     from . import drawing, output
     from .progress import looking
 
-    drawn = drawing.chosen(map_, by, knows_erased=False)
+    drawn, figure = drawing.chosen(map_ or bool(plot), by, knows_erased=False), drawing.Figure(plot, overwrite)
 
     def body() -> None:
+        figure.check([a, b])
         with looking(shown=not json and not quiet) as on_tensor:
             found = surgery.diff(a, b, tensors=tensors, on_tensor=on_tensor, **reading_arguments(reading))
         if json or not quiet:
             output.show_difference(found, json=json)
-        if drawn and not json and not quiet:
-            drawing.show_difference(found, drawn)
+        shown = map_ and not json and not quiet
+        if shown or plot:
+            drawing.show_difference(found, drawn, shown=shown, figure=figure)
         if not found.equal:
             raise typer.Exit(1)
 
@@ -153,6 +171,8 @@ def verify(
     ] = "",
     heat_map: HeatMap = False,
     by: By = "",
+    plot: Plot = "",
+    overwrite: OverwritePlot = False,
     follow_links: FollowLinks = False,
     key: Key = "",
     component: Component = "",
@@ -176,15 +196,17 @@ def verify(
     from . import drawing, output
     from .progress import looking
 
-    drawn = drawing.chosen(heat_map, by, knows_erased=True)
+    drawn, figure = drawing.chosen(heat_map or bool(plot), by, knows_erased=True), drawing.Figure(plot, overwrite)
     if drawn and not base:
         raise typer.BadParameter("what changed is drawn of a merge", param_hint="--map --base --adapter")
     told_more = through or merging.said() or reading.said()
     if bool(base) != bool(adapters) or (not base and told_more):
         raise typer.BadParameter("a merge is proved against both", param_hint="--base --adapter")
     told = merging_arguments(merging, adapters or ()) | reading_arguments(reading)
+    merged_as = {**told, "through": through or None}
 
     def body() -> None:
+        figure.check([model, *([base] if base else []), *(adapters or ())])
         with looking(shown=(values or base is not None) and not json and not quiet) as on_tensor:
             found = surgery.verify(
                 model,
@@ -197,7 +219,10 @@ def verify(
                 **told,
                 on_tensor=on_tensor,
             )
+        shown = heat_map and not json and not quiet
         if json:
+            if plot and base and found.proof is not None:
+                drawing.show_proof(found.proof, drawn, (base, model, adapters or ()), merged_as, False, figure)
             tensors = {"tensors": found.proof.tensors} if found.proof is not None else {}
             output.show_json({"path": found.path, "ok": found.ok, "checks": found.checks, **tensors})
             if not found.ok:
@@ -205,10 +230,8 @@ def verify(
             return
         if not quiet:
             output.show_verification(found)
-            if drawn and base and found.proof is not None:
-                drawing.show_proof(
-                    found.proof, drawn, base, model, adapters or (), {**told, "through": through or None}
-                )
+        if (shown or plot) and base and found.proof is not None:
+            drawing.show_proof(found.proof, drawn, (base, model, adapters or ()), merged_as, shown, figure)
         if not found.ok and not quiet and output.one_place():
             raise typer.Exit(1)
         found.require()

@@ -79,7 +79,7 @@ def short(value: float) -> str:
         return "∞" if value > 0 else "NaN"
     if value and (abs(value) < 0.001 or abs(value) >= 10000):
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
-    return f"{value:.3g}" if abs(value) >= 100 else f"{value:.2g}"
+    return f"{value:.3g}" if abs(value) >= 100 else f"{value:#.2g}".rstrip(".") if value else "0"
 
 
 def percent(value: float) -> str:

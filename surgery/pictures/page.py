@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 
 from ..checks.check import Check
 from ..checks.judgement import Verdict
@@ -65,6 +64,8 @@ def _proof(found: Gathered) -> Proof | None:
 
 
 def _asset(name: str) -> str:
+    from importlib.resources import files
+
     return files(__package__).joinpath(name).read_text("utf-8")
 
 

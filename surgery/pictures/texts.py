@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from ..errors import printable
@@ -16,6 +15,8 @@ LONGEST = 2000  # characters of one text
 
 def text(value: object, longest: int = LONGEST) -> str:
     """As the content of an element, or the value of an attribute in quotes."""
+    from html import escape
+
     shown = printable(str(value))
     return escape(shown if len(shown) <= longest else f"{shown[:longest]}…")
 
