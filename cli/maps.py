@@ -15,7 +15,7 @@ from rich.text import Text
 from surgery.checks.change_map import Cell, ChangeMap, Place
 from surgery.checks.shard_map import ALL, Piece
 from surgery.errors import listed, printable
-from surgery.pictures.measures import DARK, VIRIDIS, Measured, Scale
+from surgery.pictures.measures import DARK, VIRIDIS, Measured, Scale, parted
 from surgery.units import size
 
 SHADES, PLAIN = " ·░▒▓█", " .:=*#"  # the latter where the output is not written in UTF-8
@@ -131,7 +131,7 @@ class _Drawing:
 
 def _heads(modules: Sequence[str], wide: int) -> list[str]:
     """What modules are called, in two lines: where they lie, and their last name."""
-    pairs = [module.rpartition(".")[::2] if not module.endswith(".bias") else _of_bias(module) for module in modules]
+    pairs = [parted(module) for module in modules]
     groups, before = [], None
     for where, _ in pairs:
         groups.append("" if where == before else where)
@@ -143,11 +143,6 @@ def _heads(modules: Sequence[str], wide: int) -> list[str]:
             top = top.ljust(at * wide) + _cut(printable(group), room - 1)
     heads = "".join(_cut(printable(last), wide - 1).ljust(wide) for _, last in pairs)
     return [line.rstrip() for line in (top, heads) if line.strip()]
-
-
-def _of_bias(module: str) -> tuple[str, str]:
-    where, _, last = module.removesuffix(".bias").rpartition(".")
-    return where, f"{last}.bias"
 
 
 def _cut(text: str, wide: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..checks.change_map import OUTSIDE, Cell, ChangeMap, Place
 from ..errors import printable
-from .measures import NOTHING, VIRIDIS, Measured, Scale, measures_of
+from .measures import NOTHING, VIRIDIS, Measured, Scale, measures_of, parted
 from .texts import text
 
 CELLS, COLUMNS = 6000, 40  # that are drawn, at most: in all, beside each other
@@ -136,27 +136,21 @@ def _grid(
 
 def _heads(modules: Sequence[str]) -> str:
     """Two rows: where modules lie, and their last names."""
-    pairs = [_parted(module) for module in modules]
+    pairs = [parted(module) for module in modules]
     groups: list[list[object]] = []
     for where, _ in pairs:
         if groups and groups[-1][0] == where:
             groups[-1][1] = int(str(groups[-1][1])) + 1
         else:
             groups.append([where, 1])
-    top = "".join(f'<th scope="colgroup" colspan="{count}">{text(where)}</th>' for where, count in groups)
+    top = "".join(f'<th scope="colgroup" colspan="{count}">{_breaking(where)}</th>' for where, count in groups)
     last = "".join(f'<th scope="col">{_breaking(name)}</th>' for _, name in pairs)
     first = f'<tr class="where"><td></td>{top}</tr>' if any(where for where, _ in pairs) else ""
     return f'{first}<tr><th scope="col" class="layer">layer</th>{last}</tr>'
 
 
-def _parted(module: str) -> tuple[str, str]:
-    name, end = (module[: -len(".bias")], ".bias") if module.endswith(".bias") else (module, "")
-    where, _, last = name.rpartition(".")
-    return where, f"{last}{end}"
-
-
 def _breaking(name: str) -> str:
-    return text(name).replace("_", "_<wbr>")
+    return text(name).replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
 def _cell(

@@ -127,6 +127,15 @@ MEASURES = (
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
 
+def parted(module: str) -> tuple[str, str]:
+    """Where a module lies, and its own name: its last part, with a bias and a number, such as to_out.*, behind it."""
+    names = module.split(".")
+    at = len(names) - 1
+    while at > 0 and names[at] in ("*", "bias"):
+        at -= 1
+    return ".".join(names[:at]), ".".join(names[at:])
+
+
 def measures_of(changes: ChangeMap) -> tuple[Measured, ...]:
     """Those of which anything is known: what rounding erased, where it is known what was to change."""
     return MEASURES if changes.merging else tuple(one for one in MEASURES if one.key != "erased")

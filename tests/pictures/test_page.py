@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.checks.change_map import Place
-from surgery.pictures.measures import BY_KEY
+from surgery.pictures.measures import BY_KEY, DARK, VIRIDIS
 
 SHAPES = {"self_attn.q_proj": (40, 48), "self_attn.k_proj": (20, 48), "mlp.up_proj": (80, 48)}
 
@@ -197,3 +198,28 @@ def test_its_policy_forbids_all_but_its_own_script(made: Any, page: Path, tmp_pa
     opened.page.wait_for_timeout(200)
     assert opened.page.title() != "run" and opened.asked[1:] == opened.refused != []
     assert sum("Content Security Policy" in said for said in opened.said) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's, of two colours #rrggbb."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_letters_can_be_read(page: Path) -> None:
+    """In every cell, and wherever there is text, by day and by night: 4.5 to 1 at least."""
+    assert all(contrast(colour, "#ffffff" if i < DARK else "#000000") >= 4.5 for i, colour in enumerate(VIRIDIS))
+    for colours in re.findall(r":root\{([^}]*)\}", page.read_text()):
+        said = dict(re.findall(r"--(\w+):(#\w+)", colours))
+        said = {
+            name: value if len(value) == 7 else f"#{''.join(2 * c for c in value[1:])}" for name, value in said.items()
+        }
+        pairs = [(text, ground) for text in ("fg", "soft", "good", "bad") for ground in ("bg", "card")]
+        for text, ground in (*pairs, ("good", "goodbg"), ("bad", "badbg"), ("tipfg", "tipbg"), ("bg", "fg")):
+            assert contrast(said[text], said[ground]) >= 4.5, (text, ground)
