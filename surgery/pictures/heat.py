@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from ..checks.change_map import OUTSIDE, Cell, ChangeMap, Place
 from ..errors import printable
@@ -137,12 +138,7 @@ def _grid(
 def _heads(modules: Sequence[str]) -> str:
     """Two rows: where modules lie, and their last names."""
     pairs = [parted(module) for module in modules]
-    groups: list[list[object]] = []
-    for where, _ in pairs:
-        if groups and groups[-1][0] == where:
-            groups[-1][1] = int(str(groups[-1][1])) + 1
-        else:
-            groups.append([where, 1])
+    groups = [(where, len(list(those))) for where, those in groupby(where for where, _ in pairs)]
     top = "".join(f'<th scope="colgroup" colspan="{count}">{_breaking(where)}</th>' for where, count in groups)
     last = "".join(f'<th scope="col">{_breaking(name)}</th>' for _, name in pairs)
     first = f'<tr class="where"><td></td>{top}</tr>' if any(where for where, _ in pairs) else ""
