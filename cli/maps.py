@@ -40,7 +40,8 @@ def show_change_map(
     out.print(Text(measure.title, "bold"))
     out.print(Text(f"  {measure.meaning}", "dim"))
     if not cells:
-        out.print(Text("  nothing changed"))
+        out.print(Text(f"  nothing changed in {len(changes.tensors)} tensors"))
+        _show_apart(changes, out)
         return
     scale, bad = measure.scale_of(cells), {place for place, cell in changes.cells.items() if _names(cell) & set(wrong)}
     draw = _Drawing(measure, scale, out, bad)
@@ -53,7 +54,19 @@ def show_change_map(
         out.print(line)
     if still := changes.still:
         out.print(Text(f"unchanged: {', '.join(map(printable, listed(still, 4)))}", "dim"))
+    _show_apart(changes, out)
     out.print(draw.legend())
+
+
+def _show_apart(changes: ChangeMap, out: Console) -> None:
+    """What is not drawn, since nothing stands beside it."""
+    for names, what in (
+        (changes.only_before, "only in the first"),
+        (changes.only_after, "only in the second"),
+        (changes.unlike, "of another shape"),
+    ):
+        if names:
+            out.print(Text(f"{what}: {len(names)}: {', '.join(map(printable, listed(names, 3)))}"))
 
 
 def _names(cell: Cell) -> set[str]:

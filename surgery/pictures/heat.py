@@ -27,7 +27,8 @@ class _Grid:
 def heat_maps(changes: ChangeMap, verdicts: Mapping[str, str], wrong: Collection[str]) -> tuple[str, list[list[str]]]:
     """The HTML, and for each cell what is said of it, line by line."""
     if not changes.cells:
-        return "<p>Nothing changed: every weight is the number that it was.</p>", []
+        both = f"{len(changes.tensors):,} weights that both have" if _apart(changes) else "weights"
+        return f"<p>Nothing changed in the {both}: each is the number that it was.</p>{_left(changes, 0)}", []
     grids, left = _grids(changes)
     outside = changes.outside[:COLUMNS]
     order: dict[Place, int] = {}
@@ -174,10 +175,15 @@ def _told(cell: Cell, measures: Sequence[Measured], verdicts: Mapping[str, str])
     return [one if len(one) <= 200 else f"{one[:200]}…" for one in shown]
 
 
+def _apart(changes: ChangeMap) -> bool:
+    """Whether something is in one of the two alone, or of another shape."""
+    return bool(changes.only_before or changes.only_after or changes.unlike)
+
+
 def _left(changes: ChangeMap, left: int) -> str:
     """What is not drawn, in words."""
     parts = []
-    if still := changes.still:
+    if changes.cells and (still := changes.still):
         shown = ", ".join(f"<code>{text(module, 100)}</code>" for module in still[:12])
         more = f" and {len(still) - 12} more" if len(still) > 12 else ""
         parts.append(f"<p class='small'>As they were, in every layer: {shown}{more}.</p>")

@@ -164,9 +164,9 @@ def _summary(found: Gathered) -> str:
     """The map in a sentence."""
     changes = found.changes
     assert changes is not None
-    moved = [one for one in changes.tensors if one.changed]
+    moved, apart = [one for one in changes.tensors if one.changed], bool(changes.only_before or changes.only_after)
     sizes = sorted(one.relative for one in moved if one.relative is not None)
-    parts = [f"<b>{len(moved):,}</b> of {_count(len(changes.tensors), 'weight')} changed"]
+    parts = [f"<b>{len(moved):,}</b> of {_count(len(changes.tensors), 'weight')}{' that both have' * apart} changed"]
     if sizes:
         parts.append(
             f"by <b>{text(short(sizes[len(sizes) // 2]))}</b> of their size in the median, {text(short(sizes[-1]))} at most"

@@ -43,6 +43,12 @@ class ReportPage:
     def __repr__(self) -> str:
         return f"<ReportPage of {printable(self.inspection.path)}: {len(self.html.encode())} bytes of HTML>"
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the page, in a frame that reaches nothing around it."""
+        from html import escape
+
+        return f'<iframe sandbox="allow-scripts" width="100%" height="800" srcdoc="{escape(self.html)}"></iframe>'
+
     def check(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Raise DestinationError where `write` would."""
         check_picture(path, self.inputs, overwrite=overwrite)
@@ -72,6 +78,7 @@ def report(
     adapters = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     checkpoint = open_checkpoint(model)
     proved = base is not None and bool(adapters)
+    on_tensor = _twice(on_tensor) if proved and on_tensor is not None else on_tensor
     checked = verify(model, check_class=False, check_record=False, on_tensor=on_tensor, **_proof(base, adapters, said))
     changes = None
     if proved:
@@ -97,6 +104,11 @@ def report(
         {"version": manifest.version, "inputs": manifest.inputs} if manifest else {},
     )
     return ReportPage(page_of(found), found.inspection, changes, checked, tuple(found.files))
+
+
+def _twice(on_tensor: OnTensor) -> OnTensor:
+    """For all bytes being gone through twice."""
+    return lambda name, nbytes, total: on_tensor(name, nbytes, 2 * total)
 
 
 def _proof(base: object, adapters: Sequence[object], said: Mapping[str, Any]) -> dict[str, Any]:

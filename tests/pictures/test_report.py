@@ -64,6 +64,23 @@ def test_the_same_inputs_give_the_same_bytes(base: Path, adapter: Path, tmp_path
     assert str(tmp_path) not in pages[2] and str(base.parent) not in pages[0]
 
 
+def test_what_has_nothing_beside_it_is_not_called_unchanged(base: Path, tmp_path: Path) -> None:
+    """Under other names, each weight is only in one: in the page, and in the terminal."""
+    surgery.write(surgery.split_qkv(surgery.open_checkpoint(base)), tmp_path / "split")
+    page = surgery.report(tmp_path / "split", base=base).html
+    assert "Nothing changed in the 9 weights that both have" in page
+    assert "3 only in the base: <code>model.layers.0.self_attn.qkv_proj.weight</code>" in page
+    assert "9 only in what is shown" in page
+    done = CliRunner().invoke(app, ["diff", str(base), str(tmp_path / "split"), "--map"], env={"COLUMNS": "80"})
+    assert "nothing changed in 9 tensors" in done.output and "only in the second: 9:" in done.output
+
+
+def test_a_notebook_shows_it_in_a_frame(base: Path) -> None:
+    """All of it is in one attribute, and nothing of it gets out."""
+    shown = surgery.report(base)._repr_html_()
+    assert re.fullmatch(r'<iframe sandbox="allow-scripts" width="100%" height="800" srcdoc="[^"<>]*"></iframe>', shown)
+
+
 def test_lineage_and_recipe_are_the_manifests(base: Path, adapter: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     done = CliRunner().invoke(app, ["merge", str(base), str(adapter), "-o", str(merged), "--quiet"])
