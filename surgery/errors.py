@@ -32,6 +32,7 @@ from collections.abc import Iterable, Sequence
 from .arguments import in_python
 
 SHOWN = 5
+LONGEST, MOST_LINES = 5_000, 200  # characters of a line of a message, and lines
 
 
 class SurgeryError(Exception):
@@ -46,10 +47,10 @@ class SurgeryError(Exception):
     @property
     def told(self) -> str:
         """All of it, with options as the command line spells them."""
-        lines = [printable(self.what)]
-        lines += [f"  --> {printable(self.where[0])}"] if self.where else []
-        lines += [f"      {printable(line)}" for line in self.where[1:]]
-        lines += [f"help: {printable(self.help)}"] if self.help else []
+        lines = [_line(self.what)]
+        lines += [f"  --> {_line(self.where[0])}"] if self.where else []
+        lines += [f"      {_line(line)}" for line in listed(self.where[1:], MOST_LINES)]
+        lines += [f"help: {_line(self.help)}"] if self.help else []
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -136,9 +137,23 @@ class HubUnreachable(HubError):
     """No answer from the Hub, or none but errors, after all tries."""
 
 
+def _line(text: str) -> str:
+    """A line of a message: printable, and cut where a file made it long."""
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)")
+
+
 def printable(text: str) -> str:
     """The text with control characters escaped: a tensor's name may hold anything, and a terminal obeys."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value of a file in a message: short, however long, deep or great it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__} that is nested too deeply or too great"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def listed(items: Sequence[str], shown: int = SHOWN) -> list[str]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 from .errors import NothingMatched, SurgeryError, nearest
+from .patterns.rule import Rule, rule_of
 
 PARTS = 1000  # dots in a name
 _DIGITS = re.compile(r"(\d+)")
@@ -35,15 +36,9 @@ def is_called(name: str, ends: Iterable[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """The pattern, or an error that says what is wrong with it."""
-    try:
-        return re.compile(pattern, re.DOTALL)  # a name may hold anything, line breaks too
-    except re.error as error:
-        raise SurgeryError(
-            f"`{pattern}` is not a regular expression: {error}",
-            help="a literal dot is written \\. and a literal ( is \\(",
-        ) from error
+def compiled(pattern: str) -> Rule:
+    """The pattern, or an error that says what is wrong with it, be it that it may take forever."""
+    return rule_of(pattern, re.DOTALL)  # a name may hold anything, line breaks too
 
 
 def select(names: Iterable[str], pattern: str) -> list[str]:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import AdapterError, SurgeryError, listed
-from ..files.matching import fullmatch
 from ..files.peft import Adapter
 from ..lazy.tensor import Tensor
 from ..models.families import EMBEDDINGS, HEADS
 from ..names import is_called, natural
+from ..patterns.matching import fullmatch
 from .blocks import without_blocks
 from .dora import MAGNITUDES
 from .experts import by_parameter, wrapped

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import AdapterError, NotSupported
-from ..files.matching import end_matches
 from ..files.peft import Adapter
 from ..lazy.dense import Dense
 from ..lazy.dtypes import ARITHMETIC
@@ -25,6 +24,7 @@ from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Shape, Tensor, permute, reshape
 from ..models.families import is_conv1d
 from ..names import compiled
+from ..patterns.matching import end_matches
 from .dora import MAGNITUDES
 
 _LINEAR, _EMBEDDING = frozenset({"lora_A.weight", "lora_B.weight"}), frozenset({"lora_embedding_A", "lora_embedding_B"})

@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 from ..errors import FormatError
+from .plain_yaml import check_yaml, quick_loader
 
 CARD = "README.md"
+MOST_BYTES = 1_000_000  # of metadata
 BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)(?P<end>^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
 
 
@@ -19,8 +21,9 @@ def metadata_of(card: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(found["yaml"])
-    except yaml.YAMLError as error:
+        check_yaml(found["yaml"], MOST_BYTES)
+        content = yaml.load(found["yaml"], Loader=quick_loader())
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise _unreadable(str(error).split("\n")[0]) from error
     if not isinstance(content, dict | None):
         raise _unreadable("it is no mapping of keys to values")

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 from ..errors import AdapterError
-from .ambiguity import is_ambiguous
-from .matching import alone, is_bounded
+from ..patterns.matching import is_bounded
+from ..patterns.measuring import measured
 
-MANY = 10  # how often is often
 MOST = 6  # that follow each other, or lie in branches
 _KEYS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "target_parameters")
 _TABLES = ("rank_pattern", "alpha_pattern", "lambda_pattern", "block_size_pattern", "n_frequency_pattern")
@@ -49,7 +47,7 @@ def _wrong(pattern: str, around: str) -> str:
     try:
         parsed = import_module("re._parser").parse(pattern)
         re.compile(whole := around.replace("{}", pattern))
-        nested, count = _measured(parsed)
+        nested, count = measured(parsed)
     except Exception as error:  # re.error, and what its parser makes of nonsense
         return f"is none: {error}"
     if nested:
@@ -57,43 +55,3 @@ def _wrong(pattern: str, around: str) -> str:
     if not is_bounded(whole):
         return "may take forever: what it repeats hangs on what it matched before"
     return f"may take forever: {count} parts of it match anything of any length" if count > MOST else ""
-
-
-def _measured(parsed: Any) -> tuple[bool, int]:
-    """Whether it repeats what has more than one way, and how many parts of it are of any length."""
-    nested, count = False, 0
-    for kind, held in parsed:
-        name = str(kind)
-        if "REPEAT" in name:
-            least, most, inner = held
-            deep, more = _measured(inner)
-            often = int(most) >= MANY and most != least
-            nested |= deep or (
-                often and _varies(inner) and is_ambiguous(inner, partial(alone, flags=parsed.state.flags))
-            )
-            count += more + often
-        elif name == "BRANCH":
-            found = [_measured(branch) for branch in held[1]]
-            nested |= any(deep for deep, _ in found)
-            count += max((more for _, more in found), default=0)
-        else:
-            for inner in _inside(held):
-                deep, more = _measured(inner)
-                nested, count = nested or deep, count + more
-    return nested, count
-
-
-def _varies(parsed: Any) -> bool:
-    """Whether it may be matched in more than one way: a choice is in it, or a repetition of no one length."""
-    for kind, held in parsed:
-        if str(kind) == "BRANCH" or ("REPEAT" in str(kind) and held[0] != held[1]):
-            return True
-        if any(_varies(inner) for inner in ([held[2]] if "REPEAT" in str(kind) else _inside(held))):
-            return True
-    return False
-
-
-def _inside(held: Any) -> list[Any]:
-    """The expressions within a group or an assertion."""
-    parts = held if isinstance(held, tuple) else (held,)
-    return [part for part in parts if type(part).__name__ == "SubPattern"]

@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from operator import mul
 from typing import NamedTuple
 
-from ..errors import FormatError
+from ..errors import FormatError, shown
 from ..lazy.dtypes import DTYPES, Dtype
 from ..lazy.tensor import Shape
 from .strict import LONE, parse_object
@@ -46,13 +46,13 @@ def sized(name: str, shape: Shape) -> tuple[Dtype, int]:
     """The dtype called so, and the bytes of such a tensor. Raises ValueError that says what is wrong."""
     dtype = DTYPES.get(name)
     if dtype is None:
-        raise ValueError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {shown(name)}; known are {', '.join(DTYPES)}")
     bits = math.prod(shape) * dtype.bits
     # safetensors multiplies from left to right, so that (2**40, 2**40, 0) overflows on the way to 0
     if bits >= 2**64 or (not bits and max(*shape, *accumulate(shape, mul), 0) >= 2**64):
-        raise ValueError(f"the shape {list(shape)} overflows 64 bits")
+        raise ValueError(f"the shape {shown(list(shape))} overflows 64 bits")
     if bits % 8:
-        raise ValueError(f"{dtype} {list(shape)} does not fill whole bytes")
+        raise ValueError(f"{dtype} {shown(list(shape))} does not fill whole bytes")
     return dtype, bits // 8
 
 

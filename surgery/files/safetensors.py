@@ -26,7 +26,7 @@ from functools import partial
 from json.encoder import encode_basestring
 from typing import Any
 
-from ..errors import FormatError
+from ..errors import FormatError, shown
 from ..lazy.dtypes import DTYPES, Dtype
 from ..lazy.tensor import File, Shape, Stored
 from .opening import regular
@@ -81,7 +81,7 @@ def parse_header(raw: bytes, file_size: int | None, where: str) -> Header:
 
 def _from_json(raw: bytes, bad: Callable[..., FormatError]) -> tuple[dict[str, str] | None, dict[str, Entry]]:
     """The metadata and the entries of a header that may be written in any way that JSON allows."""
-    content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"))
+    content = parse_object(raw, lambda what: bad(f"the header is wrong: {what}"), flat=True)
     metadata = content.pop(METADATA, None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
@@ -95,11 +95,11 @@ def _parse_entry(value: Any, bad: Callable[[str], FormatError]) -> Entry:
         raise bad("a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else")
     name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not (isinstance(name, str) and name in DTYPES):
-        raise bad(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
+        raise bad(f"unknown dtype {shown(name)}; known are {', '.join(DTYPES)}")
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
-        raise bad(f"the shape {shape!r} is not a list of non-negative integers")
+        raise bad(f"the shape {shown(shape)} is not a list of non-negative integers")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
-        raise bad(f"the offsets {offsets!r} are not two non-negative integers")
+        raise bad(f"the offsets {shown(offsets)} are not two non-negative integers")
     try:
         dtype, nbytes = sized(name, tuple(shape))
     except ValueError as error:

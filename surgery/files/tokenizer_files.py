@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..evaluation.read import content
 from ..lazy.tensor import File
 from .folder import Folder
+from .strict import any_value
 
 WORDS = frozenset(  # what a token is: of two vocabularies, the files of one say nothing of the other
     "tokenizer.json added_tokens.json special_tokens_map.json vocab.json merges.txt vocab.txt spiece.model"
@@ -38,7 +38,7 @@ def alike(one: File | bytes | None, other: File | bytes) -> bool:
 def settings_in(file: File) -> Mapping[str, Any]:
     """What a tokenizer_config.json says; nothing where it is broken."""
     try:
-        found = json.loads(content(file))
+        found = any_value(content(file))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

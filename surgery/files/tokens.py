@@ -115,13 +115,13 @@ def _fast(files: Files, where: str) -> Tokens:
     model = said.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocab, list):
-        ids: dict[Any, Any] = {one[0]: at for at, one in enumerate(vocab) if isinstance(one, list) and one}
+        ids = {_key(one[0]): at for at, one in enumerate(vocab) if isinstance(one, list) and one}
     elif isinstance(vocab, Mapping):
-        ids = dict(vocab)
+        ids = dict[Any, Any](vocab)
     else:
         raise FormatError("it says no tokens", where=[f"{where}: {FAST}"], help=MEND)
-    added = [one for one in said.get("added_tokens") or [] if isinstance(one, Mapping)]
-    ids |= {one.get("content"): one.get("id") for one in added}
+    added = [one for one in _list(said.get("added_tokens")) if isinstance(one, Mapping)]
+    ids |= {_key(one.get("content")): one.get("id") for one in added}
     return Tokens(_checked(ids, FAST, where), _spelling(said), {}, frozenset(str(one.get("content")) for one in added))
 
 
@@ -136,6 +136,16 @@ def _spelling(said: Mapping[str, Any]) -> str:
     return "wordpiece" if "WordPiece" in (*types, _type(said.get("model"))) else "plain"
 
 
+def _list(value: Any) -> list[Any]:
+    """What should be a list, where it is one."""
+    return value if isinstance(value, list) else []
+
+
+def _key(token: Any) -> Any:
+    """A token as a key: what is no text is told by what it is, and has no id."""
+    return token if isinstance(token, str) else (type(token).__name__,)
+
+
 def _type(part: Any) -> str:
     return str(part.get("type")) if isinstance(part, Mapping) else ""
 
@@ -145,7 +155,7 @@ def _parts(part: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(part, Mapping):
         yield part
         for key in ("pretokenizers", "decoders", "normalizers"):
-            for one in part.get(key) or []:
+            for one in _list(part.get(key)):
                 yield from _parts(one)
 
 
@@ -176,7 +186,8 @@ def _added(files: Files, where: str) -> dict[str, int]:
     """Tokens that are added in files of their own."""
     found = _checked(_json(files, ADDED, where), ADDED, where)
     more = _json(files, SETTINGS, where).get("added_tokens_decoder")
-    said = {_text(one): int(key) for key, one in more.items() if key.isdecimal()} if isinstance(more, Mapping) else {}
+    known = more if isinstance(more, Mapping) else {}
+    said = {_text(one): int(key) for key, one in known.items() if key.isdecimal() and len(key) < 20}
     return {**found, **_checked(said, SETTINGS, where)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..arguments import in_both
 from ..errors import listed
 from ..files.peft import CONFIG as ADAPTER_CONFIG
+from ..files.strict import any_value
 from .content import Item, Local, PushPlan, Remote, raw_of
 from .repository import remote_file
 
@@ -114,7 +114,7 @@ def of_another_model(api: HfApi, plan: PushPlan, files: Mapping[str, Local]) -> 
 def _model_type(config: bytes) -> str:
     """The type that a config names; "" where it is none that can be read."""
     try:
-        content = json.loads(config)
+        content = any_value(config)
     except ValueError:
         return ""
     return str(content.get("model_type") or "") if isinstance(content, dict) else ""

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..patterns.rule import rule_or_none
 from . import awq
 from .gptq import Grid, check_complete, given, modules, weight_of
 from .scheme import Quantised, Scheme, Source
@@ -65,10 +65,8 @@ def _of(source: Source, module: str) -> Mapping[str, Any] | None:
 
 
 def _means(name: str, module: str) -> bool:
-    try:
-        return re.fullmatch(name, module) is not None
-    except re.error:
-        return False
+    rule = rule_or_none(name)
+    return rule is not None and rule.fullmatch(module)
 
 
 WHY = "auto-round's own loader is the one that reads it, and it knows modules without codes by their bits alone"

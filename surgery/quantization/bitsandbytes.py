@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from math import inf, prod
+from math import prod
 from typing import Any
 
+from ..files.strict import any_value
 from ..lazy.coding import Coding, Packing
 from ..lazy.tables import FP4, NF4
 from ..lazy.tensor import Decoded, Shape, Tensor, reshape
@@ -19,6 +20,7 @@ from .scheme import DTYPES, Quantised, Scheme, Source, module_of
 from .skip_lists import check_listed, extended
 
 STATE = ".quant_state.bitsandbytes__"
+MOST = 1e30  # that the mean of scales may be: float32 holds it
 PER_127 = 0.007874015718698502  # 1 / 127 in float32, by which bitsandbytes multiplies
 NIBBLES = Packing(4, 8, order=(1, 0))
 LIST = "llm_int8_skip_modules"
@@ -140,14 +142,14 @@ def _check_table(source: Source, name: str, kind: str, raw: bytes) -> None:
 def _state(source: Source, blob: str, kind: str, raw: bytes) -> Mapping[str, Any]:
     """The JSON, with what it must say in it. Raises FormatError."""
     try:
-        state = json.loads(raw)
+        state = any_value(raw)
     except ValueError as error:
         raise source.broken(f"what says how a weight is quantised is no JSON: {error}", [blob]) from error
     if not isinstance(state, dict) or any(not isinstance(state.get(key), type_) for key, type_ in FIELDS.items()):
         raise source.broken(f"what says how a weight is quantised lacks one of {', '.join(FIELDS)}", [blob])
     sizes = [*state["shape"], state["blocksize"], state.get("nested_blocksize", 256)]
     shift = state.get("nested_offset", 0.0)  # the mean of scales, which are absolute values
-    numbers = all(type(n) is int and n > 0 for n in sizes) and isinstance(shift, float | int) and 0 <= shift < inf
+    numbers = all(type(n) is int and n > 0 for n in sizes) and isinstance(shift, float | int) and 0 <= shift < MOST
     if state["quant_type"] != kind or state["dtype"] not in DTYPES or not numbers:
         raise source.broken(f"what says how a weight is quantised cannot be: {json.dumps(state)}", [blob])
     return state

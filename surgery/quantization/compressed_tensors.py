@@ -17,6 +17,7 @@ from ..lazy.coding import Coding, Packing
 from ..lazy.dtypes import BF16, F16
 from ..lazy.tensor import Decoded, Shape, Tensor, reshape
 from ..names import natural
+from ..patterns.rule import Rule, rule_or_none
 from .scheme import Quantised, Scheme, Source, same_but_ones
 
 PACKED, PLAIN, SHAPE = ".weight_packed", ".weight", ".weight_shape"
@@ -111,9 +112,14 @@ def _online(said: Any) -> list[str]:
     """Places of a `transform_config` at which something is rotated when the model runs."""
     groups = said.get("config_groups") if isinstance(said, Mapping) else None
     schemes = groups.values() if isinstance(groups, Mapping) else []
-    applied = [one for scheme in schemes if isinstance(scheme, Mapping) for one in scheme.get("apply") or []]
+    applied = [one for scheme in schemes if isinstance(scheme, Mapping) for one in listed_in(scheme.get("apply"))]
     places = [one.get("location") for one in applied if isinstance(one, Mapping)]
     return sorted({place for place in places if place in ONLINE})
+
+
+def listed_in(value: Any) -> list[Any]:
+    """What should be a list, where it is one."""
+    return value if isinstance(value, list) else []
 
 
 def _groups_said(said: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,17 +159,17 @@ def named_by(entries: Iterable[str]) -> Callable[[str], bool]:
     return lambda module: module in names or any(pattern.match(module) for pattern in patterns)
 
 
-def _pattern(entry: str) -> re.Pattern[str] | None:
-    """The pattern that an entry is, if it is one."""
-    try:
-        return re.compile(entry.removeprefix("re:")) if entry.startswith("re:") else None
-    except re.error:
-        return None
+def _pattern(entry: str) -> Rule | None:
+    """The pattern that an entry is, if it is one. Raises SurgeryError for one that may take forever."""
+    return rule_or_none(entry.removeprefix("re:")) if entry.startswith("re:") else None
 
 
 def _check_listed(source: Source, coded: Mapping[str, str], groups: Sequence[Group]) -> None:
     """Raise FormatError where config.json names modules that are not what it says."""
-    ignored = [str(entry) for entry in inner(source.said).get("ignore") or []]
+    entries = inner(source.said).get("ignore") or []
+    if not isinstance(entries, list):
+        raise source.broken(f"`ignore` is {entries!r}, and no list of modules", ["ignore"])
+    ignored = [str(entry) for entry in entries]
     is_ignored = named_by(ignored)
     if wrong := [codes for module, codes in coded.items() if is_ignored(module)]:
         raise source.broken("weights are quantised that config.json lists as not quantised (`ignore`)", wrong)

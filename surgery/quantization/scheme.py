@@ -20,6 +20,7 @@ from ..models.families import is_conv1d
 
 DTYPES = {"bfloat16": BF16, "float16": F16, "float32": F32}
 ELSE = "if it is the same there, another quantised copy of it, or the model in 16 bits, is the way"
+MOST = 1 << 20  # bytes of a tensor that says how others are meant
 IN_16_BITS = "take the model in 16 bits that it was made from"
 
 
@@ -127,7 +128,9 @@ class Source:
             raise self.broken(f"what belongs to the codes of {weight} is not what they need, with {said}", wrong)
 
     def contents(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The content of small stored tensors, which are read in the order of the files."""
+        """The content of small stored tensors, read in the order of the files. Raises FormatError for a large one."""
+        if large := [f"{name}: {size} bytes" for name in names if (size := self.tensors[name].nbytes) > MOST]:
+            raise self.broken("what says how weights are quantised is larger than that ever is", large)
         tensors = {name: tensor for name in names if isinstance(tensor := self.tensors[name], Stored)}
         found = {name: tensor.data for name in names if isinstance(tensor := self.tensors[name], Constant)}
         if changed := [name for name in names if name not in tensors and name not in found]:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..errors import NotSupported, listed, series
+from ..errors import NotSupported, SurgeryError, listed, series
 from ..names import natural
+from ..patterns.rule import Rule, rule_of, rule_or_none
 from .scheme import Quantised, Source, module_of
 
 HEAD = "lm_head"
@@ -24,11 +25,13 @@ ALONE = re.compile(r"\(\?|\\\d|^[^\w^]|[^\w.$*+?)\]}]$|[\[\](){}|\\]")  # what c
 
 def matches(entry: str, module: str) -> bool:
     """Whether an entry means the module."""
-    try:
-        found = re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", module) is not None
-    except re.error:
-        found = False
-    return found or module.endswith(entry)
+    rule = _rule(entry)
+    return (rule is not None and rule.match(module)) or module.endswith(entry)
+
+
+def _rule(entry: str) -> Rule | None:
+    """The entry as an expression, where it is one. Raises SurgeryError for one that may take forever."""
+    return rule_or_none(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))") if rule_or_none(entry) else None
 
 
 def skipped(entries: Iterable[str], module: str) -> bool:
@@ -44,7 +47,7 @@ def skipping(entries: tuple[str, ...]) -> Callable[[str], bool]:
     names = {entry for entry in entries if len(entries) > MANY and PLAIN.fullmatch(entry)}
     odd = [entry for entry in entries if entry not in names and ALONE.search(entry)]
     rest = [entry for entry in entries if entry not in names and entry not in odd]
-    union = re.compile(rf"(?:{'|'.join(f'(?:{entry})' for entry in rest)})(?:(?<=\.)|(?=\.|$))") if rest else None
+    union = rule_of(rf"(?:{'|'.join(f'(?:{entry})' for entry in rest)})(?:(?<=\.)|(?=\.|$))") if rest else None
     ends = tuple(rest)
 
     def rule(module: str) -> bool:
@@ -63,7 +66,10 @@ def check_listed(source: Source, key: str, found: Mapping[str, Quantised]) -> No
     if not isinstance(entries, list):
         raise source.broken(f"`{key}` is {entries!r}, and no list of modules", [key])
     names = [str(entry) for entry in entries]
-    listed_here = skipping(tuple(names))
+    try:
+        listed_here = skipping(tuple(names))
+    except SurgeryError as error:
+        raise source.broken(f"`{key}` has an entry that is not read: {error.what}", [key]) from error
     if wrong := [one.codes for weight, one in found.items() if listed_here(module_of(weight))]:
         raise source.broken(f"`{key}` names modules as not quantised that have codes", wrong)
 

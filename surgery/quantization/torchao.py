@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..files.strict import any_value
 from ..lazy.coding import Coding
 from ..lazy.tensor import Decoded, reshape
 from .scheme import DTYPES, Quantised, Scheme, Source
@@ -43,7 +44,7 @@ def _told(source: Source) -> dict[str, Mapping[str, Any]]:
     for shard, metadata in source.checkpoint.metadata.items():
         for name in _names(source, shard, metadata or {}):
             try:
-                said = json.loads((metadata or {})[name])
+                said = any_value((metadata or {})[name])
             except (KeyError, ValueError) as error:
                 raise source.broken(
                     f"the header of {shard} does not say what a tensor of its list is", [name]
@@ -56,7 +57,7 @@ def _told(source: Source) -> dict[str, Mapping[str, Any]]:
 def _names(source: Source, shard: str, metadata: Mapping[str, str]) -> list[str]:
     """The tensors of which a header says something."""
     try:
-        names = json.loads(metadata.get(NAMES, "[]"))
+        names = any_value(metadata.get(NAMES, "[]"))
     except ValueError as error:
         raise source.broken(f"the header of {shard} has a list of tensors that is no JSON: {error}", [NAMES]) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -110,7 +111,7 @@ def _block(said: object, shape: Sequence[int]) -> list[int]:
 def unsaid(metadata: Mapping[str, str]) -> Mapping[str, str]:
     """A header that says nothing of what tensors are."""
     try:
-        names = {NAMES, *json.loads(metadata.get(NAMES, "[]"))}
+        names = {NAMES, *any_value(metadata.get(NAMES, "[]"))}
     except (ValueError, TypeError):
         names = {NAMES}
     return {key: value for key, value in metadata.items() if key not in names}

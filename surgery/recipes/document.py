@@ -11,10 +11,11 @@ from typing import Any
 from ..errors import FormatError, listed, nearest, series
 from ..files.manifest import Manifest
 from ..files.opening import regular
+from ..files.plain_yaml import Immoderate, check_yaml, quick_loader
 from ..files.strict import parse_object
 from .kinds import Real, Whole, WrongValue
 
-MOST_BYTES, MOST_NODES, DEEPEST = 4 << 20, 100_000, 40
+MOST_BYTES = 4 << 20
 KEYS = ("source", "steps", "output")
 _TEXTS = ("str", "int", "float", "timestamp", "merge", "value")
 _INT = re.compile(r"[-+]?(?:0|[1-9]\d{0,17})")
@@ -223,9 +224,13 @@ def _yaml(text: str, path: str) -> tuple[Any, dict[Key, int]]:
     import yaml
 
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        check_yaml(text, MOST_BYTES)
+        node = yaml.compose(text, Loader=quick_loader())
         reader = _Reader(path)
         return (None if node is None else reader.read(node, ())), reader.lines
+    except Immoderate as error:
+        tip = "write it without references, and long lists as patterns"
+        raise FormatError(f"the recipe is too large: {error}", where=[f"{path}:{error.line}"], help=tip) from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
@@ -241,19 +246,16 @@ def _value_of(text: str) -> Any:
 
 
 class _Reader:
-    """Nodes of YAML as plain data: no tags, no duplicate keys, bounded."""
+    """Nodes of YAML that were checked, as plain data: no tags, no duplicate keys."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.lines, self.count = path, dict[Key, int](), 0
+        self.path, self.lines = path, dict[Key, int]()
 
     def read(self, node: Any, key: Key) -> Any:
         """The value of a node."""
         import yaml
 
-        self.count += 1
         where = f"{self.path}:{node.start_mark.line + 1}"
-        if self.count > MOST_NODES or len(key) > DEEPEST:
-            raise FormatError("the recipe is too large", where=[where], help="write it without references")
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
             return [self.read(one, (*key, i)) for i, one in enumerate(node.value)]
@@ -261,7 +263,7 @@ class _Reader:
             return self._mapping(node, key, where)
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if isinstance(node, yaml.ScalarNode) and kind in _TEXTS:
-            return _value_of(node.value) if node.style is None else node.value
+            return _value_of(node.value) if not node.style else node.value
         if isinstance(node, yaml.ScalarNode) and kind in ("bool", "null"):
             return yaml.SafeLoader("").construct_object(node)
         raise FormatError(f"the tag {node.tag} is no plain data", where=[where], help="write the value without it")

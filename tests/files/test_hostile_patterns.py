@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from expressions import HOSTILE, USUAL
 from safetensors.torch import save_file
 
 import surgery
@@ -15,30 +16,6 @@ from surgery.errors import AdapterError
 from surgery.files.hostile_patterns import check_patterns
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-HOSTILE = [
-    r"(a+)+$",
-    r"(.*)*x",
-    r"([a-z.]+)*!",
-    r"(\w|\.)*(\w|\d|x)*!" + r"(?:a|ab|b)*",
-    r"(.*a){20,}",
-    r"(?:(?:x*)*)*",
-    r"(a?){50,90}a{50}",
-    r".*.*.*.*.*.*.*.*z",
-    r"(?=(.+)+$)x",
-]
-USUAL = [
-    r".*\.(q|v)_proj",
-    r"model\.layers\.\d+\.self_attn\.(?:q|k|v|o)_proj",
-    r"^(?!.*vision).*(?:q_proj|v_proj).*",
-    r"(?:.*?(?:vision|visual|language|text).*?(?:self_attn|attn|mlp|ffn).*?(?:k_proj|v_proj|fc1).*?)|"
-    r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:k_proj|v_proj))",
-    "all-linear",
-    r"layers\.(1[0-9]|2[0-3])\.mlp\..*",
-    r"(?:[^.]+\.)*q_proj",
-    r"model(?:\.[a-z_]+|\.\d+)*\.(?:q|v)_proj",
-    r"(?:\w+\.)+(?:q_proj|v_proj)",
-    r"(?:[^.]*\.)*self_attn\.[qv]_proj",
-]
 
 
 @pytest.mark.parametrize("pattern", HOSTILE)

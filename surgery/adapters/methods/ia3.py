@@ -13,12 +13,12 @@ import math
 
 from ...errors import AdapterError, listed, series
 from ...files.adapter_config import MEND
-from ...files.matching import fullmatch
 from ...files.peft import PREFIX, Adapter
 from ...lazy.gain import Gain
 from ...lazy.hadamard import Hadamard
 from ...lazy.low_rank import LowRank
 from ...lazy.tensor import Shape, Tensor, made, reshape
+from ...patterns.matching import fullmatch
 from .method import Effect, Method, Target, said
 
 

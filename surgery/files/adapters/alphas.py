@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from ...errors import AdapterError, FormatError, listed, series
 from ...lazy.tensor import Tensor
+from ...patterns.matching import end_matches
 from ..adapter_config import check_config
-from ..matching import end_matches
 from ..strict import parse_object
 
 LYCORIS = "LYCORIS"  # what such an adapter's kind is called where it is not LoRA alone

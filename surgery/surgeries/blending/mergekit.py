@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import NotSupported, SurgeryError, nearest, series
+from ...errors import NotSupported, SurgeryError, nearest, series, shown
 from ...evaluation.blending import METHODS
 from ...evaluation.blending.method import Base, Method
 from ..cast import SHORT, parsed
@@ -238,6 +238,8 @@ def _conditions(name: str, setting: Any, at: Sequence[str]) -> Iterator[tuple[st
         for one in entries:
             _check_keys(one, ("filter", "value"), f"`{name}`", at)
             where = one.get("filter")
+            if not isinstance(where, str | None):
+                raise SurgeryError(f"a filter of `{name}` is {shown(where)}, and no part of a name", where=at)
             if value := _value(name, one.get("value"), at):
                 yield "" if where in (None, "*") else f":{re.escape(where)}", value
     elif value := _value(name, setting, at):

@@ -19,6 +19,7 @@ from typing import Any
 from ...errors import NothingMatched, SurgeryError, listed, nearest, series
 from ...evaluation.blending.method import Method
 from ...names import compiled
+from ...patterns.rule import Rule as Expression
 
 Value = float | int | bool | str | Sequence[Any]
 HOW = "NAME[@MODEL][#SLICE][:REGEX]=VALUE, models and slices counted from 1, a gradient as V,V,…"
@@ -45,7 +46,7 @@ class Rule:
     values: tuple[float, ...]
     model: int | None = None
     slice: int | None = None
-    pattern: re.Pattern[str] | None = None
+    pattern: Expression | None = None
     text: str = ""
 
     def at(self, place: Place, called: str, model: int | None) -> bool:

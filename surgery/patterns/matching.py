@@ -83,17 +83,43 @@ class _Name:
         return found
 
 
-@cache
-def _parsed(pattern: str) -> Any:
-    return import_module("re._parser").parse(pattern)
+class Ways:
+    """The places of names that an expression leads to from each, however many its ways are."""
+
+    def __init__(self, pattern: str, ends: _Ends) -> None:
+        self._pattern, self._ends = pattern, ends
+
+    def fullmatch(self, name: str) -> bool:
+        """As of `re`, each of them; raises AdapterError where it takes too long."""
+        return bool(self._ends(_Name(name, self._pattern), 0) >> len(name) & 1)
+
+    def match(self, name: str) -> bool:
+        """See `fullmatch`."""
+        return bool(self._ends(_Name(name, self._pattern), 0))
+
+    def search(self, name: str) -> bool:
+        """See `fullmatch`."""
+        seen = _Name(name, self._pattern)
+        return any(self._ends(seen, start) for start in range(len(name) + 1))
+
+
+def ways_of(pattern: str, flags: int = 0) -> Ways | None:
+    """The expression so; None where a part of it is told by what another one matched."""
+    ends = _compiled(pattern, flags)
+    return None if ends is None else Ways(pattern, ends)
 
 
 @cache
-def _compiled(pattern: str) -> _Ends | None:
+def _parsed(pattern: str, flags: int = 0) -> Any:
+    return import_module("re._parser").parse(pattern, flags)
+
+
+@cache
+def _compiled(pattern: str, flags: int = 0) -> _Ends | None:
     """The expression as a function of names; None where a part of it is told by what another one matched."""
     if len(pattern) > LONGEST:
         return None
-    parsed = _parsed(pattern)
+    parsed = _parsed(pattern, flags)
     try:
         return _sequence(parsed, parsed.state.flags)
     except LookupError:

@@ -13,6 +13,7 @@ from itertools import chain, combinations, product
 from typing import Any, NamedTuple
 
 CHARACTERS = tuple(map(chr, range(256)))
+MOST = 300  # positions that are compared with each other
 
 
 class _Span(NamedTuple):
@@ -33,6 +34,8 @@ class _Found:
 
     def one(self, kind: Any, held: Any) -> _Span:
         rule, number = self.alone(kind, held), len(self.characters)
+        if number > MOST:
+            raise LookupError(number)
         self.characters.append(frozenset(filter(rule.match, CHARACTERS)))
         return _Span(False, [number], [number])
 

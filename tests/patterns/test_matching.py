@@ -6,13 +6,13 @@ import re
 import time
 
 import pytest
+from expressions import HOSTILE, USUAL
 from hypothesis import given
 from hypothesis import strategies as st
-from test_hostile_patterns import HOSTILE, USUAL
 
 from surgery.errors import AdapterError
-from surgery.files.ambiguity import is_ambiguous
-from surgery.files.matching import _compiled, _matched, _parsed, alone, end_matches, fullmatch
+from surgery.patterns.ambiguity import is_ambiguous
+from surgery.patterns.matching import _compiled, _matched, _parsed, alone, end_matches, fullmatch
 
 NAMES = [
     "",
