@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client; and single tests of seconds
 # where the rest of their file is quick. CI runs it; `-m "not slow"` leaves it out.
 SLOW = (
+    "checks/test_change_map.py::test_a_merge_into_codes_is_told_by_what_they_mean[mixed]",
+    "checks/test_change_map.py::test_a_merge_into_codes_is_told_by_what_they_mean[requantize]",
     "checks/test_change_map.py::test_codes_are_compared_as_what_they_mean",
     "checks/test_collections.py",
     "pictures",
