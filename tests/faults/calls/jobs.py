@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 import surgery
 
 OUT = "w/out"  # where outputs go, in the root
-HIDDEN = 16
-MODULES = {"model.layers.0.self_attn.o_proj": (HIDDEN, HIDDEN), "model.layers.0.mlp.gate_up_proj": (3 * HIDDEN, HIDDEN)}
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,15 @@ JOBS: Mapping[str, Job] = {
 }
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, *, layers: int = 1, hidden: int = 16) -> None:
     """The inputs, in the folder `in`."""
     made = root / "in"
     made.mkdir(parents=True)
-    base = tamed(write_phi3(made / "base", layers=1, hidden=HIDDEN))
-    adapter = write_adapter(made / "adapter", MODULES)
-    another = write_adapter(made / "another", MODULES, seed=1)
+    sides = {"self_attn.o_proj": (hidden, hidden), "mlp.gate_up_proj": (3 * hidden, hidden)}
+    modules = {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in sides.items()}
+    base = tamed(write_phi3(made / "base", layers=layers, hidden=hidden))
+    adapter = write_adapter(made / "adapter", modules)
+    another = write_adapter(made / "another", modules, seed=1)
     opened = surgery.open_checkpoint(base)
     surgery.write(surgery.split_qkv(opened), made / "split")
     surgery.write(surgery.merge(opened, surgery.open_adapter(adapter), reversible=True), made / "merged")
