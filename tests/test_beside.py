@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from surgery_cli.examples import EXAMPLES
 
 import surgery
+from surgery_cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 
