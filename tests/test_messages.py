@@ -18,7 +18,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 COMMON = set("join listed sorted map str dict fromkeys set list escape natural key items values name".split())
 # What is no message.
 EXCEPTIONS = {
-    ("adapters/kinds.py", "', '.join((f'`{said}`' for said in kind.said))"): "a row of the README's table, of constants"
+    ("adapters/kinds.py", "', '.join((f'`{said}`' for said in kind.said))"): "a row of the documentation's table, of constants"
 }
 
 
