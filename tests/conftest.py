@@ -25,6 +25,7 @@ SLOW = (
     "checks/test_inspect_quantised.py",
     "checks/test_proof.py",
     "cli/test_commands.py::test_json_is_one_object_and_nothing_else[words4]",
+    "docs",
     "execution/test_execute.py::test_each_input_byte_is_read_once",
     "execution/test_ray.py",
     "faults",
@@ -78,7 +79,6 @@ SLOW = (
     "surgeries/test_tie.py::test_config_classes_read_the_flag_as_it_is_written",
     "surgeries/test_vocabulary.py",
     "test_imports.py",
-    "test_readme.py",
 )
 
 
