@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import edit, hub, look, other, recipes, report, surgeries
+from . import browse, edit, hub, look, other, recipes, report, surgeries
 from .helping import Commands, with_examples
 
 app = typer.Typer(
@@ -51,5 +51,5 @@ def _top(
     pass
 
 
-for _group in (look, report, edit, surgeries, recipes, hub, other):
+for _group in (look, report, browse, edit, surgeries, recipes, hub, other):
     app.add_typer(with_examples(_group.app))

@@ -42,6 +42,8 @@ class _Output(io.FileIO):
     """Standard output, which says that it is it that fails."""
 
     def write(self, data: Any) -> Any:
+        if waiting := sys.modules.get(f"{__package__}.waiting"):
+            waiting.hush()
         try:
             return super().write(data)
         except OSError as error:

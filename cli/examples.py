@@ -5,6 +5,7 @@ from __future__ import annotations
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": ("surgery inspect base", "surgery inspect base --tensors '.*q_proj.*'"),
     "diff": ("surgery diff base merged",),
+    "browse": ("surgery browse base",),
     "report": (
         "surgery report base -o report.html",
         "surgery report merged --base base --adapter adapter -o report.html",

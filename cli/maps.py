@@ -15,7 +15,7 @@ from rich.text import Text
 from surgery.checks.change_map import Cell, ChangeMap, Place
 from surgery.checks.shard_map import ALL, Piece
 from surgery.errors import listed, printable
-from surgery.pictures.measures import DARK, VIRIDIS, Measured, Scale, parted
+from surgery.pictures.measures import DARK, NOTHING, VIRIDIS, Measured, Scale, parted
 from surgery.units import size
 
 SHADES, PLAIN = " ·░▒▓█", " .:=*#"  # the latter where the output is not written in UTF-8
@@ -113,7 +113,7 @@ class _Drawing:
             return Text(" " * wide)
         mark = "!" if cell.place in self.bad or cell.nonfinite else ""
         value = self.measure.of(cell)
-        step = None if value is None or not any(one.changed for one in cell.tensors) else self.scale.step(value)
+        step = None if value is None or text == NOTHING else self.scale.step(value)
         text = self._plain(text)
         if not self.coloured:
             shade = " " if step is None else self._shade(step)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from .completing import proposing
+
 if TYPE_CHECKING:
     import surgery
 
@@ -248,6 +250,7 @@ class Writing:
         typer.Option(
             "--executor",
             metavar="local|ray",
+            autocompletion=proposing(("local", "ray")),
             help="Where shards are made: here, or on the nodes of a Ray cluster.",
             rich_help_panel=RUNNING,
         ),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import surgery
 
+from .waiting import silent
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -25,7 +27,7 @@ def progress(plan: surgery.Plan, *, shown: bool, sent: bool = False) -> Iterator
     if not shown or not sys.stderr.isatty():
         yield None
         return
-    with _bar() as bar:
+    with silent(), _bar() as bar:
         task = bar.add_task("", total=plan.needed + (plan.nbytes if sent else 0))
 
         def on_step(step: surgery.Step) -> None:
@@ -43,7 +45,7 @@ def counted(total: int, *, shown: bool) -> Iterator[Callable[[str, int], None] |
     if not shown or not total or not sys.stderr.isatty():
         yield None
         return
-    with _bar() as bar:
+    with silent(), _bar() as bar:
         task = bar.add_task("", total=total)
         yield lambda name, nbytes: bar.update(task, advance=nbytes, description=name)
 
@@ -54,6 +56,6 @@ def looking(*, shown: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     if not shown or not sys.stderr.isatty():
         yield None
         return
-    with _bar() as bar:
+    with silent(), _bar() as bar:
         task = bar.add_task("", total=None)
         yield lambda name, nbytes, total: bar.update(task, total=total, advance=nbytes, description=name)

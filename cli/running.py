@@ -23,9 +23,11 @@ def guarded(command: Callable[[], Any], *, json: bool, debug: bool, interrupted:
     import surgery
 
     from . import output
+    from .waiting import watched
 
     try:
-        return command()
+        with watched():
+            return command()
     except surgery.SurgeryError as error:
         if debug:
             raise

@@ -15,6 +15,7 @@ from surgery.recipes.parameters import Parameter, opening_of, signature_of
 from surgery.recipes.saying import Opening, arguments, as_opened, check_said, read
 from surgery.surgeries.merging.merge import merge
 
+from .completing import proposing
 from .running import wrong_usage
 
 
@@ -66,8 +67,10 @@ def _hint(parameter: Parameter) -> Any:
     if _default(parameter) is None:
         base = base | None
     numbers = {"min": option.least} if option.least is not None else {}
+    words = option.among or option.words or tuple(re.findall(r"\w+", option.metavar) if "|" in option.metavar else ())
     shown = typer.Option(
         *parameter.flags,
+        autocompletion=proposing(words, several="," in option.metavar) if words else None,
         metavar=None if base is bool else option.metavar or None,
         help=marked(option.help),
         rich_help_panel=option.panel or None,

@@ -37,7 +37,8 @@ class Option:
 
     It is called as the parameter, `max_rank` is `--max-rank`, unless `flags` say otherwise. `metavar` stands for its
     value; of a sequence, one with a comma, `W,W,…`, is given at once, another one often. `path`: it names a place.
-    `least`: the smallest number that means anything. `among`: the words that can be said, where they are few.
+    `least`: the smallest number that means anything. `among`: the words that can be said, where they are few; `words`:
+    those that a shell proposes, where others can be said as well, or the surgery says more of those that cannot.
     `each`: of which other parameter, by key, it has a value for each.
     """
 
@@ -49,6 +50,7 @@ class Option:
     least: int | None = None
     among: tuple[str, ...] = ()
     each: str = ""
+    words: tuple[str, ...] = ()
 
     def key(self, name: str) -> str:
         """Its name in a recipe, and behind `--`, where it is the parameter `name`."""

@@ -17,12 +17,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # What takes long as a whole: many models, PEFT live, kills and faults, the Hub's client; and single tests of seconds
 # where the rest of their file is quick. CI runs it; `-m "not slow"` leaves it out.
 SLOW = (
+    "checks/test_change_map.py::test_a_merge_into_codes_is_told_by_what_they_mean[mixed]",
+    "checks/test_change_map.py::test_a_merge_into_codes_is_told_by_what_they_mean[requantize]",
     "checks/test_change_map.py::test_codes_are_compared_as_what_they_mean",
     "checks/test_collections.py",
     "pictures",
     "checks/test_inspect_quantised.py",
     "checks/test_proof.py",
     "cli/test_commands.py::test_json_is_one_object_and_nothing_else[words4]",
+    "docs",
     "execution/test_execute.py::test_each_input_byte_is_read_once",
     "execution/test_ray.py",
     "faults",
@@ -76,7 +79,6 @@ SLOW = (
     "surgeries/test_tie.py::test_config_classes_read_the_flag_as_it_is_written",
     "surgeries/test_vocabulary.py",
     "test_imports.py",
-    "test_readme.py",
 )
 
 

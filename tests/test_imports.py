@@ -6,6 +6,7 @@ Whether something was loaded is read from `sys.modules` of a fresh process; who 
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -122,8 +123,13 @@ def test_a_merge_loads_torch_and_no_model_library(base: Path, adapter: Path, tmp
     assert not found & {"transformers", "peft", "ray", "huggingface_hub", "safetensors"}
 
 
-def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, *, top_level: bool = False) -> tuple[str, ...]:
     """The modules that a file imports, absolute: all of them, or those that importing the file itself needs."""
+    return tuple(_imports(path, top_level))
+
+
+def _imports(path: Path, top_level: bool) -> Iterator[str]:
     package = ("surgery", *path.relative_to(ROOT).parent.parts)
 
     def walk(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -147,11 +153,13 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
             yield full if full.removeprefix("surgery.") in MODULES else stem
 
 
+@functools.cache
 def known(name: str) -> set[str]:
     """The modules of surgery that a module imports, by their names inside the package."""
     return {i.removeprefix("surgery").removeprefix(".") for i in imports(MODULES[name]) if i.split(".")[0] == "surgery"}
 
 
+@functools.cache
 def reached(name: str) -> set[str]:
     """The modules of surgery that a module imports, directly or through others."""
     found, todo = set[str](), [name]

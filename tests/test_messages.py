@@ -18,9 +18,7 @@ DRAWN = {"checks/steps.py", "pictures/heat.py", "pictures/page.py"}  # what is h
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).as_posix() not in DRAWN)
 COMMON = set("join listed sorted map str dict fromkeys set list escape natural key items values name".split())
 # What is no message.
-EXCEPTIONS = {
-    ("adapters/kinds.py", "', '.join((f'`{said}`' for said in kind.said))"): "a row of the README's table, of constants"
-}
+EXCEPTIONS = {("adapters/kinds.py", "', '.join((f'`{said}`' for said in kind.said))"): "a row of a table, of constants"}
 
 
 def names(node: ast.AST) -> set[str]:

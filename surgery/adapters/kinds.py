@@ -1,5 +1,5 @@
 """The kinds of adapters that are merged, and those that are refused by name: one closed list, that the check and the
-README share.
+documentation share.
 
 An option of adapter_config.json that is in none of the tables here is refused too: it may change the arithmetic.
 
@@ -235,7 +235,7 @@ def _check_init(config: Mapping[str, Any], where: list[str]) -> None:
 
 
 def table() -> str:
-    """The kinds as the README's table, in Markdown: what is merged, then what is refused."""
+    """The kinds as the documentation's table, in Markdown: what is merged, then what is refused."""
     rows = [(kind, "merged") for kind in MERGED] + [(kind, "refused") for kind in REFUSED]
     lines = [
         f"| {kind.name} | {', '.join(f'`{said}`' for said in kind.said)} | {how}: {kind.why} |" for kind, how in rows

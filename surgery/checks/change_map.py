@@ -67,6 +67,11 @@ class Moved:
     spread: Spread | None
 
     @property
+    def meant(self) -> bool:
+        """Whether it changed, or was to change and rounding took all of it back."""
+        return self.changed or bool(self.spread and self.spread.meant)
+
+    @property
     def relative(self) -> float | None:
         """‖after - before‖ / ‖before‖; infinite where there was nothing but zeros before, None where it is unknown."""
         return _relative([self.spread]) if self.spread else None
@@ -140,11 +145,11 @@ class ChangeMap:
 
     @cached_property
     def cells(self) -> Mapping[Place, Cell]:
-        """By place, as far as anything changed in its module, in some layer."""
+        """By place, as far as anything changed, or was to change, in its module, in some layer."""
         held: dict[Place, list[Moved]] = defaultdict(list)
         for one in self.tensors:
             held[place_of(one.name)].append(one)
-        moved = {(p.stack, p.module) for p, those in held.items() if any(one.changed for one in those)}
+        moved = {(p.stack, p.module) for p, those in held.items() if any(one.meant for one in those)}
         return {p: Cell(p, tuple(those)) for p, those in held.items() if (p.stack, p.module) in moved}
 
     @property
@@ -174,11 +179,11 @@ class ChangeMap:
 
 
 def numbers_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Its tensors by name, quantised weights as what their codes mean, without what these are made of."""
+    """Its tensors by name, quantised weights as what their codes mean, in float32, without what these are made of."""
     held = held_in(checkpoint)
     parts = {part for one in held.weights.values() for part in (*one.parts, *one.left)} | set(held.left)
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts}
-    return plain | {name: one.weight for name, one in held.weights.items()}
+    return plain | {name: in_dtype(one.weight, F32) for name, one in held.weights.items()}
 
 
 def changes_of(

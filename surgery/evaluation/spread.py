@@ -62,20 +62,22 @@ def spread(
 ) -> Spread:
     """How `after` differs from `before`, both of numbers and of one shape; of what was `wanted`, what is lost.
 
+    Where it is known what was `wanted`, a weight is as it was if it is what was there before, rounded to `dtype`.
     Without `after`, the change is what is `wanted`, in full precision, and what becomes of it where it is rounded to
     `dtype` says which weights are others and which not.
     """
     kinds = [t.dtype for t in (before, after, wanted) if t is not None]
     wide, shape = F64 if F64 in kinds else F32, matrix_of(before.shape)
     given = [t for t in (before, after, wanted) if t is not None]
-    sides = [reshape(t if t is after else in_dtype(t, wide), shape) for t in given]
+    sides = [reshape(in_dtype(t, wide), shape) for t in given]
     tally = _Tally(*shape, matrix=len(before.shape) > 1)
     rounded = torch_dtype(dtype) if dtype is not None else None
     with exact(), comparing(sides, work) as ready:
         for w, *others in _rows(ready, work):
             meant = others[-1] if wanted is not None else None
             stored = others[0] if after is not None else others[0].to(rounded)
-            tally.add(w, others[0], stored, meant)
+            kept = w.to(rounded) if meant is not None and rounded is not None else w
+            tally.add(w, others[0], kept == stored, meant)
     return tally.found(before.size, known=wanted is not None)
 
 
@@ -113,12 +115,12 @@ class _Tally:
     norm: float = 0.0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add(self, before: torch.Tensor, after: torch.Tensor, stored: torch.Tensor, wanted: torch.Tensor | None) -> None:
-        """Some whole rows: before, after the change, as it is stored, and what was wanted."""
+    def add(self, before: torch.Tensor, after: torch.Tensor, kept: torch.Tensor, wanted: torch.Tensor | None) -> None:
+        """Some whole rows: before, after the change, whether it is stored as it was, and what was wanted."""
         import torch
 
-        w, a, s = (x.to(torch.float64) for x in (before, after, stored))
-        same = (s == w) | (s.isnan() & w.isnan())
+        w, a = before.to(torch.float64), after.to(torch.float64)
+        same = kept | (a.isnan() & w.isnan())
         self.differing += int((~same).sum())
         if wanted is not None:
             e = wanted.to(torch.float64)

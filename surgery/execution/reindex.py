@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..errors import DestinationError, NotACheckpoint
@@ -17,7 +20,10 @@ from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
 from ..names import natural
 from ..opened import takes_opened
-from .stage import as_ours, sync
+from .stage import as_ours
+from .writing_inside import durable
+
+_UNFINISHED = ".surgery-index-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +87,40 @@ def _told(folder: LocalFolder, name: str, index: bytes) -> None:
 
 
 def _replaced(path: str, content: bytes) -> None:
-    """The file at `path`, durable, in one step; what a link there led to stays as it is."""
+    """The file at `path`, durable, in one step; what a link there led to stays as it is, and nothing is left of runs
+    that were broken off.
+    """
+    folder = os.path.dirname(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=".surgery-index-", delete=False) as stream:
-            try:
-                stream.write(content)
-                stream.flush()
-                os.fchmod(stream.fileno(), os.stat(path).st_mode & 0o777)
-                os.fsync(stream.fileno())
-                os.rename(stream.name, path)
-            except BaseException:
-                os.unlink(stream.name)
-                raise
-        sync(os.path.dirname(path))
+        with _alone(folder):
+            for name in os.listdir(folder):
+                if name.startswith(_UNFINISHED):
+                    os.unlink(os.path.join(folder, name))
+            _renewed(path, content)
     except OSError as error:
         raise as_ours(error, path) from error
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """No other run writes an index here meanwhile."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+        durable(fd)
+    finally:
+        os.close(fd)
+
+
+def _renewed(path: str, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=_UNFINISHED, delete=False) as stream:
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fchmod(stream.fileno(), os.stat(path).st_mode & 0o777)
+            os.fsync(stream.fileno())
+            os.rename(stream.name, path)
+        except BaseException:
+            os.unlink(stream.name)
+            raise

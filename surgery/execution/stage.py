@@ -135,7 +135,7 @@ def clean(folder: str) -> tuple[tuple[str, int], ...]:
                     _erased(path if path in _gone(dest) else _renamed(path, dest))
         except OSError as error:
             tip = "mend the permissions of what lies there, and run again"
-            what, where = f"cannot clean up: {error.strerror}", [error.filename or dest]
+            what, where = f"cannot clean up: {error.strerror}", [place_of(error, dest)]
             raise DestinationError(what, where=where, help=tip) from error
     if not os.path.isdir(os.path.dirname(folder)) and is_ref(given) and not has_scheme(given):
         tip = f"for what runs that wrote to the Hub left here: surgery clean hf://{given}"
@@ -190,12 +190,17 @@ def as_ours(error: OSError, dest: str) -> SurgeryError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(
             "the disk is full",
-            where=[error.filename or dest, "what is finished is kept beside the destination, and a rerun resumes it"],
+            where=[place_of(error, dest), "what is finished is kept beside the destination, and a rerun resumes it"],
             help=f"make room and run again, or give the space back with: surgery clean {dest}",
         )
     return DestinationError(
-        f"cannot write the output: {error.strerror}", where=[error.filename or dest], help=_elsewhere()
+        f"cannot write the output: {error.strerror}", where=[place_of(error, dest)], help=_elsewhere()
     )
+
+
+def place_of(error: OSError, dest: str) -> str:
+    """The path that an error is about; `dest` where it tells no more than a number."""
+    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else dest
 
 
 def _elsewhere() -> str:

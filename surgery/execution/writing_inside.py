@@ -123,7 +123,7 @@ class Inside:
 
     def keep(self, wanted: Container[str]) -> None:
         """What is left are the files that are wanted, each a regular one, and their folders, which are durable."""
-        for here, folders, names, fd in os.fwalk(".", topdown=False, dir_fd=self.fd):
+        for here, folders, names, fd in os.fwalk(".", topdown=False, onerror=_raised, dir_fd=self.fd):
             inside = "" if here == "." else f"{here.removeprefix('./')}/"
             for name in (*folders, *names):
                 mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
@@ -187,6 +187,10 @@ def durable(fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems cannot sync a folder
             raise
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _removed_if_empty(name: str, folder: int) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import FormatError, HubError, NotACheckpoint
+from ..errors import HubError, NotACheckpoint
 from ..lazy.tensor import File
 from ..step import Place, Recipe
-from .opening import regular, regular_status
+from .opening import regular, regular_status, unreadable_file
 from .refs import has_scheme, is_ref, name_of_url, parse_ref
 from .safetensors import Header, read_header
 from .small import check_small
@@ -97,7 +97,7 @@ class LocalFolder:
         try:
             status = regular_status(path)
         except OSError as error:
-            raise _no_file(error, path) from error
+            raise unreadable_file(error, path) from error
         return File(path, status.st_size, status.st_mtime_ns)
 
     def read(self, name: str) -> bytes:
@@ -108,7 +108,7 @@ class LocalFolder:
                 check_small(path, size := os.fstat(stream.fileno()).st_size)
                 return stream.read(size)
         except OSError as error:
-            raise _no_file(error, path) from error
+            raise unreadable_file(error, path) from error
 
     def headers(self, names: Sequence[str]) -> Mapping[str, tuple[File, Header]]:
         """See `Folder`."""
@@ -188,7 +188,3 @@ def _on_hub(text: str) -> tuple[Folder, str]:
     from ..hub.remote import open_remote
 
     return open_remote(parse_ref(text))
-
-
-def _no_file(error: OSError, path: str) -> FormatError:
-    return FormatError(f"cannot read the file: {error.strerror}", where=[path], help="mend it, or move it away")

@@ -8,6 +8,8 @@ import errno
 import os
 import stat
 
+from ..errors import FormatError
+
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -39,6 +41,12 @@ def regular_status(path: str) -> os.stat_result:
     status = os.stat(path)
     _check(status, path)
     return status
+
+
+def unreadable_file(error: OSError, where: str) -> FormatError:
+    """The error about a file that the system does not let read."""
+    tip = "see to the disk and the permissions, or move the file away, and run again"
+    return FormatError(f"cannot read the file: {error.strerror}", where=[where], help=tip)
 
 
 def _check(status: os.stat_result, path: str) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 from ..errors import FormatError, shown
 from ..lazy.dtypes import DTYPES, Dtype
 from ..lazy.tensor import File, Shape, Stored
-from .opening import regular
+from .opening import regular, unreadable_file
 from .plain_header import METADATA, Entry, in_order, plain, sized
 from .strict import POINTER, parse_object, pointed
 
@@ -175,7 +175,7 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
             stream.seek(8)
             raw = stream.read(length)
     except OSError as error:
-        raise FormatError(f"cannot read the file: {error.strerror}", where=[where]) from error
+        raise unreadable_file(error, where) from error
     file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest())
     found = file, parse_header(raw, status.st_size, where)
     if parsed is not None:

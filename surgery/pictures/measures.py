@@ -54,7 +54,7 @@ class Measured:
         """The value as it stands in a cell."""
         if cell is None:
             return ""
-        if not any(one.changed for one in cell.tensors):
+        if not any(one.meant if self.key == "erased" else one.changed for one in cell.tensors):
             return NOTHING
         value = self.of(cell)
         return UNKNOWN if value is None else self.written(value)

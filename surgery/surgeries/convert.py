@@ -28,13 +28,22 @@ from .originals import converted
 from .rename import renamed
 from .split import fused_in, split_at, split_in, without_note
 
+_MODEL_TYPES = tuple(sorted({target.name for target in TARGETS}))
 CARRIED = "the tokenizer's files, the chat template and generation_config.json are carried as they are"
 
 
 @step
 def convert(
     checkpoint: Checkpoint,
-    to: Annotated[str, Option("Write what this class of transformers loads, such as llama.", "MODEL_TYPE", ("--as",))],
+    to: Annotated[
+        str,
+        Option(
+            "Write what this class of transformers loads, such as llama.",
+            "MODEL_TYPE",
+            ("--as",),
+            words=_MODEL_TYPES,
+        ),
+    ],
 ) -> Checkpoint:
     """Write the same weights as another class of transformers loads them, such as a Phi-3 as llama.
 

@@ -31,7 +31,14 @@ WORKERS = 4  # that read weights for the means of their scales
 @step
 def quantize(
     checkpoint: Checkpoint,
-    scheme: Annotated[str, Option("nf4, nf4-double or fp8; nf4:128 and such, in blocks of another size.", "SCHEME")],
+    scheme: Annotated[
+        str,
+        Option(
+            "nf4, nf4-double or fp8; nf4:128 and such, in blocks of another size.",
+            "SCHEME",
+            words=("nf4", "nf4-double", "fp8"),
+        ),
+    ],
     *,
     only: Annotated[str | None, Option("The modules whose whole name matches; the rest stays as is.", "REGEX")] = None,
     except_: Annotated[str | None, Option("Leave modules as they are whose whole name matches.", "REGEX")] = None,

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import surgery
-from surgery.checks.change_map import Place, place_of
+from surgery.checks.change_map import Cell, Place, place_of
 from surgery.checks.shard_map import kind_of
+from surgery.pictures.measures import BY_KEY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ATTENTION = {"q_proj": (40, 48), "k_proj": (20, 48), "v_proj": (20, 48), "o_proj": (48, 40)}
@@ -125,6 +126,20 @@ def test_dora_is_no_thin_product(saved: Callable[..., Path], tmp_path: Path) -> 
         assert cell.rank > 4
 
 
+def test_what_rounding_took_back_whole_is_shown(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Nothing of the merge arrived: no change, and all of it erased."""
+    base = saved("llama", dtype=torch.bfloat16)
+    adapter = lora(tmp_path / "adapter", {"mlp.up_proj": (80, 48)}, spread=1e-12)
+    merged = tmp_path / "merged"
+    surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter)), merged)
+    for after in (merged, None):
+        found = surgery.map_changes(base, after, adapter=adapter)
+        assert found.modules("model.layers") == ["mlp.up_proj"] and "mlp.up_proj" not in found.still
+        for cell in found.cells.values():
+            assert cell.erased is not None and cell.erased > 0.95
+            assert BY_KEY["erased"].text(cell) in ("100%", ">99%", "99%", "98%", "97%", "96%")
+
+
 def test_without_an_adapter_nobody_knows_what_was_meant(saved: Callable[..., Path], tmp_path: Path) -> None:
     """Two checkpoints: what is in one alone, and what has another shape, is named; a NaN is counted."""
     a, b = saved("llama"), tmp_path / "b"
@@ -162,6 +177,40 @@ def test_codes_are_compared_as_what_they_mean(quantised: Callable[[str], Path], 
     w, delta = decoded.load(q).double(), (b @ a).double()
     assert cell.relative is not None and math.isclose(cell.relative, float(delta.norm() / w.norm()), rel_tol=5e-3)
     assert cell.rank is not None and math.isclose(cell.rank, participation(delta), rel_tol=0.02)
+
+
+@pytest.mark.parametrize("how", ["requantize", "mixed"])
+def test_a_merge_into_codes_is_told_by_what_they_mean(
+    quantised: Callable[[str], Path], tmp_path: Path, how: str
+) -> None:
+    """Coded again: what codes mean, before and after. In 16 bits: what the base is where it is rounded to them."""
+    base = quantised("nf4")
+    opened = surgery.open_checkpoint(base)
+    decoded = surgery.dequantize(opened, dtype="float32")
+    q = next(name for name in decoded.tensors if name.endswith("layers.0.self_attn.q_proj.weight"))
+    adapter, (out, into) = tmp_path / "adapter", decoded.tensors[q].shape
+    at = f"base_model.model.{q.removesuffix('.weight')}"
+    adapter.mkdir()
+    a, b = torch.randn(2, into), torch.randn(out, 2) * 1e-3
+    save_file({f"{at}.lora_A.weight": a, f"{at}.lora_B.weight": b}, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    options = {"requantize": True, "lossy": True} if how == "requantize" else {}
+    surgery.write(surgery.merge(opened, surgery.open_adapter(adapter), **options), tmp_path / "merged")  # type: ignore[arg-type]
+    found = surgery.map_changes(base, tmp_path / "merged", adapter=adapter)
+    merged = surgery.open_checkpoint(tmp_path / "merged")
+    again = how == "requantize"
+    w = decoded.load(q)
+    s = surgery.dequantize(merged, dtype="float32").load(q) if again else merged.load(q)
+    kept = s == w.to(s.dtype)
+    assert again or s.dtype in (torch.bfloat16, torch.float16)
+    cell = Cell(place_of(q), tuple(one for one in found.tensors if one.name == q))
+    assert cell.changed is not None and math.isclose(cell.changed, float((~kept).double().mean()), abs_tol=1e-6)
+    assert cell.erased is not None and math.isclose(cell.erased, float(kept.double().mean()), abs_tol=0.01)
+    assert 0 < cell.changed < 1 and (not again or cell.erased > 0.5)
+    relative = float((s.double() - w.double()).norm() / w.double().norm())
+    assert cell.relative is not None and math.isclose(cell.relative, relative, rel_tol=1e-4)
+    others = [one for one in found.tensors if one.name != q]
+    assert others and not any(one.changed for one in others)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_examples_are_shown_and_are_right(
     words = shlex.split(line)
     assert words[:2] == ["surgery", name]
     parsed(words)
-    if name in ("demo", "schema"):  # they need nothing that is there
+    if name in ("demo", "env", "schema"):  # they need nothing that is there
         return
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, words[1:])
@@ -94,7 +94,7 @@ def test_the_list_of_commands() -> None:
     """All of them, under what they are for, each with what it does, in plain words."""
     shown = helped()
     assert re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE) == [
-        "Options", "Look", "Edit", "Fused modules", "Adapters", "Recipes", "Hub",
+        "Options", "Look", "Edit", "Fused modules", "Adapters", "Recipes", "Hub", "Other",
     ]  # fmt: skip
     assert re.findall(r"^  ([a-z][a-z-]*)  ", shown, re.MULTILINE) == list(COMMANDS)
     assert "[bold]" not in shown and "[/" not in shown and "$" not in shown

@@ -25,7 +25,13 @@ from surgery_cli.maps import show_change_map, show_shard_map
 def changes(values: dict[str, float]) -> ChangeMap:
     """A map of weights that changed by so much."""
     moved = tuple(
-        Moved(name, "F32", (10, 10), bool(v), Spread(100, 50 if v else 0, 100, 25, v * v, 1.0, 2.0 if v else None))
+        Moved(
+            name,
+            "F32",
+            (10, 10),
+            bool(v),
+            Spread(100, 50 if v else 0, 100 if v else 0, 25 if v else 0, v * v, 1.0, 2.0 if v else None),
+        )
         for name, v in values.items()
     )
     return ChangeMap("a", "b", moved, merging=True)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 import torch
 from conftest import hashes
@@ -399,6 +400,19 @@ def test_the_command_finds_the_cluster_that_runs(joined: Any, base: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tensors"] > 0
     assert not done.stderr
+
+
+def test_the_command_of_the_page(
+    joined: Any, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the documentation has it, but for the cluster's address."""
+    (block,) = documents.blocks("how-to/machines.md")
+    ((command, _),) = documents.commands(block)
+    for name, made in (("base", base), ("adapter", adapter)):
+        (tmp_path / name).symlink_to(made)
+    monkeypatch.chdir(tmp_path)
+    said = documents.run(command.replace("10.0.0.1:6379", joined.address))
+    assert said.startswith("done") and hashes(tmp_path / "tuned")
 
 
 def test_wrong_usage(base: Path, tmp_path: Path) -> None:

@@ -194,8 +194,8 @@ def failing_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: in
 def test_a_disk_that_is_full_at_each_call(
     made: Checkpoint, want: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
-    """Wherever in the run the disk fills up, the law is the same; only the very last sync comes after the last
-    rename.
+    """Wherever in the run the disk fills up, the law is the same; only the first sync comes before there is a stage,
+    and the very last one after the last rename.
     """
     with monkeypatch.context() as patch:
         calls = failing_at(patch, call, 0, code)
@@ -211,6 +211,10 @@ def test_a_disk_that_is_full_at_each_call(
         if (call, number) == ("fsync", calls[0]):
             assert hashes(dest, without=()) == want
             assert beside(dest) == []
+        elif (call, number) == ("fsync", 1):  # of the folder above, before there is a stage
+            assert not dest.exists() and beside(dest) == []
+            assert surgery.write(made, dest).resumed == 0
+            assert hashes(dest, without=()) == want
         else:
             check_only_the_stage(dest)
             check_resumed(made, dest, want, len(finished))

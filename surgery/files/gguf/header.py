@@ -19,7 +19,7 @@ from typing import IO
 
 from ...errors import FormatError, NotSupported, listed
 from ...lazy.tensor import File, Shape
-from ..opening import regular
+from ..opening import regular, unreadable_file
 from ..strict import POINTER, pointed
 from .blocks import KINDS, OTHERS, Kind
 
@@ -106,7 +106,7 @@ def read_header(path: str) -> Header:
             status = os.fstat(stream.fileno())
             return _read(stream, File(path, status.st_size, status.st_mtime_ns))
     except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", where=[path]) from error
+        raise unreadable_file(error, path) from error
 
 
 class _Bytes:

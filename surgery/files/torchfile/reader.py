@@ -10,7 +10,7 @@ from typing import Any, cast
 from ...errors import FormatError, LayoutError, NotSupported, listed
 from ...lazy.tensor import File, Stored, Tensor, stored
 from ..folder import Folder
-from ..opening import regular
+from ..opening import regular, unreadable_file
 from ..strict import POINTER, pointed
 from .archive import Bytes, Place, read_archive
 from .legacy import BEGIN, is_legacy, read_legacy
@@ -93,7 +93,7 @@ def raw_of(path: str) -> Raw:
                 tip = "torch writes a zip since 1.6; a tar of before 0.1.10 has to be loaded and saved again"
                 raise FormatError("the file is none that torch saved", where=[path], help=tip)
     except OSError as error:
-        raise FormatError(f"cannot read the file: {error.strerror}", where=[path]) from error
+        raise unreadable_file(error, path) from error
     file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, archive.digest)
     return Raw(file, root, archive.storages)
 

@@ -31,7 +31,16 @@ class Given:
     fuse; `names` says what the parts are called. Raises SurgeryError where they contradict each other.
     """
 
-    layout: Annotated[str, Option("blocked, interleaved (head by head) or grouped.", "STYLE", (), FUSED)] = ""
+    layout: Annotated[
+        str,
+        Option(
+            "blocked, interleaved (head by head) or grouped.",
+            "STYLE",
+            (),
+            FUSED,
+            words=("blocked", "interleaved", "grouped"),
+        ),
+    ] = ""
     groups: Annotated[int, Option("How many groups follow each other; not for blocked.", "N", (), FUSED, least=1)] = 0
     slots: Annotated[
         tuple[int, ...], Option("Heads of each part in a group, as they lie: 8,1,1.", "N,N,…", (), FUSED)

@@ -32,7 +32,7 @@ def blend(
     base: Annotated[
         Checkpoint | None, Option("What the models were trained from, or one of them; most methods need it.", "PATH")
     ] = None,
-    method: Annotated[str, Option("How: " + ", ".join(METHODS) + ".", "NAME")] = "linear",
+    method: Annotated[str, Option("How: " + ", ".join(METHODS) + ".", "NAME", words=tuple(METHODS))] = "linear",
     weights: Annotated[
         Sequence[float], Option("The weight of each model, 1 where none is given.", "W,W,…", each="models")
     ] = (),

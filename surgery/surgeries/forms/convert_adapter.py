@@ -31,7 +31,10 @@ Form = Callable[[Adapter, Checkpoint | None], Adapter | Checkpoint]
 @step
 def convert_adapter(
     adapter: Annotated[Adapter, Option("An adapter of any tool, here or on the Hub.", "ADAPTER")],
-    to: Annotated[str, Option("The form that is written.", "peft|kohya|diffusers|mlx")] = "peft",
+    to: Annotated[
+        str,
+        Option("The form that is written.", "peft|kohya|diffusers|mlx"),
+    ] = "peft",
     base: Annotated[
         Checkpoint | None,
         Option("The adapter's model, where its names or the order of its rows hang on it.", "MODEL", ("--base",)),

@@ -40,7 +40,9 @@ def inject(
     ] = (),
     rank: Annotated[int, Option("The inner dimension of B·A.", "N", ("--rank", "-r"))] = 8,
     alpha: Annotated[float | None, Option("The scale is alpha / rank; 1 if not given.", "X")] = None,
-    init: Annotated[str, Option("How A is drawn: uniform (PEFT's own) or gaussian.", "KIND")] = "uniform",
+    init: Annotated[
+        str, Option("How A is drawn: uniform (PEFT's own) or gaussian.", "KIND", words=("uniform", "gaussian"))
+    ] = "uniform",
     seed: Annotated[int, Option("A follows from it and from its name, on every machine.", "N")] = 0,
     use_rslora: Annotated[bool, Option("The scale is alpha / √rank.")] = False,
     use_dora: Annotated[bool, Option("Magnitudes too, taken from the base in a stream.")] = False,

@@ -1,0 +1,68 @@
+"""Command × call × fault, and every prefix of a command's calls as a loss of power may leave it.
+
+    python benchmarks/faults.py DIR [--each N] [--looks N] [--draws N] [--processes N]
+
+DIR is on a file system with little to wait for, such as /dev/shm. Writes DIR/faults.json, and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
+
+from calls import built, environment  # noqa: E402
+from calls.jobs import JOBS  # noqa: E402
+
+
+def main() -> None:
+    """Run them all."""
+    said = argparse.ArgumentParser(description=__doc__)
+    said.add_argument("folder", type=Path)
+    for name, usual in (("each", 1), ("looks", 40), ("draws", 2), ("processes", 2)):
+        said.add_argument(f"--{name}", type=int, default=usual)
+    options = said.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    shim = built(options.folder)
+    if shim is None:
+        raise SystemExit("a C compiler is needed")
+    with ThreadPoolExecutor(options.processes) as pool:
+        found = list(pool.map(partial(_run, options, shim), range(len(JOBS)), JOBS))
+    (options.folder / "faults.json").write_text(json.dumps(found, indent=1))
+    for one in found:
+        print(
+            f"{one['job']:32} {one['calls']:5} calls {one['cases']:5} cases {one['states']:4} states"
+            f" {len(one['broken']):3} broken"
+        )
+    faults = sum((Counter(one["by fault"]) for one in found), Counter[str]())
+    print(f"{sum(one['cases'] for one in found)} cases: {dict(faults)}")
+    print(f"{sum(one['states'] for one in found)} states; {time.monotonic() - began:.0f} s")
+    for one in found:
+        for line in one["broken"]:
+            print(f"BROKEN {one['job']}: {line}")
+
+
+def _run(options: argparse.Namespace, shim: Path, number: int, job: str) -> Any:
+    root = options.folder / f"job{number}"
+    root.mkdir()
+    words = [f"--{name}={getattr(options, name)}" for name in ("each", "looks", "draws")]
+    command = [sys.executable, "-m", "calls", *words, f"--seed={number}", str(root), job]
+    done = subprocess.run(command, env=environment(shim), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    main()

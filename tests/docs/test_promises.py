@@ -1,0 +1,38 @@
+"""Each promise names tests that are there; each error that the pages quote is one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from documents import ROOT, text
+
+PROMISES = sorted(set(re.findall(r"`(tests/[^`]+)`", text("promises.md"))))
+SOURCES = "\n".join(
+    path.read_text() for room in ("surgery", "cli") for path in sorted((ROOT / room).rglob("*.py"))
+).replace("{METADATA}", "__metadata__")
+QUOTED = re.findall(r"^\| `([^`]+)` \|", text("errors.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("named", PROMISES)
+def test_what_holds_a_promise_is_there(named: str) -> None:
+    path, _, test = named.partition("::")
+    assert (ROOT / path).exists()
+    files = [ROOT / path] if (ROOT / path).is_file() else [*(ROOT / path).rglob("test_*.py")]
+    assert files and all("def test_" in file.read_text() for file in files)
+    assert not test or f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_every_promise_names_one() -> None:
+    rows = [line for line in text("promises.md").splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [line for line in rows if line != "| Promise | Test |"]
+    assert len(rows) > 20 and all("`tests/" in line for line in rows)
+
+
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_an_error_that_is_quoted_is_said(quoted: str) -> None:
+    assert quoted in SOURCES
+
+
+def test_errors_are_quoted() -> None:
+    assert len(QUOTED) > 10
