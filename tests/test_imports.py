@@ -221,7 +221,7 @@ def test_the_targets_load_nothing(base: Path) -> None:
 
 
 ROOMS = (
-    ("arguments", "errors", "names", "opened", "step", "units", "version"),
+    ("arguments", "errors", "names", "opened", "patterns", "step", "units", "version"),
     ("lazy",),
     ("notebook",),
     ("files", "evaluation"),

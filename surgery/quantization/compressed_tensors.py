@@ -101,7 +101,7 @@ def _check_said(source: Source) -> None:
     formats = [said.get("format"), sparse.get("format") if isinstance(sparse, Mapping) else None]
     formats += [g.get("format") for g in _groups_said(said).values() if isinstance(g, Mapping)]
     for name in formats:
-        if name in NOT_READ:
+        if isinstance(name, str) and name in NOT_READ:
             raise source.unread(f"weights in the format {name} are not read: {NOT_READ[name]}")
     if online := _online(said.get("transform_config")):
         what = f"weights are rotated, and their inputs or outputs are rotated when the model runs ({', '.join(online)})"
@@ -114,7 +114,7 @@ def _online(said: Any) -> list[str]:
     schemes = groups.values() if isinstance(groups, Mapping) else []
     applied = [one for scheme in schemes if isinstance(scheme, Mapping) for one in listed_in(scheme.get("apply"))]
     places = [one.get("location") for one in applied if isinstance(one, Mapping)]
-    return sorted({place for place in places if place in ONLINE})
+    return sorted({place for place in places if isinstance(place, str) and place in ONLINE})
 
 
 def listed_in(value: Any) -> list[Any]:

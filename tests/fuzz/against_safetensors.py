@@ -14,7 +14,6 @@ from surgery.files.strict import POINTER
 STRICTER = {
     r"the header is wrong: the key .+ comes twice": "of two meanings the library takes the last one, others the first",
     r"a tensor needs `dtype`, `shape` and `data_offsets`, and nothing else": "a key that nobody reads hides a mistake",
-    r"a Git LFS pointer is here in the place of the file": "its first eight bytes are no length of a header",
 }
 
 
