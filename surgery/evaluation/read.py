@@ -76,7 +76,7 @@ class Reader:
         SourceChanged.
         """
         self.fd(file)
-        if file.whole or not file.digest or not file.path.endswith(".safetensors"):
+        if file.whole or file.derived or not file.digest or not file.path.endswith(".safetensors"):
             return
         begin = bytearray(min(8, file.size))
         self.read(file, 0, memoryview(begin))

@@ -54,6 +54,7 @@ class File:
     whole: bool = (
         False  # on the Hub: it is fetched as a whole, and held against `digest`, before any part of it is read
     )
+    derived: bool = False  # `digest` is of something that is made of it, and not of its own bytes
 
     @property
     def remote(self) -> bool:

@@ -323,7 +323,7 @@ def test_copies_without_the_kernel(
     monkeypatch.setattr(os, "preadv", counted)
     surgery.execute(plan, tmp_path / "out")
     assert calls
-    assert bool(reads) == (copy != "a little")
+    assert any(at > 8 for _, _, at in reads) == (copy != "a little")  # headers are read again, and nothing else
     assert whole(tmp_path / "out") == whole(tmp_path / "want")
 
 
@@ -446,7 +446,8 @@ def test_all_is_synced_before_it_gets_its_name(
 
     def wrote(name: str, place: int) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            unsynced.add(path_of(args[place]))
+            if not path_of(args[place]).endswith(".lock"):  # which says who writes, and may be lost
+                unsynced.add(path_of(args[place]))
             return real[name](*args)
 
         return call
