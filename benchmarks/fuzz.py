@@ -28,7 +28,14 @@ from typing import Any
 
 TESTS = Path(__file__).parent.parent / "tests"
 SLOW = 6.0  # seconds of the processor, with every line counted
-INSTRUMENTED = ("surgery.files", "surgery.planning", "surgery.recipes", "surgery.quantization", "surgery.hub.card")
+INSTRUMENTED = (
+    "surgery.files",
+    "surgery.patterns",
+    "surgery.planning",
+    "surgery.recipes",
+    "surgery.quantization",
+    "surgery.hub.card",
+)
 
 
 def fuzz(name: str, folder: Path, runs: int, seconds: int, seed: int) -> None:
@@ -81,8 +88,9 @@ def run(name: str, runs: int, seconds: int, seed: int, keep: Path | None) -> Ite
             wrong += [f"{crashed[0].name.partition('-')[0]}\n{told[-1500:]}"]
         if done.returncode and not crashed:
             wrong += [f"status {done.returncode}\n{told[-1500:]}"]
+        known = [*folder.glob("known/*")]
         if keep is not None:
-            for path in (*(folder / "known").iterdir(), *folder.glob("wrong-*"), *crashed):
+            for path in (*known, *folder.glob("wrong-*"), *crashed):
                 (keep / name).mkdir(parents=True, exist_ok=True)
                 (keep / name / path.name).write_bytes(path.read_bytes())
         yield {
@@ -91,7 +99,7 @@ def run(name: str, runs: int, seconds: int, seed: int, keep: Path | None) -> Ite
             "seconds": round(time.monotonic() - begun),
             "coverage": int((re.findall(r"cov: (\d+)", told) or ["0"])[-1]),
             "features": int((re.findall(r"ft: (\d+)", told) or ["0"])[-1]),
-            "kept": len([*(folder / "known").iterdir()]),
+            "kept": len(known),
             "slowest": _stat(told, "slowest_unit_time_sec"),
             "peak": _stat(told, "peak_rss_mb"),
             "wrong": wrong,
