@@ -34,5 +34,13 @@ def test_an_error_that_is_quoted_is_said(quoted: str) -> None:
     assert quoted in SOURCES
 
 
+PLACES = sorted(set(re.findall(r"`((?:surgery|cli|tests)(?:/[\w.]+)*)`", text("contributing.md"))))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_things_live_they_do(place: str) -> None:
+    assert (ROOT / place).exists()
+
+
 def test_errors_are_quoted() -> None:
     assert len(QUOTED) > 10
