@@ -15,17 +15,18 @@ from pathlib import Path
 def settle(path: Path, time: int) -> None:
     """Pack the file anew."""
     new = path.with_suffix(".new")
-    with tarfile.open(path) as old, new.open("wb") as raw:
-        with (
-            gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=time) as packed,
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as made,
-        ):
-            for member in sorted(old.getmembers(), key=lambda one: one.name):
-                member.mtime, member.pax_headers = time, {}
-                member.uid = member.gid = 0
-                member.uname = member.gname = ""
-                member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-                made.addfile(member, old.extractfile(member) if member.isfile() else None)
+    with (
+        tarfile.open(path) as old,
+        new.open("wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=time) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as made,
+    ):
+        for member in sorted(old.getmembers(), key=lambda one: one.name):
+            member.mtime, member.pax_headers = time, {}
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            made.addfile(member, old.extractfile(member) if member.isfile() else None)
     new.replace(path)
 
 
