@@ -130,9 +130,9 @@ class _Shard:
         """Close the file, once."""
         if self.sidecar:
             self.sidecar.close()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Crew:

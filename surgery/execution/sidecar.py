@@ -90,9 +90,9 @@ class SidecarFile:
 
     def close(self) -> None:
         """Close the file, once."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _copied(self, found: list[tuple[int, int, bytes]]) -> Iterator[bytes]:
         for at, size, _ in found:

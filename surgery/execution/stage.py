@@ -25,7 +25,7 @@ from ..files.folder import LocalFolder, absolute
 from ..files.manifest import read_manifest
 from ..files.refs import has_scheme, is_ref
 from .lock import locked
-from .writing_inside import Inside, durable
+from .writing_inside import Inside, durable, shut
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -175,7 +175,7 @@ def sync(path: str) -> None:
     try:
         durable(fd)
     finally:
-        os.close(fd)
+        shut(fd)
 
 
 def write_at(fd: int, data: memoryview, to: int) -> None:

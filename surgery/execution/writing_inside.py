@@ -41,7 +41,7 @@ class Inside:
 
     def close(self) -> None:
         """Close the folder."""
-        os.close(self.fd)
+        shut(self.fd)
 
     def at(self, name: str) -> str:
         """The path of what is called `name` in it, to be read."""
@@ -91,7 +91,7 @@ class Inside:
             try:
                 durable(fd)
             finally:
-                os.close(fd)
+                shut(fd)
             durable(folder)
 
     def remove(self, name: str) -> None:
@@ -162,7 +162,7 @@ class Inside:
             error.filename, error.filename2 = self.at(name), None
             raise
         finally:
-            os.close(fd)
+            shut(fd)
 
     def _down(self, fd: int, part: str, place: str, *, make: bool) -> int:
         """The descriptor of the folder `part` of an open one, which is closed."""
@@ -176,7 +176,7 @@ class Inside:
                 what = "a link, or a file, is where a folder of the output is to be"
                 raise DestinationError(what, where=[self.at(place)], help="remove it, and run again") from error
             raise
-        os.close(fd)
+        shut(fd)
         return inner
 
 
@@ -187,6 +187,14 @@ def durable(fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems cannot sync a folder
             raise
+
+
+def shut(fd: int) -> None:
+    """A folder, or a file that is durable, is closed. Whatever the system answers its number is free then, and may be
+    another thread's: it is never closed twice.
+    """
+    with suppress(OSError):
+        os.close(fd)
 
 
 def _raised(error: OSError) -> None:

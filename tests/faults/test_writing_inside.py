@@ -8,6 +8,7 @@ back. Controls show that the watch sees an escape.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ from surgery.checkpoint import UNDO
 from surgery.errors import SurgeryError
 from surgery.execution import writing_inside
 from surgery.execution.stage import stage_at, stages
+from surgery.execution.writing_inside import Inside
 from surgery.files.safetensors import encode_header, in_file_order, read_header, tensors_of
 from surgery.lazy.dtypes import DTYPES
 from surgery.planning.record import _packed, _unpacked, sealed
@@ -380,3 +382,22 @@ def test_the_watch_sees_what_the_rule_of_names_prevents(
     monkeypatch.setattr(writing_inside, "fault_of", lambda path: "")
     assert watched(partial(unmerging, folder, dest), dest, place / "log")
     assert (place / "home" / ".profile").read_text() == "evil"
+
+
+def test_a_folder_that_does_not_close_is_closed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be another thread's by then."""
+    (tmp_path / "out").mkdir()
+    inside = Inside(str(tmp_path / "out"))
+    closed, close = [], os.close
+
+    def failing(fd: int) -> None:
+        closed.append(os.fstat(fd).st_ino)  # EBADF at a second time
+        close(fd)
+        raise OSError(errno.EIO, "it does not close")
+
+    monkeypatch.setattr(os, "close", failing)
+    fd = inside.create("a/b/c")
+    inside.close()
+    monkeypatch.undo()
+    os.close(fd)
+    assert len(closed) == 4 and (tmp_path / "out/a/b/c").is_file()  # the copy of out, a, a/b, and out itself
