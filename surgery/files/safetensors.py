@@ -176,7 +176,8 @@ def read_header(path: str, *, where: str | None = None) -> tuple[File, Header]:
             raw = stream.read(length)
     except OSError as error:
         raise unreadable_file(error, where) from error
-    file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest())
+    digest = hashlib.sha256(raw).hexdigest()
+    file = File(os.path.abspath(path), status.st_size, status.st_mtime_ns, digest, header=digest)
     found = file, parse_header(raw, status.st_size, where)
     if parsed is not None:
         parsed[key] = found

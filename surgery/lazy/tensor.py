@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from ..errors import LayoutError, NotSupported
@@ -54,7 +54,7 @@ class File:
     whole: bool = (
         False  # on the Hub: it is fetched as a whole, and held against `digest`, before any part of it is read
     )
-    derived: bool = False  # `digest` is of something that is made of it, and not of its own bytes
+    header: str = field(default="", repr=False, compare=False)  # SHA-256 of a local shard's header, where it was read
 
     @property
     def remote(self) -> bool:

@@ -274,7 +274,7 @@ def _parted(
         return checkpoint.inputs, ()
     first, *more = files.values()
     described = replace(config, digest=sha256(config))
-    weights = (replace(first, digest=_digest(adapter), derived=True), *more)
+    weights = (replace(first, digest=_digest(adapter)), *more)
     return tuple(bases), (Input("adapter", checkpoint.path, (described, *weights), mine),)
 
 
