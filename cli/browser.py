@@ -22,7 +22,7 @@ from surgery.errors import printable
 from surgery.evaluation.statistics import some_values, statistics
 from surgery.lazy.tensor import Tensor
 from surgery.names import compiled
-from surgery.units import size
+from surgery.units import extent, size
 
 Node = TreeNode[Any]
 
@@ -85,7 +85,9 @@ class Browser(App[None]):
             node.add(_label(name, module), module)
         for last, name in node.data.tensors.items():
             tensor = self.tensors[name]
-            node.add_leaf(Text.assemble(printable(last), (f"  {_shape(tensor)} {tensor.dtype.name}", "dim")), name)
+            node.add_leaf(
+                Text.assemble(printable(last), (f"  {extent(tensor.shape)} {tensor.dtype.name}", "dim")), name
+            )
 
     def on_tree_node_expanded(self, event: Tree.NodeExpanded[Any]) -> None:
         """What is inside is made now."""
@@ -105,7 +107,7 @@ class Browser(App[None]):
         tensor = self.tensors[name]
         yield "tensor", name
         yield "dtype", tensor.dtype.name
-        yield "shape", _shape(tensor)
+        yield "shape", extent(tensor.shape)
         yield "elements", f"{tensor.size:,}"
         yield "size", size(tensor.nbytes)
         if isinstance(self.found, surgery.Checkpoint):
@@ -188,10 +190,6 @@ class Browser(App[None]):
 
 def _label(name: str, module: Module) -> Text:
     return Text.assemble(printable(name), (f"  {module.count:,} · {size(module.nbytes)}", "dim"))
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Text:

@@ -105,25 +105,14 @@ def _watch(thread: int, done: threading.Event) -> None:
 
 def doing(frame: FrameType | None) -> str:
     """What the code at `frame` is for, in words; of a package that is being imported, that."""
-    found = ""
+    found = loaded = ""
     while frame is not None:
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package in LOADED and frame.f_code.co_name == "<module>":
-            return f"loading {_outermost(frame)}"
+            loaded = package  # the outermost one led to the others
         found = found or _words(frame.f_code.co_filename)
         frame = frame.f_back
-    return found
-
-
-def _outermost(frame: FrameType) -> str:
-    """The package whose import led to this one."""
-    found, here = "", frame
-    while here is not None:
-        package = str(here.f_globals.get("__name__", "")).partition(".")[0]
-        if package in LOADED and here.f_code.co_name == "<module>":
-            found = package
-        here = here.f_back  # type: ignore[assignment]
-    return found
+    return f"loading {loaded}" if loaded else found
 
 
 def _words(path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import printable
 from .lazy.tensor import Tensor
-from .units import size
+from .units import extent, size
 
 SHOWN = 200  # rows of a table
 _CELL = "text-align:left;padding:0 1em 0 0;font-family:monospace;white-space:pre-wrap"
@@ -30,9 +30,7 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], co
 
 def tensor_table(tensors: Mapping[str, Tensor]) -> str:
     """Names, dtypes, shapes and sizes of tensors."""
-    rows = (
-        (name, t.dtype.name, "×".join(map(str, t.shape)) or "scalar", size(t.nbytes)) for name, t in tensors.items()
-    )
+    rows = ((name, t.dtype.name, extent(t.shape), size(t.nbytes)) for name, t in tensors.items())
     return table(f"{len(tensors):,} tensors", ("name", "dtype", "shape", "size"), rows, len(tensors))
 
 

@@ -7,18 +7,14 @@ merge itself, before it is rounded and after.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
-from queue import SimpleQueue
+from functools import cached_property
 
 from ..checkpoint import Checkpoint
-from ..evaluation.compare import identical, workspace
+from ..evaluation.compare import identical
 from ..evaluation.spread import Spread, spread
 from ..evaluation.workspace import Workspace
 from ..files.peft import Adapter
@@ -26,6 +22,7 @@ from ..lazy.dtypes import ARITHMETIC, F32, F64, Dtype
 from ..lazy.tensor import Tensor, in_dtype
 from ..names import natural
 from ..quantization.kept_whole import held_in
+from .at_once import at_once
 from .diff import OnTensor
 from .proof import Merging
 
@@ -243,25 +240,12 @@ class _Sides:
 
 def _measured(sides: Sequence[_Sides], on_tensor: OnTensor | None) -> Iterator[Moved]:
     """In order; as many at once as there are cores."""
-    total, count = sum(one.nbytes for one in sides), min(4, len(os.sched_getaffinity(0)))
-    with ExitStack() as opened:
-        free: SimpleQueue[Workspace] = SimpleQueue()
-        for _ in range(count):
-            free.put(opened.enter_context(workspace()))
-        crew = ThreadPoolExecutor(count)
-        opened.callback(crew.shutdown, cancel_futures=True)
-        for one, found in zip(sides, crew.map(partial(_move, free), sides), strict=True):
+    total = sum(one.nbytes for one in sides)
+    with at_once(_moved, sides) as found:
+        for one, moved in zip(sides, found, strict=True):
             if on_tensor:
                 on_tensor(one.name, one.nbytes, total)
-            yield found
-
-
-def _move(free: SimpleQueue[Workspace], one: _Sides) -> Moved:
-    work = free.get()
-    try:
-        return _moved(one, work)
-    finally:
-        free.put(work)
+            yield moved
 
 
 def _moved(one: _Sides, work: Workspace) -> Moved:

@@ -10,16 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 from ..checkpoint import Checkpoint, of_adapter, open_any
 from ..errors import FormatError, SurgeryError, printable
-from ..evaluation.compare import identical, workspace
+from ..evaluation.compare import identical
 from ..evaluation.measure import Measure, measure
 from ..evaluation.read import content, same_content
 from ..evaluation.workspace import Workspace
@@ -31,6 +27,7 @@ from ..lazy.tensor import File, Tensor
 from ..names import natural, select
 from ..opened import takes_opened
 from ..quantization.kept_whole import held_in
+from .at_once import at_once
 from .meaning import Meaning, made_of, meanings
 
 OnTensor = Callable[[str, int, int], None]  # a tensor's name, its bytes, and those of all that are looked at
@@ -187,14 +184,8 @@ def _changes(
     pairs: Sequence[tuple[str, Tensor, Tensor]], on_tensor: OnTensor | None
 ) -> Iterator[tuple[str, Change | None]]:
     """Each name and what is not the same under it, in order; as many at once as there are cores."""
-    total, count = sum(x.nbytes + y.nbytes for _, x, y in pairs), min(4, len(os.sched_getaffinity(0)))
-    with ExitStack() as opened:
-        free: SimpleQueue[Workspace] = SimpleQueue()
-        for _ in range(count):
-            free.put(opened.enter_context(workspace()))
-        crew = ThreadPoolExecutor(count)
-        opened.callback(crew.shutdown, cancel_futures=True)
-        found = crew.map(partial(_change, free), pairs)
+    total = sum(x.nbytes + y.nbytes for _, x, y in pairs)
+    with at_once(_change, pairs) as found:
         for (name, x, y), change in zip(pairs, found, strict=True):
             if on_tensor:
                 on_tensor(name, x.nbytes + y.nbytes, total)
@@ -209,15 +200,11 @@ def opened_side(side: Side, said: Mapping[str, Any]) -> Checkpoint:
     return of_adapter(side) if isinstance(side, Adapter) else side
 
 
-def _change(free: SimpleQueue[Workspace], pair: tuple[str, Tensor, Tensor]) -> Change | None:
+def _change(pair: tuple[str, Tensor, Tensor], work: Workspace) -> Change | None:
     name, a, b = pair
-    work = free.get()
-    try:
-        if identical(a, b, work):
-            return None
-        return Change(name, _kind(a), _kind(b), measure(a, b, work) if a.shape == b.shape else None)
-    finally:
-        free.put(work)
+    if identical(a, b, work):
+        return None
+    return Change(name, _kind(a), _kind(b), measure(a, b, work) if a.shape == b.shape else None)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from ..files.symlinks import snapshot_of
 from ..lazy.tensor import Tensor
 from ..names import natural
 from ..opened import takes_opened
-from .stage import as_ours
+from .stage import as_ours, beside
 from .writing_inside import durable
 
 _UNFINISHED = ".surgery-index-"
@@ -96,7 +95,8 @@ def _replaced(path: str, content: bytes) -> None:
             for name in os.listdir(folder):
                 if name.startswith(_UNFINISHED):
                     os.unlink(os.path.join(folder, name))
-            _renewed(path, content)
+            with beside(path, content, _UNFINISHED, os.stat(path).st_mode & 0o777) as new:
+                os.rename(new, path)
     except OSError as error:
         raise as_ours(error, path) from error
 
@@ -111,16 +111,3 @@ def _alone(folder: str) -> Iterator[None]:
         durable(fd)
     finally:
         os.close(fd)
-
-
-def _renewed(path: str, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=_UNFINISHED, delete=False) as stream:
-        try:
-            stream.write(content)
-            stream.flush()
-            os.fchmod(stream.fileno(), os.stat(path).st_mode & 0o777)
-            os.fsync(stream.fileno())
-            os.rename(stream.name, path)
-        except BaseException:
-            os.unlink(stream.name)
-            raise

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -176,6 +177,21 @@ def sync(path: str) -> None:
         durable(fd)
     finally:
         shut(fd)
+
+
+@contextmanager
+def beside(path: str, content: bytes, prefix: str, mode: int) -> Iterator[str]:
+    """The path of a new file in the folder of `path`, durable, to be given its name; gone where that fails."""
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=prefix, delete=False) as stream:
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+            yield stream.name
+        except BaseException:
+            os.unlink(stream.name)
+            raise
 
 
 def write_at(fd: int, data: memoryview, to: int) -> None:

@@ -12,6 +12,7 @@ from ..checks.change_map import ChangeMap, Moved
 from ..errors import printable
 from ..lazy.tensor import Tensor
 from ..names import natural
+from ..units import extent
 
 _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 OF_A_ROW = 17  # bytes that the numbers of patterns, kinds, shards and verdicts take, at most
@@ -84,12 +85,8 @@ def _fitting(names: Sequence[str], moved: Mapping[str, Moved], room: int) -> lis
 def _kind(tensor: Tensor | None, moved: Moved | None) -> tuple[str, str, int]:
     """Dtype, shape and bytes; of a weight that lies there as codes, what it means, and no bytes of its own."""
     if tensor is not None:
-        return tensor.dtype.name, _shape(tensor.shape), tensor.nbytes
-    return (f"{moved.dtype}, from codes", _shape(moved.shape), 0) if moved else ("", "", 0)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
+        return tensor.dtype.name, extent(tensor.shape), tensor.nbytes
+    return (f"{moved.dtype}, from codes", extent(moved.shape), 0) if moved else ("", "", 0)
 
 
 def _values(moved: Moved | None) -> list[float | None]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 
 from ..errors import DestinationError
-from ..execution.stage import as_ours, sync
+from ..execution.stage import as_ours, beside, sync
 from ..files.refs import has_scheme
 
 
@@ -40,24 +39,15 @@ def write_picture(
 ) -> None:
     """The file at `path` has this content, by one rename; what a link there led to stays as it is."""
     place = check_picture(path, inputs, overwrite=overwrite)
-    folder = os.path.dirname(place)
+    mask = os.umask(0)
+    os.umask(mask)
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".surgery-picture-", delete=False) as stream:
-            try:
-                stream.write(content)
-                stream.flush()
-                mask = os.umask(0)
-                os.umask(mask)
-                os.fchmod(stream.fileno(), 0o666 & ~mask)
-                os.fsync(stream.fileno())
-                if overwrite:
-                    os.rename(stream.name, place)
-                else:
-                    os.link(stream.name, place)  # which refuses where something came there meanwhile
-                    os.unlink(stream.name)
-            except BaseException:
-                os.unlink(stream.name)
-                raise
-        sync(folder)
+        with beside(place, content, ".surgery-picture-", 0o666 & ~mask) as new:
+            if overwrite:
+                os.rename(new, place)
+            else:
+                os.link(new, place)  # which refuses where something came there meanwhile
+                os.unlink(new)
+        sync(os.path.dirname(place))
     except OSError as error:
         raise as_ours(error, place) from error

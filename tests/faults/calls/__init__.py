@@ -64,13 +64,12 @@ def warmed() -> None:
 
 @dataclass(frozen=True)
 class Watch:
-    """What is to happen to the calls of a child: number `k` ends as `what` says, and those behind it if it is
-    `lasting`; what changes something is written to `trace`, the name of each call to `names`.
+    """What is to happen to the calls of a child: number `k` ends as `what` says; what changes something is
+    written to `trace`, the name of each call to `names`.
     """
 
     k: int = 0
     what: int = 0
-    lasting: bool = False
     trace: Path | None = None
     names: Path | None = None
 
@@ -123,7 +122,7 @@ def _command(words: Sequence[str], root: Path, said: dict[int, Path], counted: P
         into = [
             os.open(p, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644) if p else -1 for p in (watch.trace, watch.names)
         ]
-        shim.calls_watch(os.fsencode(root), ctypes.c_long(watch.k), watch.what, int(watch.lasting), *into)
+        shim.calls_watch(os.fsencode(root), ctypes.c_long(watch.k), watch.what, *into)
     from surgery_cli.ending import main
 
     code = 0

@@ -29,18 +29,18 @@ enum { KILL = -1, SHORT = -2 };
 
 static char root[PATH_MAX];
 static size_t root_length;
-static int watching, action, sticky, trace = -1, names = -1;
+static int watching, action, trace = -1, names = -1;
 static long count, target;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread int inside;
 
-/* From now on: the call number `k` (from 1; 0: none) ends as `what` says: with an errno, by KILL, or SHORT; with
-   `from_then_on`, all after it, too. What changes something goes to the descriptor `to`, the name of each call to
+/* From now on: the call number `k` (from 1; 0: none) ends as `what` says: with an errno, by KILL, or SHORT.
+   What changes something goes to the descriptor `to`, the name of each call to
    `each`, unless they are -1. */
-void calls_watch(const char *folder, long k, int what, int from_then_on, int to, int each) {
+void calls_watch(const char *folder, long k, int what, int to, int each) {
     snprintf(root, sizeof root, "%s", folder);
     root_length = strlen(root);
-    target = k, action = what, sticky = from_then_on, trace = to, names = each, count = 0;
+    target = k, action = what, trace = to, names = each, count = 0;
     watching = 1;
 }
 
@@ -107,7 +107,7 @@ static int fate(const char *name, const char *path) {
         char line[2 * PATH_MAX];
         put(names, line, snprintf(line, sizeof line, "%s\t%s\n", name, path));
     }
-    if (!target || (sticky ? count < target : count != target)) return 0;
+    if (!target || count != target) return 0;
     if (action == KILL) {
         syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
         for (;;) pause();
