@@ -92,7 +92,7 @@ def broken(case: Case, job: Job, whole: Undisturbed, root: Path, scratch: Path) 
     """The laws that a case breaks, in words: none, as it should be."""
     reset(root, job)
     ended = run(job.words.split(), root, scratch, Watch(k=case.k, what=FAULTS[case.fault]))
-    found = [*_after(ended, case, job, whole, root), *again(job, whole, root, scratch)]
+    found = [*after(ended, case, job, whole, root), *again(job, whole, root, scratch)]
     return [f"{case.call} #{case.k} {case.fault}: {one}" for one in found]
 
 
@@ -104,7 +104,7 @@ def _at(job: Job, root: Path) -> Tree | None:
     return {name: content for name, content in found.items() if not name.startswith(".surgery-index-")}
 
 
-def _after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) -> Iterator[str]:
+def after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) -> Iterator[str]:
     dest = _at(job, root)
     if tree(root / "in") != whole.inputs:
         yield "an input is changed"
