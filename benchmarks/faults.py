@@ -1,6 +1,6 @@
 """Command × call × fault, and every prefix of a command's calls as a loss of power may leave it.
 
-    python benchmarks/faults.py DIR [--each N] [--looks N] [--draws N] [--processes N]
+    python benchmarks/faults.py DIR [--job NAME …] [--each N] [--looks N] [--draws N] [--processes N]
 
 DIR is on a file system with little to wait for, such as /dev/shm. Writes DIR/faults.json, and a table.
 """
@@ -31,14 +31,16 @@ def main() -> None:
     said.add_argument("folder", type=Path)
     for name, usual in (("each", 1), ("looks", 40), ("draws", 2), ("processes", 2)):
         said.add_argument(f"--{name}", type=int, default=usual)
+    said.add_argument("--job", action="append", choices=JOBS, help="these alone")
     options = said.parse_args()
+    jobs = options.job or list(JOBS)
     options.folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     shim = built(options.folder)
     if shim is None:
         raise SystemExit("a C compiler is needed")
     with ThreadPoolExecutor(options.processes) as pool:
-        found = list(pool.map(partial(_run, options, shim), range(len(JOBS)), JOBS))
+        found = list(pool.map(partial(_run, options, shim), map([*JOBS].index, jobs), jobs))
     (options.folder / "faults.json").write_text(json.dumps(found, indent=1))
     for one in found:
         print(

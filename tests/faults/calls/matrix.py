@@ -92,7 +92,7 @@ def broken(case: Case, job: Job, whole: Undisturbed, root: Path, scratch: Path) 
     """The laws that a case breaks, in words: none, as it should be."""
     reset(root, job)
     ended = run(job.words.split(), root, scratch, Watch(k=case.k, what=FAULTS[case.fault]))
-    found = [*_after(ended, case, job, whole, root), *again(job, whole, root, scratch)]
+    found = [*after(ended, case, job, whole, root), *again(job, whole, root, scratch)]
     return [f"{case.call} #{case.k} {case.fault}: {one}" for one in found]
 
 
@@ -104,7 +104,7 @@ def _at(job: Job, root: Path) -> Tree | None:
     return {name: content for name, content in found.items() if not name.startswith(".surgery-index-")}
 
 
-def _after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) -> Iterator[str]:
+def after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) -> Iterator[str]:
     dest = _at(job, root)
     if tree(root / "in") != whole.inputs:
         yield "an input is changed"
@@ -121,7 +121,7 @@ def _after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) -
     if left and case.call not in ("unlink", "rmdir", "opendir", "open", *LOOKING):
         yield f"temporary files are left: {left}"
     if "Traceback" in ended.stderr or ended.status not in (0, 1):
-        yield f"it ends with {ended.status}: {ended.stderr[-900:]}"
+        yield f"it ends with {ended.status}: {ended.said}"
     if ended.status and ("error: " not in ended.stderr or "help: " not in ended.stderr):
         yield f"it does not say what to do: {ended.stderr[-600:]}"
 
@@ -143,7 +143,7 @@ def again(job: Job, whole: Undisturbed, root: Path, scratch: Path) -> Iterator[s
     done = tree(root / job.dest) == whole.new != whole.old
     ended = run(job.words.split(), root, scratch)
     if ended.status != 0 and not (done and not job.over and "Traceback" not in ended.stderr):
-        yield f"again, it ends with {ended.status}: {ended.stderr[-900:]}"
+        yield f"again, it ends with {ended.status}: {ended.said}"
     if tree(root / job.dest) != whole.new:
         yield f"again, the destination is not right: {_unlike(tree(root / job.dest), whole.new)}"
     if ended.status == 0:
