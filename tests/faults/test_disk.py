@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import hashes
+from disks import mounted
 from forks import beside, forked
 from handmade import write_adapter, write_phi3, write_tensors
 
@@ -66,20 +67,10 @@ def dest(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MB, which is less than two outputs of `made` need."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0755", "tmpfs", place], capture_output=True
-        )
-    except FileNotFoundError:
-        pytest.skip("no mount here")
-    if mounted.returncode:
-        pytest.skip("mounting needs root")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
+    with mounted(tmp_path / "disk", "2m") as there:
+        if not there:
+            pytest.skip("mounting needs root")
+        yield tmp_path / "disk"
 
 
 def caught(action: Callable[[], object]) -> SurgeryError:
