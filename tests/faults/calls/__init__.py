@@ -7,6 +7,7 @@ command, so that a case costs milliseconds; only in the child is it switched on.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import importlib
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SHIM = "SURGERY_SHIM"  # the environment's name for where it lies
 KILL, SHORT = -1, -2  # as in shim.c
-LIMIT = 60  # seconds after which a command hangs
+LIMIT = 60  # seconds after which a command hangs: it says where, in each thread, and is ended
 
 
 def built(folder: Path) -> Path | None:
@@ -88,6 +89,11 @@ class Ended:
         """Whether it was the last thing that the process did."""
         return self.status == -signal.SIGKILL
 
+    @property
+    def said(self) -> str:
+        """The end of what it said of failing; of one that hung all of it, which is where each thread was."""
+        return self.stderr if self.status == -signal.SIGALRM else self.stderr[-900:]
+
 
 def run(words: Sequence[str], root: Path, scratch: Path, watch: Watch | None = None) -> Ended:
     """A command in a child, whose calls that concern `root` are watched. Its temporary files lie in there, too."""
@@ -114,6 +120,7 @@ def _command(words: Sequence[str], root: Path, said: dict[int, Path], counted: P
         os.dup2(fd, number)
         os.close(fd)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in said)
+    faulthandler.dump_traceback_later(LIMIT - 5, file=sys.stderr)
     os.chdir(root)
     tempfile.tempdir = str(root / "tmp")
     sys.argv = ["surgery", *words]
