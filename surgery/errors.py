@@ -27,6 +27,7 @@ command line has them; `str` adds what they are in Python, by the rule in `argum
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from .arguments import in_python
@@ -39,10 +40,10 @@ class SurgeryError(Exception):
     """`what` went wrong, `where` (one line each), and the `help` that mends it."""
 
     def __init__(self, what: str, *, where: Iterable[str] = (), help: str | None = None) -> None:
-        self.what = what
-        self.where = tuple(where)
-        self.help = help
-        super().__init__(what)
+        self.what = public(what)
+        self.where = tuple(map(public, where))
+        self.help = public(help) if help else help
+        super().__init__(self.what)
 
     @property
     def told(self) -> str:
@@ -146,6 +147,15 @@ def _line(text: str) -> str:
 def printable(text: str) -> str:
     """The text with control characters escaped: a tensor's name may hold anything, and a terminal obeys."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+_NAMED = re.compile(r"\b(https?:/+)[^\s/]*@|\b([a-z][a-z0-9+.]*:/+)[^\s/@:]*:[^\s/]*@", re.IGNORECASE)
+_ASKED = re.compile(r"\b(https?:/+[^\s?'\"`]+)\?[^\s'\"`]+", re.IGNORECASE)
+
+
+def public(text: str) -> str:
+    """The text without what its addresses may hold of secrets: name and password before the host, and the query."""
+    return _ASKED.sub(r"\1?…", _NAMED.sub(r"\1\2…@", text)) if ":/" in text else text
 
 
 def shown(value: object, most: int = 60) -> str:

@@ -51,6 +51,20 @@ def test_a_push_looks_there(home: Path) -> None:
     assert caught.value.where == (str(home / "none"),)
 
 
+@pytest.mark.parametrize(
+    ("dest", "name"),
+    [("https://huggingface.co/org/out", "org/out"), ("s3://bucket/out", "org/name"), ("https:/a:b@c/out", "org/name")],
+)
+def test_an_address_is_no_folder_to_write_to(home: Path, dest: str, name: str) -> None:
+    with pytest.raises(surgery.DestinationError) as caught:
+        surgery.write(surgery.open_checkpoint("~/base"), dest)
+    assert str(caught.value) == (
+        f"nothing can be written to such an address\n  --> {dest.replace('a:b', '…')}\n"
+        f"help: write hf://{name} for a repository on the Hub, or give a folder here"
+    )
+    assert os.listdir(".") == []
+
+
 def test_what_is_opened_says_what_it_is_on_one_line(home: Path) -> None:
     base, adapter = surgery.open_checkpoint("~/base"), surgery.open_adapter("~/adapter")
     assert base.config

@@ -46,7 +46,7 @@ from ..files.folder import absolute
 from ..files.manifest import MANIFEST
 from ..files.opening import regular
 from ..files.peft import Adapter
-from ..files.refs import has_scheme
+from ..files.refs import SCHEME, has_scheme, is_address, name_of_url
 from ..lazy.tensor import File, is_computed, stored
 from ..notebook import shown, told_of
 from ..opened import takes_opened
@@ -376,7 +376,10 @@ def _delivery(
     plan: Plan, dest: str | os.PathLike[str] | HubDestination, *, overwrite: bool, discard_edits: bool
 ) -> tuple[str, Delivery | None]:
     """The local path beside which the stage will be, and where finished shards go if they do not stay in it."""
-    if isinstance(dest, str | os.PathLike) and not has_scheme(os.fspath(dest)):
+    if isinstance(dest, str | os.PathLike) and not has_scheme(text := os.fspath(dest)):
+        if is_address(text):
+            tip = f"write {SCHEME}{name_of_url(text) or 'org/name'} for a repository on the Hub, or give a folder here"
+            raise DestinationError("nothing can be written to such an address", where=[text], help=tip)
         return absolute(dest), None
     from ..hub.stream import deliver_to
 

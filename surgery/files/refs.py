@@ -46,6 +46,11 @@ def has_scheme(text: str) -> bool:
     return text.startswith("hf:/")
 
 
+def is_address(text: str) -> bool:
+    """Whether `text` is an address elsewhere, such as https:// or s3://, and no path here, nor a name on the Hub."""
+    return not has_scheme(text) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None
+
+
 def name_of_url(text: str) -> str:
     """`org/name`, with a revision where one is named, for the address of a repository's page; "" for every other
     text.

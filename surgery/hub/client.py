@@ -7,15 +7,20 @@ token is known by where it is from; its value is in no message.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import getproxies
 
-from ..errors import HubConflict, HubError, HubUnreachable, NotAllowed, NotOnHub, SurgeryError
+from ..errors import HubConflict, HubError, HubUnreachable, NotAllowed, NotOnHub, SurgeryError, public
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -76,6 +81,8 @@ def api() -> HfApi:
             where=[str(access())],
             help="copy it again; it begins with hf_ and is one word",
         )
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_hide_in)
     return HfApi(library_name="surgery", library_version=__version__)
 
 
@@ -87,23 +94,46 @@ def translated(doing: str, where: Sequence[str] = ()) -> Iterator[None]:
     except SurgeryError:
         raise
     except Exception as error:
-        _hide_token(error)
         ours = as_ours(error, doing, where)
         if ours is None:
             raise
         raise ours from error
 
 
-def _hide_token(error: BaseException | None) -> None:
-    """No text of the error, or of those that led to it, holds the token's value: an answer may quote what was sent."""
-    from huggingface_hub import get_token
-
-    value = get_token()
-    while value and error is not None:
-        error.args = tuple(arg.replace(value, "<token>") if isinstance(arg, str) else arg for arg in error.args)
+def _hide(error: BaseException | None) -> None:
+    """No text of the error, or of those that led to it, holds a secret: an answer may quote what was sent."""
+    while error is not None:
+        error.args = tuple(_hidden(arg) if isinstance(arg, str) else arg for arg in error.args)
         if said := getattr(error, "server_message", None):
-            error.server_message = said.replace(value, "<token>")  # type: ignore[attr-defined]
+            error.server_message = _hidden(said)  # type: ignore[attr-defined]
         error = error.__cause__ or error.__context__
+
+
+def _hidden(text: str) -> str:
+    """The text without any secret."""
+    text = public(text)
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "<secret>")
+    return text
+
+
+def _hide_in(record: logging.LogRecord) -> bool:
+    """A filter: what the client logs holds no secret, at its most talkative, either."""
+    record.msg, record.args = _hidden(record.getMessage()), ()
+    return True
+
+
+def _secrets() -> Iterator[str]:
+    """The token, and the passwords of the Hub's address and of proxies, each as it is sent and as it is written."""
+    from huggingface_hub import constants, get_token
+
+    held = {get_token() or ""}
+    for url in (constants.ENDPOINT, *getproxies().values()):
+        parts = urlsplit(url)
+        name, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if password:
+            held |= {password, parts.password or "", b64encode(f"{name}:{password}".encode()).decode()}
+    yield from {form for one in held if one for form in (one, quote(one, safe=""), json.dumps(one)[1:-1])}
 
 
 def retried(call: Callable[[], T], doing: str, where: Sequence[str] = ()) -> T:
@@ -169,11 +199,12 @@ def status_of(error: BaseException | None) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> HubError | None:
-    """The error as one of ours; None where it is not the Hub's."""
+def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> SurgeryError | None:
+    """The error as one of ours; None where it has nothing to do with the Hub."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
+    _hide(error)
     match error:
         case HfHubHTTPError():
             return _answered(error, doing, where)
@@ -189,7 +220,8 @@ def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> HubE
         case RuntimeError() if (
             error.__cause__ is not None
         ):  # "Error while uploading 'path' …": what happened is its cause
-            return as_ours(error.__cause__, doing, [*where, *re.findall(r"'(.+)'", str(error))])
+            rows = [*where, *re.findall(r"'(.+)'", str(error))]
+            return as_ours(error.__cause__, doing, rows) or _of_disk(error.__cause__, doing, rows)
         case ConnectionError() | RuntimeError() if type(error) in (ConnectionError, RuntimeError) and _of_xet(error):
             return _of_status(_status_in(str(error)), _first_line(error), doing, where)
     return None
@@ -267,6 +299,14 @@ def _of_status(status: int | None, said: str, doing: str, where: Sequence[str], 
     return HubError(f"cannot {doing}: the Hub answers {status}{says}", where=rows)
 
 
+def _of_disk(error: BaseException, doing: str, where: Sequence[str]) -> SurgeryError | None:
+    """A file here could not be read while it was sent."""
+    if not isinstance(error, OSError):
+        return None
+    tip = "mend that, and run the same command again: what was sent already is not sent again"
+    return SurgeryError(f"cannot {doing}: {error.strerror or error}", where=where, help=tip)
+
+
 def _silent(error: BaseException, doing: str, where: Sequence[str]) -> HubUnreachable:
     """No answer at all."""
     at = access()
@@ -289,6 +329,5 @@ def _status_in(text: str) -> int | None:
 
 
 def _first_line(error: BaseException) -> str:
-    """What it says, on one line, without the query of a URL: a signed link is a key."""
-    text = str(error).strip().split("\n")[0]
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    """What it says, on one line."""
+    return str(error).strip().split("\n")[0]

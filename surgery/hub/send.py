@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HubConflict, HubError, SourceChanged, listed, series
+from ..errors import HubConflict, HubError, SourceChanged, listed, public, series
 from ..lazy.tensor import File
 from ..opened import takes_opened
 from . import client
@@ -45,8 +45,8 @@ def execute_push(plan: PushPlan, *, on_file: Callable[[str, int], None] | None =
         repo_id=plan.repo_id,
         revision=plan.revision,
         commit=commit,
-        url=f"{api.endpoint}/{plan.repo_id}/commit/{commit}",
-        pull_request=pull,
+        url=public(f"{api.endpoint}/{plan.repo_id}/commit/{commit}"),
+        pull_request=public(pull),
         tag=plan.tag,
         sent=_paths(plan.send),
         copied=_paths(plan.copy),

@@ -66,6 +66,8 @@ def test_neither_stream_takes_anything() -> None:
         ("KeyboardInterrupt", 130, "interrupted\n"),
         ("SystemExit(7)", 7, ""),
         ("MemoryError", 1, "error: there is not enough memory\n"),
+        ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')", 1, "error: there is not enough memory\n"),
+        ("RuntimeError('can\\'t start new thread')", 1, "error: the system starts no more threads\nhelp: "),
         ("PermissionError(13, 'Permission denied', 'a\\x1b[2J')", 1, "error: the system refuses: Permission denied\n"),
     ],
 )

@@ -7,9 +7,11 @@ command, so that a case costs milliseconds; only in the child is it switched on.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from commanded import command, streams_into
 HERE = Path(__file__).parent
 SHIM = "SURGERY_SHIM"  # the environment's name for where it lies
 KILL, SHORT = -1, -2  # as in shim.c
-LIMIT = 60  # seconds after which a command hangs
+LIMIT = 60  # seconds after which a command hangs: it says where, in each thread, and is ended
 
 
 def built(folder: Path) -> Path | None:
@@ -66,6 +68,11 @@ class Ended:
         """Whether it was the last thing that the process did."""
         return self.status == -signal.SIGKILL
 
+    @property
+    def said(self) -> str:
+        """The end of what it said of failing; of one that hung all of it, which is where each thread was."""
+        return self.stderr if self.status == -signal.SIGALRM else self.stderr[-900:]
+
 
 def run(words: Sequence[str], root: Path, scratch: Path, watch: Watch | None = None) -> Ended:
     """A command in a child, whose calls that concern `root` are watched. Its temporary files lie in there, too."""
@@ -88,6 +95,7 @@ def run(words: Sequence[str], root: Path, scratch: Path, watch: Watch | None = N
 def _command(words: Sequence[str], root: Path, said: dict[int, Path], counted: Path, watch: Watch | None) -> int:
     """The body of the child: its exit status."""
     streams_into(said)
+    faulthandler.dump_traceback_later(LIMIT - 5, file=sys.stderr)
     os.chdir(root)
     shim = ctypes.CDLL(os.environ[SHIM])
     if watch:

@@ -182,6 +182,7 @@ PREADV(preadv) PREADV(preadv64)
 
 ssize_t write(int fd, const void *from, size_t size) {
     REAL(ssize_t, write, int, const void *, size_t);
+    if (fd == 2) return real_write(fd, from, size); /* where a thread says that another one hangs */
     WATCHED(of_fd(fd, P)); FAIL("write", -1);
     off_t at = mine ? syscall(SYS_lseek, fd, 0, SEEK_CUR) : 0;
     ssize_t got = real_write(fd, from, cut(how, size));
