@@ -241,7 +241,7 @@ class _Sides:
 def _measured(sides: Sequence[_Sides], on_tensor: OnTensor | None) -> Iterator[Moved]:
     """In order; as many at once as there are cores."""
     total = sum(one.nbytes for one in sides)
-    with at_once(_moved, sides) as found:
+    with at_once(_moved, sides, lambda one: one.nbytes) as found:
         for one, moved in zip(sides, found, strict=True):
             if on_tensor:
                 on_tensor(one.name, one.nbytes, total)

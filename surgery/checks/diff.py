@@ -185,7 +185,7 @@ def _changes(
 ) -> Iterator[tuple[str, Change | None]]:
     """Each name and what is not the same under it, in order; as many at once as there are cores."""
     total = sum(x.nbytes + y.nbytes for _, x, y in pairs)
-    with at_once(_change, pairs) as found:
+    with at_once(_change, pairs, lambda pair: pair[1].nbytes) as found:
         for (name, x, y), change in zip(pairs, found, strict=True):
             if on_tensor:
                 on_tensor(name, x.nbytes + y.nbytes, total)

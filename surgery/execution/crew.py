@@ -298,6 +298,12 @@ class Crew:
         return shard
 
     def _name(self) -> None:
+        try:
+            self._finish_shards()
+        finally:
+            self.finished.put(None)  # whatever failed: the caller waits for it
+
+    def _finish_shards(self) -> None:
         space = self.space()
         try:
             while shard := self.filled.get():
@@ -306,7 +312,6 @@ class Crew:
                     self.finished.put(shard)
         finally:
             space.close()
-            self.finished.put(None)
 
     def _deliver(self, shard: _Shard) -> None:
         assert self.delivery

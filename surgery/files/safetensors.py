@@ -34,6 +34,10 @@ from .plain_header import METADATA, Entry, in_order, plain, sized
 from .strict import POINTER, parse_object, pointed
 
 MAX_HEADER = 100_000_000
+MORE_SHARDS = (
+    "--max-shard-size 5GB writes as many shards as their headers need; an adapter, which is one file, can be of fewer"
+    " modules"
+)
 _PARSED: ContextVar[dict[tuple[str, tuple[int, ...]], tuple[File, Header]] | None] = ContextVar("parsed", default=None)
 
 
@@ -124,19 +128,28 @@ def encode_header(tensors: Mapping[str, tuple[Dtype, Shape]], metadata: Mapping[
     for name in in_file_order(tensors):
         dtype, shape = tensors[name]
         stop = offset + math.prod(shape) * dtype.bits // 8
-        size = ",".join(map(str, shape))
-        parts.append(
-            f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{offset},{stop}]}}'
-        )
+        parts.append(_entry(name, dtype, shape, offset, stop))
         offset = stop
     raw = ("{" + ",".join(parts) + "}").encode("utf-8")
     raw += b" " * (-len(raw) % 8)
     if len(raw) > MAX_HEADER:
-        raise FormatError(
-            f"a header of {len(raw)} bytes would be above the format's {MAX_HEADER}",
-            help="spread the tensors over more shards with --max-shard-size",
-        )
+        raise FormatError(f"a header of {len(raw)} bytes would be above the format's {MAX_HEADER}", help=MORE_SHARDS)
     return len(raw).to_bytes(8, "little") + raw
+
+
+def _entry(name: str, dtype: Dtype, shape: Shape, start: int, stop: int) -> str:
+    size = ",".join(map(str, shape))
+    return f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{size}],"data_offsets":[{start},{stop}]}}'
+
+
+def bytes_in_header(name: str, dtype: Dtype, shape: Shape, end: int) -> int:
+    """How many bytes of a header a tensor takes at most, where the data ends at byte `end` or before."""
+    return len(_entry(name, dtype, shape, end, end).encode()) + 1  # the comma
+
+
+def metadata_in_header(metadata: Mapping[str, str]) -> int:
+    """The same of `__metadata__`, with all that stands around it and the tensors."""
+    return len(_dumps({METADATA: metadata}).encode()) + 16
 
 
 def padded_header(header: bytes, spaces: int) -> bytes:

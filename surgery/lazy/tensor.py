@@ -454,7 +454,8 @@ Leaf = (
     | Restored
 )
 Tensor = Leaf | Reshape | Narrow | Permute | Concat
-_COMPUTED = Sum | Norms | Mean | Picked | Product | Made | Rowwise | Measured | Before | Decoded | Encoded | Fresh
+_COMPUTED = (Sum, Norms, Mean, Picked, Product, Made, Rowwise, Measured, Before, Decoded, Encoded, Fresh)
+_MADE = (*_COMPUTED, Random, Constant)
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -649,6 +650,8 @@ def changes(deltas: Sequence[Delta], gain: Change | None) -> tuple[Change, ...]:
 def children(tensor: Tensor) -> tuple[Tensor, ...]:
     """The tensors that a node is made of."""
     match tensor:
+        case Stored():  # nearly all that is asked, a million times
+            return ()
         case Reshape(base) | Narrow(base) | Permute(base):
             return (base,)
         case Concat(parts):
@@ -686,7 +689,7 @@ def is_computed(tensor: Tensor) -> bool:
     """Whether any value in it is made and not copied. What is restored without a correction is copied, and compared."""
     if isinstance(tensor, Restored) and tensor.frames.size:
         return True
-    return isinstance(tensor, _COMPUTED | Random | Constant) or any(is_computed(child) for child in children(tensor))
+    return isinstance(tensor, _MADE) or any(is_computed(child) for child in children(tensor))
 
 
 def has_arithmetic(tensor: Tensor) -> bool:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..checkpoint import Checkpoint
 from ..errors import NothingMatched, PlanError
 from ..models.header_ties import entries_in
 
+Ties = Mapping[tuple[str, str], str]
 
-def joined_metadata(checkpoint: Checkpoint, names: Collection[str], shard: str, drop: Sequence[str]) -> dict[str, str]:
+
+def ties_in(checkpoint: Checkpoint) -> Ties:
+    """The entries of all headers that are ties, each with its shard."""
+    return entries_in(checkpoint.metadata, checkpoint.tensors)
+
+
+def joined_metadata(
+    checkpoint: Checkpoint, names: Collection[str], shard: str, drop: Sequence[str], ties: Ties
+) -> dict[str, str]:
     """`__metadata__` of the shards that `names` came from, joined; `{"format": "pt"}` where there was none.
 
-    Of ties it has those to its own tensors. Raises PlanError where shards disagree on a key that is not in `drop`.
+    Of the `ties` in them it has those to its own tensors. Raises PlanError where shards disagree on a key that is not
+    in `drop`.
     """
-    ties, found = entries_in(checkpoint.metadata, checkpoint.tensors), False
+    found = False
     said = list[tuple[str, str, str]]()
     for source in dict.fromkeys(checkpoint.weight_map[n] for n in names):
         metadata = checkpoint.metadata.get(source)

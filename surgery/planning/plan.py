@@ -19,7 +19,7 @@ from typing import Any
 
 from ..arguments import in_both
 from ..checkpoint import UNDO, Checkpoint, of_adapter
-from ..errors import PlanError
+from ..errors import FormatError, PlanError
 from ..evaluation.scratch import SCRATCH, encoded_in, scratch_of, scratch_of_factor
 from ..files.index import encode_index
 from ..files.manifest import MANIFEST, Manifest, encode_manifest
@@ -36,7 +36,7 @@ from .conservation import check_conserved
 from .digests import digests_of
 from .finite import check_finite_adapters
 from .identity import described, identity_of
-from .metadata import check_metadata, joined_metadata
+from .metadata import check_metadata, joined_metadata, ties_in
 from .outputs import check_paths
 from .pipelines import indices_of, prefix_of
 from .recipe import document_of
@@ -287,13 +287,13 @@ def _shards(
     members: dict[str, list[str]] = {}
     for name, shard in layout.items():
         members.setdefault(shard, []).append(name)
-    made = []
+    made, ties = [], ties_in(checkpoint)
     for shard in sorted(members, key=natural):
         at, held = prefix_of(checkpoint, shard), {n: tensors[n] for n in members[shard]}
         if verbatim and shard in checkpoint.headers:
             made.append(_verbatim(shard, checkpoint.headers[shard], held, at))
         else:
-            one = _shard(shard, held, joined_metadata(checkpoint, members[shard], shard, drop), at=at)
+            one = _shard(shard, held, joined_metadata(checkpoint, members[shard], shard, drop, ties), at=at)
             made.append(aligned(one, align))
     return tuple(made)
 
@@ -308,7 +308,10 @@ def _shard(
 ) -> ShardPlan:
     """A shard of these tensors, each under its name without what it begins `at`."""
     shapes: dict[str, tuple[Dtype, Shape]] = {n.removeprefix(at): (t.dtype, t.shape) for n, t in tensors.items()}
-    header = b"" if in_order else encode_header(shapes, metadata)
+    try:
+        header = b"" if in_order else encode_header(shapes, metadata)
+    except FormatError as error:
+        raise PlanError(error.what, where=[name], help=error.help) from error
     slots, to = [], len(header)
     for tensor_name in shapes if in_order else in_file_order(shapes):
         tensor = tensors[f"{at}{tensor_name}"]

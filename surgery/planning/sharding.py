@@ -7,12 +7,13 @@ of a size depend on the tensors alone, not on how they were sharded before. Size
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 from ..checkpoint import Checkpoint
 from ..errors import SurgeryError
+from ..files.safetensors import MAX_HEADER, bytes_in_header, metadata_in_header
 from ..hub.shards import split_into_shards
 from ..names import natural
 from ..quantization.kept_whole import held_in
@@ -23,6 +24,8 @@ _UNITS = (
     | {f"{u}IB": 1024 ** (i + 1) for i, u in enumerate("KMGT")}
 )
 DEFAULT = "5GB"  # what the Hub's client takes where nothing is said
+# Of an entry of a header, in bytes at most: a character such as \u0000, a number and its comma, all else.
+CHARACTER, NUMBER, AROUND = 6, 21, 80
 LEAST = 1_000_000  # bytes: nobody who leaves the unit away means less
 
 
@@ -57,7 +60,8 @@ def assign(
 
     One shard is called `model.safetensors`. `balanced` takes as few shards, and makes the largest as small as the order
     allows; otherwise shards are filled by the Hub's greedy rule. A tensor above the size gets a shard of its own. Of a
-    quantised checkpoint, codes are in one shard with what belongs to them.
+    quantised checkpoint, codes are in one shard with what belongs to them. A shard of so many tensors that the format
+    has no room for its header becomes several.
     """
     if max_shard_size is None and checkpoint.scattered:
         max_shard_size = DEFAULT
@@ -74,7 +78,8 @@ def assign(
     units = _units(checkpoint, limit)
     sizes = {unit: sum(checkpoint.tensors[name].nbytes for name in names) for unit, names in units.items()}
     layout = split_into_shards(sizes, _even(sizes, limit) if balanced else limit, checkpoint.stem)
-    return {name: layout[unit] for unit, names in units.items() for name in names}
+    roomy = with_room_for_headers(checkpoint, layout, units)
+    return {name: roomy[unit] for unit, names in units.items() for name in names}
 
 
 def _by_component(checkpoint: Checkpoint, max_shard_size: int | str, *, balanced: bool) -> dict[str, str]:
@@ -100,6 +105,47 @@ def _units(checkpoint: Checkpoint, limit: int) -> dict[str, list[str]]:
     for name in in_order(checkpoint):
         found.setdefault(first.get(name, name), []).append(name)
     return found
+
+
+def with_room_for_headers(
+    checkpoint: Checkpoint, layout: Mapping[str, str], units: Mapping[str, Sequence[str]]
+) -> Mapping[str, str]:
+    """The layout, unit -> shard; where a header would be above what the format allows, that shard is cut in order, and
+    all are numbered anew.
+    """
+    members: dict[str, list[str]] = {}
+    for unit, shard in layout.items():
+        members.setdefault(shard, []).append(unit)
+    said = {key: value for one in checkpoint.metadata.values() for key, value in (one or {}).items()}
+    room = MAX_HEADER - metadata_in_header({"format": "pt", **said})
+    held = [part for shard in sorted(members, key=natural) for part in _cut(checkpoint, members[shard], units, room)]
+    if len(held) == len(members):
+        return layout
+    return {
+        unit: f"{checkpoint.stem}-{number:05}-of-{len(held):05}.safetensors"
+        for number, part in enumerate(held, 1)
+        for unit in part
+    }
+
+
+def _cut(
+    checkpoint: Checkpoint, members: Sequence[str], units: Mapping[str, Sequence[str]], room: int
+) -> list[list[str]]:
+    """A shard's units, cut wherever the header of those before and this one would take more than `room`."""
+    tensors, names = checkpoint.tensors, [name for unit in members for name in units[unit]]
+    numbers = sum(len(tensors[name].shape) + 2 for name in names)
+    if sum(map(len, names)) * CHARACTER + len(names) * AROUND + numbers * NUMBER <= room:  # as nearly always
+        return [list(members)]
+    end = sum(tensors[name].nbytes for name in names)
+    parts, taken = list[list[str]]([[]]), 0
+    for unit in members:
+        size = sum(bytes_in_header(name, tensors[name].dtype, tensors[name].shape, end) for name in units[unit])
+        if parts[-1] and taken + size > room:
+            parts.append([])
+            taken = 0
+        parts[-1].append(unit)
+        taken += size
+    return parts
 
 
 def _even(sizes: Mapping[str, int], limit: int) -> int:

@@ -78,7 +78,7 @@ ROWS = {
     "push": "model org/pushed --tag v1",
     "run": "recipe.json -o out",
 }
-ALONE = {"schema": "", "clean": "out", "env": "--json", "demo": "play"}  # they ask no one
+ALONE = {"schema": "", "clean": "out", "env": "--json", "demo": "model"}  # they ask no one; nor where they refuse
 
 
 def test_every_command_has_a_row() -> None:
@@ -320,8 +320,7 @@ def undo(place: Place) -> None:
 
 GIVEN = [
     *(("inspect", way) for way in WAYS),
-    *(pytest.param(command, way, marks=pytest.mark.slow) for command in ("reshard", "push") for way in WAYS[::2]),
-    *(pytest.param(command, by_address, marks=pytest.mark.slow) for command in ("reshard", "push")),
+    *((command, way) for command in ("reshard", "push") for way in (by_variable, by_address, by_proxy)),
 ]
 
 
@@ -375,9 +374,7 @@ def test_where_it_stands_in_the_name_of_a_model(place: Place, name: str) -> None
     place.check(*said)
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name for name in ALONE]
-)
+@pytest.mark.parametrize("command", ALONE)
 def test_who_asks_no_one(place: Place, command: str) -> None:
     by_variable(place)
     place.check(told(place.run(command, ALONE[command])))

@@ -77,6 +77,48 @@ def test_small_shards_are_made_where_they_are_asked_for(size: int | str, shards:
     assert len(loads(assign(sized({"a": 20, "b": 20, "c": 20}), size), dict.fromkeys("abc", 20))) == shards
 
 
+def headers(found: surgery.Plan) -> list[int]:
+    """Bytes of the JSON of each shard's header."""
+    return [len(shard.header) - 8 for shard in found.shards]
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=40), st.integers(0, 99), min_size=1, max_size=30), st.integers(400, 2000))
+def test_a_shard_whose_header_has_no_room_becomes_several(sizes: dict[str, int], most: int) -> None:
+    sizes.pop("__metadata__", None)
+    base = replace(sized({**sizes, "last": 1}), metadata={"model.safetensors": {"format": "pt", "by": "hand"}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("surgery.planning.sharding.MAX_HEADER", most)
+        layout, found = assign(base, 500), surgery.plan(base, 500)
+    assert [*layout] == in_order(base)
+    assert [*layout.values()] == sorted(layout.values())  # no shard goes back
+    assert max(headers(found)) <= most
+    hubs = split_into_shards({name: base.tensors[name].nbytes for name in in_order(base)}, 500, "model")
+    if max(headers(surgery.plan(base, 500))) <= most - 300:  # numbers are counted as long as they can be
+        assert layout == hubs
+    for shard in set(layout.values()):
+        assert len({hubs[name] for name in layout if layout[name] == shard}) == 1  # what the Hub parts stays apart
+
+
+def test_a_header_without_room_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surgery.files.safetensors.MAX_HEADER", 300)
+    monkeypatch.setattr("surgery.planning.sharding.MAX_HEADER", 300)
+    base = sized({f"layers.{i}.weight": 8 for i in range(9)})
+    with pytest.raises(PlanError, match=r"a header of \d+ bytes would be above the format's 300") as caught:
+        surgery.plan(base)
+    assert caught.value.where == ("model.safetensors",)
+    assert "--max-shard-size 5GB" in (caught.value.help or "")
+    assert max(headers(surgery.plan(base, "5GB"))) <= 300  # which is so
+
+
+@pytest.mark.slow
+def test_the_format_s_own_limit_is_kept() -> None:
+    """Names that fill the header that the format allows once and a half."""
+    base = sized({f"{i}{'x' * 100_000}": 1 for i in range(1500)})
+    layout = assign(base, "5GB")
+    assert sorted(set(layout.values())) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
 def test_a_size_without_a_unit_makes_no_shards() -> None:
     with pytest.raises(SurgeryError, match="`5` has no unit"):
         assign(sized({"a": 20, "b": 20}), "5")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calls import warmed
+from commanded import warmed
 
 from . import sabotage
 from .lasting import grown, slope

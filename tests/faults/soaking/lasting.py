@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calls import SHIM, SHORT, warmed
+from calls import SHIM, SHORT
 from calls.matrix import ERRORS, Tree, tree
+from commanded import warmed
 
 MOST = 16_000.0  # bytes that a round may leave in memory, on the average of many, without being a leak
 TIMES = 3  # that each command is done, so that what it leaves counts
