@@ -84,7 +84,9 @@ def _told(words: Sequence[str], shim: Path) -> Any:
 def _pushed(root: Path, shim: Path, options: argparse.Namespace) -> Iterator[Any]:
     """By requests and by calls, by LFS and by Xet."""
     from calls import pushes
+    from huggingface_hub import logging
 
+    logging.set_verbosity_error()
     root.mkdir()
     pushes.prepare(root)
     for xet in (False, True):

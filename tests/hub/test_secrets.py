@@ -10,6 +10,9 @@ import json
 import logging as python_logging
 import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ from handmade import write_adapter
 from typer.testing import CliRunner
 
 import surgery
-from hub.conftest import use
+from hub.conftest import environment, use
 from hub.faults import Drop, Kind, Reset, Status
 from hub.server import Hub
 from hub.store import User
@@ -379,3 +382,19 @@ def test_who_asks_no_one(place: Place, command: str) -> None:
     by_variable(place)
     place.check(told(place.run(command, ALONE[command])))
     assert not place.hub.log
+
+
+def test_on_a_cluster(place: Place) -> None:
+    """Nor in what Ray logs of its workers, who ask the Hub as well, and are refused with what was sent."""
+    pytest.importorskip("ray")
+    by_variable(place)
+    words = ["merge", "org/base", "org/adapter", "-o", "out", "--executor", "ray", "--address", "local", "--debug"]
+    place.hub.fault(Status(403, **echo(place)), "GET .*/model.safetensors", times=10**6, skip=3)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:  # its sockets need a short path
+        env = environment(place.hub, place.home, HF_TOKEN=TOKEN, RAY_TMPDIR=short, HF_DEBUG="1")
+        command = [sys.executable, "-m", "surgery_cli", *words]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 1 and "Bearer <secret>" in done.stderr, done.stderr
+        logs = [path for path in Path(short).rglob("*") if path.is_file()]
+        assert any(path.name.startswith("worker-") for path in logs)
+        place.check(done.stdout, done.stderr, *(path.read_text(errors="replace") for path in logs))
