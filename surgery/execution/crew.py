@@ -24,6 +24,7 @@ from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
 from ..evaluation.tiles import ROWS
 from ..evaluation.workspace import Workspace
+from ..files.opening import shut
 from ..files.safetensors import read_header
 from ..lazy.tensor import Decoded, File, Restored, Rowwise, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
@@ -132,7 +133,7 @@ class _Shard:
             self.sidecar.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            shut(fd)
 
 
 class Crew:

@@ -20,7 +20,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import HERE, LIMIT, Ended, warmed
+from commanded import warmed
+
+from . import HERE, LIMIT, Ended
 from .jobs import JOBS, Job, prepare, reset
 from .matrix import FAULTS, Case, Undisturbed, after, again, called_in, cases, tree, undisturbed
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commanded import warmed
 from handmade import write_phi3
 from hub.conftest import environment, use
 from hub.faults import Before, Drop, Kind, Lost, Reset, Short, Slow, Status
@@ -28,7 +29,7 @@ from hub.xet import Store
 import surgery
 from surgery.hub import client
 
-from . import Ended, Watch, warmed
+from . import Ended, Watch
 from . import environment as watching
 from . import run as in_child
 from .matrix import FAULTS, Tree, called_in, cases, tree
