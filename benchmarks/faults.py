@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -84,9 +85,8 @@ def _told(words: Sequence[str], shim: Path) -> Any:
 def _pushed(root: Path, shim: Path, options: argparse.Namespace) -> Iterator[Any]:
     """By requests and by calls, by LFS and by Xet."""
     from calls import pushes
-    from huggingface_hub import logging
 
-    logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each try that failed
     root.mkdir()
     pushes.prepare(root)
     for xet in (False, True):
