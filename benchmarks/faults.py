@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -85,6 +86,7 @@ def _pushed(root: Path, shim: Path, options: argparse.Namespace) -> Iterator[Any
     """By requests and by calls, by LFS and by Xet."""
     from calls import pushes
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each try that failed
     root.mkdir()
     pushes.prepare(root)
     for xet in (False, True):

@@ -413,7 +413,7 @@ ASKED = """
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_that_is_asked_to_end(joined: Any, base: Path, tmp_path: Path, number: int, status: int) -> None:
     """As without Ray, which has a handler of its own: in words, with its own status, and what is finished is kept."""
     out = tmp_path / "outputs" / "out"

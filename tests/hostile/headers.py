@@ -151,3 +151,9 @@ def rows() -> Iterator[Row]:
     yield Row(
         "shard: names of control characters", make, r"\\x1b\[2J", (), SHARD, OF_CHECKPOINTS, ("inspect x --tensors .*",)
     )
+    name, count = "model.layers.0.mlp.experts", 1 << 40
+    shapes = {f"{name}.gate_up_proj": [count, 0, 32], f"{name}.down_proj": [count, 16, 0]}
+    stacks = {called: entry("BF16", shape, [0, 0]) for called, shape in shapes.items()}
+    moe = {"model_type": "qwen3_moe", "hidden_size": 16, "num_experts": count, "num_hidden_layers": 1}
+    make = made_of("good", {SHARD: file(json.dumps(stacks)), "config.json": json.dumps(moe)})
+    yield Row("shard: 2^40 experts of nothing", make, "experts without an element", ("split-experts x -o w/o",), SHARD)

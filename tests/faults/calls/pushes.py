@@ -66,6 +66,11 @@ def prepare(root: Path) -> None:
     (root / "tmp").mkdir()
 
 
+def beside(root: Path) -> Path:
+    """Where notes are kept, whose calls are not watched."""
+    return root.with_name(f"{root.name}-notes")
+
+
 def renewed(hub: Hub, root: Path) -> None:
     """The repository as it is before a push; nothing is kept of an earlier one."""
     hub._faults.set.clear()
@@ -181,7 +186,7 @@ def by_call(
             old, ended = held(hub), push()
             assert ended.status == 0, ended.stderr
             whole = Pushed(old, held(hub), tree(root / "model") or {})
-            every = list(cases(called_in(root / "scratch" / "names"), each=each, looks=looks))
+            every = list(cases(called_in(beside(root) / "names"), each=each, looks=looks))
             for case in random.Random(0).sample(every, min(most or len(every), len(every))):
                 renewed(hub, root)
                 ended = push(case.k, FAULTS[case.fault])
@@ -189,7 +194,7 @@ def by_call(
                 again = push()
                 found += [f"again: {one}" for one in wrong(hub, whole, root, done=True)]
                 found += [f"again, it ends with {again.status}: {again.said}"] if again.status else []
-                called = (called_in(root / "scratch" / "first") + ("none",) * case.k)[case.k - 1]
+                called = (called_in(beside(root) / "first") + ("none",) * case.k)[case.k - 1]
                 yield case.fault, [f"{called} #{case.k} {case.fault}: {one}" for one in found]
             assert server.stdin
             server.stdin.close()
@@ -215,7 +220,7 @@ def serve(root: Path) -> None:
     warmed()
     hurry: Any = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     _http.time = client.time = hurry  # type: ignore[attr-defined]
-    scratch = root / "scratch"
+    scratch = beside(root)
     scratch.mkdir(exist_ok=True)
     for line in sys.stdin:
         k, what = json.loads(line)
