@@ -228,7 +228,10 @@ def _files(
     checkpoint: Checkpoint, shards: Sequence[ShardPlan], layout: Mapping[str, str], *, keeps_layout: bool
 ) -> dict[str, File | bytes]:
     """What is written beside the shards: carried files, the record of a base, and the index of several shards."""
-    files = dict(checkpoint.files)
+    stale = set[str]()
+    if checkpoint.headers and not keeps_layout:  # the index that a base had is of its own shards
+        stale = {checkpoint.index_name, *(f"{at}/{part.index_name}" for at, part in checkpoint.parts.items())}
+    files = {path: file for path, file in checkpoint.files.items() if path not in stale}
     if checkpoint.before:
         files[UNDO] = base_record(checkpoint.before, checkpoint, [s.name for s in shards])
     as_before = bool(checkpoint.headers) and keeps_layout  # then the index is among the files, where there was one

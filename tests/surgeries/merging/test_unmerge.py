@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import hashes
 from forks import dying_at, forked
+from handmade import write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -436,3 +437,15 @@ def test_an_estimate_reads_a_corner(shape: tuple[int, ...]) -> None:
     assert found.size <= SEEN and found.shape[0] <= 64 and len(found.shape) == len(shape)
     assert found.size in (min(tensor.size, SEEN), math.prod((64, *shape[1:])))
     assert found.deltas[0].factors[0].shape[-1] == 4
+
+
+def test_a_base_of_several_shards_comes_back_in_one(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Without the index, which is of shards that are not there."""
+    base = surgery.open_checkpoint(saved("llama", shard="60KB"))
+    write_adapter(tmp_path / "a", {"model.layers.0.mlp.up_proj": (80, 48)})
+    made = surgery.merge(base, surgery.open_adapter(tmp_path / "a"), reversible=True)
+    surgery.write(made, tmp_path / "merged")
+    surgery.write(surgery.unmerge(surgery.open_checkpoint(tmp_path / "merged")), tmp_path / "back", "5GB")
+    assert [path.name for path in (tmp_path / "back").glob("model*")] == ["model.safetensors"]
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(back[name], base.load(name)) for name in base.tensors) and back.keys() == base.tensors.keys()
