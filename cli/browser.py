@@ -82,12 +82,26 @@ class Browser(App[None]):
             while len(module.modules) == 1 and not module.tensors:  # what holds one module alone is one line with it
                 ((inner, module),) = module.modules.items()
                 name = f"{name}.{inner}"
-            node.add(_label(name, module), module)
-        for last, name in node.data.tensors.items():
-            tensor = self.tensors[name]
-            node.add_leaf(
-                Text.assemble(printable(last), (f"  {extent(tensor.shape)} {tensor.dtype.name}", "dim")), name
-            )
+            if module.count == 1:  # and so is what holds one tensor alone
+                ((last, tensor),) = module.tensors.items()
+                self._leaf(node, f"{name}.{last}", tensor)
+            else:
+                node.add(_label(name, module), module)
+        for last, tensor in node.data.tensors.items():
+            self._leaf(node, last, tensor)
+
+    def _leaf(self, node: Node, shown: str, name: str) -> None:
+        tensor = self.tensors[name]
+        what = f"  {extent(tensor.shape)} {tensor.dtype.name}"
+        node.add_leaf(Text.assemble(printable(shown), (what, "dim")), name)
+
+    def _open(self, node: Node) -> None:
+        """All that is inside is made, and shown."""
+        self._grow(node)
+        node.expand()
+        for inner in node.children:
+            if inner.allow_expand:
+                self._open(inner)
 
     def on_tree_node_expanded(self, event: Tree.NodeExpanded[Any]) -> None:
         """What is inside is made now."""
@@ -168,7 +182,7 @@ class Browser(App[None]):
             return
         self.grown(module_tree(found))
         if text and len(found) <= 200:
-            self.modules.root.expand_all()
+            self._open(self.modules.root)
 
     @work(thread=True, exclusive=True)
     def _read(self, name: str, part: str | None) -> None:

@@ -85,7 +85,7 @@ def _draw(
     if figure.path:
         from surgery.pictures.plot import plot_changes
 
-        plot_changes(changes, measure_of(by), figure.path, inputs, overwrite=figure.overwrite)
+        plot_changes(changes, measure_of(by), figure.path, inputs, wrong=wrong, overwrite=figure.overwrite)
     if shown:
         from .maps import show_change_map
 

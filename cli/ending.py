@@ -15,11 +15,12 @@ from contextlib import suppress
 from typing import Any
 
 FAILED, INTERRUPTED, UNHEARD = 1, 130, 141  # exit statuses; the last as of who dies of a closed pipe
-# What Python says where no thread can be started, and torch where it gets no memory; neither has an error of its own.
+# What Python says where no thread can be started, torch where it gets no memory, and the loader of libraries.
 STARVED = {
     "can't start new thread": "the system starts no more threads",
     "can't allocate memory": "there is not enough memory",
     "std::bad_alloc": "there is not enough memory",
+    "failed to map segment": "there is not enough memory",
 }
 
 
@@ -88,7 +89,7 @@ def ended(command: Callable[[], None]) -> None:
         if "--debug" in sys.argv:
             raise
         _leave(FAILED, _told(error), "mend that, and run again; --debug shows where it happened")
-    except RuntimeError as error:
+    except (RuntimeError, ImportError) as error:
         starved = next((what for text, what in STARVED.items() if text in str(error)), None)
         if starved is None or "--debug" in sys.argv:
             raise

@@ -43,8 +43,7 @@ def show_change_map(
         out.print(Text(f"  nothing changed in {len(changes.tensors)} tensors"))
         _show_apart(changes, out)
         return
-    scale, bad = measure.scale_of(cells), {place for place, cell in changes.cells.items() if _names(cell) & set(wrong)}
-    draw = _Drawing(measure, scale, out, bad)
+    draw = _Drawing(measure, measure.scale_of(cells), out, changes.places_of(wrong))
     for stack in changes.stacks:
         for modules in _blocks(changes.modules(stack), out.width - _margin(changes, stack)):
             draw.block(changes, stack, modules)
@@ -69,10 +68,6 @@ def _show_apart(changes: ChangeMap, out: Console) -> None:
             out.print(Text(f"{what}: {len(names)}: {', '.join(map(printable, listed(names, 3)))}"))
 
 
-def _names(cell: Cell) -> set[str]:
-    return {one.name for one in cell.tensors}
-
-
 def _margin(changes: ChangeMap, stack: str) -> int:
     return max(5, *(len(str(layer)) for layer in changes.layers(stack))) + 1
 
@@ -88,7 +83,7 @@ def _blocks(modules: list[str], room: int) -> list[list[str]]:
 class _Drawing:
     """One map: what of, on which scale, where to."""
 
-    def __init__(self, measure: Measured, scale: Scale, out: Console, bad: set[Place]) -> None:
+    def __init__(self, measure: Measured, scale: Scale, out: Console, bad: frozenset[Place]) -> None:
         self.measure, self.scale, self.out, self.bad = measure, scale, out, bad
         self.coloured = out.color_system is not None and not out.no_color
         self.shades = SHADES if (out.encoding or "").lower().replace("-", "").startswith("utf") else PLAIN

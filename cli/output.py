@@ -25,12 +25,18 @@ from surgery.units import size
 
 
 def show_json(value: Any) -> None:
-    """One JSON object on standard output."""
+    """One JSON object on standard output; what a terminal would obey is escaped, as JSON has it."""
 
     def plain(item: Any) -> Any:
         return asdict(item) if is_dataclass(item) and not isinstance(item, type) else str(item)
 
-    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=plain))
+    text = json_module.dumps(value, indent=2, ensure_ascii=False, default=plain)
+    print("\n".join(line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n")))
+
+
+def _escaped(character: str) -> str:
+    """A character in a text of JSON."""
+    return character if character.isprintable() else json_module.dumps(character)[1:-1]
 
 
 def show_error(error: surgery.SurgeryError, *, json: bool) -> None:

@@ -48,7 +48,8 @@ def with_output(document: Document, options: Writing) -> Writing:
         where = [document.where("output", key)]
         if key not in OUTPUT:
             close = nearest(str(key), list(OUTPUT)) or listed(sorted(OUTPUT), 12)
-            raise FormatError(f"output has no option {key!r}", where=where, help=f"nearest are {series(close)}")
+            tip = f"nearest are {series(close)}; where it is written is said by output: {{output: DIR}}"
+            raise FormatError(f"output has no option {key!r}", where=where, help=tip)
         option = OUTPUT[key]
         try:
             said[option.name] = option.kind.read(value, option.option.metavar)

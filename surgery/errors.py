@@ -33,7 +33,7 @@ from collections.abc import Iterable, Sequence
 from .arguments import in_python
 
 SHOWN = 5
-LONGEST, MOST_LINES = 5_000, 200  # characters of a line of a message, and lines
+LONGEST, END, MOST_LINES = 1_000, 200, 200  # characters of a line of a message, and of its end; lines
 
 
 class SurgeryError(Exception):
@@ -139,8 +139,9 @@ class HubUnreachable(HubError):
 
 
 def _line(text: str) -> str:
-    """A line of a message: printable, and cut where a file made it long."""
-    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)")
+    """A line of a message: printable, and cut in its midst where a file made it long: causes stand at the ends."""
+    cut = f"{text[: LONGEST - END]}… ({len(text)} characters) …{text[-END:]}" if len(text) > LONGEST else text
+    return printable(cut)
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -148,6 +148,10 @@ class ChangeMap:
             held[place_of(one.name)].append(one)
         moved = {(p.stack, p.module) for p, those in held.items() if any(one.meant for one in those)}
         return {p: Cell(p, tuple(those)) for p, those in held.items() if (p.stack, p.module) in moved}
+
+    def places_of(self, names: Iterable[str]) -> frozenset[Place]:
+        """The cells that hold any of the tensors."""
+        return frozenset(map(place_of, names)) & self.cells.keys()
 
     @property
     def stacks(self) -> tuple[str, ...]:

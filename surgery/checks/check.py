@@ -46,4 +46,8 @@ class Verification:
         failed = [check for check in self.checks if check.ok is False]
         if failed:
             rows = [row for check in failed for row in (f"{check.name}: {check.detail}", *check.where)]
-            raise VerificationFailed(f"{len(failed)} of {len(self.checks)} checks failed", where=[self.path, *rows])
+            raise VerificationFailed(
+                f"{len(failed)} of {len(self.checks)} checks failed",
+                where=[self.path, *rows],
+                help=f"mend that, and run again; surgery verify {self.path} asks what was asked here",
+            )

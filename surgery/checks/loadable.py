@@ -20,6 +20,7 @@ from ..files.model_config import impossible
 from ..files.refs import has_scheme
 from ..files.safetensors import encode_header
 from ..lazy.tensor import has_arithmetic
+from ..models.skeleton import first_words
 from ..names import natural
 from ..quantization.quantised import quantised
 from ..quantization.settle import decoded
@@ -59,13 +60,13 @@ def loadable(checkpoint: Checkpoint) -> Check:
     try:
         info = _asked(kind, checkpoint)
     except _REFUSALS as error:
-        seen, why = _in_16_bits(checkpoint), _first(error)
+        seen, why = _in_16_bits(checkpoint), first_words(error)
         if seen is checkpoint:
             return Check("class", False, f"{names[0]} cannot load it: {why}")
         try:
             info, said = _asked(kind, seen), ", of what its codes mean in 16 bits: codes cannot be asked about here"
         except _REFUSALS as again:
-            return Check("class", False, f"{names[0]} cannot load it: {_first(again)}")
+            return Check("class", False, f"{names[0]} cannot load it: {first_words(again)}")
     own = own_names(checkpoint)
     rows = [f"{what.replace('_keys', '')}: {series(listed(found))}" for what, found in _complaints(info, own).items()]
     if rows:
@@ -139,11 +140,6 @@ def _as_files(checkpoint: Checkpoint) -> Iterator[str]:
         with open(os.path.join(folder, "config.json"), "wb") as stream:
             stream.write(json.dumps(checkpoint.config).encode())
         yield folder
-
-
-def _first(error: Exception) -> str:
-    """The first line of what an error says, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _told(found: Any) -> str:

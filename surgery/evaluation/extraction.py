@@ -240,7 +240,7 @@ def _blocks(pair: Pair, place: Place) -> Iterator[Blocks]:
     """The difference in blocks of rows, for as many passes as are asked for: (first row, block). A block is valid
     until the next.
     """
-    with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
+    with tempfile.TemporaryDirectory(prefix="surgery-", ignore_cleanup_errors=True) as folder:
         sides = [settle(side, folder, place.work) for side in (pair.base, pair.tuned)]
         room = place.room(pair.base.size)
         if room is not None:

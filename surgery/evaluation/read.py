@@ -17,7 +17,7 @@ from contextlib import closing
 from threading import Event
 
 from ..errors import SourceChanged
-from ..files.opening import regular
+from ..files.opening import regular, shut
 from ..files.small import check_small
 from ..lazy.runs import Piece
 from ..lazy.tensor import File, Stored, Zeros
@@ -65,9 +65,13 @@ class Reader:
             fd = regular(alias or file.path)
         except OSError as error:
             raise _unreadable(error, file.path) from error
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            shut(fd)
+            raise _unreadable(error, file.path) from error
         if alias is None and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-            os.close(fd)
+            shut(fd)
             raise _changed(file, f"{file.size} bytes then, {status.st_size} now")
         return fd
 
@@ -239,7 +243,7 @@ def _filled(out: memoryview, parts: Iterator[memoryview]) -> None:
 
 def _close(fd: int | None) -> None:
     if fd is not None:
-        os.close(fd)
+        shut(fd)
 
 
 def content(file: File | bytes) -> bytes:

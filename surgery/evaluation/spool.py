@@ -56,5 +56,5 @@ def without_places(text: str) -> str:
 
 def _folder() -> str:
     if not _folders:
-        _folders.append(tempfile.TemporaryDirectory(prefix="surgery-"))
+        _folders.append(tempfile.TemporaryDirectory(prefix="surgery-", ignore_cleanup_errors=True))
     return _folders[0].name

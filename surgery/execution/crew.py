@@ -24,6 +24,7 @@ from ..evaluation.losses import Loss
 from ..evaluation.read import Reader
 from ..evaluation.tiles import ROWS
 from ..evaluation.workspace import Workspace
+from ..files.opening import shut
 from ..files.safetensors import read_header
 from ..lazy.tensor import Decoded, File, Restored, Rowwise, Sum, Tensor
 from ..planning.steps import Copy, Fill, Keep, Part, ShardPlan
@@ -133,7 +134,7 @@ class _Shard:
             self.sidecar.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            shut(fd)
 
 
 class Crew:
@@ -302,6 +303,12 @@ class Crew:
         return shard
 
     def _name(self) -> None:
+        try:
+            self._finish_shards()
+        finally:
+            self.finished.put(None)  # whatever failed: the caller waits for it
+
+    def _finish_shards(self) -> None:
         space = self.space()
         try:
             while shard := self.filled.get():
@@ -311,7 +318,6 @@ class Crew:
                     self.finished.put(shard)
         finally:
             space.close()
-            self.finished.put(None)
 
     def _closed(self, shard: _Shard) -> None:
         """A shard is at rest, and its file closed."""

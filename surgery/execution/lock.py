@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from ..errors import DestinationError, printable
+from ..files.opening import shut
 
 LONGEST = 4096  # bytes that are read of what a lock says
 SOON = 0.5  # seconds within which who has just taken a lock says who it is
@@ -51,9 +52,11 @@ def locked(path: str, dest: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        os.close(fd)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        finally:
+            shut(fd)
 
 
 def _taken(path: str, dest: str) -> int:
@@ -66,9 +69,9 @@ def _taken(path: str, dest: str) -> int:
                 _sign(fd, path, dest)
                 return fd
         except BaseException:
-            os.close(fd)
+            shut(fd)
             raise
-        os.close(fd)
+        shut(fd)
 
 
 def _lock(fd: int, path: str, dest: str) -> None:

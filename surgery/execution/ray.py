@@ -7,8 +7,10 @@ function by its code, which compares versions before it imports anything of ours
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,11 +51,25 @@ def connected(address: str) -> Iterator[Any]:
         _check_same(ray.get_runtime_context().gcs_address, address)
         yield ray
         return
-    _connect(ray, address or os.environ.get("RAY_ADDRESS") or "auto")
+    with _signals_as_they_were():
+        _connect(ray, address or os.environ.get("RAY_ADDRESS") or "auto")
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_as_they_were() -> Iterator[None]:
+    """SIGTERM does what it did before, where that was said: Ray takes it for itself. Without it, Ray's own way of
+    ending at once leaves none of its processes.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _imported() -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..evaluation.corrections import DIGEST, block_of, blocks_of, difference, digest
 from ..evaluation.evaluate import blocks, into
+from ..files.opening import shut
 from ..files.safetensors import encode_header, in_file_order
 from ..lazy.dtypes import DTYPES, Dtype
 from ..planning.record import sealed
@@ -92,7 +93,7 @@ class SidecarFile:
         """Close the file, once."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            shut(fd)
 
     def _copied(self, found: list[tuple[int, int, bytes]]) -> Iterator[bytes]:
         for at, size, _ in found:

@@ -24,9 +24,10 @@ from ..files.edited import edited
 from ..files.entries import entries
 from ..files.folder import LocalFolder, absolute
 from ..files.manifest import read_manifest
+from ..files.opening import shut
 from ..files.refs import has_scheme, is_ref
 from .lock import locked
-from .writing_inside import Inside, durable, shut
+from .writing_inside import Inside, durable
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 

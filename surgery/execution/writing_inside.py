@@ -17,6 +17,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import DestinationError
+from ..files.opening import shut
 from ..files.paths import fault_of
 
 PARTS = ".surgery/parts"  # what is not finished; never published, and emptied when a run begins
@@ -187,14 +188,6 @@ def durable(fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems cannot sync a folder
             raise
-
-
-def shut(fd: int) -> None:
-    """A folder, or a file that is durable, is closed. Whatever the system answers its number is free then, and may be
-    another thread's: it is never closed twice.
-    """
-    with suppress(OSError):
-        os.close(fd)
 
 
 def _raised(error: OSError) -> None:

@@ -16,18 +16,25 @@ from ..patterns.matching import is_bounded
 from ..patterns.measuring import measured
 
 MOST = 6  # that follow each other, or lie in branches
+LONGEST, ALL = 20_000, 50_000  # characters of an expression, and of all that are more than names
+_NAME = re.compile(r"[\w.-]*")
 _KEYS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "target_parameters")
 _TABLES = ("rank_pattern", "alpha_pattern", "lambda_pattern", "block_size_pattern", "n_frequency_pattern")
+_TIP = "name the modules in a list, in adapter_config.json, each as the model calls it"
 # What PEFT puts around a pattern, before it is compiled.
 _AROUND = {**dict.fromkeys(_TABLES, r"(.*\.)?({})$"), "layers_pattern": r".*\.{}\.(\d+)\."}
 
 
 def check_patterns(config: Mapping[str, Any], where: str) -> None:
     """Raise AdapterError for a regular expression in adapter_config.json that is none, or that may take forever."""
+    room = ALL
     for key, said in _patterns(config):
+        room -= 0 if _NAME.fullmatch(said) else len(said)
+        if len(said) > LONGEST or room < 0:
+            what = f"regular expressions of more than {LONGEST if len(said) > LONGEST else ALL} characters"
+            raise AdapterError(f"{key} has {what}", where=[where, said[:200]], help=_TIP)
         if what := _wrong(said, _AROUND.get(key, "{}")):
-            tip = "name the modules in a list, in adapter_config.json, each as the model calls it"
-            raise AdapterError(f"{key} has a regular expression that {what}", where=[where, said[:200]], help=tip)
+            raise AdapterError(f"{key} has a regular expression that {what}", where=[where, said[:200]], help=_TIP)
 
 
 def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

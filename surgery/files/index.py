@@ -32,10 +32,10 @@ def parse_index(raw: bytes, where: str) -> Index:
     content = parse_object(raw, lambda what: FormatError(what, where=[where], help=MEND))
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) and s for s in weight_map.values()):
-        raise FormatError("`weight_map` must map tensor names to shard files", where=[where])
+        raise FormatError("`weight_map` must map tensor names to shard files", where=[where], help=MEND)
     metadata = content.get("metadata")
     if not isinstance(metadata, dict | None):
-        raise FormatError("`metadata` must be an object", where=[where])
+        raise FormatError("`metadata` must be an object", where=[where], help=MEND)
     paths = {shard: PurePosixPath(shard) for shard in set(weight_map.values())}
     for shard, path in paths.items():
         if (fault := fault_of(str(path))) or ":" in shard:

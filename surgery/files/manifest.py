@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import FormatError
+from ..errors import FormatError, shown
 from .folder import Folder, LocalFolder
 from .history import check_history, check_inputs
 from .strict import LONE, parse_object
@@ -80,7 +80,8 @@ def manifest_of(content: Mapping[str, Any], path: str) -> Manifest:
     """The manifest that the content of a file at `path` is. Raises FormatError where it is none."""
     try:
         if content["tool"] != "surgery" or content["format"] != FORMAT:
-            raise FormatError(f"a manifest of format {content['format']} by {content['tool']}", where=[path])
+            what = f"a manifest of format {shown(content['format'])} by {shown(content['tool'])}"
+            raise FormatError(what, where=[path], help=f"this reads format {FORMAT}: take the version that wrote it")
         check_history(content["history"])
         check_inputs(content["inputs"])
         return Manifest(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 
-from ..errors import NotACheckpoint
+from ..errors import SHOWN, NotACheckpoint
 from .folder import Folder
 
 NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.(?P<end>safetensors|bin|pt|pth|ckpt)")
@@ -30,3 +31,13 @@ def check_all_there(folder: Folder, names: Sequence[str]) -> None:
                 where=[folder.at(shard[0])],
                 help="pass the folder with all of them; if some are missing there, fetch them, or the index",
             )
+
+
+def missing_below(found: Collection[int]) -> list[str]:
+    """The numbers that are missing below the highest, for a message: the first few, and how many more. As much work as
+    there are numbers, however high one is.
+    """
+    top = max(found, default=-1)
+    first = [str(number) for number in islice((n for n in range(top) if n not in found), SHOWN)]
+    rest = top + 1 - len(found) - len(first)
+    return [*first, f"(+{rest} more)"] if rest else first

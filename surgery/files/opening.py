@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from ..errors import FormatError
 
@@ -32,6 +33,14 @@ def regular(path: str, flags: int = os.O_RDONLY) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def shut(fd: int) -> None:
+    """What was read, or is durable, or of no use, is closed. Whatever the system answers its number is free then, and
+    may be another thread's: it is never closed twice.
+    """
+    with suppress(OSError):
+        os.close(fd)
 
 
 def regular_status(path: str) -> os.stat_result:

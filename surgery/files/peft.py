@@ -28,7 +28,7 @@ from .beside_adapter import beside as found
 from .folder import Folder, PathLike, folder_at
 from .peft_parts import part_of
 from .spare import is_spare
-from .strict import parse_object
+from .strict import MEND, parse_object
 from .training import for_training
 from .wrappers import ANY
 
@@ -140,7 +140,7 @@ def open_peft(folder: Folder, name: str = "", beside: Sequence[PathLike] | None 
     if weights is None:
         tip = "save it once with PEFT's save_pretrained, which writes safetensors"
         raise NotACheckpoint(f"the adapter has no {WEIGHTS}", where=[folder.path], help=tip)
-    config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)]))
+    config = parse_object(folder.read(CONFIG), lambda what: FormatError(what, where=[folder.at(CONFIG)], help=MEND))
     check_config(config, folder.at(CONFIG))
     held = read_weights(folder, weights)
     config_file = replace(folder.file(CONFIG), digest=sha256(folder.file(CONFIG)), whole=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {
     "ADAMSS": ("adamss_",),
@@ -47,7 +47,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@cache
+@lru_cache(64)
 def part_of(kind: str) -> re.Pattern[str] | None:
     """What matches a name of the kind's, as `module` and `part`; None for LoRA, and for kinds that are not known."""
     if kind not in PREFIXES:

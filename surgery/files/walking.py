@@ -54,10 +54,20 @@ def _listed(here: str) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(here) as found:
             for entry in found:
-                (folders if entry.is_dir() else names).append(entry.name)
+                (folders if _is_folder(entry) else names).append(entry.name)
     except OSError as error:
         raise unreadable(error, here) from error
     return sorted(names), sorted(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; one that leads to itself is told of when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _place(folder: str) -> _Place:

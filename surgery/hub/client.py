@@ -199,8 +199,8 @@ def status_of(error: BaseException | None) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> HubError | None:
-    """The error as one of ours; None where it is not the Hub's."""
+def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> SurgeryError | None:
+    """The error as one of ours; None where it has nothing to do with the Hub."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
@@ -220,7 +220,8 @@ def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> HubE
         case RuntimeError() if (
             error.__cause__ is not None
         ):  # "Error while uploading 'path' …": what happened is its cause
-            return as_ours(error.__cause__, doing, [*where, *re.findall(r"'(.+)'", str(error))])
+            rows = [*where, *re.findall(r"'(.+)'", str(error))]
+            return as_ours(error.__cause__, doing, rows) or _of_disk(error.__cause__, doing, rows)
         case ConnectionError() | RuntimeError() if type(error) in (ConnectionError, RuntimeError) and _of_xet(error):
             return _of_status(_status_in(str(error)), _first_line(error), doing, where)
     return None
@@ -296,6 +297,14 @@ def _of_status(status: int | None, said: str, doing: str, where: Sequence[str], 
                 f"cannot {doing}: {answer}, after all tries{says}", where=rows, help="run again later"
             )
     return HubError(f"cannot {doing}: the Hub answers {status}{says}", where=rows)
+
+
+def _of_disk(error: BaseException, doing: str, where: Sequence[str]) -> SurgeryError | None:
+    """A file here could not be read while it was sent."""
+    if not isinstance(error, OSError):
+        return None
+    tip = "mend that, and run the same command again: what was sent already is not sent again"
+    return SurgeryError(f"cannot {doing}: {error.strerror or error}", where=where, help=tip)
 
 
 def _silent(error: BaseException, doing: str, where: Sequence[str]) -> HubUnreachable:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PlanError, listed, series
-from ..files.model_config import impossible
+from ..files.model_config import Config, impossible
 from ..lazy.tensor import Shape, Tensor
 from ..names import natural
 
@@ -35,7 +35,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = str(config.get("model_type"))
-    with _asked(f"the config class of model type `{kind}`"):
+    with _asked(f"the config class of model type `{kind}`", config):
         known: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(_with_floats(config)).to_dict()
     return {name: value for name, value in known.items() if name != "_name_or_path"}
 
@@ -77,7 +77,7 @@ def anatomy(config: Mapping[str, Any], model_class: str) -> Anatomy:
         if isinstance(weight, torch.Tensor) and weight.dim() > 1:
             kind = next((text for known, text in kinds.items() if isinstance(module, known)), type(module).__name__)
             modules[name] = (kind, tuple(weight.shape), int(getattr(module, "groups", 1)))
-    with _asked(model_class):
+    with _asked(model_class, config):
         output = model.get_output_embeddings()
     head = next((name for name, module in model.named_modules() if output is not None and module is output), "")
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -92,9 +92,11 @@ def built(config: Mapping[str, Any], model_class: str) -> Any:
 
     if what := impossible(config, 0):
         raise PlanError(
-            f"no {model_class} is built of so much: {what}", help="mend config.json: it is not this model's"
+            f"no {model_class} is built of so much: {what}",
+            where=_place(config),
+            help="mend config.json: it is not this model's",
         )
-    with _asked(model_class), torch.device("meta"):
+    with _asked(model_class, config), torch.device("meta"):
         known = CONFIG_MAPPING[config["model_type"]].from_dict(_with_floats(config))
         model: Any = getattr(transformers, model_class)(known)
     return model
@@ -130,7 +132,7 @@ def check_accepted(config: Mapping[str, Any], model_class: str, tensors: Mapping
 
 
 @contextmanager
-def _asked(whom: str) -> Iterator[None]:
+def _asked(whom: str, config: Mapping[str, Any]) -> Iterator[None]:
     """Transformers without its logging, and its refusals as ours."""
     import transformers
 
@@ -140,9 +142,18 @@ def _asked(whom: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # validation of configs raises exceptions of many libraries
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlanError(
-            f"{whom} refuses the config: {what}", help="config.json is incomplete or contradicts itself; mend it"
-        ) from error
+        tip = "config.json is incomplete or contradicts itself; mend it"
+        raise PlanError(f"{whom} refuses the config: {first_words(error)}", where=_place(config), help=tip) from error
     finally:
         logging.set_verbosity(level)
+
+
+def first_words(error: Exception) -> str:
+    """The first line of what an exception says, with the next where that announces it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def _place(config: Mapping[str, Any]) -> list[str]:
+    """The file that a config was read from, where it was."""
+    return [config.where] if isinstance(config, Config) else []

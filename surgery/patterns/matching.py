@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -39,13 +39,13 @@ def is_bounded(pattern: str) -> bool:
     return _plain(pattern, USUAL) is not None or _compiled(pattern) is not None
 
 
-@cache
+@lru_cache(256)
 def _plain(pattern: str, length: int) -> re.Pattern[str] | None:
     """The expression as `re` has it, where that has few ways through a name so long."""
     return re.compile(pattern) if _ways(_parsed(pattern), length) <= WAYS else None
 
 
-@cache
+@lru_cache(4096)
 def _matched(pattern: str, name: str) -> bool:
     ends = _compiled(pattern)
     if ends is None:
@@ -109,12 +109,12 @@ def ways_of(pattern: str, flags: int = 0) -> Ways | None:
     return None if ends is None else Ways(pattern, ends)
 
 
-@cache
+@lru_cache(256)
 def _parsed(pattern: str, flags: int = 0) -> Any:
     return import_module("re._parser").parse(pattern, flags)
 
 
-@cache
+@lru_cache(256)
 def _compiled(pattern: str, flags: int = 0) -> _Ends | None:
     """The expression as a function of names; None where a part of it is told by what another one matched."""
     if len(pattern) > LONGEST:

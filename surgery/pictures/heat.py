@@ -40,7 +40,7 @@ def heat_maps(changes: ChangeMap, verdicts: Mapping[str, str], wrong: Collection
                     order.setdefault(place, len(order))
     for cell in outside:
         order.setdefault(cell.place, len(order))
-    bad = {place for place in order if any(one.name in wrong for one in changes.cells[place].tensors)}
+    bad = changes.places_of(wrong)
     measures = measures_of(changes)
     maps = [_map(measure, changes, grids, outside, order, bad) for measure in measures]
     tips = [_told(changes.cells[place], measures, verdicts) for place in order]

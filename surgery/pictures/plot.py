@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..checks.change_map import Cell, ChangeMap, Place
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 COLOURS = dict(zip(ALL, "#0072b2 #e69f00 #56b4e9 #cc79a7 #767676 #009e73 #a0795a".split(), strict=True))
+WRONG = "#d55e00"  # the frame around what is wrong
 MOST = 120  # rows of a figure
 STYLE: Any = {"svg.hashsalt": "surgery", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8}
 
@@ -46,11 +47,13 @@ def plot_changes(
     path: str | os.PathLike[str],
     inputs: Iterable[str] = (),
     *,
+    wrong: Iterable[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Write the heat map, a panel for each stack of layers, to `path`."""
+    """Write the heat map, a panel for each stack of layers, to `path`; what `wrong` names has a frame and a cross."""
     ending = check_plot(path)
-    write_picture(path, _drawn(ending, lambda: _heat(changes, measure)), inputs, overwrite=overwrite)
+    bad = changes.places_of(wrong)
+    write_picture(path, _drawn(ending, lambda: _heat(changes, measure, bad)), inputs, overwrite=overwrite)
 
 
 def plot_shards(
@@ -75,7 +78,7 @@ def _drawn(ending: str, draw: Any) -> bytes:
     return out.getvalue()
 
 
-def _heat(changes: ChangeMap, measure: Measured) -> Figure:
+def _heat(changes: ChangeMap, measure: Measured, bad: Collection[Place]) -> Figure:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 
@@ -90,7 +93,7 @@ def _heat(changes: ChangeMap, measure: Measured) -> Figure:
     axes = figure.subplots(len(stacks), 1, squeeze=False, gridspec_kw={"height_ratios": tall})[:, 0]
     for axis, (stack, layers, modules) in zip(axes, stacks, strict=True):
         grid = [[_found(changes, Place(stack, layer, module)) for module in modules] for layer in layers]
-        _panel(axis, stack, layers, modules, grid, measure, norm)
+        _panel(axis, stack, layers, modules, grid, measure, norm, bad)
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=list(axes), shrink=0.8, pad=0.02)
@@ -113,8 +116,11 @@ def _panel(
     grid: Sequence[Sequence[Cell | None]],
     measure: Measured,
     norm: Any,
+    bad: Collection[Place],
 ) -> None:
     """One stack: a row for each layer."""
+    from matplotlib.patches import Rectangle
+
     nan = float("nan")
     values = [[_value(cell, measure, nan) for cell in row] for row in grid]
     axis.imshow(values, cmap="viridis", norm=norm, aspect="auto")
@@ -125,11 +131,16 @@ def _panel(
     axis.set_ylabel(f"layer of {_name(stack)}" if stack else "")
     for side in axis.spines.values():
         side.set_visible(False)
-    if len(layers) * len(modules) <= 800:
-        for y, row in enumerate(grid):
-            for x, cell in enumerate(row):
+    told = len(layers) * len(modules) <= 800
+    for y, row in enumerate(grid):
+        for x, cell in enumerate(row):
+            wrong = cell is not None and cell.place in bad
+            if wrong:
+                axis.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=WRONG, linewidth=1.5))
+            if told or wrong:
                 light = cell is not None and values[y][x] == values[y][x] and norm(values[y][x]) < 0.5
-                axis.text(x, y, measure.text(cell), ha="center", va="center", fontsize=6, color="w" if light else "k")
+                text = f"{'✗ ' if wrong else ''}{measure.text(cell) if told else ''}"
+                axis.text(x, y, text.strip(), ha="center", va="center", fontsize=6, color="w" if light else "k")
 
 
 def _value(cell: Cell | None, measure: Measured, nothing: float) -> float:

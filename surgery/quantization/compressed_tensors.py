@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from ..lazy.coding import Coding, Packing
@@ -341,7 +341,7 @@ def _shape(weight: Weight, bits: int) -> Shape:
     return shape
 
 
-@cache
+@lru_cache(256)
 def _fitting(bits: int, elements: int, words: int) -> tuple[Packing, ...]:
     """The packings in which so many elements fill so many words."""
     return tuple(one for one in (Packing(bits), Packing(bits, padded=True)) if one.length(elements) == words)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import FormatError, listed, nearest, series
 from ..files.manifest import Manifest
 from ..files.opening import regular
-from ..files.plain_yaml import Immoderate, check_yaml, quick_loader
+from ..files.plain_yaml import LONGEST, Immoderate, check_yaml, quick_loader
 from ..files.strict import parse_object
 from .kinds import Real, Whole, WrongValue
 
@@ -184,10 +184,29 @@ def _text(path: str) -> str:
 
 def _toml(text: str, path: str) -> tuple[Any, dict[Key, int]]:
     try:
+        _check_toml(text)
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except Immoderate as error:
+        raise _immoderate(error, path) from error
+    except (ValueError, RecursionError) as error:
         raise FormatError("this is no TOML", where=[path], help=str(error)) from error
     return content, _lines_of_toml(text)
+
+
+def _check_toml(text: str) -> None:
+    """Raise Immoderate for keys of more parts, and numbers of more digits, than anyone writes: the parser's time grows
+    with the square of the one, its memory with the other.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if (dots := line.count(".")) > LONGEST:
+            raise Immoderate(f"{dots} dots in a line", number)
+        if any(len(word) > LONGEST and word[0] in "+-0123456789" for word in re.findall(r"[\w+.:-]+", line)):
+            raise Immoderate(f"a number of more than {LONGEST} digits", number)
+
+
+def _immoderate(error: Immoderate, path: str) -> FormatError:
+    tip = "write it without references, and long lists as patterns"
+    return FormatError(f"the recipe is too large: {error}", where=[f"{path}:{error.line}"], help=tip)
 
 
 def _lines_of_toml(text: str) -> dict[Key, int]:
@@ -213,7 +232,7 @@ def _lines_of_toml(text: str) -> dict[Key, int]:
 
 def _json(text: str, path: str) -> tuple[Any, dict[Key, int]]:
     """JSON by its own rules; its lines as YAML sees them, where it does."""
-    content = parse_object(text.encode(), lambda what: FormatError(what, where=[path]))
+    content = parse_object(text.encode(), lambda what: FormatError(what, where=[path], help="mend the recipe"))
     try:
         return content, _yaml(text, path)[1]
     except FormatError:
@@ -229,8 +248,7 @@ def _yaml(text: str, path: str) -> tuple[Any, dict[Key, int]]:
         reader = _Reader(path)
         return (None if node is None else reader.read(node, ())), reader.lines
     except Immoderate as error:
-        tip = "write it without references, and long lists as patterns"
-        raise FormatError(f"the recipe is too large: {error}", where=[f"{path}:{error.line}"], help=tip) from error
+        raise _immoderate(error, path) from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
@@ -275,7 +293,7 @@ class _Reader:
         for name, value in node.value:
             line = f"{self.path}:{name.start_mark.line + 1}"
             if not hasattr(name, "value") or not isinstance(name.value, str):
-                raise FormatError("a key is a text", where=[line])
+                raise FormatError("a key is a text", where=[line], help="name: value, one a line")
             if name.value in made:
                 raise FormatError(f"{name.value!r} is said twice", where=[line], help="a key stands once in a mapping")
             made[name.value] = self.read(value, (*key, name.value))

@@ -17,9 +17,10 @@ from ..step import Option, step
 
 NAMES = {"float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64}
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+SHORT |= {dtype.name: name for name, dtype in NAMES.items()}  # as files and `inspect` have them
 DTYPES = (*NAMES, *SHORT)
 FLOAT8 = {"float8_e4m3fn": E4M3, "float8_e5m2": E5M2}
-SHORT8 = {"float8": "float8_e4m3fn", "fp8": "float8_e4m3fn"}
+SHORT8 = {"float8": "float8_e4m3fn", "fp8": "float8_e4m3fn"} | {dtype.name: name for name, dtype in FLOAT8.items()}
 SAYS = ("dtype", "torch_dtype")  # what a config calls it
 _ONLY = Option("Cast the tensors whose whole name matches; the rest stays as it is.", "REGEX")
 _EXCEPT = Option("Leave tensors as they are whose whole name matches.", "REGEX", ("--except",))

@@ -81,10 +81,11 @@ def test_a_tensor_is_found_and_told(base: Path, size: tuple[int, int]) -> None:
 
 def test_layers_come_in_their_order(base: Path) -> None:
     async def steps(pilot: Any) -> None:
-        layers = next(node for node in pilot.app.modules.root.children if node.data.path == "model.layers")
+        layers = next(node for node in pilot.app.modules.root.children if node.allow_expand)
         layers.expand()
         await pilot.pause()
-        assert [node.data.path.split(".")[2] for node in layers.children] == [str(i) for i in range(11)]
+        assert layers.data.path == "model.layers"
+        assert [node.data.split(".")[2] for node in layers.children] == [str(i) for i in range(11)]
 
     piloted(base, steps)
 
@@ -108,6 +109,8 @@ def test_find(base: Path) -> None:
         await pilot.press("slash", *"layers.3.", "enter")
         await pilot.pause()
         assert pilot.app.modules.root.data.count == 1
+        await pilot.press("down")  # what was found is open, down to the tensor
+        assert pilot.app.at_hand == "model.layers.3.mlp.up_proj.weight"
         await pilot.press("slash", *"nowhere", "enter")
         await pilot.pause()
         assert "no tensor's name has nowhere in it" in text(pilot, "values")

@@ -67,6 +67,7 @@ def test_neither_stream_takes_anything() -> None:
         ("SystemExit(7)", 7, ""),
         ("MemoryError", 1, "error: there is not enough memory\n"),
         ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')", 1, "error: there is not enough memory\n"),
+        ("ImportError('x.so: failed to map segment from shared object')", 1, "error: there is not enough memory\n"),
         ("RuntimeError('can\\'t start new thread')", 1, "error: the system starts no more threads\nhelp: "),
         ("PermissionError(13, 'Permission denied', 'a\\x1b[2J')", 1, "error: the system refuses: Permission denied\n"),
     ],

@@ -1,11 +1,12 @@
-"""Each promise names tests that are there; each error that the pages quote is one."""
+"""Each promise names tests that are there; each error that the pages quote is one, and so is each option."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from documents import ROOT, text
+from documents import ROOT, pages, text
+from making.command_line import reference
 
 PROMISES = sorted(set(re.findall(r"`(tests/[^`]+)`", text("promises.md"))))
 SOURCES = "\n".join(
@@ -43,4 +44,14 @@ def test_where_things_live_they_do(place: str) -> None:
 
 
 def test_errors_are_quoted() -> None:
-    assert len(QUOTED) > 10
+    assert len(QUOTED) > 80
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OTHERS = {"--help", "--version", "--index-url", "--layers", "--runs"}  # typer's, pip's, and the benchmarks'
+
+
+@pytest.mark.parametrize("page", pages())
+def test_an_option_that_is_named_is_one(page: str) -> None:
+    named = re.findall(r"`[^`\n]+`", re.sub(r"```.*?```", "", text(page), flags=re.DOTALL))
+    assert set(OPTION.findall(" ".join(named))) <= {*OPTION.findall(reference()), *OTHERS}

@@ -394,6 +394,42 @@ def test_a_driver_that_dies(how: str, joined: Any, base: Path, tmp_path: Path) -
     assert os.listdir(tmp_path / "outputs") == ["out"]
 
 
+# `surgery`, which is asked to end when its first shard is finished.
+ASKED = """
+    import os, sys
+    from surgery.execution import cluster, execute
+    cluster.LEAST = 1
+    real, number = execute._serial, int(sys.argv.pop(1))
+
+    def serial(on_step):
+        def told(step):
+            if step.kind == "finished":
+                os.kill(os.getpid(), number)
+        return real(told)
+
+    execute._serial = serial
+    import surgery_cli
+    surgery_cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_asked_to_end(joined: Any, base: Path, tmp_path: Path, number: int, status: int) -> None:
+    """As without Ray, which has a handler of its own: in words, with its own status, and what is finished is kept."""
+    out = tmp_path / "outputs" / "out"
+    words = ["reshard", base, "-o", out, "--max-shard-size", "20KB", "--executor", "ray", "--address", joined.address]
+    command = [sys.executable, "-c", textwrap.dedent(ASKED), str(int(number)), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith("interrupted: the destination is as it was\nhelp: finished shards are kept beside it")
+    assert "Traceback" not in done.stderr and not out.exists()
+    [stage] = stages(str(out))
+    assert not os.path.exists(f"{stage}/.surgery/parts/nodes")
+    assert surgery.write(surgery.open_checkpoint(base), out, "20KB", executor="ray").resumed > 0
+    surgery.write(surgery.open_checkpoint(base), tmp_path / "want" / "out", "20KB")
+    assert hashes(out, without=()) == hashes(tmp_path / "want" / "out", without=())
+
+
 def test_the_command_finds_the_cluster_that_runs(joined: Any, base: Path, tmp_path: Path) -> None:
     words = ["surgery", "split-qkv", base, "-o", tmp_path / "out", "--executor", "ray", "--json"]
     done = subprocess.run([*words, "--address", joined.address], capture_output=True, text=True, timeout=100)

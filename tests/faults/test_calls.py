@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from calls import built, environment
+from calls import built, environment, pushes
 from calls.crashes import Op, hasty, lasting, ops_in, states
 
 JOBS = ("reshard", "merge --reversible --overwrite", "unmerge", "reindex", "run")
@@ -30,7 +30,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
     return {one["job"]: one for one in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_laws_hold_whatever_fails(told: dict[str, dict[str, object]], job: str) -> None:
     found = told[job]
@@ -67,3 +66,31 @@ def test_a_trace_is_read_as_it_was_written() -> None:
         Op("write", "/a", "", 5, 3, b"\n\t\n\n"),
         Op("rename", "/a", "/b", 0, 0, b""),
     ]
+
+
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_a_push_is_there_or_not_whatever_fails(tmp_path: Path, xet: bool) -> None:
+    """A sample of its requests, and of its calls: the whole is in benchmarks/faults.py --pushes."""
+    shim = built(tmp_path)
+    if shim is None:
+        pytest.skip("no C compiler is here")
+    root = tmp_path / "root"
+    root.mkdir()
+    pushes.prepare(root)
+    told = list(pushes.by_request(root, xet=xet, most=8))
+    told += pushes.by_call(root, shim, xet=xet, each=1, looks=40, most=3)
+    assert [line for _, found in told for line in found] == []
+    assert len(told) == 11 and len({kind for kind, _ in told}) > 3
+
+
+def test_what_fails_in_a_worker_of_a_cluster(tmp_path: Path) -> None:
+    """Two cases: the whole is in benchmarks/faults.py --ray."""
+    pytest.importorskip("ray")
+    shim = built(tmp_path)
+    if shim is None:
+        pytest.skip("no C compiler is here")
+    command = [sys.executable, "-m", "calls.nodes", str(tmp_path / "nodes"), "--cases", "2"]
+    done = subprocess.run(command, env=environment(shim), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["broken"] == [] and found["cases"] == 2 and found["calls"] > 100

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,7 @@ import surgery
 from surgery import Report, Step
 from surgery.checkpoint import Checkpoint
 from surgery.errors import DestinationError, NoSpace, SourceChanged, SurgeryError
+from surgery.evaluation.workspace import Workspace
 from surgery.execution.stage import stages
 from surgery.execution.writing_inside import PARTS
 
@@ -317,6 +319,40 @@ def removed(path: Path) -> None:
 
 CHANGES = [truncated, modified, replaced, removed]
 WHICH = ["base/model-00004-of-00004.safetensors", "adapter/adapter_model.safetensors", "base/config.json"]
+
+
+@pytest.mark.parametrize("who", ["sync", "0"])
+def test_a_file_that_cannot_be_closed(
+    base: Path, adapter: Path, dest: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """As one on a network may not: whichever thread it happens to, nobody waits for it for ever."""
+    opened = surgery.open_checkpoint(base)
+    made = surgery.reversible(surgery.merge(opened, surgery.open_adapter(adapter)), opened)
+    close = Workspace.close
+
+    def closed(self: Workspace) -> None:
+        close(self)
+        if threading.current_thread().name == f"surgery-{who}":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Workspace, "close", closed)
+    found = list[Exception]()
+
+    def write() -> None:
+        try:
+            surgery.write(made, dest, workers=2)
+        except Exception as error:
+            found.append(error)
+
+    run = threading.Thread(target=write, daemon=True)
+    run.start()
+    run.join(60)
+    assert not run.is_alive() and len(found) == 1 and not dest.exists()
+    assert isinstance(found[0], SurgeryError) and os.strerror(errno.EIO) in str(found[0])
+    monkeypatch.undo()
+    surgery.write(made, dest)
+    surgery.write(made, dest.parent / "want")
+    assert hashes(dest, without=()) == hashes(dest.parent / "want", without=())
 
 
 @pytest.mark.parametrize("which", WHICH)

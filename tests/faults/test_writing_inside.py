@@ -26,7 +26,7 @@ import pytest
 from conftest import hashes
 from forks import ended, started
 from handmade import write_adapter, write_tensors
-from hostile import FAULTS
+from hostile.names import FAULTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

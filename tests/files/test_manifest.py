@@ -82,8 +82,8 @@ WHOLE = json.loads(encode_manifest(Manifest("1", "x", ({"surgery": "drop"},), ({
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"format": 2}, "a manifest of format 2 by surgery"),
-        ({"tool": "scalpel"}, "a manifest of format 1 by scalpel"),
+        ({"format": 2}, "a manifest of format 2 by 'surgery'"),
+        ({"tool": "scalpel"}, "a manifest of format 1 by 'scalpel'"),
         ({"history": ["drop"]}, "the manifest is not one that surgery writes: ValueError("),
         ({"history": None}, "the manifest is not one that surgery writes: TypeError("),
         ({"files": []}, "the manifest is not one that surgery writes: AttributeError("),

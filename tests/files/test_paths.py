@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hostile import FAULTS
+from hostile.names import FAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 

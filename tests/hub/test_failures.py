@@ -4,12 +4,15 @@ of it.
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from handmade import write_phi3
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import surgery
@@ -217,6 +220,24 @@ def test_an_upload_that_does_not_pass(hub: Hub, mode: str, model: Path, kind: Ki
     assert "Error while uploading" not in str(caught.value) and "\n" not in caught.value.what
     assert mode == XET or any(row.startswith("model-0000") for row in caught.value.where)
     fault.times = fault.fired
+    surgery.push(model, REPO)
+    assert holds(hub, model)
+
+
+def test_a_file_that_cannot_be_read_while_it_is_sent(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said as what it is, with the file, and no word of the client's on the Hub; then the same push works."""
+    from huggingface_hub import lfs
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(surgery.SurgeryError) as caught:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(lfs, "_upload_single_part", refused)
+        surgery.push(model, REPO)
+    assert not isinstance(caught.value, surgery.HubError) and hub.titles(REPO) == ["initial commit"]
+    assert caught.value.what.startswith("cannot send ") and caught.value.what.endswith(os.strerror(errno.EIO))
+    assert caught.value.where[-1].startswith("model-0") and "not sent again" in str(caught.value.help)
     surgery.push(model, REPO)
     assert holds(hub, model)
 

@@ -46,6 +46,16 @@ def test_a_figure_says_each_value(base: Path, adapter: Path, tmp_path: Path, key
     assert drawn == (tmp_path / "two.svg").read_text() and "<dc:date>" not in drawn
 
 
+def test_what_is_wrong_is_marked(base: Path, adapter: Path, tmp_path: Path) -> None:
+    changes, measure = surgery.map_changes(base, adapter=adapter), BY_KEY["relative"]
+    (cell, *_) = changes.cells.values()
+    for name, wrong in (("right.svg", []), ("wrong.svg", [cell.tensors[0].name, "model.norm.weight"])):
+        plot_changes(changes, measure, tmp_path / name, wrong=wrong)
+    right, wrong = ((tmp_path / name).read_text() for name in ("right.svg", "wrong.svg"))
+    assert "✗" not in right and wrong.count(">✗ ") == 1 and f">✗ {measure.text(cell)}<" in wrong
+    assert "#d55e00" in wrong and "#d55e00" not in right
+
+
 def test_the_commands_write_figures(base: Path, adapter: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     surgery.write(surgery.merge(surgery.open_checkpoint(base), surgery.open_adapter(adapter)), merged)

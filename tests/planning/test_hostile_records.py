@@ -5,7 +5,6 @@ published.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import random
 import shutil
@@ -18,6 +17,7 @@ import pytest
 import zstandard
 from conftest import hashes
 from handmade import write_adapter, write_phi3
+from hostile.records import TERABYTE, base_record, parts, put, shard_record, zeros
 
 import surgery
 from surgery.errors import FormatError, SurgeryError, VerificationFailed
@@ -46,35 +46,6 @@ def merged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(merged: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(merged, tmp_path / "merged"))
-
-
-def base_record(folder: Path) -> Path:
-    return folder / ".surgery" / "base.undo"
-
-
-def shard_record(folder: Path) -> Path:
-    return next((folder / ".surgery" / "undo").iterdir())
-
-
-def parts(path: Path) -> tuple[Facts, Facts, dict[str, bytes]]:
-    """(the header without its metadata, what the record says, the tensors' bytes by name)."""
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    said, data = json.loads(header.pop("__metadata__")["undo"]), raw[8 + length :]
-    return header, said, {name: data[slice(*entry["data_offsets"])] for name, entry in header.items()}
-
-
-def put(path: Path, header: Facts, said: Facts, held: dict[str, bytes]) -> None:
-    """A record of these parts, sealed; U8 tensors have the shapes that their bytes give them."""
-    raw, at, entries = json.dumps(said), 0, dict[str, Any]()
-    for name, entry in header.items():
-        shape = [len(held[name])] if len(entry["shape"]) == 1 and entry["dtype"] == "U8" else entry["shape"]
-        entries[name] = {**entry, "shape": shape, "data_offsets": [at, at + len(held[name])]}
-        at += len(held[name])
-    entries["__metadata__"] = {"undo": raw, "sha256": hashlib.sha256(raw.encode()).hexdigest()}
-    head = json.dumps(entries).encode()
-    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(held[name] for name in header))
 
 
 def check_refused(
@@ -200,16 +171,6 @@ def test_swapped_entries(made: Path) -> None:
     swapped = {**held, "0.digests": held["1.digests"], "1.digests": held["0.digests"]}
     put(shard_record(made), header, said, swapped)
     check_refused(made, VerificationFailed, "what is restored is not what was")
-
-
-def zeros(nbytes: int) -> bytes:
-    """What unpacks to so many zeros."""
-    packer = zstandard.ZstdCompressor(level=3).compressobj(size=nbytes)
-    piece = bytes(1 << 20)
-    return b"".join(packer.compress(piece) for _ in range(nbytes >> 20)) + packer.flush()
-
-
-TERABYTE = bytes.fromhex("28b52ffd") + bytes((0b1100_0000, 0x50)) + (10**12).to_bytes(8, "little") + b"\1\0\0"
 
 
 @pytest.mark.parametrize("blob", [zeros(1 << 28), TERABYTE, b"", b"\x28\xb5\x2f\xfd", bytes(100)])

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hostile import FAULTS
+from hostile.names import FAULTS
 
 import surgery
 from surgery.checkpoint import Checkpoint

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import surgery
 from surgery.errors import NothingMatched, NotSupported, SurgeryError, VerificationFailed
+from surgery.surgeries.cast import parsed
 
 DTYPES = {
     "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
@@ -319,7 +320,12 @@ def test_each_component_of_a_pipeline_says_its_own_dtype(tmp_path: Path) -> None
     assert config_of(tmp_path / "unet" / "text_encoder") == {"dtype": "float32"}
 
 
-@pytest.mark.parametrize("dtype", ["int8", "F16", "half", ""])
+@pytest.mark.parametrize("dtype", ["int8", "I8", "half", ""])
 def test_what_is_no_dtype_is_refused(dtype: str, saved: Callable[..., Path]) -> None:
     with pytest.raises(SurgeryError, match="is no dtype to write weights in"):
         surgery.cast(surgery.open_checkpoint(saved("llama")), dtype)
+
+
+@pytest.mark.parametrize(("said", "stored"), [("F16", "F16"), ("bf16", "BF16"), ("BF16", "BF16"), ("F64", "F64")])
+def test_a_dtype_may_be_called_as_files_have_it(said: str, stored: str) -> None:
+    assert parsed(said).name == stored

@@ -19,6 +19,7 @@ from typing import Any
 from ...errors import FormatError, LayoutError, NotSupported, listed, series
 from ...lazy.tensor import Tensor, concat
 from ..folder import Folder
+from ..numbered import missing_below
 from ..opened import SHARD, Opened, leaves_of
 from ..same_bytes import same_bytes
 from ..strict import MEND, parse_object
@@ -43,9 +44,8 @@ def read_consolidated(folder: Folder, name: str) -> Opened | None:
     if not found:
         return None
     names = [found[number] for number in sorted(found)]
-    if sorted(found) != list(range(len(found))):
-        gone = [str(number) for number in range(max(found)) if number not in found]
-        raise FormatError(f"the part {series(listed(gone))} is missing", where=[folder.path, *names], help=_MISSING)
+    if gone := missing_below(found):
+        raise FormatError(f"the part {series(gone)} is missing", where=[folder.path, *names], help=_MISSING)
     files = [check_here(folder, one).path for one in names]
     parts = [read_torch(file) for file in files]
     if len(parts) == 1 and ("norm.weight" not in parts[0].tensors or _EMBEDDING not in parts[0].tensors):
@@ -103,11 +103,11 @@ def _whole(name: str, parts: Sequence[TorchFile], width: int) -> Tensor:
     if axis is None:
         axis = 0 if pieces[0].shape[-1:] == (width,) else 1
     if len(pieces[0].shape) != 2 or any(axis == 0 and piece.shape[-1] != width for piece in pieces):
-        raise FormatError(f"a part of {pieces[0].shape} fits no model that is {width} wide", where=where)
+        raise FormatError(f"a part of {pieces[0].shape} fits no model that is {width} wide", where=where, help=MEND)
     try:
         return concat(pieces, axis)
     except LayoutError as error:
-        raise FormatError(f"the parts do not fit each other: {error.what}", where=where) from None
+        raise FormatError(f"the parts do not fit each other: {error.what}", where=where, help=MEND) from None
 
 
 def _check_whole(folder: Folder, tensors: Mapping[str, Tensor], count: int) -> None:

@@ -20,6 +20,7 @@ from ...lazy.tensor import File, Tensor
 from ..folder import Folder
 from ..opened import SHARD, Opened, leaves_of
 from ..opening import regular
+from ..strict import MEND
 from ..tiles import Tile, joined
 from .archive import Bytes, read_archive
 from .megatron import OWN, is_megatron
@@ -109,9 +110,9 @@ class _Chunks:
                 self._said[archive.pickle] = described(read_pickle(archive.pickle, where))
             one = self._said[archive.pickle]
         except Unreadable as error:
-            raise FormatError(f"a chunk cannot be read: {error}", where=[where]) from None
+            raise FormatError(f"a chunk cannot be read: {error}", where=[where], help=MEND) from None
         if one is None:
-            raise FormatError("no tensor is in a chunk", where=[where])
+            raise FormatError("no tensor is in a chunk", where=[where], help=MEND)
         return tensor_of(Raw(file, None, archive.storages), one, name)
 
 
@@ -120,10 +121,10 @@ def _tensor(one: Spread, places: Mapping[tuple[str, tuple[int, ...]], Lies], chu
     tiles = []
     for at, sizes in one.chunks:
         if (one.name, at) not in places:
-            raise FormatError(f"it is not said where the chunk at {at} lies", where=where)
+            raise FormatError(f"it is not said where the chunk at {at} lies", where=where, help=MEND)
         tile = chunks.tensor(places[one.name, at], one.name)
         if tile.shape != sizes:
-            raise FormatError(f"the chunk at {at} is {tile.shape}, and not {sizes}", where=where)
+            raise FormatError(f"the chunk at {at} is {tile.shape}, and not {sizes}", where=where, help=MEND)
         tiles.append(Tile(at, tile))
     try:
         return joined(tiles, one.shape)
@@ -136,7 +137,7 @@ def _nested(said: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The tensors as they lay in the state that was saved: by the paths that the planner kept, or else by name."""
     held, paths = said.get("state_dict_metadata"), said.get("planner_data")
     if not isinstance(held, dict):
-        raise FormatError("no table of tensors is in the metadata", where=[where])
+        raise FormatError("no table of tensors is in the metadata", where=[where], help=MEND)
     root: dict[str, Any] = {}
     for name, value in held.items():
         path = paths.get(name) if isinstance(paths, dict) else None
@@ -145,7 +146,7 @@ def _nested(said: Mapping[str, Any], where: str) -> dict[str, Any]:
         for step in steps[:-1]:
             place = place.setdefault(step, {})
             if not isinstance(place, dict):
-                raise FormatError("two tensors have one path", where=[f"{where}: {name}"])
+                raise FormatError("two tensors have one path", where=[f"{where}: {name}"], help=MEND)
         is_tensor = isinstance(value, Call) and _is(value, "metadata.TensorStorageMetadata")
         place[steps[-1]] = _spread(text(name), value, where) if is_tensor else None  # counters, lists
     return root
@@ -161,14 +162,14 @@ def _spread(name: str, value: Call, where: str) -> Spread:
         pairs = tuple((sizes_of(part.get("offsets")), sizes_of(part.get("sizes"))) for part in parts)
         return Spread(name, sizes_of(state.get("size")), pairs)
     except Unreadable as error:
-        raise FormatError(f"a tensor is described wrongly: {error}", where=[f"{where}: {name}"]) from None
+        raise FormatError(f"a tensor is described wrongly: {error}", where=[f"{where}: {name}"], help=MEND) from None
 
 
 def _places(said: Mapping[str, Any], where: str) -> Iterator[tuple[tuple[str, tuple[int, ...]], Lies]]:
     """Where each chunk of a tensor lies, by name and offset."""
     held = said.get("storage_data")
     if not isinstance(held, dict):
-        raise FormatError("the metadata does not say where chunks lie", where=[where])
+        raise FormatError("the metadata does not say where chunks lie", where=[where], help=MEND)
     for index, info in held.items():
         at, lies = _state(index, "metadata.MetadataIndex", where), _state(info, "filesystem._StorageInfo", where)
         path, offset, length = (lies.get(key) for key in ("relative_path", "offset", "length"))
@@ -177,12 +178,12 @@ def _places(said: Mapping[str, Any], where: str) -> Iterator[tuple[tuple[str, tu
             tip = "save it without transforms"
             raise NotSupported("chunks are packed or encrypted", where=[f"{where}: {name}"], help=tip)
         if not (isinstance(path, str) and type(offset) is int and type(length) is int and min(offset, length) >= 0):
-            raise FormatError("it is not said where a chunk lies", where=[f"{where}: {name}"])
+            raise FormatError("it is not said where a chunk lies", where=[f"{where}: {name}"], help=MEND)
         begin = at.get("offset")
         try:
             yield (name, sizes_of(begin) if begin is not None else ()), Lies(path, offset, length)
         except Unreadable as error:
-            raise FormatError(f"a chunk is described wrongly: {error}", where=[f"{where}: {name}"]) from None
+            raise FormatError(f"a chunk is described wrongly: {error}", where=[f"{where}: {name}"], help=MEND) from None
 
 
 def _state(value: Any, kind: str, where: str) -> Mapping[str, Any]:

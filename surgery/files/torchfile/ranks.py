@@ -20,6 +20,7 @@ from ..folder import Folder
 from ..opened import SHARD, Opened, leaves_of
 from ..opening import regular
 from ..same_bytes import same_bytes
+from ..strict import MEND
 from .parts import chosen
 from .reader import Raw, raw_of, tensor_of
 from .records import Call, Global, Leaf, text, told
@@ -58,7 +59,7 @@ def ranks_in(folder: Folder) -> dict[int, str]:
     found = [match for name in folder.names() if (match := CALLED.fullmatch(name))]
     files = {int(match["rank"]): match[0] for match in found}
     worlds = {int(match["world"]) for match in found}
-    if found and (len(worlds) > 1 or len(found) != len(files) or set(files) != set(range(next(iter(worlds))))):
+    if found and not (len(worlds) == 1 and len(found) == len(files) == max(files) + 1 == min(worlds)):
         tip = "fetch the missing ones, and keep those of one save alone in the folder"
         where = [folder.path, *listed(sorted(files.values()))]
         raise FormatError(f"these are not the files of {min(worlds)} ranks", where=where, help=tip)
@@ -73,7 +74,7 @@ def read_ranks(folder: Folder, files: Mapping[int, str], key: str) -> Opened:
     for raw, one in zip(raws, found, strict=True):
         if list(one.tensors) != names or one.unreadable:
             rows = listed([*one.unreadable, *sorted(set(names) ^ one.tensors.keys())])
-            raise FormatError("the ranks do not hold the same tensors", where=[raw.file.path, *rows])
+            raise FormatError("the ranks do not hold the same tensors", where=[raw.file.path, *rows], help=MEND)
     tensors, copies = dict[str, Tensor](), list[str]()
     spread = any(isinstance(one, Piece) for one in found[0].tensors.values())
     for name in names:
@@ -127,9 +128,9 @@ def _whole(name: str, held: Sequence[Leaf], raws: Sequence[Raw]) -> Tensor:
     try:
         made = part(0, ())
     except LayoutError as error:
-        raise FormatError(f"the ranks' pieces make no tensor: {error.what}", where=where) from None
+        raise FormatError(f"the ranks' pieces make no tensor: {error.what}", where=where, help=MEND) from None
     if made.shape != first.shape:
-        raise FormatError(f"the ranks' pieces make {made.shape}, and not {first.shape}", where=where)
+        raise FormatError(f"the ranks' pieces make {made.shape}, and not {first.shape}", where=where, help=MEND)
     return made
 
 
@@ -215,13 +216,13 @@ def _ranks(mesh: Mesh, raw: Raw, where: Sequence[str]) -> Sequence[int]:
         tensor = tensor_of(raw, mesh.held, "mesh")
         size = tensor.dtype.bits // 8
         if not isinstance(tensor, Stored) or tensor.size > _MOST:
-            raise FormatError("its mesh cannot be read", where=where)
+            raise FormatError("its mesh cannot be read", where=where, help=MEND)
         with open(tensor.file.path, "rb", opener=regular) as stream:
             data = os.pread(stream.fileno(), tensor.nbytes, tensor.offset)
         known = [int.from_bytes(data[i : i + size], "little", signed=True) for i in range(0, len(data), size)]
     reach = sum((n - 1) * step for n, step in zip(mesh.shape, mesh.steps, strict=True))
     if reach >= len(known):
-        raise FormatError(f"its mesh of {mesh.shape} has {len(known)} ranks", where=where)
+        raise FormatError(f"its mesh of {mesh.shape} has {len(known)} ranks", where=where, help=MEND)
     return known
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ...errors import FormatError, LayoutError, NotSupported, listed
+from ...errors import FormatError, LayoutError, NotSupported, listed, shown
 from ...lazy.tensor import File, Stored, Tensor, stored
 from ..folder import Folder
 from ..opening import regular, unreadable_file
@@ -103,7 +103,8 @@ def tensor_of(raw: Raw, one: Described, name: str) -> Tensor:
     where = [f"{raw.file.path}: {name}"]
     place = raw.storages.get(one.key)
     if place is None:
-        raise FormatError(f"the storage {one.key!r} is not in the file", where=where)
+        tip = "the file is damaged; fetch it again"
+        raise FormatError(f"the storage {shown(one.key)} is not in the file", where=where, help=tip)
     if place.size != one.count * one.width:
         said = f"the storage {one.key!r} has {place.size} bytes, and the pickle says {one.count * one.width}"
         raise FormatError(said, where=where, help="the file is damaged; fetch it again")

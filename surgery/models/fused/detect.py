@@ -53,6 +53,7 @@ _OUTPUTS = (
     "vision_expert_dense",
     "language_expert_dense",
 )
+MOST_OF_NOTHING = 10_000  # experts in a stack without elements: it takes no bytes to claim any number
 
 
 def detect(config: Config, tensors: Tensors, kinds: Collection[str] = KINDS, names: Names = NO_NAMES) -> list[Site]:
@@ -249,6 +250,8 @@ def _by_type(config: Config, rows: Sequence[Row], find: Callable[[Row, Config, s
 def _site(row: Row, config: Config, module: str, shape: Shape, why: str, *, there: bool) -> Site | None:
     if row.only and not row.only(config, shape, there):
         return None
+    if row.stacked and 0 in shape and max(shape) > MOST_OF_NOTHING:
+        raise LayoutError(f"{shape} are experts without an element", where=[module], help="drop the empty tensor")
     length = shape[row.axis] if row.axis < len(shape) else 0
     layout = row.layout(Place(config, module, length))
     return Site(row, module, layout, shape[0] if row.stacked else 0, str(config.get("model_type", "")), why)

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import gc
-import importlib
 import os
-import pkgutil
 import signal
 import subprocess
 import sys
-import tempfile
-import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from commanded import command, streams_into
 
 HERE = Path(__file__).parent
 SHIM = "SURGERY_SHIM"  # the environment's name for where it lies
@@ -44,23 +40,6 @@ def environment(shim: Path) -> dict[str, str]:
     held = {name: text for name, text in os.environ.items() if not name.startswith(("HF_", "PYTEST"))}
     alone = {"LD_PRELOAD": str(shim), SHIM: str(shim), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return held | alone | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])}
-
-
-def warmed() -> None:
-    """All that commands import is imported, and is not looked at again by the collector of what is unused."""
-    import numpy  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import torch
-
-    import surgery
-    import surgery_cli
-
-    torch.set_num_threads(1)
-    for package in (surgery, surgery_cli):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not found.name.endswith("__main__"):
-                importlib.import_module(found.name)
-    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -115,37 +94,16 @@ def run(words: Sequence[str], root: Path, scratch: Path, watch: Watch | None = N
 
 def _command(words: Sequence[str], root: Path, said: dict[int, Path], counted: Path, watch: Watch | None) -> int:
     """The body of the child: its exit status."""
-    for number, path in said.items():
-        fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-        os.dup2(fd, number)
-        os.close(fd)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in said)
+    streams_into(said)
     faulthandler.dump_traceback_later(LIMIT - 5, file=sys.stderr)
     os.chdir(root)
-    tempfile.tempdir = str(root / "tmp")
-    sys.argv = ["surgery", *words]
     shim = ctypes.CDLL(os.environ[SHIM])
     if watch:
         into = [
             os.open(p, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644) if p else -1 for p in (watch.trace, watch.names)
         ]
         shim.calls_watch(os.fsencode(root), ctypes.c_long(watch.k), watch.what, *into)
-    from surgery_cli.ending import main
-
-    code = 0
-    try:
-        main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 98
-    weakref.finalize._exitfunc()  # type: ignore[attr-defined]  # as at the end of a process: temporary folders go
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
+    code = command(words, root / "tmp")
     if watch:
         shim.calls_counted.restype = ctypes.c_long
         counted.write_text(str(shim.calls_counted()))

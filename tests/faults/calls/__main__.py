@@ -13,7 +13,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from . import jobs, matrix, warmed
+from commanded import warmed
+
+from . import jobs, matrix
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from handmade import write_adapter, write_phi3
-from safetensors.torch import load_file, save_file
+from handmade import tamed, write_adapter, write_phi3
+from safetensors.torch import save_file
 
 import surgery
 
@@ -79,15 +79,6 @@ def prepare(root: Path, *, layers: int = 1, hidden: int = 16) -> None:
     (made / "recipe.json").write_text(json.dumps(recipe))
     for name in ("w", "tmp"):
         (root / name).mkdir()
-
-
-def tamed(folder: Path) -> Path:
-    """The checkpoint with numbers about 1 in place of random bits."""
-    drawn = torch.Generator().manual_seed(0)
-    for path in folder.glob("*.safetensors"):
-        tensors = {name: torch.randn(t.shape, generator=drawn).to(t.dtype) for name, t in load_file(path).items()}
-        save_file(tensors, path, {"format": "pt"})
-    return folder
 
 
 def quantised(folder: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import random
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import KILL, SHORT, Ended, Watch, run
@@ -20,7 +20,7 @@ CHANGING = frozenset(
     "pwrite write copy_file_range sendfile ftruncate fsync rename exchange link unlink rmdir mkdir".split()
 )
 CUT = frozenset("read pread preadv pwrite write copy_file_range sendfile".split())  # what can be cut short
-LOOKING = frozenset("lstat64 stat64 fstat64 fstatat64 readdir close".split())  # of these there are hundreds
+LOOKING = frozenset("lstat64 stat64 fstat64 fstatat64 readdir".split())  # of these there are hundreds
 
 Tree = Mapping[str, bytes]
 
@@ -69,8 +69,12 @@ def undisturbed(job: Job, root: Path, scratch: Path) -> Undisturbed:
         assert ended.status == 0, ended.stderr
     new = tree(root / job.dest)
     assert new and new != old
-    calls = tuple(line.split("\t")[0] for line in names.read_text().splitlines())
-    return Undisturbed(tree(root / "in") or {}, old, new, calls)
+    return Undisturbed(tree(root / "in") or {}, old, new, called_in(names))
+
+
+def called_in(names: Path) -> tuple[str, ...]:
+    """The calls that were written down there, in order."""
+    return tuple(line.split("\t")[0] for line in names.read_text().splitlines())
 
 
 def cases(calls: tuple[str, ...], *, each: int, looks: int, seed: int = 0) -> Iterator[Case]:
@@ -91,7 +95,10 @@ def cases(calls: tuple[str, ...], *, each: int, looks: int, seed: int = 0) -> It
 def broken(case: Case, job: Job, whole: Undisturbed, root: Path, scratch: Path) -> list[str]:
     """The laws that a case breaks, in words: none, as it should be."""
     reset(root, job)
-    ended = run(job.words.split(), root, scratch, Watch(k=case.k, what=FAULTS[case.fault]))
+    names = scratch / "names"
+    ended = run(job.words.split(), root, scratch, Watch(k=case.k, what=FAULTS[case.fault], names=names))
+    called = called_in(names)  # threads may have come in another order
+    case = replace(case, call=called[case.k - 1] if case.k <= len(called) else "none")
     found = [*after(ended, case, job, whole, root), *again(job, whole, root, scratch)]
     return [f"{case.call} #{case.k} {case.fault}: {one}" for one in found]
 
@@ -105,6 +112,7 @@ def _at(job: Job, root: Path) -> Tree | None:
 
 
 def after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) -> Iterator[str]:
+    """What is wrong after a command to which this happened: nothing, as it should be."""
     dest = _at(job, root)
     if tree(root / "in") != whole.inputs:
         yield "an input is changed"
@@ -118,7 +126,7 @@ def after(ended: Ended, case: Case, job: Job, whole: Undisturbed, root: Path) ->
             yield "it was killed"
         return
     left = [path.name for path in (root / "tmp").iterdir()]
-    if left and case.call not in ("unlink", "rmdir", "opendir", "open", *LOOKING):
+    if left and case.call not in ("unlink", "rmdir", "opendir", "open", "close", *LOOKING):
         yield f"temporary files are left: {left}"
     if "Traceback" in ended.stderr or ended.status not in (0, 1):
         yield f"it ends with {ended.status}: {ended.said}"

@@ -5,6 +5,7 @@ record, as JSON; benchmarks/soak.py shows it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calls import warmed
+from commanded import warmed
 
 from . import sabotage
 from .lasting import grown, slope
@@ -35,8 +36,9 @@ def main() -> None:
     said.add_argument("--flip", action="store_true", help="the last byte of each copy is wrong: to be found")
     options = said.parse_args()
     warmed()
-    import transformers  # noqa: F401 - which `layers` asks
-
+    for config in options.models.glob("*/config.json"):  # the classes are asked by `layers`
+        kind = json.loads(config.read_text())["model_type"]
+        importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     place = Place(options.root, options.scratch, options.models, options.small)
     told, readings, wrong = Told(), list[dict[str, Any]](), list[str]()
     began, number = time.monotonic(), 0
@@ -56,7 +58,8 @@ def main() -> None:
             wrong += found
             for line in found:
                 _say(f"WRONG {line}")
-            _say(f"{time.monotonic() - began:.0f} s, round {number}, {told.runs} runs, {len(wrong)} wrong")
+            now = f", {readings[-1]['fds']} descriptors, {readings[-1]['rss'] >> 20} MiB" if readings else ""
+            _say(f"{time.monotonic() - began:.0f} s, round {number}, {told.runs} runs, {len(wrong)} wrong{now}")
     leaks = list(grown(readings, options.warm))
     record = _record(told, readings, options.warm, wrong + leaks, time.monotonic() - began)
     sys.stdout.write(f"{json.dumps(record)}\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calls.jobs import quantised
 from surgeries.test_split_oracle import CASES
 
 from . import laws
@@ -184,9 +185,12 @@ class Chain:
         are drawn for.
         """
         tensors, at = self.tensors, self.at
-        match self.draw.choice(("reshard", "undo", "undo", "subtract", "extract", "inject", "combine")):
+        match self.draw.choice(("reshard", "undo", "undo", "subtract", "extract", "inject", "combine", "decode")):
             case "reshard":
                 return [Act("reshard", (at,), self.draw.choice(({}, {"link": True})), exactly(tensors))]
+            case "decode":
+                quantised(self.root / "in/fp8")
+                return [Act("dequantize", ("in/fp8",), {}, laws.scaled(read(self.root / "in/fp8")))]
             case "combine":
                 pair, weights = [self.adapter(tensors), self.adapter(tensors)], [self.draw.choice((1.0, -0.5)), 1.0]
                 law = laws.combined(pair, weights)

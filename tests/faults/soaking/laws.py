@@ -168,6 +168,16 @@ def decoded(before: Tensors, like: Tensors) -> Law:
     return exactly(wanted)
 
 
+def scaled(before: Tensors) -> Law:
+    """What FP8 in blocks of 128 x 128 means, in bfloat16."""
+    wanted = {name: one for name, one in before.items() if not name.endswith("_scale_inv")}
+    for name, scales in before.items():
+        if of := name.removesuffix("_scale_inv") * name.endswith("_scale_inv"):
+            blocks = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+            wanted[of] = (before[of].float() * blocks).bfloat16()
+    return exactly(wanted)
+
+
 def extracted(base: Tensors, tuned: Tensors) -> Law:
     """B·A, of a rank that is enough, is the difference, but for what float32 leaves of it."""
 

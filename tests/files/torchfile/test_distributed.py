@@ -5,13 +5,13 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hostile.distributed import BROKEN, changed
 from safetensors.torch import load_file
 
 import surgery
@@ -55,38 +55,6 @@ def one(tmp_path: Path) -> Path:
 def test_of_one_process(one: Path) -> None:
     made = surgery.open_checkpoint(one)
     assert torch.equal(made.load("a"), torch.arange(6.0)) and made.load("b").shape == (3, 2)
-
-
-def changed(folder: Path, change: Callable[[Any], Any]) -> None:
-    """The checkpoint with its metadata changed."""
-    file = folder / ".metadata"
-    metadata = pickle.loads(file.read_bytes())
-    change(metadata)
-    file.write_bytes(pickle.dumps(metadata))
-
-
-def first(metadata: Any) -> Any:
-    return metadata.storage_data[next(iter(metadata.storage_data))]
-
-
-def shrunk(metadata: Any) -> None:
-    metadata.state_dict_metadata["model.a"].chunks[0].sizes = torch.Size([5])
-
-
-def moved(metadata: Any) -> None:
-    metadata.state_dict_metadata["model.a"].size = torch.Size([7])
-
-
-BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "a file elsewhere": (lambda m: setattr(first(m), "relative_path", "../../etc/passwd"), "is not there"),
-    "a chunk beyond the end": (lambda m: setattr(first(m), "length", 10**9), "beyond the file's end"),
-    "a chunk at another place": (lambda m: setattr(first(m), "offset", 7), "is wrong"),
-    "packed chunks": (lambda m: setattr(first(m), "transform_descriptors", ["zstd"]), "packed"),
-    "no places": (lambda m: m.storage_data.clear(), "where the chunk"),
-    "a chunk of another size": (shrunk, "and not"),
-    "a hole": (moved, "make no"),
-    "no tensors": (lambda m: m.state_dict_metadata.clear(), "no tensor"),
-}
 
 
 @pytest.mark.parametrize("name", BROKEN)

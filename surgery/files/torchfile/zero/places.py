@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ....errors import FormatError, NotACheckpoint, NotSupported, listed, series
 from ....names import natural
 from ...folder import Folder
+from ...numbered import missing_below
 
 LATEST = "latest"
 LATEST_UNIVERSAL = "latest_universal"
@@ -114,7 +115,6 @@ def _in_order(files: Mapping[int, str]) -> list[str]:
 
 def _check_all(files: Mapping[int, str], where: Sequence[str], what: str) -> None:
     """Raise FormatError where ranks are missing below the highest."""
-    if missing := sorted(set(range(max(files, default=-1) + 1)) - files.keys()):
-        gone = series(listed([str(rank) for rank in missing]))
+    if gone := missing_below(files):
         tip = "fetch the missing files, or save again on all ranks"
-        raise FormatError(f"no {what} file of rank {gone} is there", where=where, help=tip)
+        raise FormatError(f"no {what} file of rank {series(gone)} is there", where=where, help=tip)
