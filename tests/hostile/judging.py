@@ -138,9 +138,11 @@ def state(place: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def wrong(row: Row, met: Met, place: Path, before: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def wrong(
+    row: Row, met: Met, place: Path, before: dict[str, tuple[int, ...]], seconds: float = SECONDS
+) -> Iterator[str]:
     """What is wrong with it, a line each. The folder `w` is as the command left it."""
-    yield from _harm(met, place, before, row.memory)
+    yield from _harm(met, place, before, row.memory, seconds)
     if met.stderr or met.words in row.refuse:
         yield from _message(met)
     if met.words in row.refuse:
@@ -159,7 +161,7 @@ def wrong(row: Row, met: Met, place: Path, before: dict[str, tuple[int, ...]]) -
         yield f"something is left: {left}"
 
 
-def _harm(met: Met, place: Path, before: dict[str, tuple[int, ...]], most: int) -> Iterator[str]:
+def _harm(met: Met, place: Path, before: dict[str, tuple[int, ...]], most: int, seconds: float) -> Iterator[str]:
     if met.status not in ENDS:
         yield f"it ended with {met.status}"
     for what, raw in (("standard output", met.stdout), ("standard error", met.stderr)):
@@ -176,9 +178,8 @@ def _harm(met: Met, place: Path, before: dict[str, tuple[int, ...]], most: int) 
             yield f"{what} has what lies outside"
     if len(met.stdout) > SHOWN:
         yield f"the answer has {len(met.stdout)} bytes"
-    seconds = SECONDS
     if met.words.startswith("verify") and "--no-class" not in met.words:
-        seconds, most = OF_A_CLASS[0], max(most, OF_A_CLASS[1])
+        seconds, most = seconds * OF_A_CLASS[0], max(most, OF_A_CLASS[1])
     if met.seconds > seconds:
         yield f"it took {met.seconds:.2f} s"
     if met.memory > most:
