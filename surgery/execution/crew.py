@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 COPY_CHUNK = 64 << 20  # bytes of one kernel copy: a unit of work and of progress
 FILL_CHUNK = 16 << 20  # bytes of one evaluation
+OPEN = 32  # shards begun and not yet durable: each holds a file open or two, of some hundred that a process may
 # Where the kernel cannot copy, or does not tell which side failed (EIO): the read/write loop can, and does.
 NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.EIO)
 
@@ -140,8 +141,9 @@ class Crew:
     """Workers that fill shards, and a thread that makes the filled ones durable while they go on.
 
     Each worker has a shard of its own as long as there are enough: the kernel lets one writer at a time into a file.
-    A `scratch` file is no output: it keeps the name of an unfinished part. With a `delivery`, finished shards leave
-    the folder in the caller's thread, where Ctrl-C reaches an upload, and no more are begun than there is room for.
+    No more shards are begun than there is room for: `OPEN` files. A `scratch` file is no output: it keeps the name of
+    an unfinished part. With a `delivery`, finished shards leave the folder in the caller's thread, where Ctrl-C reaches
+    an upload, and make room when they have left.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class Crew:
         self.sharing = sharing or Sharing()
         self.inside, self.space, self.emit, self.scratch, self.delivery = inside, space, emit, scratch, delivery
         self.waiting = deque(shards)
-        self.room = delivery.room if delivery else len(shards)
+        self.room = min(OPEN, delivery.room) if delivery else OPEN
         self.opened: list[_Shard] = []
         self.filled: SimpleQueue[_Shard | None] = SimpleQueue()
         self.finished: SimpleQueue[_Shard | None] = SimpleQueue()
@@ -252,7 +254,10 @@ class Crew:
                     done = shard.issued and not shard.pending
                 if done and shard.overflowed and self.delivery:
                     self._halt()  # it never leaves, so that there will be no room for others
-                elif done and not self.scratch and not shard.overflowed:
+                elif done and shard.overflowed:
+                    shard.close()
+                    self._closed(shard)
+                elif done and not self.scratch:
                     self.filled.put(shard)
         finally:
             space.close()
@@ -308,18 +313,29 @@ class Crew:
         try:
             while shard := self.filled.get():
                 _finish(shard, self.emit, space, check_all=self.check_all)
+                self._closed(shard)
                 if self.delivery:
                     self.finished.put(shard)
         finally:
             space.close()
 
+    def _closed(self, shard: _Shard) -> None:
+        """A shard is at rest, and its file closed."""
+        with self.lock:
+            self.opened.remove(shard)
+        if not self.delivery:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        with self.changed:
+            self.room += 1
+            self.changed.notify_all()
+
     def _deliver(self, shard: _Shard) -> None:
         assert self.delivery
         self.delivery.deliver(files_of(shard.plan))
         self.emit(Step("sent", shard.plan.name, shard.plan.nbytes))
-        with self.changed:
-            self.room += 1
-            self.changed.notify_all()
+        self._make_room()
 
 
 def _await(events: Sequence[threading.Event]) -> None:

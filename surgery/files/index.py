@@ -51,5 +51,9 @@ def parse_index(raw: bytes, where: str) -> Index:
 
 def encode_index(metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> bytes:
     """The bytes that transformers writes for this index."""
-    content = {"metadata": dict(metadata), "weight_map": dict(weight_map)}
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8")
+    around = json.dumps({"metadata": dict(metadata), "weight_map": {}}, indent=2, sort_keys=True).encode()
+    begin, _, end = around.rpartition(b"{}")
+    held = bytearray()  # of a million names, so that they are written one by one
+    for name in sorted(weight_map):
+        held += f"{',' if held else ''}\n    {json.dumps(name)}: {json.dumps(weight_map[name])}".encode()
+    return b"".join((begin, b"{", held, b"\n  " if held else b"", b"}", end, b"\n"))

@@ -35,6 +35,11 @@ class Opened:
     metadata: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)  # `__metadata__` by shard
     made: Mapping[str, bytes] = field(default_factory=dict)  # files beside it, of what it says of the model
 
+    @property
+    def called_otherwise(self) -> frozenset[str]:
+        """The names of the tensors, where those of the leaves are others."""
+        return frozenset() if self.tensors is self.leaves else frozenset(self.tensors)
+
 
 def leaves_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Stored], frozenset[str]]:
     """The stored bytes that each tensor is made of, by its name and their number, and those of which not all are

@@ -120,9 +120,9 @@ def _indexed(folder: Folder, index_name: str) -> Opened:
         )
     _check_set(folder, shards, where)
     headers = _headers(folder, shards)
-    holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}
     wrong = [(n, s) for n, s in index.weight_map.items() if n not in headers[s][1].entries]
     if wrong:
+        holder = {name: shard for shard, (_, header) in headers.items() for name in header.entries}
         rows = [f"{n}: the index says {s}, it is in {holder.get(n, 'no shard')}" for n, s in wrong]
         raise FormatError(
             f"the index and the shards disagree about {len(wrong)} tensors",
@@ -132,9 +132,10 @@ def _indexed(folder: Folder, index_name: str) -> Opened:
                 " again"
             ),
         )
+    named, index = len(index.weight_map), replace(index, weight_map={})  # the names are those of the headers
     stem, mark, variant = index_name.partition(".safetensors.index")
     made = _made(folder, headers, f"{stem}{variant.removesuffix('.json')}" if mark else "model", index_name)
-    extra = len(holder) - len(index.weight_map)
+    extra = len(made.tensors) - named
     notes = (f"{extra} tensors are in the shards but not in the index: kept, and indexed from now on",) if extra else ()
     return replace(made, index_metadata=index.metadata, index=index.raw, notes=notes)
 

@@ -59,8 +59,9 @@ def check_card(api: HfApi, card: str) -> None:
 
     with translated("check the card", [CARD]):
         answer = retried(asked, "check the card", [CARD])
+        errors = answer.json().get("errors", ()) if answer.status_code == 400 else ()
     if answer.status_code == 400:
-        reasons = [str(error.get("message")) for error in answer.json().get("errors", ())] or ["no reason is given"]
+        reasons = [str(error.get("message")) for error in errors] or ["no reason is given"]
         raise FormatError(
             "the Hub does not take the card's metadata",
             where=[CARD, *reasons],

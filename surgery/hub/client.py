@@ -186,6 +186,8 @@ def is_transient(error: BaseException | None) -> bool:
             return False
         case httpx.TransportError():
             return not isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError)
+        case json.JSONDecodeError():
+            return True  # not the Hub's own answer
         case ConnectionError():
             return _status_in(str(error)) in (None, *TRANSIENT)
         case RuntimeError():
@@ -211,6 +213,9 @@ def as_ours(error: BaseException, doing: str, where: Sequence[str] = ()) -> Surg
         case OfflineModeIsEnabled() | LocalEntryNotFoundError():
             tip = "unset HF_HUB_OFFLINE, or download what is needed before: hf download"
             return HubUnreachable(f"cannot {doing}: the client is offline", where=where, help=tip)
+        case json.JSONDecodeError():
+            tip = "run again later; a proxy on the way may answer in the Hub's place"
+            return HubUnreachable(f"cannot {doing}: the answer is not JSON", where=[*where, str(access())], help=tip)
         case httpx.HTTPError() | httpx.InvalidURL():
             return _silent(error, doing, where)
         case HFValidationError():
@@ -296,7 +301,8 @@ def _of_status(status: int | None, said: str, doing: str, where: Sequence[str], 
             return HubUnreachable(
                 f"cannot {doing}: {answer}, after all tries{says}", where=rows, help="run again later"
             )
-    return HubError(f"cannot {doing}: the Hub answers {status}{says}", where=rows)
+    tip = "mend what it says; where that is nothing here, run the same command again: it looks first"
+    return HubError(f"cannot {doing}: the Hub answers {status}{says}", where=rows, help=tip)
 
 
 def _of_disk(error: BaseException, doing: str, where: Sequence[str]) -> SurgeryError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 from ..checkpoint import Checkpoint
 from ..errors import PlanError, listed
@@ -35,47 +36,9 @@ def check_conserved(checkpoint: Checkpoint) -> None:
 
     Of a tensor that outputs share among them, each element must come as often as every other: `_mark` tells.
     """
-    whole: Counter[tuple[str, int, Shape]] = Counter()  # how often a tensor is used in one piece
-    parts: dict[tuple[str, int, Shape], tuple[int, int]] = {}  # elements used in pieces, and their mark
-
-    def count(tensor: Tensor) -> None:
-        if isinstance(tensor, Stored):
-            whole[_key(tensor)] += 1
-            return
-        whole.update(_key(leaf) for leaf in stored(tensor) if not leaf.size)  # lowering leaves nothing of them
-        for piece in lower(tensor):
-            match piece.leaf:
-                case Stored() as leaf:
-                    used, mark = parts.get(_key(leaf), (0, 0))
-                    parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
-                case Sum() as leaf:
-                    for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
-                        count(child)
-                case Product(by=by):  # the other one is a base, which arrives by itself
-                    count(by)
-                case Before(after=after) as leaf:
-                    count(after)
-                    own = set(stored(after))  # a turn reads what was written once more
-                    for child in children(leaf)[1:]:
-                        if not set(stored(child)) <= own:
-                            count(child)
-                case Restored() | Decoded() | Encoded() | Fresh() | Made() | Rowwise() | Picked() as leaf:
-                    for child in children(leaf):
-                        count(child)
-
-    def arrives(tensor: Stored, copies: int, *, partly: bool) -> bool:
-        if whole[_key(tensor)] >= copies:
-            return True
-        if _key(tensor) not in parts:
-            return False
-        if partly:
-            return True
-        used, mark = parts[_key(tensor)]
-        times, rest = divmod(used, tensor.size)
-        return not rest and mark == times * _mark(lower(tensor)[0]) % _PRIME
-
+    used = _Used()
     for tensor in checkpoint.tensors.values():
-        count(tensor)
+        used.count(tensor)
     excused = {
         _key(leaf)
         for tensor in (*checkpoint.dropped.values(), *checkpoint.replaced.values())
@@ -86,10 +49,11 @@ def check_conserved(checkpoint: Checkpoint) -> None:
         lost = [
             name
             for name, tensor in source.tensors.items()
-            if _key(tensor) not in excused and not arrives(tensor, copies[_key(tensor)], partly=name in source.partly)
+            if (key := _key(tensor)) not in excused
+            and not used.arrives(tensor, key, copies[key], partly=name in source.partly)
         ]
         if lost:
-            cut = {n for n in lost if _key(source.tensors[n]) in parts}
+            cut = {n for n in lost if _key(source.tensors[n]) in used.parts}
             raise PlanError(
                 f"{len(lost)} tensors of the {source.role} reach no output, or not in full",
                 where=[source.path, *listed([f"{n} (in part)" if n in cut else n for n in sorted(lost, key=natural)])],
@@ -97,7 +61,54 @@ def check_conserved(checkpoint: Checkpoint) -> None:
             )
 
 
-def _key(leaf: Stored) -> tuple[str, int, Shape]:
+_Key = tuple[str, int, Shape]
+
+
+@dataclass
+class _Used:
+    """What outputs are made of: how often a tensor is used in one piece; elements used in pieces, and their mark."""
+
+    whole: Counter[_Key] = field(default_factory=Counter)
+    parts: dict[_Key, tuple[int, int]] = field(default_factory=dict)
+
+    def count(self, tensor: Tensor) -> None:
+        if isinstance(tensor, Stored):
+            self.whole[_key(tensor)] += 1
+            return
+        self.whole.update(_key(leaf) for leaf in stored(tensor) if not leaf.size)  # lowering leaves nothing of them
+        for piece in lower(tensor):
+            match piece.leaf:
+                case Stored() as leaf:
+                    used, mark = self.parts.get(_key(leaf), (0, 0))
+                    self.parts[_key(leaf)] = used + piece.size, (mark + _mark(piece)) % _PRIME
+                case Sum() as leaf:
+                    for child in (leaf.base, *(f for change in changes(leaf.deltas, leaf.gain) for f in change.given)):
+                        self.count(child)
+                case Product(by=by):  # the other one is a base, which arrives by itself
+                    self.count(by)
+                case Before(after=after) as leaf:
+                    self.count(after)
+                    own = set(stored(after))  # a turn reads what was written once more
+                    for child in children(leaf)[1:]:
+                        if not set(stored(child)) <= own:
+                            self.count(child)
+                case Restored() | Decoded() | Encoded() | Fresh() | Made() | Rowwise() | Picked() as leaf:
+                    for child in children(leaf):
+                        self.count(child)
+
+    def arrives(self, tensor: Stored, key: _Key, copies: int, *, partly: bool) -> bool:
+        if self.whole[key] >= copies:
+            return True
+        if key not in self.parts:
+            return False
+        if partly:
+            return True
+        used, mark = self.parts[key]
+        times, rest = divmod(used, tensor.size)
+        return not rest and mark == times * _mark(lower(tensor)[0]) % _PRIME
+
+
+def _key(leaf: Stored) -> _Key:
     return leaf.file.path, leaf.offset, leaf.shape
 
 

@@ -262,8 +262,8 @@ def _manifest(
 def _added(checkpoint: Checkpoint, layout: Iterable[str]) -> tuple[str, ...]:
     """The tensors written that the base, or the adapter where it is all, did not have."""
     role = "base" if any(source.role == "base" for source in checkpoint.inputs) else "adapter"
-    opened = {name for source in checkpoint.inputs if source.role == role for name in source.names or source.tensors}
-    return tuple(name for name in layout if name not in opened)
+    opened = [source.names or source.tensors for source in checkpoint.inputs if source.role == role]
+    return tuple(name for name in layout if not any(name in names for names in opened))
 
 
 def _settled(tensor: Tensor, scratch: list[Tensor], left: Callable[[Tensor], Tensor | None] = scratch_of) -> Tensor:
@@ -317,8 +317,9 @@ def _shard(
         raise PlanError(error.what, where=[name], help=error.help) from error
     slots, to = [], len(header)
     for tensor_name in shapes if in_order else in_file_order(shapes):
-        tensor = tensors[f"{at}{tensor_name}"]
-        slots.append(Slot(f"{at}{tensor_name}", tensor, to))
+        full = f"{at}{tensor_name}" if at else tensor_name
+        tensor = tensors[full]
+        slots.append(Slot(full, tensor, to))
         to += tensor.nbytes
     return ShardPlan(name, header, tuple(slots), to, at=at)
 

@@ -29,6 +29,13 @@ def test_parse_inverts_encode(metadata: dict[str, Any], weight_map: dict[str, st
     assert encode_index(dict(reversed(metadata.items())), dict(reversed(weight_map.items()))) == raw
 
 
+@settings(deadline=None)
+@given(st.dictionaries(text, values, max_size=3), st.dictionaries(text, shards, max_size=5))
+def test_bytes_are_those_of_json(metadata: dict[str, Any], weight_map: dict[str, str]) -> None:
+    content = {"metadata": metadata, "weight_map": weight_map}
+    assert encode_index(metadata, weight_map) == (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_bytes_are_those_of_transformers(saved: Callable[..., Path], family: str) -> None:
     raw = (saved(family, shard="20KB") / "model.safetensors.index.json").read_bytes()

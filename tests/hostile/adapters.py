@@ -8,8 +8,8 @@ from typing import Any
 
 from expressions import HOSTILE
 
-from .headers import SHARDS, file
-from .rows import ADAPTER, ADAPTER_CONFIG, Content, Row, adapter, sparse
+from .headers import SHARDS, entry, file
+from .rows import ADAPTER, ADAPTER_CONFIG, Content, Row, adapter, made_of, sparse
 
 PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
@@ -138,3 +138,14 @@ def rows() -> Iterator[Row]:
         yield adapter(f"adapter: {name}", ADAPTER, content, says, names="place/x")
     for name in list(SHARDS)[::6]:
         yield adapter(f"adapter: {name}", ADAPTER, *SHARDS[name])
+    stack = "model.layers.0.mlp.switch_mlp.up_proj.lora_"
+    shapes = {f"{stack}a": [1 << 40, 4, 0], f"{stack}b": [1 << 40, 0, 4]}
+    content = file(json.dumps({name: entry("F32", shape, [0, 0]) for name, shape in shapes.items()}))
+    mlx = json.dumps({"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 4, "scale": 2.0}})
+    yield Row(
+        "adapter: 2^40 experts of nothing, as MLX has them",
+        made_of("adapter", {ADAPTER: None, "adapters.safetensors": content, ADAPTER_CONFIG: mlx}),
+        "holds nothing",
+        ("inspect x", "merge good x -o w/o"),
+        "adapters.safetensors",
+    )

@@ -224,6 +224,19 @@ def test_an_upload_that_does_not_pass(hub: Hub, mode: str, model: Path, kind: Ki
     assert holds(hub, model)
 
 
+@pytest.mark.parametrize(("skip", "code"), [(0, 400), (1, 403)])
+def test_an_answer_that_is_not_the_hubs(hub: Hub, model: Path, skip: int, code: int) -> None:
+    """A page of a proxy's where JSON should be, to us and to the client: said, and nothing is made; then it works."""
+    fault = hub.fault(Status(code, {}, b"<html>"), "POST /api/validate-yaml", times=1000, skip=skip)
+    with pytest.raises(surgery.HubUnreachable, match="the answer is not JSON"):
+        surgery.push(model, REPO)
+    assert fault.fired and (REPO not in hub.repos or hub.titles(REPO) == ["initial commit"])
+    fault.times = fault.fired
+    again = hub.fault(Status(403, {}, b"<html>"), "POST /api/validate-yaml", skip=1)
+    surgery.push(model, REPO)
+    assert again.fired == 1 and holds(hub, model)
+
+
 def test_a_file_that_cannot_be_read_while_it_is_sent(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said as what it is, with the file, and no word of the client's on the Hub; then the same push works."""
     from huggingface_hub import lfs
