@@ -5,7 +5,6 @@ record, as JSON; benchmarks/soak.py shows it.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from commanded import warmed
 
 from . import sabotage
-from .lasting import grown, slope
+from .lasting import grown, import_classes, slope
 from .rounds import Made, Place, Round, Told
 
 WARM = 10  # rounds until what is remembered for good is
@@ -36,9 +35,7 @@ def main() -> None:
     said.add_argument("--flip", action="store_true", help="the last byte of each copy is wrong: to be found")
     options = said.parse_args()
     warmed()
-    for config in options.models.glob("*/config.json"):  # the classes are asked by `layers`
-        kind = json.loads(config.read_text())["model_type"]
-        importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    import_classes(options.models)
     place = Place(options.root, options.scratch, options.models, options.small)
     told, readings, wrong = Told(), list[dict[str, Any]](), list[str]()
     began, number = time.monotonic(), 0
@@ -68,7 +65,7 @@ def main() -> None:
 
 def _lasting(place: Place) -> subprocess.Popen[str]:
     """The process that lasts."""
-    command = [sys.executable, "-m", "soaking.lasting", str(place.root)]
+    command = [sys.executable, "-m", "soaking.lasting", str(place.root), str(place.models)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
