@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Tensor, narrow
-from .tiles import COLUMNS, INNER, ROWS, Area, floats, matrix
+from .tiles import COLUMNS, INNER, ROWS, Area, floats, matrix, product
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,11 @@ def add(values: torch.Tensor, delta: LowRank, area: Area, work: Workspace) -> No
         left = floats(delta.left, Area(area.row, area.tall, k, stop - k), (height, stop - k), kind, work, "left")
         for r in range(0, height, ROWS):
             for c in range(0, width, COLUMNS):
-                tile = values[r : r + ROWS, c : c + COLUMNS]
-                tile.addmm_(left[r : r + ROWS], right[:, c : c + COLUMNS], alpha=delta.scale)
+                tile, a, b = values[r : r + ROWS, c : c + COLUMNS], left[r : r + ROWS], right[:, c : c + COLUMNS]
+                if kind.itemsize == 8:
+                    tile.add_(product(a, b), alpha=delta.scale)
+                else:
+                    tile.addmm_(a, b, alpha=delta.scale)
 
 
 def exactly(delta: LowRank, row: int, tall: int, work: Workspace, *, fine: bool) -> Columns:
@@ -43,10 +46,10 @@ def exactly(delta: LowRank, row: int, tall: int, work: Workspace, *, fine: bool)
 
     def columns(begin: int, end: int) -> torch.Tensor:
         halves = [half[:, begin - at : end - at] for half, at in _halves(delta, begin, end, work, fine=fine)]
-        product = torch.mm(left, halves[0], out=matrix(work, "product", (tall, end - begin), torch.float64))
+        made = torch.mm(left, halves[0], out=matrix(work, "product", (tall, end - begin), torch.float64))
         for half in halves[1:]:
-            product.add_(left @ half)
-        return product
+            made.add_(left @ half)
+        return made
 
     return columns
 

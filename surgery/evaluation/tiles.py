@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .workspace import Workspace
 
 ROWS, COLUMNS, INNER = 64, 1024, 256
+EVEN = 48  # columns: what the widths of all kernels divide
 BAND = 4 * COLUMNS  # columns that are worked on at once
 TILES = ROWS * BAND  # elements that are worked on at once, in float32: 64 rows of 4096 columns, or more rows of fewer
 
@@ -57,6 +58,20 @@ def areas(start: int, stop: int, columns: int) -> Iterator[tuple[int, int, Area]
 def padded(size: int, tile: int) -> int:
     """The next multiple of `tile`."""
     return -(-size // tile) * tile
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`left @ right`, each element the same bit for bit wherever in the two it lies.
+
+    Kernels compute a number of columns at once, and on some processors the few that are left at the end in another
+    order: so none are, for there are zeros behind them.
+    """
+    import torch
+
+    inner, columns = right.shape
+    even = torch.zeros(inner, padded(columns, EVEN), dtype=right.dtype)
+    even[:, :columns].copy_(right)
+    return torch.mm(left, even)[:, :columns]
 
 
 def columns_of(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy.turned import Turned
 from .arithmetic import torch_dtype
 from .low_rank import integers
-from .tiles import ROWS, Area, floats
+from .tiles import ROWS, Area, floats, product
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def add(values: torch.Tensor, delta: Turned, area: Area, work: Workspace) -> Non
             rows = slice(max(r, low) - r, min(r + ROWS, high) - r)
             for which in range(first, last):
                 at = (which - first) * edge
-                made = base[r : r + ROWS, at : at + edge] @ blocks[which - first if len(blocks) > 1 else 0]
+                made = product(base[r : r + ROWS, at : at + edge], blocks[which - first if len(blocks) > 1 else 0])
                 begin, end = max(which * edge, area.column), min((which + 1) * edge, area.column + wide)
                 target = values[r : r + ROWS, begin - area.column : end - area.column]
                 target[rows].add_(made[rows, begin - which * edge : end - which * edge], alpha=delta.scale)
