@@ -61,10 +61,10 @@ def _show(folder: Path) -> None:
         "\nIts attention stores q, k and v as one tensor; the adapter was trained on separate ones. So: split, merge,"
         " fuse back."
     )
-    _command(folder, "split-qkv", "base", "-o", "split")
-    _command(folder, "merge", "split", "adapter", "-o", "merged")
-    _command(folder, "fuse-qkv", "merged", "-o", "result", "--max-shard-size", "40MB")
-    _command(folder, "verify", "result", "--values")
+    _command(folder, "split-qkv", "base", "-o", "demo/split")
+    _command(folder, "merge", "demo/split", "adapter", "-o", "demo/merged")
+    _command(folder, "fuse-qkv", "demo/merged", "-o", "demo/result", "--max-shard-size", "40MB")
+    _command(folder, "verify", "demo/result", "--values")
     _prove(folder)
 
 
@@ -150,14 +150,14 @@ def _prove(folder: Path) -> None:
         live = model(ids).logits
         for hook in hooks:
             hook.remove()
-        after = transformers.Phi3ForCausalLM.from_pretrained(folder / "result").eval()(ids).logits
+        after = transformers.Phi3ForCausalLM.from_pretrained(folder / "demo" / "result").eval()(ids).logits
     largest, effect, error = live.abs().max(), (live - before).abs().max(), (after - live).abs().max()
     print("\nDoes the result compute what the original computes with the adapter applied live? Over 64 tokens:")
     print(f"  largest logit              {largest:.3g}")
     print(f"  what the adapter changes   {effect:.3g}")
     print(f"  live against the result    {error:.3g}, {error / largest:.1g} of the largest logit")
     if not error <= TOLERANCE * largest:
-        raise surgery.VerificationFailed("the result computes something else", where=[str(folder / "result")])
+        raise surgery.VerificationFailed("the result computes something else", where=[str(folder / "demo" / "result")])
     print("Yes: float32 noise, and nothing else.")
 
 

@@ -52,6 +52,10 @@ def select(names: Iterable[str], pattern: str) -> list[str]:
             tip = f"it occurs inside {len(inside)} names, such as {inside[0]}; try '.*{pattern}.*'"
         else:
             close = nearest(pattern.replace("\\", ""), names)
-            tip = "the nearest names are " + ", ".join(close) if close else "`surgery inspect` lists the names"
+            tip = (
+                "the nearest names are " + ", ".join(close)
+                if close
+                else "`surgery inspect --tensors '.*'` lists the names"
+            )
         raise NothingMatched(f"no tensor's whole name matches `{pattern}`", help=tip)
     return found

@@ -128,8 +128,7 @@ def play(folder: Path) -> None:
 
     make(str(folder))
     laid_out([{"a.weight": torch.randn(3, 5)}], stage=2, ranks=2).write(folder / "checkpoint-500", "global_step480")
-    for name in ("split", "merged", "result"):
-        (folder / name).mkdir()
+    (folder / "demo").mkdir()
     (folder / "gpt-oss").mkdir()
     (folder / "gpt-oss" / "config.json").write_text(
         '{"model_type": "gpt_oss", "dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}\n'

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import VerificationFailed, listed, series
 from ..lazy.dtypes import E4M3, F16, Dtype
+from ..names import natural
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +151,7 @@ def check_finite(losses: Mapping[str, Loss], dtypes: Mapping[str, Dtype]) -> Non
     """Raise VerificationFailed, naming each tensor in which weights became infinite: a model with one of them
     computes NaN.
     """
-    lost = {name: loss.overflowed for name, loss in losses.items() if loss.overflowed}
+    lost = {name: losses[name].overflowed for name in sorted(losses, key=natural) if losses[name].overflowed}
     if lost:
         far = any(
             dtypes[name] == E4M3 and losses[name].cast for name in lost

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
-from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, listed
+from ..errors import DestinationError, FormatError, NoSpace, SurgeryError, VerificationFailed, listed
 from ..files.edited import edited
 from ..files.entries import entries
 from ..files.folder import LocalFolder, absolute
@@ -87,6 +87,9 @@ def staged(
             twin, inside = stage_at(dest, identity, link=not link), Inside(path)
             try:
                 yield Stage(path, dest, inside, _stale(dest, path, twin), discarded, twin)
+            except VerificationFailed as error:  # which the same command ends in again
+                kept = f"what was made until then is kept beside the destination: surgery clean {dest} removes it"
+                raise VerificationFailed(error.what, where=[*error.where, kept], help=error.help) from error
             finally:
                 inside.close()
     except OSError as error:

@@ -24,6 +24,11 @@ from .parameters import Signature, signature_of
 from .saying import Opening, Running, Value, apply, check_said, opened
 from .table import STEPS
 
+# Commands that are no steps, and how a recipe says what they do.
+OF_OUTPUTS = {
+    "reshard": "a recipe says it of its output: output: {output: DIR, max-shard-size: 5GB}",
+    "push": "a recipe says it of its output: output: hf://org/name",
+}
 _NAMES = ("base", "name", "tuned", "adapter", "other")  # by which a history calls inputs
 
 
@@ -58,14 +63,23 @@ def from_recipe(
         write(from_recipe({"source": "base", "steps": [{"drop": {"pattern": r".*\\.bias"}}]}), "out")
 
     Each "step.option=value" that is `said` stands in the place of what the recipe says. `workers` and `memory` (bytes)
-    are for steps that compute at once, as `extract` does. Where the result goes is for `write`: `output` is read by the
-    command alone. Raises FormatError with the line of what is wrong, and what the steps raise.
+    are for steps that compute at once, as `extract` does. Where the result goes, and in what shards, is for `write`:
+    `output` is read by the command alone, and a note says what of it was not. Raises FormatError with the line of what is wrong, and what the steps raise.
     """
     if isinstance(recipe, Mapping):
         document = document_of(overridden(recipe, said), "recipe", {})
     else:
         document = read_recipe(recipe, said)
-    return made_by(document, Running(workers, memory))
+    return _noted(made_by(document, Running(workers, memory)), document)
+
+
+def _noted(value: Value, document: Document) -> Value:
+    """With a note on how the recipe wants its output, which `write` does not know."""
+    options = [key for key in document.output if key != "output"]
+    if not options or not isinstance(value, Checkpoint):
+        return value
+    note = f"the recipe's output says {series(options)}: surgery run reads it, and write takes it as arguments"
+    return replace(value, notes=(*value.notes, note))
 
 
 def made_by(document: Document, running: Running = Running()) -> Value:  # noqa: B008
@@ -83,7 +97,7 @@ def check(document: Document) -> None:
         if name not in STEPS:
             close = nearest(name, list(STEPS))
             tip = f"nearest are {series(close)}" if close else f"there are {series(sorted(STEPS))}"
-            raise FormatError(f"no step is called {name}", where=[where], help=tip)
+            raise FormatError(f"no step is called {name}", where=[where], help=OF_OUTPUTS.get(name, tip))
         signature = signature_of(STEPS[name].function)
         keys = [one.key for one in signature.said]
         for key in said:

@@ -43,6 +43,12 @@ def test_where_things_live_they_do(place: str) -> None:
     assert (ROOT / place).exists()
 
 
+def test_examples_are_files_of_the_code() -> None:
+    """As mkdocs takes them in: a line that is spelled otherwise would be shown as it stands."""
+    taken = re.findall(r'^ *--8<-- "([^"]+)"$', text("contributing.md"), re.MULTILINE)
+    assert len(taken) == text("contributing.md").count("--8") == 3 and all((ROOT / path).exists() for path in taken)
+
+
 def test_errors_are_quoted() -> None:
     assert len(QUOTED) > 80
 

@@ -63,10 +63,10 @@ def test_an_adapter_of_codes_on_a_base_in_16_bits(base: surgery.Checkpoint, tmp_
 def test_an_adapter_of_16_bits_on_codes(base: surgery.Checkpoint, tmp_path: Path) -> None:
     codes = surgery.quantize(base, "nf4")
     told = noted(surgery.merge(codes, adapter_of("org/phi-3", tmp_path)))
-    assert "whose name does not say that it is quantised" in told and "if org/phi-3 is in 16 bits" in told
-    assert "its name" not in noted(surgery.merge(codes, adapter_of("org/phi-3-bnb-4bit", tmp_path / "nf4")))
+    assert "if org/phi-3 was loaded so for the training" in told and "loaded in 16 bits, it is not" in told
+    assert "for the training" not in noted(surgery.merge(codes, adapter_of("org/phi-3-bnb-4bit", tmp_path / "nf4")))
     here = str(Path(base.path))
-    assert "its name" not in noted(surgery.merge(codes, adapter_of(here, tmp_path / "same")))
+    assert "for the training" not in noted(surgery.merge(codes, adapter_of(here, tmp_path / "same")))
 
 
 def test_awq_and_plain_are_not_mixed(base: surgery.Checkpoint, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def _other_name(base: Checkpoint, adapter: Adapter, names: set[str], made_of: se
     if not said or _leaf(said) in called or os.path.realpath(said) in names:
         return []
     if _leaf(said) in {_leaf(name) for name in made_of}:
-        return [f"{adapter.path} was trained on {said}, which this base was made of, and is not: {base.path}"]
+        return [f"{adapter.path} was trained on {said}; this base was made from that, and is not the same: {base.path}"]
     known = sorted(name for name in names if "/" not in name or not os.path.isabs(name))
     is_called = f", which is called {' or '.join(known)}" if known else ""
     return [

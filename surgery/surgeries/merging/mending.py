@@ -22,8 +22,8 @@ PARTS = 3  # more missing parts than these are another model's
 def rules_for(
     checkpoint: Checkpoint, modules: Mapping[str, str], lost: Sequence[str], bases: Collection[str]
 ) -> list[Rule]:
-    """The rules that each give all lost modules a place, and leave the others where they are: those that keep most of
-    the names. By the names of the files, or else by those that transformers gives them in memory.
+    """The rules that each give all lost modules a place in the layer that they name, and leave the others where they
+    are: those that keep most of the names. By the names of the files, or else by those that transformers gives them in memory.
     """
     return _rules(modules, lost, set(bases)) or _rules(modules, lost, {*bases, *_loaded(checkpoint)})
 
@@ -73,11 +73,19 @@ def _rules(modules: Mapping[str, str], lost: Sequence[str], bases: set[str]) -> 
         for rule in level:
             new = {name: re.sub(*rule, name) for name in modules.values()}
             moved = frozenset(new[modules[key]] for key in lost)
-            if moved <= bases - stay and all(new[name] == name for name in stay) and any(new[n] != n for n in new):
+            kept = all(new[name] == name for name in stay) and all(_same_layer(*pair) for pair in new.items())
+            if kept and moved <= bases - stay and any(new[n] != n for n in new):
                 found.setdefault(moved, rule)
         if found:
             return list(found.values())
     return []
+
+
+def _same_layer(old: str, new: str) -> bool:
+    """Whether the numbers in the names are the same, as far as both have some: another layer is no other name."""
+    ours, theirs = ([part for part in name.split(".") if part.isdecimal()] for name in (old, new))
+    few = min(len(ours), len(theirs))
+    return not few or ours[-few:] == theirs[-few:]
 
 
 def _levels(name: str, bases: Collection[str]) -> Iterator[list[Rule]]:

@@ -108,7 +108,6 @@ def _trained_on_codes(adapter: Adapter, said: str) -> str:
 def _trained_on_16_bits(adapter: Adapter, said: str, held: Quantisation) -> str:
     scheme = next(iter(held.weights.values())).scheme
     return (
-        f"{adapter.path} was trained on {said}, whose name does not say that it is quantised, and this base is"
-        f" ({scheme}): if {said} is in 16 bits, the result is the model that was trained only if it was quantised so"
-        " while it was loaded"
+        f"{adapter.path} was trained on {said}, and this base is {scheme}: if {said} was loaded so for the training, as"
+        " QLoRA does, the result is the model that was trained; if it was loaded in 16 bits, it is not"
     )

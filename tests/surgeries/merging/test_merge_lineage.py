@@ -88,7 +88,9 @@ def test_a_base_that_its_card_calls_another_models_child_is_said(named: Callable
     found = [
         n for n in notes(base, adapter_of(tmp_path / "a", base_model_name_or_path="org/Llama-X")) if "trained on" in n
     ]
-    assert found == [f"{tmp_path / 'a'} was trained on org/Llama-X, which this base was made of, and is not: {base}"]
+    assert found == [
+        f"{tmp_path / 'a'} was trained on org/Llama-X; this base was made from that, and is not the same: {base}"
+    ]
 
 
 def test_another_commit_is_said(named: Callable[[str], Path], tmp_path: Path) -> None:

@@ -348,6 +348,17 @@ def test_refusals_name_what_is_near(saved: Callable[..., Path], tmp_path: Path) 
     )
 
 
+def test_no_rule_puts_a_layer_in_the_place_of_another(saved: Callable[..., Path], tmp_path: Path) -> None:
+    adapter("llama", tmp_path / "a", target_modules=ATTENTION, layers_to_transform=[0])
+    recased(tmp_path / "a", lambda name: name.replace("layers.0.", "layers.7."))
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_to_transform": None}))
+    with pytest.raises(NotPlaced) as caught:
+        merged(saved("llama"), tmp_path / "a", tmp_path / "out")
+    error = caught.value
+    assert "--map" not in (error.help or "")
+
+
 PREFIX = "base_model.model."
 CALLED: dict[str, Callable[[str], str]] = {
     "prefix missing": lambda n: n.replace("model.layers", "layers"),
