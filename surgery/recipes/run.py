@@ -64,7 +64,8 @@ def from_recipe(
 
     Each "step.option=value" that is `said` stands in the place of what the recipe says. `workers` and `memory` (bytes)
     are for steps that compute at once, as `extract` does. Where the result goes, and in what shards, is for `write`:
-    `output` is read by the command alone, and a note says what of it was not. Raises FormatError with the line of what is wrong, and what the steps raise.
+    `output` is read by the command alone, and a note says so. Raises FormatError with the line of what is wrong, and
+    what the steps raise.
     """
     if isinstance(recipe, Mapping):
         document = document_of(overridden(recipe, said), "recipe", {})

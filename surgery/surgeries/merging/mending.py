@@ -23,7 +23,8 @@ def rules_for(
     checkpoint: Checkpoint, modules: Mapping[str, str], lost: Sequence[str], bases: Collection[str]
 ) -> list[Rule]:
     """The rules that each give all lost modules a place in the layer that they name, and leave the others where they
-    are: those that keep most of the names. By the names of the files, or else by those that transformers gives them in memory.
+    are: those that keep most of the names. By the names of the files, or else by those that transformers gives them in
+    memory.
     """
     return _rules(modules, lost, set(bases)) or _rules(modules, lost, {*bases, *_loaded(checkpoint)})
 
