@@ -134,15 +134,15 @@ def pair_of(
     return pair
 
 
-def told_alpha(found: Found, said: Said, rank: int, tool: str, else_: str = "") -> float | None:
-    """The alpha that was said, for a format that stores none. Raises AdapterError where none was; `else_` says where
-    it could have stood.
+def told_alpha(found: Found, said: Said, rank: int, tool: str, first: str = "") -> float | None:
+    """The alpha that was said, for a format that stores none. Raises AdapterError where none was; `first` is what
+    helps before that.
     """
     if said.alpha is None and said.strict:
         raise AdapterError(
             f"the file is LoRA as {tool} writes it, which does not say alpha: the scale, alpha / rank, is not known",
             where=[found.path, f"rank {rank}"],
-            help=f"{else_}{'; or ' if else_ else ''}say it: --alpha {2 * rank}, or what else the training had",
+            help=f"{first + '; or ' if first else ''}say it: --alpha {2 * rank}, or what else the training had",
         )
     return said.alpha
 

@@ -54,8 +54,8 @@ def read(found: Found, said: Said) -> Adapter:
         what = "the file is an adapter of PEFT's without its adapter_config.json, and not of LoRA alone"
         raise NotSupported(what, where=[found.path], help="put the adapter_config.json of the training beside it")
     ranks = {module: _rank(found, module, held) for module, held in adapter.lora.items()}
-    where = "no adapter_config.json lies beside it: put that of the training there"
-    alphas = {module: (rank, told_alpha(found, said, rank, TOOL, where)) for module, rank in ranks.items()}
+    missing = "no adapter_config.json lies beside it: put that of the training there"
+    alphas = {module: (rank, told_alpha(found, said, rank, TOOL, missing)) for module, rank in ranks.items()}
     dora = any("magnitude" in part for part in parts)
     more = {"use_dora": dora, "lora_bias": any(part.endswith(".bias") for part in parts)}
     config = {"peft_type": "LORA", **numbers(alphas), "target_modules": sorted(adapter.lora), **more}
