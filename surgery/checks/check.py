@@ -46,8 +46,6 @@ class Verification:
         failed = [check for check in self.checks if check.ok is False]
         if failed:
             rows = [row for check in failed for row in (f"{check.name}: {check.detail}", *check.where)]
-            raise VerificationFailed(
-                f"{len(failed)} of {len(self.checks)} checks failed",
-                where=[self.path, *rows],
-                help=f"mend that, and run again; surgery verify {self.path} asks what was asked here",
-            )
+            tip = f"mend that, and run again; surgery verify {self.path} asks the same" if self.proof is None else None
+            what = f"{len(failed)} of {len(self.checks)} checks failed"
+            raise VerificationFailed(what, where=[self.path, *rows], help=tip)

@@ -152,7 +152,20 @@ def _replayed(
         return [*wrong, Check("merge", None, "not replayed: the adapter contradicts itself")], None
     told, said = as_merged(merged, base, adapters) if told == Merging() else (told, [])
     proof = prove(merged, base, adapters, told, on_tensor=on_tensor)
-    return [*said, _merged(proof)], proof
+    made = _merged(proof)
+    if made.ok is False and (more := _more_were_merged(merged, adapters)):
+        made = replace(made, where=(*made.where, more))
+    return [*said, made], proof
+
+
+def _more_were_merged(merged: Checkpoint, adapters: Sequence[Adapter]) -> str:
+    """That the manifest names more adapters than are given, where it does."""
+    steps = [step for step in merged.history if step.get("surgery") == "merge"]
+    named = [str(one.get("name")) for step in steps for one in step.get("adapters", ())]
+    if len(named) <= len(adapters):
+        return ""
+    said = f"the manifest names {len(named)} adapters, and the merge is held against {len(adapters)}"
+    return f"{said}: {series(listed(named))}"
 
 
 def _consistent(adapter: Adapter) -> Check:

@@ -208,6 +208,29 @@ def test_two_adapters_with_weights(made: Callable[..., Path], tmp_path: Path) ->
 # What is sabotaged is named
 
 
+def test_adapters_that_the_manifest_names_and_nobody_gave(made: Callable[..., Path], tmp_path: Path) -> None:
+    folder = made()
+    other = shutil.copytree(folder / "adapter", tmp_path / "second")
+    file = other / "adapter_model.safetensors"
+    save_file({name: -0.7 * weight for name, weight in load_file(file).items()}, file)
+    base, both = (
+        surgery.open_checkpoint(folder / "base"),
+        [surgery.open_adapter(one) for one in (folder / "adapter", other)],
+    )
+    surgery.write(surgery.merge(base, both), tmp_path / "two")
+    told = merge_rows(surgery.verify(tmp_path / "two", base=folder / "base", adapter=other, check_class=False))
+    assert "the manifest names 2 adapters, and the merge is held against 1: adapter, second" in told
+    right = [folder / "adapter", other]
+    assert surgery.verify(tmp_path / "two", base=folder / "base", adapter=right, check_class=False).ok
+
+
+def merge_rows(found: surgery.Verification) -> tuple[str, ...]:
+    """What is told of a merge that is wrong."""
+    (check,) = (one for one in found.checks if one.name == "merge")
+    assert check.ok is False
+    return check.where
+
+
 def check_only(found: surgery.Proof, name: str, what: Verdict) -> surgery.Judgement:
     """The one thing that is wrong."""
     assert [one.name for one in found.wrong] == [name], [str(one) for one in found.wrong]
