@@ -138,12 +138,12 @@ def factors_in(folder: Path) -> dict[str, tuple[float, torch.Tensor, torch.Tenso
     said, tensors, found = json.loads((folder / "adapter_config.json").read_text()), read(folder), {}
     for name, a in tensors.items():
         module, _, end = name.removeprefix("base_model.model.").partition(".lora_")
-        if end != "A.weight":
+        if end not in ("A.weight", "embedding_A"):
             continue
         alpha, rank = (
             next((one for key, one in (said.get(of) or {}).items() if re.match(rf"(.*\.)?({key})$", module)), usual)
             for of, usual in (("alpha_pattern", said["lora_alpha"]), ("rank_pattern", said["r"]))
         )
         assert rank == len(a)
-        found[module] = alpha / rank, a, tensors[name.replace(".lora_A.", ".lora_B.")]
+        found[module] = alpha / rank, a, tensors[re.sub(r"A(\.weight)?$", r"B\1", name)]
     return found
