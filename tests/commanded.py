@@ -78,7 +78,13 @@ def command(words: Sequence[str], temporary: Path) -> int:
 
 
 def status_of(main: Callable[[], object], words: Sequence[str], temporary: Path) -> int:
-    """The exit status of a process whose arguments are `words`, and that does `main`."""
+    """The exit status of a process whose arguments are `words`, and that does `main`. What the process that it was
+    forked from has for its own end stays that one's.
+    """
+    from surgery.evaluation import spool
+
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    spool._folders.clear()
     tempfile.tempdir = str(temporary)
     sys.argv = ["surgery", *words]
     code = 0

@@ -7,6 +7,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = f"{place}::{item.nodeid.partition('::')[2]}"
         if any(slow in (place, test) or place.startswith(f"{slow}/") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two live models of the same weights gave the same; torch's kernels of some processors round by where in
+    memory a weight lies.
+    """
+    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-5 * other.abs().max())
 
 
 @pytest.fixture(scope="module")

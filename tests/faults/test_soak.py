@@ -38,7 +38,15 @@ def soaked(tmp_path: Path, saved: Callable[..., Path], preloaded: dict[str, str]
             for name in ("disk/root", "scratch"):
                 (tmp_path / name).mkdir()
             places = [str(tmp_path / name) for name in ("disk/root", "scratch", "models")]
-            command = [sys.executable, "-m", "soaking", *places, *options, *(["--small"] if small else [])]
+            command = [
+                sys.executable,
+                "-m",
+                "soaking",
+                *places,
+                "--minutes=30",
+                *options,
+                *(["--small"] if small else []),
+            ]
             done = subprocess.run(command, env=preloaded, capture_output=True, text=True, timeout=300, check=False)
         assert done.stdout, done.stderr
         record: dict[str, Any] = json.loads(done.stdout)

@@ -135,7 +135,8 @@ def test_dtypes_that_are_none_are_refused(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="`int8` is no dtype to write weights in") as caught:
         merged(saved("llama"), tmp_path / "a", tmp_path / "out", dtype="int8")
     assert (
-        caught.value.help == "one of float16, bfloat16, float32, float64, or fp16, bf16, fp32, fp64"
+        caught.value.help
+        == "one of float16, bfloat16, float32, float64, or fp16, bf16, fp32, fp64, F16, BF16, F32, F64"
         and not (tmp_path / "out").exists()
     )
 
@@ -217,7 +218,8 @@ def test_a_cast_that_overflows_is_refused(saved: Saved, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationFailed, match="1 weights of 1 tensors became infinite or NaN") as caught:
         merged(tmp_path / "base", tmp_path / "a", tmp_path / "out", dtype="float16")
-    assert caught.value.where == ("model.norm.weight (F16): 1",)
+    told, kept = caught.value.where
+    assert told == "model.norm.weight (F16): 1" and f"surgery clean {tmp_path / 'out'} removes it" in kept
 
 
 def test_what_is_infinite_in_the_base_may_stay_so(saved: Saved, tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_what_overflows_before_it_is_moved_is_named(saved: Saved, tmp_path: Path
     assert surgery.plan(turned).scratch
     with pytest.raises(VerificationFailed) as caught:
         surgery.write(turned, tmp_path / "out")
-    assert caught.value.where == (f"{name} (F16): {overflowed(base, tmp_path / 'a')[name]}",)
+    assert caught.value.where[0] == f"{name} (F16): {overflowed(base, tmp_path / 'a')[name]}"
 
 
 # Changes that rounding erases
