@@ -71,7 +71,7 @@ def test_a_wrong_byte_is_found(soaked: Soaked) -> None:
 
 def test_what_is_left_behind_is_found(preloaded: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
-    command = [sys.executable, "-m", "soaking.sabotage", str(tmp_path)]
+    command = [sys.executable, "-m", "soaking.sabotage", str(tmp_path), str(tmp_path)]
     lines = "".join(f"{json.dumps({'seed': str(i), 'commands': []})}\n" for i in range(50))
     done = subprocess.run(command, env=preloaded, input=lines, capture_output=True, text=True, timeout=100, check=False)
     readings = [json.loads(line) for line in done.stdout.splitlines()]
