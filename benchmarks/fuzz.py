@@ -68,7 +68,13 @@ def fuzz(name: str, folder: Path, runs: int, seconds: int, seed: int) -> None:
         return made[:most]
 
     options = [f"-runs={runs}", f"-max_total_time={seconds}", "-max_len=20000", "-rss_limit_mb=2048", f"-seed={seed}"]
-    options += ["-malloc_limit_mb=512", "-timeout=60", "-print_final_stats=1", f"-artifact_prefix={folder}/"]
+    options += [
+        "-malloc_limit_mb=512",
+        "-timeout=60",
+        "-report_slow_units=1000",
+        "-print_final_stats=1",
+        f"-artifact_prefix={folder}/",
+    ]
     atheris.Setup([sys.argv[0], *options, str(known)], one, custom_mutator=change)
     atheris.Fuzz()
 
