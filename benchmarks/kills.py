@@ -80,13 +80,12 @@ def _local(root: Path, job: Job, kills: int, drawn: random.Random) -> tuple[int,
                 lost.append(f"an input, killed after {after:.3f} s")
             if tree(root / job.dest) not in (old, new):
                 lost.append(f"the destination, killed after {after:.3f} s")
-        if tree(root / job.dest) != new:
-            done = run()
-            said = done.communicate()[0]
-            if done.returncode or tree(root / job.dest) != new:
-                lost.append(f"the rerun: {said[-400:]}")
-        left = [path.name for path in (root / job.dest).parent.iterdir() if path.name != Path(job.dest).name]
-        if left and not (old is None and before):
+        whole = tree(root / job.dest) == new and old is None  # killed while it tidied up: nothing is to be run again
+        done = (_command(["clean", job.dest], root, {}) if whole else run)()
+        said = done.communicate()[0]
+        if done.returncode or tree(root / job.dest) != new:
+            lost.append(f"the {'cleaning' if whole else 'rerun'}: {said[-400:]}")
+        if left := [path.name for path in (root / job.dest).parent.iterdir() if path.name != Path(job.dest).name]:
             lost.append(f"{left} is left")
     return killed, before, lost
 

@@ -75,7 +75,7 @@ def test_selection_is_in_natural_order() -> None:
         ),
         ("lm_haed.weight", "the nearest names are lm_head.weight"),
         (r"model\.norm\.wieght", "the nearest names are model.norm.weight, "),
-        ("#", "`surgery inspect` lists the names"),
+        ("#", "`surgery inspect --tensors '.*'` lists the names"),
     ],
 )
 def test_nothing_matched(pattern: str, help: str) -> None:
