@@ -116,8 +116,8 @@ class Builds:
 @pytest.mark.parametrize(
     "held",
     [
-        {"a": Builds(print, doubling(200), (), ((), doubling(200)))},
-        {"a": Builds(print, torch.Tensor, (), ({}, doubling(200)))},
+        {"a": Builds(len, doubling(200), (), ((), doubling(200)))},
+        {"a": Builds(len, torch.Tensor, (), ({}, doubling(200)))},
         {"a": functools.reduce(lambda inner, _: {"a": inner, "b": inner}, range(60), {"a": torch.ones(1)})},
         functools.reduce(lambda inner, _: {"a": inner, "b": inner}, range(60), {"a": torch.ones(1)}),
         {2**16_000: 1, "b": doubling(200)},
