@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..lazy.low_rank import LowRank
 from ..lazy.tensor import Tensor, narrow
-from .tiles import COLUMNS, INNER, ROWS, Area, floats, matrix, product
+from .tiles import COLUMNS, INNER, ROWS, Area, even, floats, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +27,15 @@ def add(values: torch.Tensor, delta: LowRank, area: Area, work: Workspace) -> No
         stop = min(k + INNER, rank)
         right = _right(delta, k, stop, area.column, area.column + width, kind, work)
         left = floats(delta.left, Area(area.row, area.tall, k, stop - k), (height, stop - k), kind, work, "left")
-        for r in range(0, height, ROWS):
-            for c in range(0, width, COLUMNS):
-                tile, a, b = values[r : r + ROWS, c : c + COLUMNS], left[r : r + ROWS], right[:, c : c + COLUMNS]
+        for c in range(0, width, COLUMNS):
+            part = right[:, c : c + COLUMNS]
+            part = even(part) if kind.itemsize == 8 else part
+            for r in range(0, height, ROWS):
+                tile, rows = values[r : r + ROWS, c : c + COLUMNS], left[r : r + ROWS]
                 if kind.itemsize == 8:
-                    tile.add_(product(a, b), alpha=delta.scale)
+                    tile.add_((rows @ part)[:, :COLUMNS], alpha=delta.scale)
                 else:
-                    tile.addmm_(a, b, alpha=delta.scale)
+                    tile.addmm_(rows, part, alpha=delta.scale)
 
 
 def exactly(delta: LowRank, row: int, tall: int, work: Workspace, *, fine: bool) -> Columns:

@@ -4,7 +4,7 @@
     most 256, in order; one torch thread per worker; full float32 precision
 
 `torch.mm` of a part of a matrix is in general not bit-equal to the same part of the whole; tiles of constant shape
-are, in float64 those of `tiles.product`, so the bytes depend neither on the number of workers, nor on the memory
+are, in float64 those that `tiles.even` makes, so the bytes depend neither on the number of workers, nor on the memory
 budget, nor on which rows and columns are asked for.
 """
 

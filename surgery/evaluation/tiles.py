@@ -60,18 +60,17 @@ def padded(size: int, tile: int) -> int:
     return -(-size // tile) * tile
 
 
-def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`left @ right`, each element the same bit for bit wherever in the two it lies.
+def even(right: torch.Tensor) -> torch.Tensor:
+    """Matrices to be multiplied by, with so many columns of zeros behind their own that each element of a product is
+    the same bit for bit wherever in it it lies.
 
     Kernels compute a number of columns at once, and on some processors the few that are left at the end in another
-    order: so none are, for there are zeros behind them.
+    order: so none are.
     """
-    import torch
-
-    inner, columns = right.shape
-    even = torch.zeros(inner, padded(columns, EVEN), dtype=right.dtype)
-    even[:, :columns].copy_(right)
-    return torch.mm(left, even)[:, :columns]
+    columns = right.shape[-1]
+    made = right.new_zeros(*right.shape[:-1], padded(columns, EVEN))
+    made[..., :columns].copy_(right)
+    return made
 
 
 def columns_of(tensor: Tensor) -> int:

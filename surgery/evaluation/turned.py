@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy.turned import Turned
 from .arithmetic import torch_dtype
 from .low_rank import integers
-from .tiles import ROWS, Area, floats, product
+from .tiles import ROWS, Area, even, floats
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,12 @@ def add(values: torch.Tensor, delta: Turned, area: Area, work: Workspace) -> Non
     part = Area(area.row, area.tall, first * edge, (last - first) * edge)
     base = floats(delta.base, part, (values.shape[0], part.wide), values.dtype, work, "turned")
     for low, high, run in _runs(delta, area):
-        blocks = _blocks(delta, run, first, last, work).to(values.dtype)
+        blocks = even(_blocks(delta, run, first, last, work).to(values.dtype))
         for r in range(low // ROWS * ROWS, high, ROWS):
             rows = slice(max(r, low) - r, min(r + ROWS, high) - r)
             for which in range(first, last):
                 at = (which - first) * edge
-                made = product(base[r : r + ROWS, at : at + edge], blocks[which - first if len(blocks) > 1 else 0])
+                made = base[r : r + ROWS, at : at + edge] @ blocks[which - first if len(blocks) > 1 else 0]
                 begin, end = max(which * edge, area.column), min((which + 1) * edge, area.column + wide)
                 target = values[r : r + ROWS, begin - area.column : end - area.column]
                 target[rows].add_(made[rows, begin - which * edge : end - which * edge], alpha=delta.scale)
