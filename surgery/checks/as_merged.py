@@ -12,6 +12,7 @@ from ..checkpoint import Checkpoint
 from ..errors import AdapterError, FormatError, listed
 from ..files.adapters.opening import open_adapter, open_adapters
 from ..files.folder import PathLike
+from ..files.history import merged_in
 from ..files.peft import Adapter
 from ..models.fused.given import as_said, given_as
 from ..surgeries.cast import NAMES
@@ -27,8 +28,7 @@ def as_merged(merged: Checkpoint, base: Checkpoint, adapters: Sequence[Adapter])
     """
     since = _since(base, merged)
     steps = [step for step in since if step.get("surgery") == "merge"]
-    merges = [one for step in steps for one in step.get("adapters", ())]
-    weights = {str(one.get("digest")): float(one.get("weight", 1)) for one in merges}
+    weights = {str(one.get("digest")): float(one.get("weight", 1)) for one in merged_in(steps)}
     if not steps:
         return Merging(), []
     if unknown := [one.path for one in adapters if one.digest not in weights]:
@@ -56,7 +56,7 @@ def opened_as(
     """
     if beside is not None or any(value is not None for value in said.values()):
         return open_adapters(paths, beside, **said)
-    told = [one for step in merged.history if step.get("surgery") == "merge" for one in step.get("adapters", ())]
+    told = merged_in(merged.history)
     return [_as_told(path, told) or open_adapter(path) for path in paths]
 
 

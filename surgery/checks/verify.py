@@ -20,6 +20,7 @@ from ..evaluation.evaluate import nonfinite, workspace_of
 from ..evaluation.workspace import DEFAULT_MEMORY
 from ..files.edited import edited
 from ..files.folder import absolute, folder_at
+from ..files.history import merged_in
 from ..files.manifest import read_manifest
 from ..files.peft import Adapter
 from ..files.refs import has_scheme, is_ref, parse_ref
@@ -160,8 +161,7 @@ def _replayed(
 
 def _more_were_merged(merged: Checkpoint, adapters: Sequence[Adapter]) -> str:
     """That the manifest names more adapters than are given, where it does."""
-    steps = [step for step in merged.history if step.get("surgery") == "merge"]
-    named = [str(one.get("name")) for step in steps for one in step.get("adapters", ())]
+    named = [str(one.get("name")) for one in merged_in(merged.history)]
     if len(named) <= len(adapters):
         return ""
     said = f"the manifest names {len(named)} adapters, and the merge is held against {len(adapters)}"

@@ -60,6 +60,11 @@ INPUT: Mapping[str, _Holds] = {
 }
 
 
+def merged_in(history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What is told of each adapter that was merged, oldest first."""
+    return [one for step in history if step.get("surgery") == "merge" for one in step.get("adapters", ())]
+
+
 def check_history(history: Iterable[Any]) -> None:
     """Raise ValueError for a step that says something of another type than surgery writes."""
     for number, step in enumerate(history, 1):

@@ -11,6 +11,7 @@ from ..checkpoint import UNDO, Checkpoint
 from ..errors import AdapterError, NotSupported, VerificationFailed, listed
 from ..evaluation.read import sha256
 from ..files.folder import folder_at
+from ..files.history import merged_in
 from ..files.peft import Adapter
 from ..files.safetensors import header_alone
 from ..lazy.dropped import both
@@ -155,8 +156,7 @@ def unmerge_approximately(
 
 def _as_merged(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[float]:
     """The weight with which each was merged, by the history; 1 where that does not say."""
-    merges = (step for step in checkpoint.history if step.get("surgery") == "merge")
-    said = {one.get("digest"): one.get("weight", 1.0) for step in merges for one in step.get("adapters", ())}
+    said = {one.get("digest"): one.get("weight", 1.0) for one in merged_in(checkpoint.history)}
     return [said.get(one.digest, 1.0) for one in adapters]
 
 
@@ -164,12 +164,7 @@ def _check_merged(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[s
     """Raise AdapterError for an adapter that is not among those which the manifest names; a note where it names
     none.
     """
-    merged = {
-        one.get("digest")
-        for step in checkpoint.history
-        if step.get("surgery") == "merge"
-        for one in step.get("adapters", ())
-    }
+    merged = {one.get("digest") for one in merged_in(checkpoint.history)}
     if not merged:
         return ["nothing here says which adapters were merged: that these were is taken on trust"]
     if strange := [one.path for one in adapters if one.digest not in merged]:

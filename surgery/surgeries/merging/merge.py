@@ -22,6 +22,7 @@ from ...checkpoint import Checkpoint
 from ...errors import AdapterError, NothingMatched, PlanError, SurgeryError, listed, series
 from ...files.adapters.format import TOLD
 from ...files.called import called
+from ...files.history import merged_in
 from ...files.peft import CONFIG, Adapter
 from ...lazy.dropped import both
 from ...lazy.tensor import Tensor, in_dtype, is_computed, reshape
@@ -517,12 +518,7 @@ def _check_new(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
     twice.
     """
     given: dict[str, str] = {}
-    before = {
-        one.get("digest")
-        for step in checkpoint.history
-        if step.get("surgery") == "merge"
-        for one in step.get("adapters", ())
-    }
+    before = {one.get("digest") for one in merged_in(checkpoint.history)}
     for one in adapters:
         if one.inputs and one.digest in before:
             tip = "its delta would be added twice; if that is meant: --again"
